@@ -1,0 +1,145 @@
+"""GPT-J as a torch module: token ids -> logits.
+
+The architecture of github.com/kingoflolz/mesh-transformer-jax as published for KoGPT6B-ryan1.5b:
+rotary positions on the first `rotary_dim` of each head's dimensions, interleaved (RoFormer,
+arXiv 2104.09864, section 3.2.2); one LayerNorm that feeds attention and MLP in parallel; no bias in the
+attention projections; a biased output head.
+
+Knows no cache, mask, quantisation or sampling: whoever runs it passes `attend`.
+Shapes: B rows, T tokens, H heads, D head width, R rotary width, E model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kogpt.config import ModelConfig
+
+# layer, q, k, v -> y; all four (B, H, T, D). q and k are rotated already, q is not scaled yet.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Plain causal attention within the given tokens: what training uses."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases; positions enter through `rotation`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.d_head = config.d_head
+        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            setattr(self, name, nn.Linear(config.d_model, config.d_model, bias=False))
+
+    def forward(self, x: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.d_head))  # (B, T, E) -> (B, T, H, D)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        y = attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, T, D)
+        out: Tensor = self.out_proj(y.transpose(1, 2).flatten(-2))
+        return out
+
+
+class MLP(nn.Module):
+    """Two biased projections around the tanh approximation of GELU (arXiv 1606.08415, section 2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc_in = nn.Linear(config.d_model, config.d_ff)
+        self.fc_out = nn.Linear(config.d_ff, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        out: Tensor = self.fc_out(F.gelu(self.fc_in(x), approximate="tanh"))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP side by side on one LayerNorm, both added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
+        """(B, T, E) -> (B, T, E)."""
+        h = self.ln_1(x)
+        y: Tensor = x + self.attn(h, rotation, layer, attend) + self.mlp(h)
+        return y
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks and last LayerNorm, under the names of the published checkpoint."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.n_vocab, config.d_model)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+
+
+class GPTJ(nn.Module):
+    """The model in three steps, so that a soft prompt may enter and only wanted logits be computed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = nn.Linear(config.d_model, config.n_vocab)
+        if config.tied_head:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, E)."""
+        x: Tensor = self.transformer.wte(tokens)
+        return x
+
+    def trunk(self, x: Tensor, positions: Tensor, attend: Attend = causal) -> Tensor:
+        """(B, T, E) embeddings at (B, T) or (T,) positions -> (B, T, E) after the last LayerNorm."""
+        rotation = rotary_table(positions, self.config.rotary_dim)
+        for layer, block in enumerate(self.transformer.h):
+            x = block(x, rotation, layer, attend)
+        x = self.transformer.ln_f(x)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """(..., E) -> (..., V) logits, in the dtype of x."""
+        logits: Tensor = self.lm_head(x)
+        return logits
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) ids, each row from position 0 -> (B, T, V) logits; T at most n_ctx."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.head(self.trunk(self.embed(tokens), positions))
+
+
+# cos and sin of every rotated angle, (T, 1, R/2) or (B, T, 1, R/2), float64.
+Rotation = tuple[Tensor, Tensor]
+
+
+def rotary_table(positions: Tensor, rotary_dim: int) -> Rotation:
+    """Angles position / 10000^(2j/R) for j < R/2; RoFormer, equation 15."""
+    pairs = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device)
+    angles = positions.double()[..., None] * 10000.0 ** (-pairs / rotary_dim)
+    return angles.cos()[..., None, :], angles.sin()[..., None, :]
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair (2j, 2j+1) of the first R dimensions by its angle; (B, T, H, D) -> same."""
+    precision = torch.promote_types(x.dtype, torch.float32)  # half-width x is turned in float32
+    cos, sin = (part.to(precision) for part in rotation)
+    turned, rest = x.tensor_split([2 * cos.shape[-1]], dim=-1)
+    even, odd = turned[..., 0::2], turned[..., 1::2]
+    pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return torch.cat((pairs.flatten(-2).to(x.dtype), rest), dim=-1)

@@ -1,0 +1,58 @@
+"""The seam: what an engine asks of whatever does the arithmetic.
+
+A runner owns the weights and, row by row, the keys and values of what it has read. It knows nothing of
+text, sampling or scheduling; an engine knows nothing of layers, precision or devices.
+Shapes: T new positions of one row, E model width, V vocabulary, N outputs wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kogpt.config import ModelConfig
+
+Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next positions of one row, and for how many of the last of them an output is wanted."""
+
+    row: int
+    inputs: NDArray[Any]  # (T,) int64 token ids, or (T, E) float32 embeddings (a soft prompt); T >= 1
+    n_outputs: int = 1  # 0 <= n_outputs <= T; 0 only extends the row
+
+
+class Runner(Protocol):
+    """NumpyRunner, NativeRunner and TorchRunner; interchangeable, and tested against one another."""
+
+    config: ModelConfig
+    name: str  # "numpy", "native" or "torch"
+    dtype: str  # of the weights in memory: "float32", "bfloat16", "int8", ...
+
+    def open(self) -> int:
+        """A new row that has read nothing. Handles are small integers, reused after `close`."""
+
+    def fork(self, row: int, length: int | None = None) -> int:
+        """A new row that has read the first `length` positions of `row` (all of them if None)."""
+
+    def close(self, row: int) -> None:
+        """Forget a row and free what only it held."""
+
+    def length(self, row: int) -> int:
+        """How many positions the row has read."""
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
+        """Read each chunk into its row (rows are distinct); logits (N, V) of each chunk, in order.
+
+        float32, or float64 from a float64 runner. A row never grows past config.n_ctx: the engine
+        checks that, a runner asserts it.
+        """
+
+    def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
+        """As `forward`, but (N, E): the trunk's output after the last LayerNorm, before the head."""
