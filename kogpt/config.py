@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 from kogpt.errors import ConfigError
@@ -34,6 +34,7 @@ FIXED_VALUES: dict[str, Any] = {
     "auto_map": None,
 }
 
+DIMENSIONS = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
 MAX_DIMENSION = 2**24  # far above any GPT-J; keeps sizes computed from a hostile file small integers
 
 
@@ -58,7 +59,7 @@ class ModelConfig:
     eos_token_id: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim"):
+        for name in DIMENSIONS:
             _require_count(name, getattr(self, name))
         if self.d_model % self.n_heads:
             raise _impossible("n_embd", self.d_model, f"a multiple of n_head ({self.n_heads})")
@@ -112,8 +113,7 @@ class ModelConfig:
         values = {name: document[key] for name, key in JSON_KEYS.items() if key in document}
         if values.get("d_ff") is None and type(width := values.get("d_model")) is int:
             values["d_ff"] = 4 * width  # GPTJConfig: n_inner null means 4 * n_embd
-        required = [field.name for field in fields(cls) if field.name in {*_REQUIRED}]
-        if missing := [JSON_KEYS[name] for name in required if values.get(name) is None]:
+        if missing := [JSON_KEYS[name] for name in DIMENSIONS if values.get(name) is None]:
             raise ConfigError(
                 f"config.json lacks {', '.join(missing)}: it does not describe a whole GPT-J",
                 f"config.json에 {', '.join(missing)} 항목이 없어 GPT-J를 만들 수 없습니다",
@@ -126,19 +126,6 @@ class ModelConfig:
         document |= {key: getattr(self, name) for name, key in JSON_KEYS.items()}
         document |= {"activation_function": "gelu_new", "scale_attn_weights": True}
         return document | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-
-
-_REQUIRED = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
-
-# Shapes that can be named without having their weights: the published model, and the bench shape.
-SHAPES = {
-    "kogpt-6b": ModelConfig(
-        n_layers=28, n_heads=16, d_model=4096, d_ff=16384, n_vocab=64512, n_ctx=2048, rotary_dim=64
-    ),
-    "kogpt-1b": ModelConfig(
-        n_layers=16, n_heads=16, d_model=2048, d_ff=8192, n_vocab=64512, n_ctx=2048, rotary_dim=64
-    ),
-}
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -164,3 +151,14 @@ def _foreign(key: str, value: object, only: object) -> ConfigError:
         f"not a GPT-J that KoGPT can run: config.json has {key} = {shown}, only {only!r} is supported",
         f"KoGPT로 실행할 수 있는 GPT-J가 아닙니다: config.json의 {key} = {shown} (지원: {only!r})",
     )
+
+
+# Shapes that can be named without having their weights: the published model, and the bench shape.
+SHAPES = {
+    "kogpt-6b": ModelConfig(
+        n_layers=28, n_heads=16, d_model=4096, d_ff=16384, n_vocab=64512, n_ctx=2048, rotary_dim=64
+    ),
+    "kogpt-1b": ModelConfig(
+        n_layers=16, n_heads=16, d_model=2048, d_ff=8192, n_vocab=64512, n_ctx=2048, rotary_dim=64
+    ),
+}

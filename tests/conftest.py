@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
 
-TINY = ModelConfig(
-    n_layers=3, n_heads=4, d_model=64, d_ff=256, n_vocab=512, n_ctx=128, rotary_dim=8
-)
+TINY = ModelConfig(n_layers=3, n_heads=4, d_model=64, d_ff=256, n_vocab=512, n_ctx=128, rotary_dim=8)
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> Mapping[str, NDArray[np.float32]]:
