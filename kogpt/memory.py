@@ -1,0 +1,70 @@
+"""How much memory this process may still take, and the refusal to take more.
+
+Knows no model: callers say how many bytes they are about to allocate, and for what.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kogpt.errors import NotEnoughMemory
+
+# Left alone: the allocator, temporaries of one layer, and everything else that runs on the machine.
+USABLE_SHARE = 0.9
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be allocated without swapping; None where the system does not say.
+
+    The least of what the machine has (page cache counts as free), what the container may have (cgroup v2)
+    and what the process may have (RLIMIT_AS, RLIMIT_DATA).
+    """
+    if sys.platform != "linux":
+        return None
+    return min([_machine_bytes(), *_container_bytes(), *_process_bytes()])
+
+
+def require_memory(n_bytes: int, what_en: str, what_ko: str, available: int | None = None) -> None:
+    """Raise NotEnoughMemory if `n_bytes` for `what` do not fit; `available` is of this machine if None."""
+    if available is None:
+        available = available_memory()
+    if available is None or n_bytes <= USABLE_SHARE * available:
+        return
+    need, free = f"{n_bytes / 1e9:.1f} GB", f"{available / 1e9:.1f} GB"
+    raise NotEnoughMemory(
+        f"not enough memory: {what_en} needs {need}, {free} is free: "
+        "close other programs, choose a smaller --dtype or model, or run fewer or shorter texts at once",
+        f"메모리가 부족합니다: {what_ko}에 {need}가 필요하지만 {free}만 남아 있습니다. "
+        "다른 프로그램을 닫거나, 더 작은 --dtype 또는 모델을 쓰거나, 더 적고 짧은 글을 한 번에 처리해 주세요",
+    )
+
+
+def _machine_bytes() -> int:
+    return _kilobyte_fields(Path("/proc/meminfo"))["MemAvailable"]
+
+
+def _container_bytes() -> list[int]:
+    """What is left of the memory limit of the container's own cgroup, if there is one."""
+    root = Path("/sys/fs/cgroup")
+    if not (root / "memory.max").exists() or (limit := (root / "memory.max").read_text().strip()) == "max":
+        return []
+    lines = (root / "memory.stat").read_text().splitlines()
+    usage = {name: int(value) for name, value in map(str.split, lines)}
+    reclaimable = usage["active_file"] + usage["inactive_file"]
+    return [int(limit) - int((root / "memory.current").read_text()) + reclaimable]
+
+
+def _process_bytes() -> list[int]:
+    """What is left of this process's address space and data segment, where they are limited."""
+    from resource import RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, getrlimit  # absent on Windows
+
+    used = _kilobyte_fields(Path("/proc/self/status"))
+    limits = ((getrlimit(RLIMIT_AS)[0], used["VmSize"]), (getrlimit(RLIMIT_DATA)[0], used["VmData"]))
+    return [limit - taken for limit, taken in limits if limit != RLIM_INFINITY]
+
+
+def _kilobyte_fields(path: Path) -> dict[str, int]:
+    """The lines `Name:   123 kB` of a file under /proc, in bytes."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
