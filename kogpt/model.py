@@ -108,7 +108,8 @@ class GPTJ(nn.Module):
 
     def trunk(self, x: Tensor, positions: Tensor, attend: Attend = causal) -> Tensor:
         """(B, T, E) embeddings at (B, T) or (T,) positions -> (B, T, E) after the last LayerNorm."""
-        rotation = rotary_table(positions, self.config.rotary_dim)
+        precision = torch.promote_types(x.dtype, torch.float32)  # half-width q and k are turned in float32
+        rotation = rotary_table(positions, self.config.rotary_dim, precision)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, rotation, layer, attend)
         x = self.transformer.ln_f(x)
@@ -125,21 +126,20 @@ class GPTJ(nn.Module):
         return self.head(self.trunk(self.embed(tokens), positions))
 
 
-# cos and sin of every rotated angle, (T, 1, R/2) or (B, T, 1, R/2), float64.
+# cos and sin of every rotated angle, (T, 1, R/2) or (B, T, 1, R/2).
 Rotation = tuple[Tensor, Tensor]
 
 
-def rotary_table(positions: Tensor, rotary_dim: int) -> Rotation:
-    """Angles position / 10000^(2j/R) for j < R/2; RoFormer, equation 15."""
+def rotary_table(positions: Tensor, rotary_dim: int, dtype: torch.dtype) -> Rotation:
+    """Angles position / 10000^(2j/R) for j < R/2, in float64 until cos and sin; RoFormer, equation 15."""
     pairs = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device)
-    angles = positions.double()[..., None] * 10000.0 ** (-pairs / rotary_dim)
-    return angles.cos()[..., None, :], angles.sin()[..., None, :]
+    angles = positions.double()[..., None, None] * 10000.0 ** (-pairs / rotary_dim)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (2j, 2j+1) of the first R dimensions by its angle; (B, T, H, D) -> same."""
-    precision = torch.promote_types(x.dtype, torch.float32)  # half-width x is turned in float32
-    cos, sin = (part.to(precision) for part in rotation)
+    cos, sin = rotation
     turned, rest = x.tensor_split([2 * cos.shape[-1]], dim=-1)
     even, odd = turned[..., 0::2], turned[..., 1::2]
     pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)

@@ -12,16 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.memory import available_memory, require_memory
 from kogpt.runner import Array, Chunk
-
-if TYPE_CHECKING:
-    from kogpt.checkpoint import Stored
 
 Rotation = tuple[Array, Array]  # cos and sin of every rotated angle, (N, 1, R/2) each
 

@@ -1,0 +1,275 @@
+"""GPT-J on torch, GPU or CPU: model.py with a cache of keys and values.
+
+The new positions of all rows are packed into one (1, N, E) batch, so that rows of unequal length need no
+padding and every weight is read once a step; only attention is split, into groups of rows that read
+equally many new positions (all decoding rows are one group).
+Shapes: N new positions of all rows, T those of one row, S cached positions, B rows of a group, H heads,
+D head width, E model width, V vocabulary, M outputs wanted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kogpt.checkpoint import Stored
+from kogpt.config import ModelConfig
+from kogpt.memory import available_memory, require_memory
+from kogpt.model import GPTJ
+from kogpt.runner import Array, Chunk
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class TorchRunner:
+    """A Runner on one torch device; see runner.py for what its methods promise.
+
+    `tensors` are those of `config.tensor_shapes()`, in any dtype. On the CPU those that already have `dtype`
+    are used where they lie in the file, without a copy. NotEnoughMemory if weights or cache do not fit.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Stored],
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        assert dtype in DTYPES, dtype
+        self.config = config
+        self.dtype = dtype
+        self._device = torch.device(device)
+        n_bytes = config.n_parameters * DTYPES[dtype].itemsize
+        require_memory(n_bytes, "this model", "이 모델", _free_bytes(self._device))
+        self._model = _model(config, tensors, DTYPES[dtype], self._device)
+        self._cache = Cache(config, DTYPES[dtype], self._device)
+
+    def open(self) -> int:
+        return self._cache.open()
+
+    def fork(self, row: int, length: int | None = None) -> int:
+        return self._cache.fork(row, self._cache.lengths[row] if length is None else length)
+
+    def close(self, row: int) -> None:
+        self._cache.close(row)
+
+    def length(self, row: int) -> int:
+        return self._cache.lengths[row]
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
+        hidden = self._trunk(chunks)
+        if not len(hidden):
+            return _split(hidden.new_empty((0, self.config.n_vocab)), chunks)
+        return _split(self._model.head(hidden), chunks)
+
+    @torch.inference_mode()
+    def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
+        return _split(self._trunk(chunks), chunks)
+
+    def _trunk(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Read the chunks; (M, E), the wanted outputs of all of them end to end."""
+        assert len({chunk.row for chunk in chunks}) == len(chunks) > 0, "rows must be distinct"
+        assert all(0 <= chunk.n_outputs <= len(chunk.inputs) > 0 for chunk in chunks)
+        reading = Reading(self._cache, [(chunk.row, len(chunk.inputs)) for chunk in chunks])
+        x = self._model.trunk(self._embed(chunks), reading.positions, reading.attend)
+        reading.finish()
+        ends = np.cumsum([len(chunk.inputs) for chunk in chunks])
+        wanted = [np.arange(end - c.n_outputs, end) for end, c in zip(ends, chunks, strict=True)]
+        return x[0, torch.from_numpy(np.concatenate(wanted)).to(self._device)]
+
+    def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
+        """(1, N, E): the embeddings of all ids by one look-up; soft prompts are written over theirs."""
+        ids = [c.inputs if c.inputs.ndim == 1 else np.zeros(len(c.inputs), np.int64) for c in chunks]
+        x = self._model.embed(torch.from_numpy(np.concatenate(ids)).to(self._device)[None])
+        start = 0
+        for chunk in chunks:
+            if chunk.inputs.ndim == 2:
+                x[0, start : start + len(chunk.inputs)] = torch.tensor(chunk.inputs, device=self._device)
+            start += len(chunk.inputs)
+        return x
+
+
+class Cache:
+    """Keys and values of all rows: for each layer two tensors (slots, H, room, D).
+
+    Slots and room double when they run out. What lies after a row's length is zero, so that rows of unequal
+    length can be read together: masked positions get weight 0, and 0 x NaN of a diverged row would be NaN.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.lengths: dict[int, int] = {}  # handle of a row, which is also its slot -> positions read
+        self.device = device
+        self._n_ctx = config.n_ctx
+        shape = (0, config.n_heads, 0, config.d_head)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layers)] for _ in range(2)
+        )
+
+    def open(self) -> int:
+        slots, _, room, _ = self.keys[0].shape
+        row = next(i for i in range(slots + 1) if i not in self.lengths)
+        if row == slots:
+            self._grow(max(1, 2 * slots), room)
+        self.lengths[row] = 0
+        return row
+
+    def fork(self, row: int, length: int) -> int:
+        assert 0 <= length <= self.lengths[row], (length, self.lengths[row])
+        child = self.open()
+        for tensor in (*self.keys, *self.values):
+            tensor[child, :, :length] = tensor[row, :, :length]
+        self.lengths[child] = length
+        return child
+
+    def close(self, row: int) -> None:
+        length = self.lengths.pop(row)
+        for tensor in (*self.keys, *self.values):
+            tensor[row, :, :length] = 0
+
+    def reserve(self, length: int) -> None:
+        """Make room for rows of `length` positions."""
+        assert length <= self._n_ctx, (length, self._n_ctx)
+        slots, _, room, _ = self.keys[0].shape
+        if length > room:
+            self._grow(slots, min(max(length, 2 * room, 64), self._n_ctx))
+
+    def _grow(self, slots: int, room: int) -> None:
+        """Reallocate layer by layer, so that only one layer is held twice."""
+        old_slots, n_heads, old_room, d_head = self.keys[0].shape
+        layer_bytes = 2 * slots * n_heads * room * d_head * self.keys[0].itemsize
+        old_bytes = 2 * sum(tensor.nbytes for tensor in self.keys)
+        require_memory(
+            layer_bytes * (len(self.keys) + 1) - old_bytes,
+            f"a cache of {slots} texts of {room} tokens",
+            f"{room}토큰 글 {slots}개의 캐시",
+            _free_bytes(self.device),
+        )
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = old.new_zeros((slots, n_heads, room, d_head))
+                tensors[layer][:old_slots, :, :old_room] = old
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that read equally many new positions, side by side in the packed batch."""
+
+    rows: list[int]
+    size: int  # T
+    packed: slice  # their B * T places in the packed batch
+    n_cached: int  # S: positions of the longest row, the new ones included
+    mask: Tensor | None  # (B, 1, T, S), True where a position may be looked at; None if everywhere
+
+
+class Reading:
+    """One forward pass over the cache: where the new positions go, and who may look at what."""
+
+    def __init__(self, cache: Cache, sizes: Sequence[tuple[int, int]]) -> None:
+        """`sizes`: row and number of its new positions, in the order of the packed batch."""
+        self._cache = cache
+        self._sizes = sizes
+        starts = [cache.lengths[row] for row, _ in sizes]
+        cache.reserve(max(start + size for start, (_, size) in zip(starts, sizes, strict=True)))
+        positions = [np.arange(start, start + size) for start, (_, size) in zip(starts, sizes, strict=True)]
+        rows = np.repeat([row for row, _ in sizes], [size for _, size in sizes])
+        # One copy to the device for both: (2, N).
+        places = torch.from_numpy(np.stack([rows, np.concatenate(positions)])).to(cache.device)
+        self._rows, self.positions = places[0], places[1]
+        self._groups = list(self._grouped())
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write k and v into the cache, then attend over all of it; (1, H, N, D) each -> (1, H, N, D)."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._rows, :, self.positions] = k[0].transpose(0, 1)  # (N, H, D)
+        values[self._rows, :, self.positions] = v[0].transpose(0, 1)
+        return torch.cat([self._attend_group(group, q, keys, values) for group in self._groups], dim=2)
+
+    def finish(self) -> None:
+        """Count the new positions as read; last, so that an interrupted call has read nothing."""
+        for row, size in self._sizes:
+            self._cache.lengths[row] += size
+
+    def _grouped(self) -> Iterator[Group]:
+        start = 0
+        for size, neighbours in groupby(self._sizes, key=lambda item: item[1]):
+            rows = [row for row, _ in neighbours]
+            packed = slice(start, start + size * len(rows))
+            n_cached = max(self._cache.lengths[row] for row in rows) + size
+            yield Group(rows, size, packed, n_cached, self._mask(rows, size, packed, n_cached))
+            start = packed.stop
+
+    def _mask(self, rows: list[int], size: int, packed: slice, n_cached: int) -> Tensor | None:
+        starts = {self._cache.lengths[row] for row in rows}
+        if starts == {0} or (size == 1 and len(starts) == 1):
+            return None  # plainly causal, or all that is cached
+        positions = self.positions[packed].view(len(rows), 1, size, 1)
+        return torch.arange(n_cached, device=positions.device) <= positions
+
+    def _attend_group(self, group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(1, H, N, D) and two (slots, H, room, D) -> (1, H, B * T, D)."""
+        packed = q[0, :, group.packed].view(q.shape[1], -1, group.size, q.shape[-1])  # (H, B, T, D)
+        y = F.scaled_dot_product_attention(  # scores in float32 at least, whatever the dtype
+            packed.transpose(0, 1),
+            _rows(keys[:, :, : group.n_cached], group.rows),
+            _rows(values[:, :, : group.n_cached], group.rows),
+            attn_mask=group.mask,
+            is_causal=group.n_cached == group.size > 1,
+        )
+        return y.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _rows(cached: Tensor, rows: list[int]) -> Tensor:
+    """(slots, H, S, D) -> (B, H, S, D): a view where the slots are neighbours, else a copy."""
+    first, last = rows[0], rows[-1]
+    if rows == list(range(first, last + 1)):
+        return cached[first : last + 1]
+    return cached[rows]
+
+
+def _split(packed: Tensor, chunks: Sequence[Chunk]) -> list[Array]:
+    wide = packed.to(torch.promote_types(packed.dtype, torch.float32))
+    return np.split(wide.cpu().numpy(), np.cumsum([chunk.n_outputs for chunk in chunks])[:-1])
+
+
+def _model(
+    config: ModelConfig, tensors: Mapping[str, Stored], dtype: torch.dtype, device: torch.device
+) -> GPTJ:
+    with torch.device("meta"):
+        model = GPTJ(config)  # names and shapes only
+    state = {name: _mapped(tensor).to(device, dtype) for name, tensor in tensors.items()}
+    if config.tied_head:
+        state["lm_head.weight"] = state["transformer.wte.weight"]
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False)
+
+
+def _mapped(stored: Stored) -> Tensor:
+    """A tensor on the very pages of the file; a copy only of what an old file starts at an odd address."""
+    array = np.require(stored.array, requirements="CA")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing here writes
+        flat = torch.frombuffer(array, dtype=DTYPES[stored.dtype])
+    return flat.view(array.shape)
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on the device; what torch holds in reserve counts as free."""
+    if device.type != "cuda":
+        return available_memory()
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserve
