@@ -169,6 +169,20 @@ def test_a_joining_prompt_delays_the_others_by_one_chunk_at_most() -> None:
     run(engine)
 
 
+def test_a_step_reads_no_more_than_its_budget_of_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, sizes = Engine(RUNNER, max_rows=4, chunk_tokens=8), []
+
+    def counting(chunks: Sequence[Chunk]) -> list[Array]:
+        sizes.append(sum(len(chunk.inputs) for chunk in chunks))
+        return NumpyRunner.forward(RUNNER, chunks)
+
+    monkeypatch.setattr(RUNNER, "forward", counting)
+    for seed in range(4):
+        engine.add(request(11, limit=1, seed=seed))
+    run(engine)
+    assert sum(sizes) == 44 and max(sizes) == 8
+
+
 @pytest.mark.parametrize("chunk_tokens", [3, 256])
 def test_scores_are_those_of_one_pass_over_the_whole_text(chunk_tokens: int) -> None:
     engine = Engine(RUNNER, max_rows=2, chunk_tokens=chunk_tokens)
