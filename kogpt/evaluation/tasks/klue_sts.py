@@ -1,0 +1,61 @@
+"""KLUE-STS: do two sentences mean the same? Yes or no, or a grade from 0 to 5; similar is 3.0 and up."""
+
+from __future__ import annotations
+
+from kogpt.evaluation import sources
+from kogpt.evaluation.data import Row
+from kogpt.evaluation.task import Example, Prompt, Task
+from kogpt.evaluation.tasks import korsts
+
+THRESHOLD = 3.0  # KLUE's definition, on both sides
+
+
+def _read(row: Row) -> Example:
+    grade = float(row["label"])
+    fields = {"sentence1": row["sentence1"], "sentence2": row["sentence2"]}
+    return Example(row["guid"], fields, int(grade >= THRESHOLD), grade)
+
+
+PROMPTS = (
+    Prompt(
+        name="question",
+        source="lm-evaluation-harness, branches ko and polyglot (klue_sts, after #397)",
+        question="질문: 문장 1과 문장 2는 서로 유사한 의미를 가지나요?"
+        "\n문장 1: {sentence1}\n문장 2: {sentence2}\n정답:",
+        choices=(" 아니오", " 예"),
+    ),
+    Prompt(
+        name="grade",
+        source="this project: the annotators' scale, scored by the expected grade",
+        instruction="두 문장의 뜻이 얼마나 비슷한지 0(전혀 다름)부터 5(같음)까지의 점수로 답합니다.\n\n",
+        question="문장 1: {sentence1}\n문장 2: {sentence2}\n점수:",
+        choices=tuple(f" {grade}" for grade in range(6)),
+        grades=tuple(map(float, range(6))),
+    ),
+    Prompt(
+        name="equals",
+        source="this project, in the form of the original's maintainer (DeepSE/gpt_playground#73)",
+        instruction="두 문장이 유사하면 예, 유사하지 않으면 아니오로 답합니다.\n",
+        question="{sentence1} / {sentence2}=",
+        choices=("아니오", "예"),
+        separator="\n",
+    ),
+)
+
+TASK = Task(
+    name="klue-sts",
+    title="KLUE-STS",
+    version=1,
+    labels=("different", "similar"),
+    metrics=("binary_f1", "pearson", "accuracy"),
+    prompts=PROMPTS,
+    test=sources.KLUE_STS_DEV,
+    pool=sources.KORSTS_TRAIN,
+    read=_read,
+    read_pool=korsts.read,
+    published_shots=40,
+    grade_threshold=THRESHOLD,
+    content=("sentence1", "sentence2"),
+    contamination="kogpt-mini's corpus has no document with a sentence of this file; the shots are KorSTS's"
+    " (machine-translated captions, news, forums), another kind of text than KLUE-STS",
+)

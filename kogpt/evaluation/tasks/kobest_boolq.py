@@ -1,0 +1,41 @@
+"""KoBEST BoolQ: a yes-or-no question about a paragraph."""
+
+from __future__ import annotations
+
+from kogpt.evaluation import sources
+from kogpt.evaluation.data import Row
+from kogpt.evaluation.task import Example, Prompt, Task
+
+
+def _read(row: Row) -> Example:
+    fields = {"paragraph": row["Text"], "question": row["Question"]}
+    return Example(row["ID"], fields, ("false", "true").index(row["Answer"].lower()))
+
+
+TASK = Task(
+    name="kobest-boolq",
+    title="KoBEST BoolQ",
+    version=1,
+    labels=("no", "yes"),
+    metrics=("macro_f1", "accuracy"),
+    prompts=(
+        Prompt(
+            name="harness",
+            source="lm-evaluation-harness 0.4, kobest_boolq (its text ends in a space, its label begins with one)",
+            question="{paragraph} 질문: {question} 답변:",
+            choices=("  아니오", "  예"),
+        ),
+        Prompt(
+            name="lines",
+            source="this project: one part a line",
+            question="지문: {paragraph}\n질문: {question}\n답변:",
+            choices=(" 아니오", " 예"),
+        ),
+    ),
+    test=sources.kobest("BoolQ", "test"),
+    pool=sources.kobest("BoolQ", "train"),
+    read=_read,
+    published_shots=10,
+    content=("paragraph", "question"),
+    contamination="kogpt-mini's corpus has no document with a sentence of this test set",
+)

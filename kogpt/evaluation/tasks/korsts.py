@@ -1,0 +1,50 @@
+"""KorSTS: how similar are two sentences, from 0 to 5? Spearman's rank correlation."""
+
+from __future__ import annotations
+
+from kogpt.evaluation import sources
+from kogpt.evaluation.data import Row
+from kogpt.evaluation.task import Example, Prompt, Task
+
+THRESHOLD = 3.0
+
+
+def read(row: Row) -> Example:
+    """A row of KorSTS; ids are those of the year's file."""
+    grade = float(row["score"])
+    fields = {"sentence1": row["sentence1"], "sentence2": row["sentence2"]}
+    name = "-".join(row[column] for column in ("genre", "filename", "year", "id"))
+    return Example(name, fields, int(grade >= THRESHOLD), grade)
+
+
+TASK = Task(
+    name="korsts",
+    title="KorSTS",
+    version=1,
+    labels=("different", "similar"),
+    metrics=("spearman", "pearson"),
+    prompts=(
+        Prompt(
+            name="grade",
+            source="this project: the annotators' scale, scored by the expected grade",
+            instruction="두 문장의 뜻이 얼마나 비슷한지 0(전혀 다름)부터 5(같음)까지의 점수로 답합니다.\n\n",
+            question="문장 1: {sentence1}\n문장 2: {sentence2}\n점수:",
+            choices=tuple(f" {grade}" for grade in range(6)),
+            grades=tuple(map(float, range(6))),
+        ),
+        Prompt(
+            name="question",
+            source="lm-evaluation-harness, branches ko and polyglot (klue_sts), ranked by P(yes)",
+            question="질문: 문장 1과 문장 2는 서로 유사한 의미를 가지나요?"
+            "\n문장 1: {sentence1}\n문장 2: {sentence2}\n정답:",
+            choices=(" 아니오", " 예"),
+        ),
+    ),
+    test=sources.KORSTS_TEST,
+    pool=sources.KORSTS_TRAIN,
+    read=read,
+    grade_threshold=THRESHOLD,
+    content=("sentence1", "sentence2"),
+    contamination="kogpt-mini's corpus has no document with a sentence of korsts_test; korsts_train was not"
+    " filtered out of it",
+)
