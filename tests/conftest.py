@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from korean import PROSE
 from numpy.typing import NDArray
 
+from kogpt import checkpoint
 from kogpt.config import ModelConfig
 
 TINY = ModelConfig(n_layers=3, n_heads=4, d_model=64, d_ff=256, n_vocab=512, n_ctx=128, rotary_dim=8)
@@ -32,3 +36,29 @@ def tiny() -> ModelConfig:
 @pytest.fixture(scope="session")
 def tiny_tensors() -> Mapping[str, NDArray[np.float32]]:
     return random_tensors(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json: byte-level BPE over tests/korean.py, [BOS] [EOS] [UNK] [PAD] [MASK] first, 512 ids."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=TINY.n_vocab,
+        special_tokens=["[BOS]", "[EOS]", "[UNK]", "[PAD]", "[MASK]"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(PROSE, trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """A whole model folder of TINY's shape: random float32 weights and `tiny_tokenizer`. Do not change it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    checkpoint.save(folder, TINY, random_tensors(TINY), dtype="float32", tokenizer=tiny_tokenizer)
+    return folder

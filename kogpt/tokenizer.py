@@ -1,0 +1,271 @@
+"""Text <-> token ids, and ids -> text while they stream: byte-level BPE through the `tokenizers` library.
+
+Text is brought to NFC before it is cut into tokens; nothing is added to it, and nothing in it is a command: the
+library is given a vocabulary without special tokens, so that "[EOS]" typed by a user is five ordinary characters.
+Ids become text through their bytes, by one decoder for whole answers and for streams. Bytes that can never become
+a character show as U+FFFD; an unfinished character at the end of an answer, which a length limit may leave, is no
+text and is left out.
+
+Refuses tokenizers of other kinds. Knows nothing of models, chats or files other than its own.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import tokenizers
+
+from kogpt.checkpoint import read_json
+from kogpt.config import ModelConfig
+from kogpt.errors import PromptError, TokenizerError
+
+MAX_FILE_BYTES = 32 << 20  # a vocabulary of 200,000 takes 15 MB
+MAX_TOKENS = 1 << 20
+ROLES = ("bos", "eos", "unk", "pad", "mask")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in a byte-level vocabulary.
+
+    Printable bytes stand for themselves, the others for U+0100 onwards, in order (GPT-2, encoder.py).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+BYTES = _byte_alphabet()
+
+
+class Tokenizer:
+    """A byte-level BPE. `bos_token_id` and `eos_token_id` exist always, the other three may be None."""
+
+    bos_token_id: int
+    eos_token_id: int
+    unk_token_id: int | None
+    pad_token_id: int | None
+    mask_token_id: int | None
+
+    def __init__(self, document: Mapping[str, Any], names: Mapping[str, str], where: str) -> None:
+        """Take a tokenizer.json's object, and the text of each special token by its role ("bos", ...)."""
+        _require_byte_level(document, where)
+        vocabulary = _vocabulary(document, where)
+        added = _added_tokens(document, where)
+        special = {token["content"] for token in added if token.get("special", True)}
+        special |= {content for content in names.values() if content in vocabulary}
+        ids = vocabulary | {token["content"]: token["id"] for token in added}
+        self.n_vocab = max(ids.values()) + 1
+        self.special_ids = frozenset(ids[content] for content in special)
+        for role in ROLES:
+            setattr(self, f"{role}_token_id", ids.get(names[role]))
+        if self.bos_token_id is None or self.eos_token_id is None:
+            raise _unfit(where, f"it has no {names['bos']!r} or no {names['eos']!r}")
+        plain = {token: index for token, index in vocabulary.items() if index not in self.special_ids}
+        self._bytes = [b""] * self.n_vocab
+        for token, index in ids.items():
+            self._bytes[index] = b"" if index in self.special_ids else _token_bytes(token)
+        for token in added:  # these stand for their text, not for bytes
+            if not token.get("special", True):
+                self._bytes[token["id"]] = token["content"].encode()
+                plain.pop(token["content"], None)
+        self._library = _build(document, plain, where)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a tokenizer.json; the files beside it may name the special tokens. Raises TokenizerError."""
+        try:
+            document = read_json(path, MAX_FILE_BYTES, TokenizerError)
+            names = {role: f"[{role.upper()}]" for role in ROLES}
+            for beside in ("tokenizer_config.json", "special_tokens_map.json"):
+                if (path.parent / beside).is_file():
+                    names |= _named(read_json(path.parent / beside, MAX_FILE_BYTES, TokenizerError))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise TokenizerError(
+                f"cannot read the tokenizer {path}: {reason}",
+                f"토크나이저를 읽을 수 없습니다: {path} ({reason})",
+            ) from error
+        return cls(document, names, str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text in NFC; nothing is added. Raises PromptError for a lone surrogate."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        encodings = self._library.encode_batch_fast(
+            [_normal(text) for text in texts], add_special_tokens=False
+        )
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special tokens, and an unfinished character at the end, are left out."""
+        return self.decoder().push_bytes(b"".join(map(self.token_bytes, ids)))
+
+    def decoder(self) -> StreamDecoder:
+        """A decoder for one stream of ids."""
+        return StreamDecoder(self)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What an id contributes to the UTF-8 of its text; nothing for special and for unused ids."""
+        assert token >= 0, token
+        return self._bytes[token] if token < self.n_vocab else b""
+
+    def check_fits(self, config: ModelConfig) -> None:
+        """Raise TokenizerError if the model has no row for an id, or another end of text."""
+        if self.n_vocab > config.n_vocab:
+            raise TokenizerError(
+                f"the tokenizer has {self.n_vocab:,} ids, the model's vocabulary {config.n_vocab:,}: "
+                "they do not belong together",
+                f"토크나이저의 ID는 {self.n_vocab:,}개, 모델의 어휘는 {config.n_vocab:,}개로 서로 맞지 않습니다",
+            )
+        if self.eos_token_id != config.eos_token_id:
+            raise TokenizerError(
+                f"the tokenizer's end of text is id {self.eos_token_id}, the model's {config.eos_token_id}: "
+                "they do not belong together",
+                f"토크나이저의 종료 ID({self.eos_token_id})와 모델의 종료 ID({config.eos_token_id})가 다릅니다",
+            )
+
+
+class StreamDecoder:
+    """Ids in, whole characters out: the pieces add up to `Tokenizer.decode` of all ids, in constant time per id."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The characters that this id completes, often none."""
+        return self.push_bytes(self._tokenizer.token_bytes(token))
+
+    def push_bytes(self, data: bytes) -> str:
+        """The characters that these bytes complete."""
+        return self._utf8.decode(data)
+
+    @property
+    def n_pending(self) -> int:
+        """How many bytes of an unfinished character are held back."""
+        return len(self._utf8.getstate()[0])
+
+    def flush(self) -> str:
+        """End the text: what is unfinished is left out, so this is always empty; the decoder may start anew."""
+        self._utf8.reset()
+        return ""
+
+
+def _normal(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the text is not Unicode: character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}); "
+            "was it read as UTF-8?",
+            f"유니코드 텍스트가 아닙니다: {error.start}번째 문자가 짝 없는 서로게이트(U+{ord(text[error.start]):04X})"
+            "입니다. UTF-8로 읽었는지 확인하세요",
+        ) from error
+    return unicodedata.normalize("NFC", text)
+
+
+def _require_byte_level(document: Mapping[str, Any], where: str) -> None:
+    """Refuse a tokenizer that would lose or add text, or that is not a byte-level BPE."""
+    model = document.get("model")
+    if type(model) is not dict or model.get("type", "BPE") != "BPE":
+        raise _unfit(where, "its model is not a BPE")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            raise _unfit(where, f"its model has {key}")
+    for step in _steps(document.get("normalizer"), "normalizers"):
+        if step.get("type") != "NFC":
+            raise _unfit(
+                where, f"it normalises text with {str(step.get('type'))[:40]}, only NFC is supported"
+            )
+    steps = _steps(document.get("pre_tokenizer"), "pretokenizers")
+    if [step.get("type") for step in steps].count("ByteLevel") != 1 or steps[-1]["type"] != "ByteLevel":
+        raise _unfit(where, "its text is not split by a ByteLevel pre-tokenizer")
+    if steps[-1].get("add_prefix_space"):
+        raise _unfit(where, "it adds a space before the text (add_prefix_space)")
+    for step in steps[:-1]:
+        is_plain = step.get("type") == "Digits" or (
+            step.get("type") == "Split"
+            and step.get("behavior") != "Removed"
+            and set(step.get("pattern") or ()) == {"String"}
+        )
+        if not is_plain:  # a regular expression from a file may take exponential time
+            raise _unfit(where, f"it splits text with {str(step)[:80]}")
+
+
+def _steps(part: Any, key: str) -> list[dict[str, Any]]:
+    """A component of a tokenizer.json as the list of its steps."""
+    if part is None:
+        return []
+    steps = part.get(key) if type(part) is dict and part.get("type") == "Sequence" else [part]
+    return steps if type(steps) is list and all(type(step) is dict for step in steps) else [{}]
+
+
+def _vocabulary(document: Mapping[str, Any], where: str) -> dict[str, int]:
+    vocabulary = document["model"].get("vocab")
+    if type(vocabulary) is not dict or not 256 <= len(vocabulary) <= MAX_TOKENS:
+        raise _unfit(where, f"its vocabulary is not an object of 256 to {MAX_TOKENS:,} tokens")
+    for token, index in vocabulary.items():
+        if not _is_id(index):
+            raise _unfit(where, f"token {token[:40]!r} has id {str(index)[:40]}")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise _unfit(where, "two of its tokens share an id")
+    if missing := BYTES.keys() - vocabulary.keys():
+        raise _unfit(where, f"{len(missing)} of the 256 bytes are not in its vocabulary")
+    return vocabulary
+
+
+def _added_tokens(document: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    added = document.get("added_tokens") or []
+    if type(added) is not list or len(added) > MAX_TOKENS:
+        raise _unfit(where, "added_tokens is not a list")
+    for token in added:
+        if type(token) is not dict or type(token.get("content")) is not str or not _is_id(token.get("id")):
+            raise _unfit(where, f"added token {str(token)[:80]} has no content or no id")
+    return added
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_TOKENS
+
+
+def _named(document: Mapping[str, Any]) -> dict[str, str]:
+    """The text of each special token that a tokenizer_config.json or special_tokens_map.json names."""
+    found = {}
+    for role in ROLES:
+        name = document.get(f"{role}_token")
+        content = name.get("content") if type(name) is dict else name
+        if type(content) is str:
+            found[role] = content
+    return found
+
+
+def _token_bytes(token: str) -> bytes:
+    """Undo the byte alphabet; a token with other characters stands for its own text, as in the library."""
+    if all(character in BYTES for character in token):
+        return bytes(BYTES[character] for character in token)
+    return token.encode("utf-8", "replace")
+
+
+def _build(document: Mapping[str, Any], vocabulary: dict[str, int], where: str) -> tokenizers.Tokenizer:
+    """The library's tokenizer over the plain vocabulary: no special tokens, nothing added, cut or padded."""
+    model = dict(document["model"]) | {"vocab": vocabulary, "unk_token": None}
+    plain = {"version": "1.0", "model": model, "pre_tokenizer": document["pre_tokenizer"], "added_tokens": []}
+    plain |= dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(plain))
+    except Exception as error:  # the library raises nothing more specific
+        raise _unfit(where, str(error)[:200]) from error
+
+
+def _unfit(where: str, reason: str) -> TokenizerError:
+    return TokenizerError(
+        f"{where} is not a byte-level BPE tokenizer that KoGPT can use: {reason}",
+        f"{where}: KoGPT가 쓸 수 있는 바이트 단위 BPE 토크나이저가 아닙니다 ({reason})",
+    )
