@@ -18,7 +18,7 @@ import numpy as np
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.memory import available_memory, require_memory
-from kogpt.runner import Array, Chunk
+from kogpt.runner import Array, Chunk, check_chunks, output_places, split_outputs
 
 Rotation = tuple[Array, Array]  # cos and sin of every rotated angle, (N, 1, R/2) each
 
@@ -49,7 +49,7 @@ class NumpyRunner:
         return handle
 
     def fork(self, row: int, length: int | None = None) -> int:
-        parent = self._rows[row]
+        parent = self._row(row)
         length = parent.length if length is None else length
         assert 0 <= length <= parent.length, (length, parent.length)
         handle = self.open()
@@ -57,24 +57,28 @@ class NumpyRunner:
         return handle
 
     def close(self, row: int) -> None:
+        assert row in self._rows, row
         del self._rows[row]
 
     def length(self, row: int) -> int:
-        return self._rows[row].length
+        return self._row(row).length
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         hidden = self._trunk(chunks)
         if not len(hidden):
-            return _split(np.empty((0, self.config.n_vocab), self.dtype), chunks)
-        return _split(self._linear(hidden, "lm_head"), chunks)
+            return split_outputs(np.empty((0, self.config.n_vocab), self.dtype), chunks)
+        return split_outputs(self._linear(hidden, "lm_head"), chunks)
 
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
-        return _split(self._trunk(chunks), chunks)
+        return split_outputs(self._trunk(chunks), chunks)
+
+    def _row(self, handle: int) -> Row:
+        assert handle in self._rows, handle
+        return self._rows[handle]
 
     def _trunk(self, chunks: Sequence[Chunk]) -> Array:
         """Read the chunks; (M, E), the wanted outputs of all of them end to end."""
-        assert len({chunk.row for chunk in chunks}) == len(chunks) > 0, "rows must be distinct"
-        assert all(0 <= chunk.n_outputs <= len(chunk.inputs) > 0 for chunk in chunks)
+        check_chunks(self, chunks)
         rows = [self._rows[chunk.row] for chunk in chunks]
         for row, chunk in zip(rows, chunks, strict=True):
             row.reserve(row.length + len(chunk.inputs))
@@ -87,9 +91,8 @@ class NumpyRunner:
         for layer in range(self.config.n_layers):
             x = self._block(x, layer, rotation, list(zip(rows, sizes, strict=True)))
         for row, size in zip(rows, sizes, strict=True):
-            row.length += size  # last, so that an interrupted call has read nothing
-        wanted = [np.arange(end - c.n_outputs, end) for end, c in zip(ends, chunks, strict=True)]
-        return self._layer_norm(x[np.concatenate(wanted)], "transformer.ln_f")
+            row.length += size  # last: what an interrupted pass wrote does not count
+        return self._layer_norm(x[output_places(chunks)], "transformer.ln_f")
 
     def _embed(self, inputs: Array) -> Array:
         """(T,) ids or (T, E) embeddings -> (T, E)."""
@@ -150,7 +153,6 @@ class Row:
 
     def reserve(self, length: int) -> None:
         """Make room for `length` positions, at least doubling so that growth costs O(1) a position."""
-        assert length <= self._n_ctx, (length, self._n_ctx)
         room = self._cache.shape[3]
         if length <= room:
             return
@@ -211,10 +213,6 @@ def gelu(x: Array) -> Array:
     """The tanh approximation of GELU; arXiv 1606.08415, section 2."""
     cubic: Array = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
     return x * (0.5 + 0.5 * np.tanh(cubic))
-
-
-def _split(packed: Array, chunks: Sequence[Chunk]) -> list[Array]:
-    return np.split(packed, np.cumsum([chunk.n_outputs for chunk in chunks])[:-1])
 
 
 def _converted_if_roomy(tensors: Mapping[str, Stored], dtype: str) -> dict[str, Stored]:

@@ -56,3 +56,23 @@ class Runner(Protocol):
 
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
         """As `forward`, but (N, E): the trunk's output after the last LayerNorm, before the head."""
+
+
+def check_chunks(runner: Runner, chunks: Sequence[Chunk]) -> None:
+    """Assert what `forward` and `hidden` demand of their caller."""
+    assert len({chunk.row for chunk in chunks}) == len(chunks) > 0, "one chunk a row, at least one"
+    for chunk in chunks:
+        size = len(chunk.inputs)
+        assert 0 <= chunk.n_outputs <= size > 0, (chunk.n_outputs, size)
+        assert runner.length(chunk.row) + size <= runner.config.n_ctx, (runner.length(chunk.row), size)
+
+
+def output_places(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
+    """Where the wanted outputs lie when all new positions lie end to end; (M,), M the sum of n_outputs."""
+    ends = np.cumsum([len(chunk.inputs) for chunk in chunks])
+    return np.concatenate([np.arange(end - c.n_outputs, end) for end, c in zip(ends, chunks, strict=True)])
+
+
+def split_outputs(packed: Array, chunks: Sequence[Chunk]) -> list[Array]:
+    """(M, ...) outputs end to end -> (N, ...) of each chunk."""
+    return np.split(packed, np.cumsum([chunk.n_outputs for chunk in chunks])[:-1])

@@ -23,7 +23,7 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.memory import available_memory, require_memory
 from kogpt.model import GPTJ
-from kogpt.runner import Array, Chunk
+from kogpt.runner import Array, Chunk, check_chunks, output_places, split_outputs
 
 DTYPES = {
     "float64": torch.float64,
@@ -62,35 +62,33 @@ class TorchRunner:
         return self._cache.open()
 
     def fork(self, row: int, length: int | None = None) -> int:
-        return self._cache.fork(row, self._cache.lengths[row] if length is None else length)
+        return self._cache.fork(row, self.length(row) if length is None else length)
 
     def close(self, row: int) -> None:
         self._cache.close(row)
 
     def length(self, row: int) -> int:
+        assert row in self._cache.lengths, row
         return self._cache.lengths[row]
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         hidden = self._trunk(chunks)
         if not len(hidden):
-            return _split(hidden.new_empty((0, self.config.n_vocab)), chunks)
-        return _split(self._model.head(hidden), chunks)
+            return split_outputs(_to_numpy(hidden.new_empty((0, self.config.n_vocab))), chunks)
+        return split_outputs(_to_numpy(self._model.head(hidden)), chunks)
 
     @torch.inference_mode()
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
-        return _split(self._trunk(chunks), chunks)
+        return split_outputs(_to_numpy(self._trunk(chunks)), chunks)
 
     def _trunk(self, chunks: Sequence[Chunk]) -> Tensor:
         """Read the chunks; (M, E), the wanted outputs of all of them end to end."""
-        assert len({chunk.row for chunk in chunks}) == len(chunks) > 0, "rows must be distinct"
-        assert all(0 <= chunk.n_outputs <= len(chunk.inputs) > 0 for chunk in chunks)
+        check_chunks(self, chunks)
         reading = Reading(self._cache, [(chunk.row, len(chunk.inputs)) for chunk in chunks])
         x = self._model.trunk(self._embed(chunks), reading.positions, reading.attend)
         reading.finish()
-        ends = np.cumsum([len(chunk.inputs) for chunk in chunks])
-        wanted = [np.arange(end - c.n_outputs, end) for end, c in zip(ends, chunks, strict=True)]
-        return x[0, torch.from_numpy(np.concatenate(wanted)).to(self._device)]
+        return x[0, torch.from_numpy(output_places(chunks)).to(self._device)]
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """(1, N, E): the embeddings of all ids by one look-up; soft prompts are written over theirs."""
@@ -128,6 +126,7 @@ class Cache:
         self.lengths[row] = 0
         return row
 
+    @torch.inference_mode()
     def fork(self, row: int, length: int) -> int:
         assert 0 <= length <= self.lengths[row], (length, self.lengths[row])
         child = self.open()
@@ -136,18 +135,20 @@ class Cache:
         self.lengths[child] = length
         return child
 
+    @torch.inference_mode()
     def close(self, row: int) -> None:
+        assert row in self.lengths, row
         length = self.lengths.pop(row)
         for tensor in (*self.keys, *self.values):
             tensor[row, :, :length] = 0
 
     def reserve(self, length: int) -> None:
         """Make room for rows of `length` positions."""
-        assert length <= self._n_ctx, (length, self._n_ctx)
         slots, _, room, _ = self.keys[0].shape
         if length > room:
             self._grow(slots, min(max(length, 2 * room, 64), self._n_ctx))
 
+    @torch.inference_mode()
     def _grow(self, slots: int, room: int) -> None:
         """Reallocate layer by layer, so that only one layer is held twice."""
         old_slots, n_heads, old_room, d_head = self.keys[0].shape
@@ -200,7 +201,7 @@ class Reading:
         return torch.cat([self._attend_group(group, q, keys, values) for group in self._groups], dim=2)
 
     def finish(self) -> None:
-        """Count the new positions as read; last, so that an interrupted call has read nothing."""
+        """Count the new positions as read; last: what an interrupted pass wrote does not count."""
         for row, size in self._sizes:
             self._cache.lengths[row] += size
 
@@ -241,9 +242,9 @@ def _rows(cached: Tensor, rows: list[int]) -> Tensor:
     return cached[rows]
 
 
-def _split(packed: Tensor, chunks: Sequence[Chunk]) -> list[Array]:
-    wide = packed.to(torch.promote_types(packed.dtype, torch.float32))
-    return np.split(wide.cpu().numpy(), np.cumsum([chunk.n_outputs for chunk in chunks])[:-1])
+def _to_numpy(x: Tensor) -> Array:
+    wide: Array = x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy()
+    return wide
 
 
 def _model(
@@ -260,7 +261,7 @@ def _model(
 
 def _mapped(stored: Stored) -> Tensor:
     """A tensor on the very pages of the file; a copy only of what an old file starts at an odd address."""
-    array = np.require(stored.array, requirements="CA")
+    array = np.require(stored.array, requirements=["C", "A"])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing here writes
         flat = torch.frombuffer(array, dtype=DTYPES[stored.dtype])

@@ -1,0 +1,368 @@
+"""One suite over all runners: whatever the schedule, logits are those of the naive forward pass.
+
+A new runner joins by one line in runners.KINDS. Parity with transformers is in test_parity.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, random_tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from reference import Reference
+from runners import KINDS, Kind, stored
+
+from kogpt import memory, numpy_runner, torch_runner
+from kogpt.config import ModelConfig
+from kogpt.errors import NotEnoughMemory
+from kogpt.numpy_runner import NumpyRunner
+from kogpt.runner import Chunk, Runner
+from kogpt.torch_runner import TorchRunner
+
+Ids = NDArray[np.int64]
+TENSORS = random_tensors(TINY)
+REFERENCE = Reference(TINY, TENSORS)
+# Long enough that every cache has to grow, several times.
+IDS: Ids = np.random.default_rng(1).integers(0, TINY.n_vocab, (3, 100))
+WANTED = [REFERENCE.logits(ids) for ids in IDS]
+
+SHAPES = {
+    "one head, all of it turned": ModelConfig(
+        n_layers=1, n_heads=1, d_model=16, d_ff=24, n_vocab=33, n_ctx=32, rotary_dim=16
+    ),
+    "odd widths, tied head": ModelConfig(
+        n_layers=2, n_heads=3, d_model=42, d_ff=77, n_vocab=101, n_ctx=37, rotary_dim=2, tied_head=True
+    ),
+    "heads of 256, as the 6B": ModelConfig(
+        n_layers=2,
+        n_heads=2,
+        d_model=512,
+        d_ff=300,
+        n_vocab=97,
+        n_ctx=64,
+        rotary_dim=64,
+        layer_norm_epsilon=0.01,
+    ),
+}
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param
+
+
+@pytest.fixture
+def runner(kind: Kind) -> Runner:
+    return kind.make(TINY, TENSORS)
+
+
+def assert_logits(found: NDArray[Any], wanted: NDArray[np.float64], kind: Kind) -> None:
+    assert found.dtype == (np.float64 if kind.dtype == "float64" else np.float32)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=kind.tolerance)
+
+
+def read(runner: Runner, ids: Ids) -> int:
+    row = runner.open()
+    runner.forward([Chunk(row, ids, 0)])
+    return row
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_logits_of_every_shape(kind: Kind, shape: ModelConfig) -> None:
+    tensors = random_tensors(shape)
+    runner = kind.make(shape, tensors)
+    reference = Reference(shape, tensors)
+    batch = [np.arange(n) % shape.n_vocab for n in (9, 1, 17)]
+    chunks = [Chunk(runner.open(), ids, len(ids)) for ids in batch]
+    for ids, logits in zip(batch, runner.forward(chunks), strict=True):
+        assert_logits(logits, reference.logits(ids), kind)
+
+
+def test_hidden_is_what_the_head_reads(runner: Runner, kind: Kind) -> None:
+    hidden = runner.hidden([Chunk(runner.open(), IDS[0], 3), Chunk(runner.open(), IDS[1, :5], 0)])
+    assert_logits(hidden[0], REFERENCE.hidden(IDS[0])[-3:], replace(kind, tolerance=4 * kind.tolerance))
+    assert hidden[1].shape == (0, TINY.d_model)
+
+
+def test_only_the_last_outputs_are_given(runner: Runner, kind: Kind) -> None:
+    chunks = [Chunk(runner.open(), IDS[i, :20], n) for i, n in enumerate((0, 1, 20))]
+    none, one, all_ = runner.forward(chunks)
+    assert none.shape == (0, TINY.n_vocab)
+    assert_logits(one, WANTED[1][19:20], kind)
+    assert_logits(all_, WANTED[2][:20], kind)
+    assert runner.forward([Chunk(chunks[0].row, IDS[0, 20:22], 0)])[0].shape == (0, TINY.n_vocab)
+
+
+# The same ids on other ways
+
+
+def test_one_token_at_a_time(runner: Runner, kind: Kind) -> None:
+    row = runner.open()
+    logits = [runner.forward([Chunk(row, IDS[0, i : i + 1])])[0] for i in range(100)]
+    assert_logits(np.concatenate(logits), WANTED[0], kind)
+
+
+@pytest.mark.parametrize("size", [7, 32, 33])
+def test_in_chunks(runner: Runner, kind: Kind, size: int) -> None:
+    row = runner.open()
+    pieces = [IDS[0, i : i + size] for i in range(0, 100, size)]
+    logits = [runner.forward([Chunk(row, piece, len(piece))])[0] for piece in pieces]
+    assert_logits(np.concatenate(logits), WANTED[0], kind)
+
+
+def test_decoding_beside_rows_of_other_lengths(runner: Runner, kind: Kind) -> None:
+    starts = (90, 3, 41)
+    rows = [read(runner, ids[:start]) for ids, start in zip(IDS, starts, strict=True)]
+    order = (2, 0, 1)  # not the order of the slots
+    for step in range(9):
+        at = [starts[i] + step for i in order]
+        logits = runner.forward([Chunk(rows[i], IDS[i, t : t + 1]) for i, t in zip(order, at, strict=True)])
+        for i, t, found in zip(order, at, logits, strict=True):
+            assert_logits(found, WANTED[i][t : t + 1], kind)
+
+
+def test_decoding_beside_a_prompt_that_is_being_read(runner: Runner, kind: Kind) -> None:
+    writing = [read(runner, IDS[i, :60]) for i in (0, 1)]
+    reading = read(runner, IDS[2, :10])
+    chunks = [
+        Chunk(writing[0], IDS[0, 60:61]),
+        Chunk(reading, IDS[2, 10:40], 30),
+        Chunk(writing[1], IDS[1, 60:61]),
+    ]
+    first, prompt, second = runner.forward(chunks)
+    assert_logits(first, WANTED[0][60:61], kind)
+    assert_logits(prompt, WANTED[2][10:40], kind)
+    assert_logits(second, WANTED[1][60:61], kind)
+
+
+def test_soft_prompt(runner: Runner, kind: Kind) -> None:
+    embeddings = REFERENCE.embeddings(IDS[0, :20]).astype(np.float32)
+    chunks = [
+        Chunk(runner.open(), embeddings, 20),
+        Chunk(runner.open(), IDS[1, :4]),
+        Chunk(runner.open(), embeddings[:3], 0),
+    ]
+    logits = runner.forward(chunks)
+    assert_logits(logits[0], WANTED[0][:20], kind)
+    assert_logits(logits[1], WANTED[1][3:4], kind)
+    after = runner.forward([Chunk(chunks[0].row, IDS[0, 20:50], 30)])[0]
+    assert_logits(after, WANTED[0][20:50], kind)
+
+
+def test_soft_prompt_that_is_no_row_of_the_embedding(runner: Runner, kind: Kind) -> None:
+    embeddings = np.random.default_rng(2).standard_normal((6, TINY.d_model)).astype(np.float32)
+    (logits,) = runner.forward([Chunk(runner.open(), embeddings, 6)])
+    assert_logits(logits, REFERENCE.logits(embeddings), kind)
+
+
+# Rows
+
+
+@pytest.mark.parametrize("length", [None, 0, 1, 32, 50])
+def test_fork(runner: Runner, kind: Kind, length: int | None) -> None:
+    parent = read(runner, IDS[0, :50])
+    child = runner.fork(parent, length)
+    start = 50 if length is None else length
+    assert (runner.length(parent), runner.length(child)) == (50, start)
+    (logits,) = runner.forward([Chunk(child, IDS[0, start:80], 80 - start)])
+    assert_logits(logits, WANTED[0][start:80], kind)
+
+
+def test_siblings_never_see_each_other(runner: Runner, kind: Kind) -> None:
+    prefix = read(runner, IDS[0, :40])
+    family = [prefix, runner.fork(prefix), runner.fork(prefix, 25)]
+    texts = [IDS[0], np.concatenate([IDS[0, :40], IDS[1, 40:]]), np.concatenate([IDS[0, :25], IDS[2, 25:]])]
+    wanted = [REFERENCE.logits(text[:46]) for text in texts]
+    for _ in range(6):
+        at = [runner.length(row) for row in family]
+        chunks = [Chunk(r, text[t : t + 1]) for r, text, t in zip(family, texts, at, strict=True)]
+        for found, want, t in zip(runner.forward(chunks), wanted, at, strict=True):
+            assert_logits(found, want[t : t + 1], kind)
+
+
+def test_a_child_outlives_its_parent(runner: Runner, kind: Kind) -> None:
+    parent = read(runner, IDS[0, :40])
+    child = runner.fork(parent)
+    runner.close(parent)
+    other = read(runner, IDS[1, :40])  # takes the parent's place
+    assert other == parent
+    assert_logits(runner.forward([Chunk(child, IDS[0, 40:41])])[0], WANTED[0][40:41], kind)
+
+
+def test_handles_are_reused_and_come_back_empty(runner: Runner, kind: Kind) -> None:
+    rows = [read(runner, IDS[0, :n]) for n in (5, 6, 7)]
+    assert rows == [0, 1, 2]
+    runner.close(1)
+    assert runner.open() == 1
+    assert runner.length(1) == 0
+    assert runner.open() == 3
+    assert_logits(runner.forward([Chunk(1, IDS[1, :30], 30)])[0], WANTED[1][:30], kind)
+    assert [runner.length(row) for row in range(4)] == [5, 30, 7, 0]
+
+
+def test_a_diverged_row_leaves_nothing_behind(runner: Runner, kind: Kind) -> None:
+    long = read(runner, IDS[0, :60])
+    diverged = runner.open()
+    with np.errstate(invalid="ignore"):
+        runner.forward([Chunk(diverged, np.full((50, TINY.d_model), np.nan, np.float32))])
+    runner.close(diverged)
+    fresh = read(runner, IDS[1, :10])
+    chunks = [Chunk(long, IDS[0, 60:61]), Chunk(fresh, IDS[1, 10:11])]
+    for found, want in zip(runner.forward(chunks), (WANTED[0][60:61], WANTED[1][10:11]), strict=True):
+        assert_logits(found, want, kind)
+
+
+def test_a_row_may_fill_the_context(runner: Runner) -> None:
+    row = runner.open()
+    ids = np.arange(TINY.n_ctx)
+    runner.forward([Chunk(row, ids[:-1], 0)])
+    runner.forward([Chunk(row, ids[-1:])])
+    assert runner.length(row) == TINY.n_ctx
+    with pytest.raises(AssertionError):
+        runner.forward([Chunk(row, ids[:1])])
+    assert runner.length(row) == TINY.n_ctx
+
+
+def test_misuse_is_an_assertion(runner: Runner) -> None:
+    row = read(runner, IDS[0, :5])
+    misuses = [
+        lambda: runner.forward([]),
+        lambda: runner.forward([Chunk(row, IDS[0, :1]), Chunk(row, IDS[0, :1])]),
+        lambda: runner.forward([Chunk(row, IDS[0, :0], 0)]),
+        lambda: runner.forward([Chunk(row, IDS[0, :2], 3)]),
+        lambda: runner.forward([Chunk(7, IDS[0, :2])]),
+        lambda: runner.fork(row, 6),
+        lambda: runner.fork(7),
+        lambda: runner.length(7),
+        lambda: runner.close(7),
+    ]
+    for misuse in misuses:
+        with pytest.raises(AssertionError):
+            misuse()
+    assert runner.length(row) == 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("name", KINDS)
+def test_any_schedule(name: str, data: st.DataObject) -> None:
+    """Rows opened, forked, closed and extended in any order; every output is that of its row's ids alone."""
+    runner = KINDS[name].make(TINY, TENSORS)
+    texts: dict[int, Ids] = {}
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    for _ in range(data.draw(st.integers(1, 6))):
+        action = data.draw(st.sampled_from(["open", "fork", "close"]))
+        row = data.draw(st.sampled_from(sorted(texts))) if texts else None
+        if action == "close" and row is not None:
+            runner.close(row)
+            del texts[row]
+        elif action == "fork" and row is not None:
+            length = data.draw(st.integers(0, len(texts[row])))
+            texts[runner.fork(row, length)] = texts[row][:length]
+        else:
+            texts[runner.open()] = np.zeros(0, np.int64)
+        rows = data.draw(st.permutations(sorted(texts)))
+        sizes = [data.draw(st.sampled_from([1, 1, 2, 11])) for _ in rows]
+        chunks = [Chunk(r, rng.integers(0, TINY.n_vocab, n), n) for r, n in zip(rows, sizes, strict=True)]
+        for chunk, logits in zip(chunks, runner.forward(chunks) if chunks else [], strict=True):
+            texts[chunk.row] = np.concatenate([texts[chunk.row], chunk.inputs])
+            assert runner.length(chunk.row) == len(texts[chunk.row])
+            assert_logits(logits, REFERENCE.logits(texts[chunk.row])[-len(chunk.inputs) :], KINDS[name])
+
+
+# Precision and memory
+
+
+def test_runners_agree_in_float64() -> None:
+    """Over a whole context of 2,048 positions: rotary angles must not have been rounded."""
+    config = replace(TINY, n_ctx=2048, rotary_dim=16)
+    tensors = random_tensors(config)
+    ids = np.random.default_rng(3).integers(0, config.n_vocab, 2048)
+    logits = []
+    for name in ("numpy-float64", "torch-float64"):
+        runner = KINDS[name].make(config, tensors)
+        row = runner.open()
+        pieces = [runner.forward([Chunk(row, ids[i : i + 512], 512)])[0] for i in range(0, 2048, 512)]
+        logits.append(np.concatenate(pieces))
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["numpy-float32", "numpy-float64", "torch-float32", "torch-float64"])
+def test_checkpoints_of_every_dtype(name: str, dtype: str) -> None:
+    rounded = {key: stored(array, dtype) for key, array in TENSORS.items()}
+    exact = {key: tensor.to("float64") for key, tensor in rounded.items()}
+    runner = KINDS[name].runner(TINY, rounded, KINDS[name].dtype)
+    (logits,) = runner.forward([Chunk(runner.open(), IDS[0, :20], 20)])
+    assert_logits(logits, Reference(TINY, exact).logits(IDS[0, :20]), KINDS[name])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_weights_converted_at_use(monkeypatch: pytest.MonkeyPatch, dtype: str, tied_head: bool) -> None:
+    """Where memory is short the numpy runner keeps the file's pages and converts a block at a time."""
+    config = replace(TINY, tied_head=tied_head)
+    tensors = {key: stored(array, dtype) for key, array in random_tensors(config).items()}
+    roomy = NumpyRunner(config, tensors)
+    weight_bytes = sum(tensor.array.nbytes for tensor in tensors.values())
+    monkeypatch.setattr(numpy_runner, "available_memory", lambda: int(0.8 * weight_bytes))
+    monkeypatch.setattr(numpy_runner, "BLOCK", 100)  # no divisor of the widths
+    short = NumpyRunner(config, tensors)
+    assert short._tensors["transformer.h.1.mlp.fc_in.weight"] is tensors["transformer.h.1.mlp.fc_in.weight"]
+    assert roomy._tensors["transformer.h.1.mlp.fc_in.weight"].dtype == "float32"
+    logits = [r.forward([Chunk(r.open(), IDS[0, :20], 20)])[0] for r in (roomy, short)]
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_torch_uses_the_pages_of_the_file(dtype: str, tied_head: bool) -> None:
+    config = replace(TINY, tied_head=tied_head)
+    tensors = {key: stored(array, dtype) for key, array in random_tensors(config).items()}
+    state = TorchRunner(config, tensors, dtype)._model.state_dict()
+    for key, tensor in tensors.items():
+        assert state[key].data_ptr() == tensor.array.ctypes.data, key
+    tied = state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr()
+    assert tied == tied_head
+
+
+def test_tensors_at_odd_addresses(kind: Kind) -> None:
+    """Files from before 2023 do not align their tensors."""
+
+    def misaligned(array: NDArray[np.float32]) -> NDArray[np.float32]:
+        raw = np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:]
+        return raw.view(np.float32).reshape(array.shape)
+
+    runner = kind.make(TINY, {key: misaligned(array) for key, array in TENSORS.items()})
+    (logits,) = runner.forward([Chunk(runner.open(), IDS[0, :20], 20)])
+    assert_logits(logits, WANTED[0][:20], kind)
+
+
+def test_model_that_does_not_fit_is_refused(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (memory, numpy_runner, torch_runner):
+        monkeypatch.setattr(module, "available_memory", lambda: 10_000)
+    with pytest.raises(NotEnoughMemory) as error:
+        kind.make(TINY, TENSORS)
+    assert "0.0 GB is free" in error.value.en and "--dtype" in error.value.en and "--dtype" in error.value.ko
+
+
+def test_cache_that_does_not_fit_is_refused(
+    runner: Runner, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = read(runner, IDS[0, :10])
+    with monkeypatch.context() as short:
+        for module in (memory, torch_runner):
+            short.setattr(module, "available_memory", lambda: 1_000)
+        with pytest.raises(NotEnoughMemory, match="tokens"):
+            runner.forward([Chunk(row, IDS[0, 10:90])])
+    assert runner.length(row) == 10
+    assert_logits(runner.forward([Chunk(row, IDS[0, 10:90])])[0], WANTED[0][89:90], kind)
