@@ -130,6 +130,7 @@ class _Job:
     request: Request
     started: float
     answers: dict[int, _Answer] = field(default_factory=dict)
+    n_finished: int = 0
 
     def result(self, piece: Piece) -> Result:
         """The finished answer whose last piece this is."""
@@ -175,7 +176,7 @@ class KoGPT:
         """
         stored = checkpoint.load(name, revision)
         tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
-        tokenizer.check_fits(stored.config.n_vocab)
+        tokenizer.check_fits(stored.config)
         runner = make_runner(stored, device, dtype)
         return cls(tokenizer, Engine(runner, n_tokens=tokenizer.n_vocab))
 
@@ -259,6 +260,9 @@ class KoGPT:
                     piece = job.answers[event.sample].push(event)
                     if piece.finish_reason and not event.finish:  # a stop string, which the engine cannot see
                         self.engine.cancel(event.request, event.sample)
+                    job.n_finished += piece.finish_reason is not None
+                    if job.n_finished == sampling.n:
+                        del jobs[event.request]
                     yield number, job, piece
         finally:
             for request in jobs:
