@@ -1,0 +1,136 @@
+"""The `kogpt` command: which subcommand, its arguments, and what the shell is told at the end.
+
+One module per subcommand with `add_arguments(parser)` and `run(args) -> exit code`; it is imported only when
+it is asked for. Text goes to stdout, everything else to stderr.
+Exit codes: 0 fine, 2 a user's mistake, 130 Ctrl-C, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NoReturn
+
+from kogpt.errors import KoGPTError, localized
+
+DESCRIPTION = "KakaoBrain Korean(hangul) Generative Pre-Training Model"  # the original's own words
+
+# Subcommand -> (module, what it does). Without a subcommand: the interactive prompt.
+PROMPT = "kogpt.cli.prompt"
+COMMANDS = {
+    "generate": ("kogpt.cli.generate", "continue one prompt, standard input or a file of prompts"),
+    "info": ("kogpt.cli.info", "a model's hyperparameters, and whether it fits this machine"),
+    "bench": ("kogpt.cli.bench", "the speed of a model beside the limits of the machine"),
+    "eval": ("kogpt.cli.eval", "few-shot evaluation"),
+    "pretrain": ("kogpt.cli.pretrain", "a tokenizer and a model from raw text"),
+}
+
+MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one line; every one knows -d."""
+
+    def __init__(self, **settings: Any) -> None:
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=style, allow_abbrev=False, **settings)
+        # Suppressed default: a subparser must not overwrite what the parser above it has read.
+        self.add_argument(
+            "-d", "--debug", action="store_true", default=argparse.SUPPRESS, help="show log and tracebacks"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        en = f"{self.prog}: {message} (see {self.prog} --help)\n"
+        ko = f"{self.prog}: 잘못된 명령입니다: {message} ({self.prog} --help 참고)\n"
+        self.exit(MISTAKE, localized(en, ko))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (sys.argv's if None); the exit code."""
+    _speak_utf8()
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words.pop(0) if words and not words[0].startswith("-") else None
+    module, parser = command(name)
+    args, rest = parser.parse_known_args(words)
+    if rest:
+        parser.error(_unexpected(rest, name))
+    debug = "debug" in args
+    if debug:
+        _log_to_stderr()
+    try:
+        code: int = module.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be answered
+        return code
+    except KoGPTError as error:
+        return _stop(MISTAKE, str(error), debug)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has what it wanted: `kogpt ... | head`
+        _abandon_stdout()
+        return 0
+    except OSError as error:
+        _abandon_stdout()
+        return _stop(FAILURE, localized(f"the system refused: {error}", f"시스템 오류: {error}"), debug)
+
+
+def command(name: str | None) -> tuple[ModuleType, Parser]:
+    """The module of a subcommand (of the interactive prompt if None) and its parser."""
+    if name is None:
+        path, parser = PROMPT, Parser(prog="kogpt", description=DESCRIPTION, epilog=_overview())
+    elif name in COMMANDS:
+        path, summary = COMMANDS[name]
+        parser = Parser(prog=f"kogpt {name}", description=f"{summary[0].upper()}{summary[1:]}.")
+    else:
+        close = get_close_matches(name, COMMANDS, n=1) or ["--help"]
+        Parser(prog="kogpt").error(f"there is no command {name!r}, try: kogpt {close[0]}")
+    module = import_module(path)
+    module.add_arguments(parser)
+    return module, parser
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(["Without a command: the interactive prompt. Commands (kogpt COMMAND --help):", *lines])
+
+
+def _unexpected(rest: Sequence[str], name: str | None) -> str:
+    if name is None and (known := [word for word in rest if word in COMMANDS]):
+        return f"write the command first: kogpt {known[0]} [options]"
+    return f"unrecognized arguments: {' '.join(rest)}"
+
+
+def _stop(code: int, line: str, debug: bool) -> int:
+    """Say why in one line, after the traceback if that is wanted."""
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"kogpt: {line}", file=sys.stderr)
+    return code
+
+
+def _speak_utf8() -> None:
+    """Write UTF-8 whatever the locale says; what has no UTF-8 is an error in text, escaped in messages."""
+    for stream, errors in ((sys.stdout, "strict"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+def _abandon_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush has nothing to complain about."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.DEBUG, format="[%(asctime)s] [%(levelname)s] %(message)s")

@@ -1,0 +1,139 @@
+"""`kogpt info`: the original's hyperparameter table for any model, and whether it fits this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from kogpt import checkpoint
+from kogpt.cli.machine import Gpu, gpus
+from kogpt.config import SHAPES, ModelConfig
+from kogpt.errors import CheckpointError
+from kogpt.generation import runner_name
+from kogpt.memory import USABLE_SHARE, available_memory
+
+# Bits per weight of a matrix. int8 adds one float32 scale per row, int4 one float16 scale per GROUP weights.
+BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
+GROUP = 64
+TOKENS = 1024  # of the cache's column
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `kogpt info` takes."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        default="kogpt-mini",
+        help=f"a folder, a hub name, kogpt-mini, or a shape: {', '.join(SHAPES)} (default: %(default)s)",
+    )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table."""
+    config = _config(args.model, args.revision)
+    facts = describe(args.model, config, available_memory(), gpus())
+    print(json.dumps(facts, ensure_ascii=False) if args.json else "\n".join(_lines(facts)))
+    return 0
+
+
+def describe(model: str, config: ModelConfig, ram_bytes: int | None, cards: list[Gpu]) -> dict[str, Any]:
+    """Everything that is told; these names are stable. `fits` are null where the size is unknown."""
+    largest = max((card.free_bytes for card in cards), default=None)
+    memory = {}
+    for dtype in BITS:
+        weights, cache = weight_bytes(config, dtype), cache_bytes(config, dtype)
+        need = weights + cache * config.n_ctx // TOKENS
+        memory[dtype] = {
+            "weight_bytes": weights,
+            "cache_bytes_per_1024_tokens": cache,
+            "fits_ram": None if ram_bytes is None else need <= USABLE_SHARE * ram_bytes,
+            "fits_gpu": None if largest is None else need <= USABLE_SHARE * largest,
+        }
+    return {
+        "model": model,
+        "n_parameters": config.n_parameters,
+        "n_layers": config.n_layers,
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "n_heads": config.n_heads,
+        "d_head": config.d_head,
+        "n_ctx": config.n_ctx,
+        "n_vocab": config.n_vocab,
+        "rotary_dim": config.rotary_dim,
+        "tied_head": config.tied_head,
+        "memory": memory,
+        "ram_free_bytes": ram_bytes,
+        "gpus": [
+            {"name": card.name, "total_bytes": card.total_bytes, "free_bytes": card.free_bytes}
+            for card in cards
+        ],
+        "runner": runner_name(),
+    }
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """Memory of the weights: matrices in `dtype` with their scales; vectors beside int8 and int4 in 32 bits."""
+    total = 0
+    for shape in config.tensor_shapes().values():
+        if dtype == "int8":
+            total += prod(shape) + 4 * shape[0] if len(shape) == 2 else 4 * prod(shape)
+        elif dtype == "int4":
+            total += prod(shape) // 2 + 2 * (prod(shape) // GROUP) if len(shape) == 2 else 4 * prod(shape)
+        else:
+            total += prod(shape) * BITS[dtype] // 8
+    return total
+
+
+def cache_bytes(config: ModelConfig, dtype: str) -> int:
+    """Memory of the keys and values of 1,024 tokens: float32 beside float32 weights, else 16 bits."""
+    return 2 * config.n_layers * config.d_model * TOKENS * (4 if dtype == "float32" else 2)
+
+
+def _config(model: str, revision: str | None) -> ModelConfig:
+    """The dimensions of a named shape or of a model's config.json; its weights are not read."""
+    if model in SHAPES and not Path(model).exists():
+        if revision is not None:
+            raise CheckpointError(
+                f"{model} is a shape and has no revision {revision!r}: leave the revision out",
+                f"{model}: 이름만 있는 모델 구조에는 리비전({revision!r})이 없습니다. 리비전을 빼 주십시오",
+            )
+        return SHAPES[model]
+    folder = checkpoint.find_folder(model, revision)
+    return ModelConfig.from_json(checkpoint.read_json(checkpoint.safe_join(folder, "config.json")))
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    names = ("n_parameters", "n_layers", "d_model", "d_ff", "n_heads", "d_head", "n_ctx", "n_vocab")
+    rows = [(name, f"{facts[name]:,}") for name in names]
+    rows += [("positional encoding", "rotary (RoPE)"), ("RoPE dimensions", str(facts["rotary_dim"]))]
+    lines = [facts["model"], "", *(f"{name:21}{value:>14}" for name, value in rows), ""]
+    lines.append(f"{'memory':10}{'weights':>12}{'1,024 tokens':>15}{'fits RAM':>11}{'fits GPU':>11}")
+    for dtype, row in facts["memory"].items():
+        weights, cache = _size(row["weight_bytes"]), _size(row["cache_bytes_per_1024_tokens"])
+        lines.append(
+            f"{dtype:10}{weights:>12}{cache:>15}{_yes(row['fits_ram']):>11}{_yes(row['fits_gpu']):>11}"
+        )
+    lines += ["", f"RAM free   {_size(facts['ram_free_bytes'])}"]
+    for card in facts["gpus"]:
+        lines.append(f"GPU        {card['name']}, {_size(card['free_bytes'])} free")
+    lines.append(f"runner     {facts['runner']}")
+    return lines
+
+
+def _size(n_bytes: int | None) -> str:
+    """Bytes for people, in powers of ten as memory of models is quoted."""
+    if n_bytes is None:
+        return "unknown"
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.2f} GB"
+    return f"{n_bytes / 1e6:.1f} MB"
+
+
+def _yes(fits: bool | None) -> str:
+    return "-" if fits is None else "yes" if fits else "no"

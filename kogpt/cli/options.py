@@ -1,0 +1,98 @@
+"""Options that several subcommands share: which model, and how to write.
+
+Generation options are the fields of Sampling: their types, defaults and help have no other home.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, Field, fields
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from kogpt.cli.machine import gpus
+from kogpt.cli.reading import argument_text
+from kogpt.errors import KoGPTError
+
+if TYPE_CHECKING:
+    from kogpt.generation import KoGPT
+    from kogpt.sampling import Sampling
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --revision, --device, --dtype, --model_parallel."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        default="kogpt-mini",
+        help="a folder, a hub name or a built-in model (default: %(default)s)",
+    )
+    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="precision of the weights (default: %(default)s)"
+    )
+    group.add_argument(
+        "--model_parallel", "--model-parallel", action="store_true", help="use every GPU, as the original did"
+    )
+
+
+def load_model(args: argparse.Namespace) -> KoGPT:
+    """The model that the options name; slow, and the first import of numpy and what is behind it."""
+    from kogpt.generation import KoGPT
+
+    if args.model_parallel and (n_gpus := len(gpus())) > 1:
+        raise KoGPTError(
+            f"--model_parallel cannot split a model over {n_gpus} GPUs: leave it out and choose one with"
+            " --device cuda:N, or a smaller --dtype",
+            f"--model_parallel: 모델을 GPU {n_gpus}개에 나누어 올릴 수 없습니다. 이 옵션을 빼고"
+            " --device cuda:N으로 하나를 고르거나 더 작은 --dtype을 써 주십시오",
+        )
+    return KoGPT.from_pretrained(args.model, args.revision, args.device, args.dtype)
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """One option for every field of Sampling: `max_tokens` is --max-tokens, and --max_tokens as well."""
+    from kogpt.sampling import Sampling
+
+    group = parser.add_argument_group("generation")
+    hints = get_type_hints(Sampling)
+    for setting in fields(Sampling):
+        name = setting.name
+        flags = ["-n"] if name == "n" else list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
+        group.add_argument(*flags, dest=name, **_argument(setting, hints[name]))
+
+
+def sampling_from(args: argparse.Namespace) -> Sampling:
+    """The Sampling that the options describe; SamplingError if a value is out of range."""
+    from kogpt.sampling import Sampling
+
+    given = {setting.name: getattr(args, setting.name) for setting in fields(Sampling)}
+    given["stop"] = tuple(argument_text(stop) for stop in given["stop"] or ())
+    given["logit_bias"] = dict(given["logit_bias"] or ())
+    return Sampling(**given)
+
+
+def _argument(setting: Field[Any], hint: object) -> dict[str, Any]:
+    """What add_argument is told about one field."""
+    text = setting.metadata["help"].replace("%", "%%")
+    if setting.name == "stop":
+        return {"action": "append", "metavar": "TEXT", "help": f"{text}; may be repeated"}
+    if setting.name == "logit_bias":
+        return {"action": "append", "metavar": "ID=VALUE", "type": _bias, "help": f"{text}; may be repeated"}
+    assert setting.default is not MISSING, setting.name
+    if setting.default is not None:
+        text += " (default: %(default)s)"
+    kind = float if hint is float else int
+    return {"type": kind, "default": setting.default, "metavar": kind.__name__.upper()[:5], "help": text}
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """ID=VALUE."""
+    token, _, value = text.partition("=")
+    return int(token), float(value)
+
+
+_bias.__name__ = "ID=VALUE"  # argparse names the converter in its complaint
