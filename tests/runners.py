@@ -33,8 +33,8 @@ KINDS = {
     "numpy-float32": Kind(NumpyRunner, "float32", 2e-5),
     "torch-float64": Kind(TorchRunner, "float64", 1e-12),
     "torch-float32": Kind(TorchRunner, "float32", 2e-5),
-    "torch-float16": Kind(TorchRunner, "float16", 0.03),
-    "torch-bfloat16": Kind(TorchRunner, "bfloat16", 0.25),
+    "torch-float16": Kind(TorchRunner, "float16", 0.012),
+    "torch-bfloat16": Kind(TorchRunner, "bfloat16", 0.1),
 }
 
 
