@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, overload
@@ -207,7 +207,7 @@ class KoGPT:
             if piece.finish_reason:
                 yield number, job.result(piece)
 
-    def stream(self, prompt: str, sampling: Sampling | None = None) -> Iterator[Piece]:
+    def stream(self, prompt: str, sampling: Sampling | None = None) -> Generator[Piece, None, None]:
         """Continue one prompt piece by piece; closing the generator cancels it."""
         for _, _, piece in self._run([prompt], sampling or Sampling()):
             yield piece
