@@ -1,18 +1,20 @@
 """Text <-> token ids, and ids -> text while they stream: byte-level BPE through the `tokenizers` library.
 
-Text is brought to NFC before it is cut into tokens; nothing is added to it, and nothing in it is a command: the
-library is given a vocabulary without special tokens, so that "[EOS]" typed by a user is five ordinary characters.
-Ids become text through their bytes, by one decoder for whole answers and for streams. Bytes that can never become
-a character show as U+FFFD; an unfinished character at the end of an answer, which a length limit may leave, is no
-text and is left out.
+Text is brought to NFC before it is cut into tokens. Nothing is added to it, and nothing in it is a command:
+the library is given a vocabulary without special tokens, so that "[EOS]" typed by a user is plain text.
 
-Refuses tokenizers of other kinds. Knows nothing of models, chats or files other than its own.
+Ids become text through their bytes, by one decoder for whole answers and for streams. Bytes that can never
+become a character show as U+FFFD; an unfinished character at the end of an answer, where a length limit may
+cut, is left out.
+
+Refuses tokenizers of other kinds. Knows nothing of models and chats, and no file but its own.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,19 @@ from kogpt.errors import PromptError, TokenizerError
 MAX_FILE_BYTES = 32 << 20  # a vocabulary of 200,000 takes 15 MB
 MAX_TOKENS = 1 << 20
 ROLES = ("bos", "eos", "unk", "pad", "mask")
+
+# A regular expression from a file may take exponential time, unless nothing that repeats is repeated. So no
+# quantifier may follow a group (a lone "?" may), and only the plain parts of the syntax are known.
+_LITERAL = r"\\[pP]\{\^?\w+\}|\\[sSdDwWrntNhH]|\\u[0-9A-Fa-f]{4}|\\[^\w\s]"
+TAME_PATTERN = re.compile(
+    rf"""(?: (?: {_LITERAL} | \[ \^? (?: {_LITERAL} | [^\[\]\\] )+ \] | [^\\\[\]()|*+?{{}}] )
+             (?: [*+?][?+]? | \{{\d{{1,3}}(?:,\d{{0,3}})?\}} )?
+           | \( (?: \?(?: i?: | <?[!=] ) )?
+           | \) (?: \? (?![*+?{{]) | (?![*+?{{]) )
+           | \| )*""",
+    re.VERBOSE,
+)
+MAX_PATTERN = 1000
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -98,9 +113,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        encodings = self._library.encode_batch_fast(
-            [_normal(text) for text in texts], add_special_tokens=False
-        )
+        normal = [_normal(text) for text in texts]
+        encodings = self._library.encode_batch_fast(normal, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -122,18 +136,18 @@ class Tokenizer:
             raise TokenizerError(
                 f"the tokenizer has {self.n_vocab:,} ids, the model's vocabulary {config.n_vocab:,}: "
                 "they do not belong together",
-                f"토크나이저의 ID는 {self.n_vocab:,}개, 모델의 어휘는 {config.n_vocab:,}개로 서로 맞지 않습니다",
+                f"토크나이저 ID는 {self.n_vocab:,}개, 모델 어휘는 {config.n_vocab:,}개로 서로 맞지 않습니다",
             )
         if self.eos_token_id != config.eos_token_id:
             raise TokenizerError(
                 f"the tokenizer's end of text is id {self.eos_token_id}, the model's {config.eos_token_id}: "
                 "they do not belong together",
-                f"토크나이저의 종료 ID({self.eos_token_id})와 모델의 종료 ID({config.eos_token_id})가 다릅니다",
+                f"종료 ID가 다릅니다: 토크나이저 {self.eos_token_id}, 모델 {config.eos_token_id}",
             )
 
 
 class StreamDecoder:
-    """Ids in, whole characters out: the pieces add up to `Tokenizer.decode` of all ids, in constant time per id."""
+    """Ids in, whole characters out, in constant time per id; the pieces add up to `Tokenizer.decode`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -153,7 +167,7 @@ class StreamDecoder:
         return len(self._utf8.getstate()[0])
 
     def flush(self) -> str:
-        """End the text: what is unfinished is left out, so this is always empty; the decoder may start anew."""
+        """End the text. What is unfinished is left out, so this is always empty; `push` starts a new text."""
         self._utf8.reset()
         return ""
 
@@ -162,11 +176,11 @@ def _normal(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        at, code = error.start, f"U+{ord(text[error.start]):04X}"
         raise PromptError(
-            f"the text is not Unicode: character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}); "
-            "was it read as UTF-8?",
-            f"유니코드 텍스트가 아닙니다: {error.start}번째 문자가 짝 없는 서로게이트(U+{ord(text[error.start]):04X})"
-            "입니다. UTF-8로 읽었는지 확인하세요",
+            f"not Unicode text: character {at} is the lone surrogate {code}; was it read as UTF-8?",
+            f"유니코드 텍스트가 아닙니다: {at}번째 문자가 짝 없는 서로게이트 {code}입니다. "
+            "UTF-8로 읽었는지 확인하세요",
         ) from error
     return unicodedata.normalize("NFC", text)
 
@@ -189,14 +203,19 @@ def _require_byte_level(document: Mapping[str, Any], where: str) -> None:
         raise _unfit(where, "its text is not split by a ByteLevel pre-tokenizer")
     if steps[-1].get("add_prefix_space"):
         raise _unfit(where, "it adds a space before the text (add_prefix_space)")
-    for step in steps[:-1]:
-        is_plain = step.get("type") == "Digits" or (
-            step.get("type") == "Split"
-            and step.get("behavior") != "Removed"
-            and set(step.get("pattern") or ()) == {"String"}
-        )
-        if not is_plain:  # a regular expression from a file may take exponential time
-            raise _unfit(where, f"it splits text with {str(step)[:80]}")
+    if unknown := next((step for step in steps[:-1] if not _is_lossless(step)), None):
+        raise _unfit(where, f"it splits text with {str(unknown)[:80]}, which may lose text or never end")
+
+
+def _is_lossless(step: Mapping[str, Any]) -> bool:
+    """Whether a step cuts text without dropping any of it, in polynomial time."""
+    if step.get("type") == "Digits":
+        return True
+    pattern = step.get("pattern")
+    if step.get("type") != "Split" or step.get("behavior") == "Removed" or type(pattern) is not dict:
+        return False
+    regex = pattern.get("Regex", "")
+    return type(regex) is str and len(regex) <= MAX_PATTERN and TAME_PATTERN.fullmatch(regex) is not None
 
 
 def _steps(part: Any, key: str) -> list[dict[str, Any]]:

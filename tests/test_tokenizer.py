@@ -19,5 +19,3 @@ def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
 @pytest.mark.parametrize("text", [*PROSE, *HARD, ""])
 def test_any_text_round_trips_up_to_nfc(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
-
-
