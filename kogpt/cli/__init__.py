@@ -88,8 +88,9 @@ def command(name: str | None) -> tuple[ModuleType, Parser]:
         path, summary = COMMANDS[name]
         parser = Parser(prog=f"kogpt {name}", description=f"{summary[0].upper()}{summary[1:]}.")
     else:
-        close = get_close_matches(name, COMMANDS, n=1) or ["--help"]
-        Parser(prog="kogpt").error(f"there is no command {name!r}, try: kogpt {close[0]}")
+        close = get_close_matches(name, COMMANDS, n=1)
+        remedy = f"kogpt {close[0]}" if close else "kogpt generate TEXT, to continue a text"
+        Parser(prog="kogpt").error(f"there is no command {name!r}, try: {remedy}")
     module = import_module(path)
     module.add_arguments(parser)
     return module, parser
@@ -118,8 +119,13 @@ def _stop(code: int, line: str, debug: bool) -> int:
 
 
 def _speak_utf8() -> None:
-    """Write UTF-8 whatever the locale says; what has no UTF-8 is an error in text, escaped in messages."""
-    for stream, errors in ((sys.stdout, "strict"), (sys.stderr, "backslashreplace")):
+    """Read and write UTF-8 whatever the locale says.
+
+    Other bytes are kept as they came in what is read (PEP 383; reading.py judges them), refused in text that is
+    written, escaped in messages.
+    """
+    streams = ((sys.stdin, "surrogateescape"), (sys.stdout, "strict"), (sys.stderr, "backslashreplace"))
+    for stream, errors in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)
 

@@ -13,8 +13,8 @@ from kogpt.cli.options import add_generation_options, add_model_options, load_mo
 from kogpt.cli.progress import Progress
 from kogpt.cli.reading import (
     ENCODINGS,
-    argument_text,
     decode,
+    intended,
     jsonl_prompts,
     read_bytes,
     text_lines,
@@ -72,18 +72,23 @@ def _prompts(args: argparse.Namespace) -> _Prompts:
             "프롬프트가 없습니다: kogpt generate PROMPT (표준 입력은 -, 파일은 --file PATH)",
         )
     if args.prompt in (None, "-"):
-        text = decode(read_bytes("-"), "standard input", args.encoding)
-        return _Prompts([text.removesuffix("\n").removesuffix("\r")], "standard input", [])
-    return _Prompts([argument_text(args.prompt)], "the argument", [])
+        text = decode(read_bytes("-"), _source("-"), args.encoding)
+        return _Prompts([text.removesuffix("\n").removesuffix("\r")], _source("-"), [])
+    return _Prompts([intended(args.prompt, "PROMPT")], "PROMPT", [])
 
 
 def _prompts_of_file(path: str, encoding: str) -> _Prompts:
-    source = "standard input" if path == "-" else path
+    source = _source(path)
     read = jsonl_prompts if path.endswith(".jsonl") else text_lines
     numbered = list(read(read_bytes(path), source, encoding))
     if not numbered:
         raise InputError(f"{source} holds no prompts", f"{source}: 프롬프트가 없습니다")
     return _Prompts([text for _, text in numbered], source, [line for line, _ in numbered])
+
+
+def _source(path: str) -> str:
+    """What messages call an input."""
+    return localized("standard input", "표준 입력") if path == "-" else path
 
 
 def _stream(model: KoGPT, prompt: str, sampling: Sampling) -> int:

@@ -78,7 +78,7 @@ def describe(model: str, config: ModelConfig, ram_bytes: int | None, cards: list
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Memory of the weights: matrices in `dtype` with their scales; vectors beside int8 and int4 in 32 bits."""
+    """Memory of the weights; vectors beside int8 and int4 matrices have 32 bits."""
     total = 0
     for shape in config.tensor_shapes().values():
         if dtype == "int8":

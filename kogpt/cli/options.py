@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from kogpt.cli.machine import gpus
-from kogpt.cli.reading import argument_text
+from kogpt.cli.reading import intended
 from kogpt.errors import KoGPTError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def sampling_from(args: argparse.Namespace) -> Sampling:
     from kogpt.sampling import Sampling
 
     given = {setting.name: getattr(args, setting.name) for setting in fields(Sampling)}
-    given["stop"] = tuple(argument_text(stop) for stop in given["stop"] or ())
+    given["stop"] = tuple(intended(stop, "--stop") for stop in given["stop"] or ())
     given["logit_bias"] = dict(given["logit_bias"] or ())
     return Sampling(**given)
 

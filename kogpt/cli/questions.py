@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kogpt.cli.reading import argument_text, decode
+from kogpt.cli.reading import decode, intended
+from kogpt.errors import localized
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -37,12 +38,11 @@ class Pipe:
     patient = False
 
     def ask(self, question: str, keep: bool = False) -> str:
-        sys.stderr.write(question)
-        sys.stderr.flush()
+        print(question, file=sys.stderr)
         line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
-        return decode(line, "standard input").removesuffix("\n").removesuffix("\r")
+        return decode(line, localized("standard input", "표준 입력")).removesuffix("\n").removesuffix("\r")
 
 
 class Terminal:
@@ -66,7 +66,8 @@ class Terminal:
 
     def ask(self, question: str, keep: bool = False) -> str:
         session = self._prompts if keep else self._numbers
-        return argument_text(session.prompt(question, pre_run=self._watch))
+        typed = session.prompt(question, pre_run=self._watch)
+        return intended(typed, localized("what was typed", "입력한 글"))
 
     def _watch(self) -> None:
         from prompt_toolkit.application import get_app

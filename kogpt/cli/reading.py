@@ -54,12 +54,12 @@ def read_bytes(path: str) -> bytes:
         ) from error
 
 
-def argument_text(argument: str) -> str:
-    """A command-line argument as the user meant it, whatever the locale made of its bytes."""
-    if not any("\udc80" <= character <= "\udcff" for character in argument):
-        return argument
-    # Python keeps bytes that its locale cannot read as lone surrogates (PEP 383).
-    return decode(argument.encode("utf-8", "surrogateescape"), "the argument")
+def intended(text: str, source: str) -> str:
+    """An argument or a typed line as the user meant it, whatever the locale made of its bytes."""
+    if not any("\udc80" <= character <= "\udcff" for character in text):
+        return text
+    # Python keeps bytes that it cannot read as lone surrogates (PEP 383).
+    return decode(text.encode("utf-8", "surrogateescape"), source)
 
 
 def text_lines(data: bytes, source: str, encoding: str) -> Iterator[tuple[int, str]]:
