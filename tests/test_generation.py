@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kogpt import KoGPT, Sampling
-from kogpt.engine import Engine
 from kogpt.errors import PromptError, SamplingError
 from kogpt.generation import StopStrings
 
@@ -68,6 +67,13 @@ def test_streamed_text_is_the_final_text(kogpt: KoGPT) -> None:
         assert [p.finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 1)
         assert pieces[-1].finish_reason == result.finish_reason
         assert not any(stop in result.text for stop in sampling.stop)
+
+
+def test_text_held_back_for_a_stop_string_is_shown_at_the_end(kogpt: KoGPT) -> None:
+    whole = kogpt.generate("옛날 옛적에", GREEDY)
+    almost = whole.text[-2:] + "결코 오지 않는 끝"
+    stopped = kogpt.generate("옛날 옛적에", Sampling(temperature=0, max_tokens=24, stop=(almost,)))
+    assert stopped.text == whole.text and stopped.finish_reason == whole.finish_reason
 
 
 def test_a_result_counts_what_it_says(kogpt: KoGPT) -> None:
@@ -166,6 +172,13 @@ def test_embeddings_have_the_models_width_and_ignore_their_neighbours(kogpt: KoG
     assert kogpt.embed([]).shape == (0, kogpt.config.d_model)
 
 
-def test_a_tokenizer_smaller_than_the_model_is_never_outrun(kogpt: KoGPT) -> None:
-    assert kogpt.engine.n_tokens == kogpt.tokenizer.n_vocab <= kogpt.config.n_vocab
-    assert isinstance(kogpt.engine, Engine)
+def test_an_embedding_is_the_mean_over_the_tokens(kogpt: KoGPT) -> None:
+    [hidden] = kogpt.engine.hidden([np.array(kogpt.tokenizer.encode("문장 하나"))])
+    assert kogpt.embed(["문장 하나"])[0] == pytest.approx(hidden.sum(axis=0) / len(hidden), abs=1e-6)
+    assert len(hidden) > 1
+
+
+def test_the_end_of_text_is_neither_text_nor_token(kogpt: KoGPT) -> None:
+    eos = kogpt.config.eos_token_id
+    result = kogpt.generate("문장 하나", Sampling(temperature=0, logit_bias={eos: 1000}))
+    assert (result.text, result.tokens, result.finish_reason) == ("", (), "stop")
