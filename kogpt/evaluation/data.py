@@ -65,7 +65,7 @@ def load(sources: Iterable[Source], folder: Path | None = None) -> Table:
     if place is not None:
         names = " / ".join(source.file for source in sources)
         raise InputError(
-            f"{place} has no {names}: see docs/evaluation.md for the files, or leave --data out to fetch them",
+            f"{place} has no {names}: see docs/evaluation.md, or leave --data out to fetch the file",
             f"{place} 폴더에 {names} 파일이 없습니다: docs/evaluation.md를 보거나 --data 없이 내려받으십시오",
         )
     source = next(source for source in sources if source.url)
@@ -87,8 +87,11 @@ def cache_folder() -> Path:
 def read_tsv(content: bytes, quoted: bool = False) -> list[Row]:
     """Tab-separated rows under a line of column names; white space in a value becomes one space."""
     text = content.decode("utf-8-sig")
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=quoting)
+    lines = io.StringIO(text, newline="")
+    if quoted:
+        reader = csv.reader(lines, delimiter="\t")
+    else:
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     names = next(reader)
     rows = []
     for number, values in enumerate(reader, start=2):
@@ -152,8 +155,8 @@ def _fetched(source: Source) -> Table:
             content: bytes = answer.read(MAX_BYTES)
     except OSError as error:
         raise InputError(
-            f"cannot fetch {source.url} ({error}): offline, name a folder of data files with --data or KOGPT_DATA",
-            f"{source.url} 주소를 받을 수 없습니다({error}): 오프라인이면 --data 또는 KOGPT_DATA로 폴더를 주십시오",
+            f"cannot fetch {source.url} ({error}): offline, name a folder with --data or KOGPT_DATA",
+            f"{source.url} 파일을 받을 수 없습니다({error}): --data나 KOGPT_DATA로 폴더를 주십시오",
         ) from error
     table = _checked(source, content, source.url)
     cache_folder().mkdir(parents=True, exist_ok=True)

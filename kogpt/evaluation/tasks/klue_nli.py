@@ -30,7 +30,8 @@ TASK = Task(
         Prompt(
             name="question",
             source="this project, in the form of lm-evaluation-harness' klue_sts question",
-            question="질문: 문장 1이 참이면 문장 2도 참인가요?\n문장 1: {premise}\n문장 2: {hypothesis}\n정답:",
+            question="질문: 문장 1이 참이면 문장 2도 참인가요?"
+            "\n문장 1: {premise}\n문장 2: {hypothesis}\n정답:",
             choices=(" 예", " 알 수 없음", " 아니오"),
         ),
     ),

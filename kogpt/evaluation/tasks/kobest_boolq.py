@@ -21,7 +21,7 @@ TASK = Task(
     prompts=(
         Prompt(
             name="harness",
-            source="lm-evaluation-harness 0.4, kobest_boolq (its text ends in a space, its label begins with one)",
+            source="lm-evaluation-harness 0.4, kobest_boolq (two spaces before the label)",
             question="{paragraph} 질문: {question} 답변:",
             choices=("  아니오", "  예"),
         ),

@@ -28,7 +28,8 @@ TASK = Task(
         Prompt(
             name="lines",
             source="this project: one part a line",
-            question="문장 1: {context1}\n문장 2: {context2}\n질문: 두 문장에서 '{word}'의 뜻이 같은가?\n답변:",
+            question="문장 1: {context1}\n문장 2: {context2}"
+            "\n질문: 두 문장에서 '{word}'의 뜻이 같은가?\n답변:",
             choices=(" 아니오", " 예"),
         ),
     ),

@@ -1,0 +1,202 @@
+"""`kogpt eval TASK...`: few-shot tables with prompts, shots, seeds, spread and baselines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kogpt.cli.options import add_model_options, load_model
+from kogpt.errors import KoGPTError
+
+if TYPE_CHECKING:
+    from kogpt.evaluation.evaluate import Settings, Subject
+    from kogpt.evaluation.report import Report
+    from kogpt.evaluation.task import Prompt, Task
+
+EPILOG = """tasks: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag
+       kobest-sentineg kobest-wic, ppl (bits per byte of --text)
+
+Offline, --data or KOGPT_DATA names a folder of the data files; otherwise they are fetched from where they
+were published. A run that was interrupted goes on where it was when the same command is given again."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which tasks, how they are asked, and where the report goes."""
+    parser.epilog = EPILOG
+    parser.add_argument("tasks", nargs="+", metavar="TASK", help="what to measure (below)")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="NAME",
+        help="a named wording (repeatable), or all (default: the first)",
+    )
+    parser.add_argument(
+        "--shots",
+        type=_counts,
+        default=(0, 5),
+        metavar="N,N",
+        help="solved examples shown first (default: 0,5)",
+    )
+    parser.add_argument("--seeds", type=_count, default=3, metavar="N", help="draws of shots (default: 3)")
+    parser.add_argument("--limit", type=_count, metavar="N", help="a fixed random subset of the test rows")
+    parser.add_argument(
+        "--scoring",
+        choices=("raw", "normalised", "calibrated"),
+        help="of log-likelihoods (default: the task's)",
+    )
+    parser.add_argument(
+        "--sample", type=float, metavar="T", help="draw the label at temperature T instead of scoring it"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of data files")
+    parser.add_argument(
+        "--text", type=Path, action="append", metavar="FILE", help="for ppl: .txt, .jsonl(.zst)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("eval-results"),
+        metavar="DIR",
+        help="reports and finished batches (%(default)s)",
+    )
+    parser.add_argument("--no-tfidf", action="store_true", help="leave the TF-IDF baseline out")
+    parser.add_argument("--json", action="store_true", help="one JSON object per value on stdout")
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write the report, print its table."""
+    from kogpt.evaluation import report as reports
+    from kogpt.evaluation import tasks
+
+    names = [name for name in args.tasks if name != "ppl"]
+    chosen = [(task, _prompts(task, args.prompt)) for task in map(tasks.get, names)]
+    if ("ppl" in args.tasks) != bool(args.text):
+        raise KoGPTError("ppl and --text FILE go together", "ppl 과제와 --text FILE은 함께 써야 합니다")
+    subject = _subject(args)
+    report = reports.Report(subject, shlex.join(["kogpt", "eval", *_words(args)]))
+    bar = Bar()
+    _measure(args, chosen, report, bar)
+    for path in args.text or ():
+        from kogpt.evaluation import perplexity
+
+        report.texts.append(perplexity.measure(subject, path, args.out, bar))
+    bar.end()
+    paths = reports.write(report, args.out)
+    if args.json:
+        for row in reports.lines(report):
+            print(json.dumps(row, ensure_ascii=False))
+    else:
+        print(reports.as_markdown(report), end="")
+    print(f"kogpt: {paths[0]}, {paths[1].name} and {len(paths) - 2} more files", file=sys.stderr)
+    return 0
+
+
+class Bar:
+    """A line on stderr: what is being scored, how far it is, how long it will take."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._label = ""
+        self._started = 0.0
+        self._first = 0  # items that were finished before this run began
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if label != self._label:
+            self._label, self._started, self._first = label, time.monotonic(), done
+            if not self._shown:
+                print(f"kogpt: {label}", file=sys.stderr)
+        if not self._shown:
+            return
+        spent = time.monotonic() - self._started
+        left = spent / (done - self._first) * (total - done) if done > self._first else 0.0
+        filled = 24 * done // max(total, 1)
+        line = f"{label} [{'#' * filled:24}] {done}/{total} {left:.0f} s left"
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._shown and self._label:
+            print(file=sys.stderr)
+
+
+def _measure(
+    args: argparse.Namespace, chosen: list[tuple[Task, list[Prompt]]], report: Report, bar: Bar
+) -> None:
+    """Every task, prompt and number of shots, and what stands beside them."""
+    from dataclasses import replace
+
+    from kogpt.evaluation import baselines
+    from kogpt.evaluation.evaluate import evaluate
+
+    settings = _settings(args)
+    for task, prompts in chosen:
+        for prompt in prompts:
+            for shots in args.shots:
+                result = evaluate(report.subject, task, prompt, replace(settings, shots=shots), bar)
+                report.results.append(result)
+        results = [result for result in report.results if result.task is task]
+        report.baselines[task.name] = baselines.of_task(task, results, args.out, tfidf=not args.no_tfidf)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from kogpt.evaluation.evaluate import Settings
+
+    return Settings(
+        seeds=tuple(range(1, args.seeds + 1)),
+        limit=args.limit,
+        scoring=args.scoring,
+        sample=args.sample,
+        folder=args.data,
+        out=args.out,
+    )
+
+
+def _subject(args: argparse.Namespace) -> Subject:
+    from kogpt import checkpoint
+    from kogpt.evaluation.evaluate import Subject, identity
+
+    model = load_model(args)
+    folder = checkpoint.find_folder(args.model, args.revision)
+    return Subject(args.model, model.engine.runner, model.tokenizer, identity(folder, model.engine.runner))
+
+
+def _prompts(task: Task, names: list[str] | None) -> list[Prompt]:
+    """The prompts that --prompt names: the task's first by default, every one for `all`."""
+    if names == ["all"]:
+        return list(task.prompts)
+    return [task.prompt(name) for name in names or (None,)]
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """The command that repeats this one, in a fixed order, without what does not change the numbers."""
+    words = [*args.tasks, "--model", args.model, "--shots", ",".join(map(str, args.shots))]
+    words += ["--seeds", str(args.seeds)]
+    for name in ("revision", "limit", "scoring", "sample", "dtype"):
+        value = getattr(args, name)
+        if value not in (None, "auto"):
+            words += [f"--{name}", str(value)]
+    for name in args.prompt or ():
+        words += ["--prompt", name]
+    for path in args.text or ():
+        words += ["--text", path.name]
+    return words
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) <= 1000 for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers from 0 to 1000, like 0,5,70"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))

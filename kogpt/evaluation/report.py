@@ -1,0 +1,318 @@
+"""A measurement as JSON, as Markdown and as a plot; everything that is needed to repeat it is inside."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kogpt import __version__
+from kogpt.checkpoint import atomic_write
+from kogpt.errors import MissingExtra
+from kogpt.evaluation import published
+from kogpt.evaluation.baselines import Baselines
+from kogpt.evaluation.evaluate import Result, SeedResult, Subject
+from kogpt.evaluation.perplexity import Perplexity
+from kogpt.evaluation.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All results of one command."""
+
+    subject: Subject
+    command: str
+    results: list[Result] = field(default_factory=list)
+    baselines: dict[str, Baselines] = field(default_factory=dict)  # by task
+    texts: list[Perplexity] = field(default_factory=list)
+
+    def tasks(self) -> list[Task]:
+        """Those measured, in order, each once."""
+        return list({result.task.name: result.task for result in self.results}.values())
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """report.json, report.md, one plot a task (where matplotlib is installed), one line per item."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "report.json", folder / "report.md"]
+    document = json.dumps(as_json(report), ensure_ascii=False, indent=1, allow_nan=False)
+    for path, text in zip(paths, (document + "\n", as_markdown(report)), strict=True):
+        with atomic_write(path) as file:
+            file.write(text.encode())
+    for result in report.results:
+        for seed in result.seeds:
+            paths.append(_write_items(result, seed, folder / "items"))
+    for task in report.tasks():
+        paths.append(plot(report, task, folder / f"{task.name}.png"))
+    return paths
+
+
+def lines(report: Report) -> list[dict[str, Any]]:
+    """One flat object for every metric of every result: what `kogpt eval --json` prints."""
+    rows: list[dict[str, Any]] = []
+    for result in report.results:
+        for seed in result.seeds:
+            for metric, value in seed.values.items():
+                rows.append(
+                    {
+                        "task": result.task.name,
+                        "prompt": result.prompt.name,
+                        "shots": len(seed.run.shots),
+                        "seed": seed.seed,
+                        "metric": metric,
+                        "value": _number(value),
+                        "n": len(result.rows.scored),
+                        "baselines": _baseline_values(report, result.task, metric),
+                    }
+                )
+    for text in report.texts:
+        row = {"task": "ppl", "prompt": text.file, "shots": 0, "seed": None, "metric": "bits_per_byte"}
+        rows.append({**row, "value": text.bits_per_byte, "n": text.n_bytes, "baselines": {}})
+    return rows
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The whole report."""
+    return {
+        "command": report.command,
+        "versions": versions(),
+        "model": {"name": report.subject.name, **report.subject.identity},
+        "results": [_result(result) for result in report.results],
+        "baselines": {name: _baselines(baselines) for name, baselines in report.baselines.items()},
+        "published": [
+            {"task": task.name, "model": row.model, "shots": shots, "value": value, "source": row.source}
+            for task in report.tasks()
+            for row, shots, value in published.of_task(task.name)
+        ],
+        "texts": [
+            {
+                "file": text.file,
+                "bits_per_byte": text.bits_per_byte,
+                "perplexity_per_token": text.per_token,
+                "documents": text.n_documents,
+                "bytes": text.n_bytes,
+                "tokens": text.n_tokens,
+            }
+            for text in report.texts
+        ],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    found = {"kogpt": __version__, "python": platform.python_version()}
+    for name in ("numpy", "tokenizers", "scikit-learn", "torch"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def as_markdown(report: Report) -> str:
+    """The report for people: the table of each task, its baselines, what was published, what the data is."""
+    parts = [f"# Evaluation of {report.subject.name}", f"`{report.command}`"]
+    parts.append("\n".join(f"- {key}: {value}" for key, value in report.subject.identity.items()))
+    parts += [_task_section(report, task) for task in report.tasks()]
+    if report.texts:
+        rows = [
+            (text.file, f"{text.bits_per_byte:.4f}", f"{text.per_token:.2f}", f"{text.n_bytes:,}")
+            for text in report.texts
+        ]
+        parts += ["## Bits per byte", table(("text", "bits per byte", "perplexity per token", "bytes"), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def score_text(result: Result) -> str:
+    """Mean and spread of the published metric in percent, with its bootstrap interval."""
+    metric = result.task.metrics[0]
+    std = result.std(metric)
+    low, high = result.intervals[metric]
+    spread = f" ± {100 * std:.1f}" if std is not None else ""
+    return f"{100 * result.mean(metric):.1f}{spread} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _task_section(report: Report, task: Task) -> str:
+    results = [result for result in report.results if result.task is task]
+    rows = []
+    for result in results:
+        seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else "one run"
+        n = f"{len(result.rows.scored):,} of {result.rows.n_test:,}"
+        rows.append((result.prompt.name, _shots_text(result), score_text(result), seeds, n, result.scoring))
+    first = results[0]
+    notes = [f"scored: {first.rows.test_table.note} (`{first.rows.test_table.digest[:23]}`)"]
+    if first.rows.pool_table is not None:
+        notes.append(f"shots: {first.rows.pool_table.note} (`{first.rows.pool_table.digest[:23]}`)")
+    else:
+        notes.append("shots: a fixed tenth of the same file, set apart")
+    notes.append(f"contamination: {task.contamination}; of other models nothing is known here")
+    notes += report.baselines[task.name].notes if task.name in report.baselines else ()
+    head = ("prompt", "shots", f"{task.metrics[0]}, mean ± std [95 %]", "runs", "items", "scoring")
+    parts = [f"## {task.title} ({task.metrics[0]}, percent)", table(head, rows)]
+    parts.append(table(("beside it", "value"), _comparisons(report, task)))
+    parts.append("\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(parts)
+
+
+def _shots_text(result: Result) -> str:
+    used, wanted = result.shots_used, result.settings.shots
+    return str(used) if used == wanted else f"{used} (of {wanted}: no more fit the context)"
+
+
+def _comparisons(report: Report, task: Task) -> list[tuple[str, str]]:
+    values = _baseline_values(report, task, task.metrics[0])
+    rows = [(name, f"{100 * value:.1f}") for name, value in values.items()]
+    for row, shots, value in published.of_task(task.name):
+        count = "shots unpublished" if shots is None else f"{shots} shots"
+        rows.append((f"published: {row.model}, {count} ({row.source})", f"{value:.1f}"))
+    return rows
+
+
+def _baseline_values(report: Report, task: Task, metric: str) -> dict[str, float]:
+    """Every baseline of a task by one metric; those on shots as the mean over the seeds."""
+    if task.name not in report.baselines:
+        return {}
+    baselines = report.baselines[task.name]
+    found = {name: values[metric] for name, values in baselines.constants.items() if metric in values}
+    if baselines.pool is not None and metric in baselines.pool:
+        found["TF-IDF + regression, whole pool"] = baselines.pool[metric]
+    for shots, runs in baselines.shots.items():
+        values = [run[metric] for run in runs if metric in run]
+        if values:
+            found[f"TF-IDF + regression, the same {shots} shots"] = sum(values) / len(values)
+    return found
+
+
+def _result(result: Result) -> dict[str, Any]:
+    metrics = result.task.metrics
+    return {
+        "task": result.task.name,
+        "task_version": result.task.version,
+        "prompt": {
+            "name": result.prompt.name,
+            "source": result.prompt.source,
+            "instruction": result.prompt.instruction,
+            "question": result.prompt.question,
+            "choices": list(result.prompt.choices),
+            "separator": result.prompt.separator,
+        },
+        "scoring": result.scoring,
+        "temperature": result.settings.sample,
+        "shots_wanted": result.settings.shots,
+        "n": len(result.rows.scored),
+        "n_test_file": result.rows.n_test,
+        "mean": {metric: _number(result.mean(metric)) for metric in metrics},
+        "std": {metric: _number(result.std(metric)) for metric in metrics},
+        "interval_95": {metric: list(map(_number, pair)) for metric, pair in result.intervals.items()},
+        "test": _table_json(result.rows.test_table),
+        "pool": _table_json(result.rows.pool_table) if result.rows.pool_table is not None else "test",
+        "contamination": result.task.contamination,
+        "seeds": [_seed(seed) for seed in result.seeds],
+    }
+
+
+def _seed(seed: SeedResult) -> dict[str, Any]:
+    return {
+        "seed": seed.seed,
+        "shots": [shot.id for shot in seed.run.shots],
+        "text_before_each_question": seed.run.prefix_text,
+        "values": {metric: _number(value) for metric, value in seed.values.items()},
+        "by_scoring": {
+            way: {metric: _number(value) for metric, value in values.items()}
+            for way, values in seed.by_scoring.items()
+        },
+        "items_cut_at_the_beginning": seed.run.n_cut,
+        "labels_inside_a_token": seed.run.n_moved,
+        "tokens": seed.run.n_tokens,
+    }
+
+
+def _table_json(source: Any) -> dict[str, str]:
+    return {"file": source.file, "digest": source.digest, "note": source.note}
+
+
+def _baselines(baselines: Baselines) -> dict[str, Any]:
+    return {
+        "constants": {name: dict(values) for name, values in baselines.constants.items()},
+        "tfidf_pool": baselines.pool,
+        "tfidf_shots": {str(shots): list(runs) for shots, runs in baselines.shots.items()},
+        "notes": list(baselines.notes),
+    }
+
+
+def _write_items(result: Result, seed: SeedResult, folder: Path) -> Path:
+    """One line per item: what it was answered and how likely each choice was."""
+    name = f"{result.task.name}.{result.prompt.name}.{result.settings.shots}.{seed.seed}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / name) as file:
+        for i, example in enumerate(result.rows.scored):
+            record = {
+                "id": example.id,
+                "answer": int(seed.outcome.answers[i]),
+                "prediction": int(seed.outcome.predictions[i]),
+                "scores": seed.scores[i],
+            }
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    return folder / name
+
+
+def plot(report: Report, task: Task, path: Path) -> Path:
+    """Score against shots, and against published models by their size."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("the plot of a report", "eval") from None
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    metric = task.metrics[0]
+    by_prompt: dict[str, list[Result]] = {}
+    for result in report.results:
+        if result.task is task:
+            by_prompt.setdefault(result.prompt.name, []).append(result)
+    for name, results in by_prompt.items():
+        results = sorted(results, key=lambda result: result.shots_used)
+        means = [100 * result.mean(metric) for result in results]
+        spread = [100 * (result.std(metric) or 0) for result in results]
+        left.errorbar([r.shots_used for r in results], means, spread, marker="o", capsize=3, label=name)
+    for name, value in _baseline_values(report, task, metric).items():
+        if name.startswith("majority") or name.endswith("whole pool"):
+            left.axhline(100 * value, color="grey", linestyle=":", linewidth=1)
+            left.annotate(name.encode("ascii", "ignore").decode(), (0, 100 * value), fontsize=7, color="grey")
+    left.set(xlabel="shots", ylabel=f"{metric}, percent", title=f"{task.title}: {report.subject.name}")
+    left.legend(fontsize=7)
+    _plot_sizes(right, report, task)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    return path
+
+
+def _plot_sizes(axes: Any, report: Report, task: Task) -> None:
+    """Published values by billions of parameters, and the best of this report as a line of its own."""
+    best = max((r for r in report.results if r.task is task), key=lambda result: result.mean(task.metrics[0]))
+    size = report.subject.runner.config.n_parameters / 1e9
+    axes.plot(
+        [size], [100 * best.mean(task.metrics[0])], "*", markersize=12, label=f"{report.subject.name}, here"
+    )
+    families: dict[str, list[tuple[float, float]]] = {}
+    for row, shots, value in published.of_task(task.name):
+        label = f"{row.model.rsplit(' ', 1)[0]}, published" + ("" if shots is None else f", {shots} shots")
+        families.setdefault(label, []).append((row.parameters, value))
+    for label, points in families.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker=".", linewidth=1, label=label)
+    axes.set(xscale="log", xlabel="parameters, billions", title="published rows as published")
+    axes.legend(fontsize=6)
+
+
+def _number(value: float | None) -> float | None:
+    """NaN is no JSON: a metric that is not defined is null."""
+    return None if value is None or value != value else value

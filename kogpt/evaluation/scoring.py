@@ -1,0 +1,126 @@
+"""Log-likelihood of every choice of every item: one prefix for all, each question once, rows by length.
+
+Batches are a function of the items alone, so a run that was interrupted repeats exactly the batches that it
+lacks, and floating-point sums come out the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+
+from kogpt.engine import Engine, Ids
+from kogpt.evaluation.fewshot import Item
+from kogpt.evaluation.metrics import Floats, Ints
+from kogpt.evaluation.task import Scoring
+from kogpt.runner import Runner
+
+MAX_ROWS = 64  # questions in one call of the runner
+MAX_TOKENS = 4096  # tokens of the questions in one batch
+
+Scores = list[list[float]]  # item by item, choice by choice: log-likelihood in nats
+
+
+class Store(Protocol):
+    """Where finished batches are kept (store.py), or a dict for those who keep nothing."""
+
+    def get(self, batch: int, /) -> Scores | None:
+        """The scores of a finished batch."""
+
+    def __setitem__(self, batch: int, scores: Scores, /) -> None:
+        """Keep the scores of a batch."""
+
+
+def score(
+    runner: Runner, prefix: Ids, items: Sequence[Item], store: Store
+) -> Iterator[tuple[int, Scores | None]]:
+    """Score what the store lacks, batch by batch: (finished items, None), and at the end (all, scores)."""
+    with shared_prefix(runner, prefix) as (engine, handle):
+
+        def compute(batch: Sequence[int]) -> Scores:
+            questions = [(items[i].context, items[i].choices) for i in batch]
+            answers = engine.score(questions, handle())
+            return [[float(array.sum(dtype=np.float64)) for array in row] for row in answers]
+
+        yield from in_batches(items, store, compute)
+
+
+def in_batches(
+    items: Sequence[Item], store: Store, compute: Callable[[Sequence[int]], Scores]
+) -> Iterator[tuple[int, Scores | None]]:
+    """Compute what the store lacks, batch by batch; yields as `score` does."""
+    batches = plan(items)
+    scores: Scores = [[] for _ in items]
+    done = 0
+    for number, batch in enumerate(batches):
+        kept = store.get(number)
+        if kept is None:
+            kept = compute(batch)
+            store[number] = kept
+        for i, row in zip(batch, kept, strict=True):
+            scores[i] = row
+        done += len(batch)
+        yield done, None
+    yield done, scores
+
+
+@contextmanager
+def shared_prefix(runner: Runner, prefix: Ids) -> Iterator[tuple[Engine, Callable[[], int | None]]]:
+    """An engine of this evaluation's batch size, and the handle of the prefix, which is read when needed."""
+    engine = Engine(runner, max_rows=MAX_ROWS)
+    handles: list[int] = []
+
+    def handle() -> int | None:
+        if len(prefix) and not handles:
+            handles.append(engine.prefix(prefix))
+        return handles[0] if handles else None
+
+    try:
+        yield engine, handle
+    finally:
+        for ready in handles:
+            engine.release(ready)
+
+
+def plan(items: Sequence[Item]) -> list[list[int]]:
+    """Indices of the items in batches of like length, the longest first."""
+    order = sorted(range(len(items)), key=lambda i: (-len(items[i].context), i))
+    batches: list[list[int]] = []
+    room = 0
+    for i in order:
+        n_tokens = len(items[i].context)
+        if not batches or len(batches[-1]) == MAX_ROWS or n_tokens > room:
+            batches.append([])
+            room = MAX_TOKENS
+        batches[-1].append(i)
+        room -= n_tokens
+    return batches
+
+
+def decide(
+    scores: Scores, items: Sequence[Item], scoring: Scoring, content_free: Scores | None = None
+) -> tuple[Ints, list[Floats]]:
+    """Which choice each item gets, (N,), and the probabilities of its choices.
+
+    raw: the sum over a choice's tokens. normalised: divided by the choice's characters. calibrated:
+    probabilities divided by those that the same question about nothing gets (arXiv 2102.09690).
+    """
+    logits = [np.array(row) for row in scores]
+    if scoring == "normalised":
+        logits = [row / np.array(item.lengths) for row, item in zip(logits, items, strict=True)]
+    elif scoring == "calibrated":
+        assert content_free, "calibration needs the same choices for every item"
+        bias = np.log(np.mean([softmax(np.array(row)) for row in content_free], axis=0))
+        logits = [row - bias for row in logits]
+    choices = np.array([int(np.argmax(row)) for row in logits], dtype=np.int64)
+    return choices, [softmax(row) for row in logits]
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities of unnormalised log-probabilities."""
+    powers: Floats = np.exp(logits - logits.max())
+    shares: Floats = powers / powers.sum()
+    return shares

@@ -1,0 +1,108 @@
+"""Finished batches on disk, so that an evaluation that was killed goes on where it was.
+
+One append-only file per run, named by the hash of everything that the scores depend on. A line is a batch
+with a checksum; a line that was cut off by a kill is dropped, and its batch is done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from zlib import crc32
+
+from kogpt.errors import KoGPTError
+from kogpt.evaluation.scoring import Scores
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """The hash of what the scores of a run depend on: model, tokenizer, prompt, data, dtype and the like."""
+    return sha256(_canonical(parts).encode()).hexdigest()
+
+
+class BatchStore:
+    """The batches of one run: `store[number] = scores`, `store.get(number)`; one process at a time."""
+
+    def __init__(self, folder: Path, parts: Mapping[str, Any]) -> None:
+        """Open or begin the file of a run; KoGPTError if another process writes it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{key_of(parts)[:32]}.jsonl"
+        self._file = self.path.open("a+b", buffering=0)
+        self._lock()
+        self._batches: dict[int, Scores] = {}
+        self._read(_line({"run": dict(parts)}))
+
+    def get(self, batch: int, /) -> Scores | None:
+        """The scores of a finished batch."""
+        return self._batches.get(batch)
+
+    def __setitem__(self, batch: int, scores: Scores, /) -> None:
+        assert batch not in self._batches, f"batch {batch} was finished before"
+        self._append(_line({"batch": batch, "scores": scores}))
+        self._batches[batch] = scores
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise KoGPTError(
+                f"another process is writing {self.path}: wait for it, or choose another --out",
+                f"다른 프로세스가 {self.path} 파일을 쓰고 있습니다: 기다리거나 --out을 바꾸십시오",
+            ) from None
+
+    def _read(self, header: bytes) -> None:
+        """Take over whole lines from the beginning; cut the file after the last of them."""
+        self._file.seek(0)
+        content = self._file.read()
+        good = len(header) if content.startswith(header) else 0
+        for line in content[good:].splitlines(keepends=True) if good else []:
+            record = _parsed(line)
+            if record is None:
+                break
+            self._batches[record["batch"]] = record["scores"]
+            good += len(line)
+        self._file.truncate(good)
+        if not good:
+            self._append(header)
+
+    def _append(self, line: bytes) -> None:
+        """Write a line whole and see it on the disk before anything relies on it."""
+        view = memoryview(line)
+        while view:
+            view = view[self._file.write(view) :]
+        os.fsync(self._file.fileno())
+
+
+def _canonical(record: Any) -> str:
+    return json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def _line(record: Any) -> bytes:
+    body = _canonical(record).encode()
+    return b"%08x %s\n" % (crc32(body), body)
+
+
+def _parsed(line: bytes) -> Any:
+    """The record of a line, None if the line is not whole."""
+    checksum, _, body = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % crc32(body):
+        return None
+    return json.loads(body)
