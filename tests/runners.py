@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kogpt import native_runner
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
+from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Runner
 from kogpt.torch_runner import TorchRunner
@@ -36,6 +38,14 @@ KINDS = {
     "torch-float16": Kind(TorchRunner, "float16", 0.012),
     "torch-bfloat16": Kind(TorchRunner, "bfloat16", 0.1),
 }
+
+if native_runner.available():
+    KINDS |= {
+        "native-float32": Kind(NativeRunner, "float32", 2e-5),
+        "native-float16": Kind(NativeRunner, "float16", 0.03),
+        "native-bfloat16": Kind(NativeRunner, "bfloat16", 0.1),
+        "native-int8": Kind(NativeRunner, "int8", 0.2),
+    }
 
 
 def stored(array: NDArray[Any], dtype: str = "float32") -> Stored:

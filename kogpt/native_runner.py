@@ -1,0 +1,277 @@
+"""The fast CPU runner: the whole forward pass in C++ (native/), one call per step, without torch.
+
+Weights stay on the file's pages where the file has the runner's dtype and whole tiles; otherwise they are
+converted one tensor at a time, and the pages read for it are given back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kogpt.checkpoint import Stored
+from kogpt.config import ModelConfig
+from kogpt.errors import KoGPTError
+from kogpt.memory import require_memory
+from kogpt.runner import Array, Chunk, check_chunks, split_outputs
+
+LIBRARY = Path(__file__).with_name("_native.so")
+ABI = 1
+FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
+BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.54}  # per weight
+PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
+DIMENSIONS = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
+VECTORS = ("ln_1.weight", "ln_1.bias", "mlp.fc_in.bias", "mlp.fc_out.bias")
+
+
+class Dims(ctypes.Structure):
+    """struct Dims of native/model.h."""
+
+    _fields_ = (*((name, ctypes.c_int) for name in DIMENSIONS), ("epsilon", ctypes.c_float))
+
+
+class NativeChunk(ctypes.Structure):
+    """struct Chunk of native/model.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("row", "t", "n_outputs")),
+        ("ids", ctypes.c_void_p),
+        ("embeddings", ctypes.c_void_p),
+    )
+
+
+def available() -> bool:
+    """Whether the kernels were built for this machine."""
+    return _library() is not None
+
+
+def isa() -> str:
+    """The instruction set in use: amx, avx512, avx2, neon or plain. KOGPT_ISA forces a lesser one."""
+    library = _library()
+    assert library is not None
+    name: bytes | None = library.kogpt_isa()
+    if name is None:
+        wanted = os.environ.get("KOGPT_ISA")
+        raise KoGPTError(
+            f"KOGPT_ISA is {wanted!r}, an instruction set that this processor or build lacks: unset it",
+            f"KOGPT_ISA 값 {wanted!r}: 이 프로세서에 없는 명령어 집합입니다. 이 변수를 지우십시오",
+        )
+    return name.decode()
+
+
+class NativeRunner:
+    """A Runner for float32, bfloat16, float16, int8 and int4 weights; see runner.py for what it promises.
+
+    The cache is float32 for float32 weights, else bfloat16. threads: those that the process may use if None.
+    Raises NotEnoughMemory if the model does not fit.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Stored],
+        dtype: str = "bfloat16",
+        threads: int | None = None,
+    ) -> None:
+        library = _library()
+        assert library is not None, "kogpt._native was not built"
+        _check_dtype(dtype)
+        self.config = config
+        self.dtype = dtype
+        self.isa = isa()
+        self.threads = threads or usable_cpus()
+        _require_room(config, tensors, dtype)
+        self._library = library
+        dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
+        self._model = ctypes.c_void_p(library.kogpt_create(ctypes.byref(dims), FORMATS[dtype], self.threads))
+        assert self._model, "out of memory"
+        self._borrowed: list[NDArray[Any]] = []  # arrays whose memory the model reads
+        self._free = weakref.finalize(self, library.kogpt_destroy, self._model)
+        self._load(tensors)
+
+    def open(self) -> int:
+        handle: int = self._library.kogpt_open(self._model)
+        return handle
+
+    def fork(self, row: int, length: int | None = None) -> int:
+        length = self.length(row) if length is None else length
+        assert 0 <= length <= self.length(row), (length, self.length(row))
+        handle: int = self._library.kogpt_fork(self._model, row, length)
+        return handle
+
+    def close(self, row: int) -> None:
+        assert self._library.kogpt_holds(self._model, row), row
+        self._library.kogpt_close(self._model, row)
+
+    def length(self, row: int) -> int:
+        assert self._library.kogpt_holds(self._model, row), row
+        length: int = self._library.kogpt_length(self._model, row)
+        return length
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
+        return self._run(chunks, hidden=False)
+
+    def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
+        return self._run(chunks, hidden=True)
+
+    def _run(self, chunks: Sequence[Chunk], hidden: bool) -> list[Array]:
+        check_chunks(self, chunks)
+        self._require_cache(chunks)
+        inputs = [self._input(chunk.inputs) for chunk in chunks]
+        native = (NativeChunk * len(chunks))()
+        for slot, chunk, array in zip(native, chunks, inputs, strict=True):
+            slot.row, slot.t, slot.n_outputs = chunk.row, len(array), chunk.n_outputs
+            if array.ndim == 1:
+                slot.ids = array.ctypes.data
+            else:
+                slot.embeddings = array.ctypes.data
+        width = self.config.d_model if hidden else self.config.n_vocab
+        out = np.empty((sum(chunk.n_outputs for chunk in chunks), width), np.float32)
+        failed = self._library.kogpt_forward(self._model, native, len(chunks), hidden, out.ctypes.data)
+        assert not failed, "out of memory"
+        return split_outputs(out, chunks)
+
+    def _input(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        if inputs.ndim == 2:
+            assert inputs.shape[1] == self.config.d_model, inputs.shape
+            return np.ascontiguousarray(inputs, np.float32)
+        ids = np.ascontiguousarray(inputs, np.int64)
+        assert ids.min() >= 0 and ids.max() < self.config.n_vocab, (ids.min(), ids.max())
+        return ids
+
+    def _require_cache(self, chunks: Sequence[Chunk]) -> None:
+        needed = sum(
+            self._library.kogpt_cache_bytes(self._model, chunk.row, len(chunk.inputs)) for chunk in chunks
+        )
+        if needed:
+            length = max(self.length(chunk.row) + len(chunk.inputs) for chunk in chunks)
+            require_memory(needed, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시")
+
+    def _load(self, tensors: Mapping[str, Stored]) -> None:
+        embedding = _contiguous(tensors["transformer.wte.weight"])
+        self._library.kogpt_borrow_embedding(
+            self._model, FORMATS[embedding.dtype], embedding.array.ctypes.data
+        )
+        self._borrowed.append(embedding.array)
+        for index, name in enumerate(_vector_names(self.config)):
+            vector = np.ascontiguousarray(tensors[name].to("float32"))
+            self._library.kogpt_load_vector(self._model, index, vector.ctypes.data)
+        for index, name in enumerate(_projection_names(self.config)):
+            self._load_projection(index, tensors[name])
+
+    def _load_projection(self, index: int, tensor: Stored) -> None:
+        weight = _contiguous(tensor)
+        result = self._library.kogpt_load_projection(
+            self._model, index, FORMATS[weight.dtype], weight.array.ctypes.data
+        )
+        assert result >= 0, "out of memory"
+        if result == 1:
+            self._borrowed.append(weight.array)
+        else:
+            drop_pages(weight.array)
+
+
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def drop_pages(array: NDArray[Any]) -> None:
+    """Give back the physical memory behind an array of a memory-mapped file; it is read again when used."""
+    base: Any = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        base.madvise(mmap.MADV_DONTNEED, first, length)
+
+
+def _contiguous(tensor: Stored) -> Stored:
+    """The tensor in a dtype that the kernels read, aligned and row by row; itself if it is that already."""
+    if tensor.dtype == "float64":
+        tensor = Stored("float32", tensor.to("float32"))
+    flags = tensor.array.flags
+    if flags.c_contiguous and flags.aligned:
+        return tensor
+    return Stored(tensor.dtype, np.require(tensor.array, requirements=("C", "A")))
+
+
+def _projection_names(config: ModelConfig) -> Iterator[str]:
+    for layer in range(config.n_layers):
+        yield from (f"transformer.h.{layer}.{name}.weight" for name in PROJECTIONS)
+    yield "transformer.wte.weight" if config.tied_head else "lm_head.weight"
+
+
+def _vector_names(config: ModelConfig) -> Iterator[str]:
+    for layer in range(config.n_layers):
+        yield from (f"transformer.h.{layer}.{name}" for name in VECTORS)
+    yield from ("transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.bias")
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in FORMATS:
+        raise KoGPTError(
+            f"dtype is {dtype!r}, must be one of {', '.join(FORMATS)} on a CPU",
+            f"dtype 값 {dtype!r} (CPU에서 가능한 값: {', '.join(FORMATS)})",
+        )
+
+
+def _require_room(config: ModelConfig, tensors: Mapping[str, Stored], dtype: str) -> None:
+    """Refuse a model whose weights do not fit, before anything is allocated."""
+    projections = [tensors[name] for name in _projection_names(config)]
+    needed = sum(
+        tensor.array.nbytes if tensor.dtype == dtype else int(tensor.array.size * BYTES[dtype])
+        for tensor in projections
+    )
+    require_memory(needed, f"this model in {dtype}", f"{dtype} 형식의 이 모델")
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The kernels, or None where they were not built."""
+    if not LIBRARY.exists():
+        return None
+    library = ctypes.CDLL(str(LIBRARY))
+    if library.kogpt_abi() != ABI:
+        return None  # left over from another version; scripts and pip build it anew
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "kogpt_isa": (ctypes.c_char_p, ()),
+        "kogpt_create": (pointer, (pointer, number, number)),
+        "kogpt_destroy": (None, (pointer,)),
+        "kogpt_load_projection": (number, (pointer, number, number, pointer)),
+        "kogpt_load_packed": (None, (pointer, number, number, pointer, pointer)),
+        "kogpt_set_table": (None, (pointer, pointer)),
+        "kogpt_load_vector": (None, (pointer, number, pointer)),
+        "kogpt_borrow_embedding": (None, (pointer, number, pointer)),
+        "kogpt_open": (number, (pointer,)),
+        "kogpt_fork": (number, (pointer, number, number)),
+        "kogpt_close": (None, (pointer, number)),
+        "kogpt_holds": (number, (pointer, number)),
+        "kogpt_length": (number, (pointer, number)),
+        "kogpt_cache_bytes": (ctypes.c_size_t, (pointer, number, number)),
+        "kogpt_forward": (number, (pointer, pointer, number, number, pointer)),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,72 @@
+// The plain C interface that kogpt/native_runner.py loads. Nothing thrown leaves it: memory that cannot be had is
+// the value -1, everything else a caller could get wrong is asserted in Python.
+#include <new>
+
+#include "model.h"
+
+#define KOGPT_API extern "C" __attribute__((visibility("default")))
+
+using kogpt::Chunk;
+using kogpt::Dims;
+using kogpt::Format;
+using kogpt::Model;
+
+// Raised whenever a signature below or the layout of Dims or Chunk changes.
+KOGPT_API int kogpt_abi() { return 1; }
+
+// Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine.
+KOGPT_API const char* kogpt_isa() {
+  const kogpt::Kernels* kernels = kogpt::choose_kernels();
+  return kernels == nullptr ? nullptr : kernels->name;
+}
+
+KOGPT_API Model* kogpt_create(const Dims* dims, int format, int threads) {
+  try {
+    return new Model(*dims, static_cast<Format>(format), threads, *kogpt::choose_kernels());
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+KOGPT_API void kogpt_destroy(Model* model) { delete model; }
+
+// 1 borrowed, 0 copied, -1 out of memory.
+KOGPT_API int kogpt_load_projection(Model* model, int index, int from, const void* source) {
+  try {
+    return model->load_projection(index, static_cast<Format>(from), source) ? 1 : 0;
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
+}
+
+KOGPT_API void kogpt_load_packed(Model* model, int index, int format, const void* tiles, const float* scales) {
+  model->load_packed(index, static_cast<Format>(format), tiles, scales);
+}
+
+KOGPT_API void kogpt_set_table(Model* model, const std::int8_t* table) { model->set_table(table); }
+KOGPT_API void kogpt_load_vector(Model* model, int index, const float* source) { model->load_vector(index, source); }
+
+KOGPT_API void kogpt_borrow_embedding(Model* model, int format, const void* source) {
+  model->borrow_embedding(static_cast<Format>(format), source);
+}
+
+KOGPT_API int kogpt_open(Model* model) { return model->cache().open(); }
+KOGPT_API int kogpt_fork(Model* model, int row, int length) { return model->cache().fork(row, length); }
+KOGPT_API void kogpt_close(Model* model, int row) { model->cache().close(row); }
+KOGPT_API int kogpt_holds(Model* model, int row) { return model->cache().holds(row) ? 1 : 0; }
+KOGPT_API int kogpt_length(Model* model, int row) { return model->cache().length(row); }
+
+// Bytes of cache that a chunk would allocate.
+KOGPT_API std::size_t kogpt_cache_bytes(Model* model, int row, int tokens) {
+  return static_cast<std::size_t>(model->cache().blocks_needed(row, tokens)) * model->cache().block_bytes();
+}
+
+// 0 done, -1 out of memory.
+KOGPT_API int kogpt_forward(Model* model, const Chunk* chunks, int n_chunks, int hidden, float* out) {
+  try {
+    model->forward(chunks, n_chunks, hidden != 0, out);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
+}

@@ -1,0 +1,111 @@
+// AVX2, FMA and F16C: x86 since 2013 (Haswell) and 2017 (Zen).
+#include <immintrin.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace kogpt {
+
+namespace {
+
+constexpr int kRows = 2, kCols = 2, kOffset = 0;  // 8 of the 16 registers are sums
+constexpr bool kHalfProducts = false;
+
+struct F16 {
+  __m256 a, b;
+  static F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static F16 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  static F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static __m256 widen8(const std::uint16_t* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static F16 load_bf16(const std::uint16_t* p) { return {widen8(p), widen8(p + 8)}; }
+  static F16 load_f16(const std::uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+            _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+  }
+  static void load_pairs(const unsigned char* p, F16& first, F16& second) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32));
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
+    first = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
+    second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
+  }
+  void store(float* p) const {
+    _mm256_storeu_ps(p, a);
+    _mm256_storeu_ps(p + 8, b);
+  }
+};
+
+inline F16 add(const F16& x, const F16& y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+
+inline F16 fma(const F16& x, const F16& y, const F16& z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+
+inline float sum(const F16& x) {
+  const __m256 eight = _mm256_add_ps(x.a, x.b);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+struct I16 {
+  __m256i v;  // eight lanes are enough: a sum of int8 products is exact in any order
+  static I16 zero() { return {_mm256_setzero_si256()}; }
+};
+
+// |x| times w with x's sign: unsigned by signed, and two products of at most 127 * 127 fit 16 bits.
+inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int i = 0; i < 64; i += 32) {
+    const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + i));
+    const __m256i input = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(input), _mm256_sign_epi8(weight, input));
+    a.v = _mm256_add_epi32(a.v, _mm256_madd_epi16(pairs, ones));
+  }
+  return a;
+}
+
+inline std::int32_t sum(const I16& x) {
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x.v), _mm256_extracti128_si256(x.v, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+
+template <int C>
+inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
+
+// 32 inputs of two outputs at a time: they are one group, so that one table serves a whole register.
+inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
+  static_assert(kGroup == 32 && kDepth == 64);
+  const std::uint8_t* scales = tile + kTile8 / 2;
+  const __m256i low = _mm256_set1_epi8(15);
+  const auto entry = [&](int scale) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + scale * kCodes)));
+  };
+  for (int n = 0; n < kPanel; n += 2) {
+    for (int group = 0; group < 2; ++group) {
+      const std::uint8_t* from = tile + n / 2 * kDepth + group * kGroup;
+      const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      const __m256i first = _mm256_and_si256(codes, low);
+      const __m256i second = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low);
+      auto* to = reinterpret_cast<__m256i*>(out + n * kDepth + group * kGroup);
+      _mm256_storeu_si256(to, _mm256_shuffle_epi8(entry(scales[n * 2 + group]), first));
+      _mm256_storeu_si256(to + 2, _mm256_shuffle_epi8(entry(scales[n * 2 + 2 + group]), second));
+    }
+  }
+}
+
+#include "generic.inl"
+
+}  // namespace
+
+const Kernels kAvx2 = {"avx2",    layer_norm, prepare_rows, linear_rows, store_key,
+                       store_value, attend_rows, scratch_rows, unpack_tile, widen};
+
+}  // namespace kogpt

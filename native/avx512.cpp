@@ -1,0 +1,67 @@
+// AVX-512 with VNNI and BF16: Cooper Lake, Sapphire Rapids, Zen 4 and later.
+#include <immintrin.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 in its own headers (bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+namespace kogpt {
+
+namespace {
+
+constexpr int kRows = 4, kCols = 2;
+constexpr int kOffset = 128;  // vpdpbusd multiplies unsigned activations by signed weights
+constexpr bool kHalfProducts = true;
+
+#include "avx512.inl"
+
+struct I16 {
+  __m512i v;
+  static I16 zero() { return {_mm512_setzero_si512()}; }
+};
+
+inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
+  return {_mm512_dpbusd_epi32(a.v, _mm512_loadu_si512(x), _mm512_loadu_si512(w))};
+}
+
+inline std::int32_t sum(const I16& a) { return _mm512_reduce_add_epi32(a.v); }
+
+// kRows outputs x C tokens, products of bfloat16 pairs summed in float32.
+template <int C>
+inline void half_block(const Linear& w, const Acts& acts, int n, int m, float (*y)[kPanel], int column) {
+  const auto kp = static_cast<std::size_t>(w.kp);
+  const auto* x = static_cast<const std::uint16_t*>(acts.data) + static_cast<std::size_t>(m) * kp;
+  const auto* row = static_cast<const std::uint16_t*>(w.w) + static_cast<std::size_t>(n) * kp;
+  __m512 sums[kRows][C];
+  for (auto& line : sums) {
+    for (auto& value : line) value = _mm512_setzero_ps();
+  }
+  for (std::size_t k = 0; k < kp; k += 32) {
+    for (int r = 0; r < kRows; ++r) {
+      const auto weight = std::bit_cast<__m512bh>(_mm512_loadu_si512(row + static_cast<std::size_t>(r) * kp + k));
+      for (int c = 0; c < C; ++c) {
+        const auto input = std::bit_cast<__m512bh>(_mm512_loadu_si512(x + static_cast<std::size_t>(c) * kp + k));
+        sums[r][c] = _mm512_dpbf16_ps(sums[r][c], weight, input);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < C; ++c) y[c][column + r] = _mm512_reduce_add_ps(sums[r][c]);
+  }
+}
+
+#include "generic.inl"
+
+}  // namespace
+
+const Kernels kAvx512 = {"avx512",  layer_norm, prepare_rows, linear_rows, store_key,
+                         store_value, attend_rows, scratch_rows, unpack_tile, widen};
+
+}  // namespace kogpt

@@ -1,0 +1,45 @@
+// 16 floats in one register; shared by avx512.cpp and amx.cpp.
+
+struct F16 {
+  __m512 v;
+  static F16 zero() { return {_mm512_setzero_ps()}; }
+  static F16 splat(float x) { return {_mm512_set1_ps(x)}; }
+  static F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static F16 load_bf16(const std::uint16_t* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  }
+  static F16 load_f16(const std::uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static void load_pairs(const unsigned char* p, F16& first, F16& second) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    first.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    second.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
+  }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+};
+
+inline F16 add(const F16& a, const F16& b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F16 fma(const F16& a, const F16& b, const F16& c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline float sum(const F16& a) { return _mm512_reduce_add_ps(a.v); }
+
+// See kTile4: 64 inputs of two outputs at a time; the table of a group fills the lanes of its 32 inputs.
+inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
+  static_assert(kGroup == 32 && kDepth == 64);
+  const std::uint8_t* scales = tile + kTile8 / 2;
+  const __m512i low = _mm512_set1_epi8(15);
+  const auto entries = [&](const std::uint8_t* two) {
+    const auto* first = reinterpret_cast<const __m128i*>(table + two[0] * kCodes);
+    const auto* second = reinterpret_cast<const __m128i*>(table + two[1] * kCodes);
+    return _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(_mm_loadu_si128(first)), 0xFF00,
+                                       _mm_loadu_si128(second));
+  };
+  for (int n = 0; n < kPanel; n += 2) {
+    const __m512i codes = _mm512_loadu_si512(tile + n / 2 * kDepth);
+    const __m512i first = _mm512_and_si512(codes, low);
+    const __m512i second = _mm512_and_si512(_mm512_srli_epi16(codes, 4), low);
+    _mm512_storeu_si512(out + n * kDepth, _mm512_shuffle_epi8(entries(scales + n * 2), first));
+    _mm512_storeu_si512(out + (n + 1) * kDepth, _mm512_shuffle_epi8(entries(scales + n * 2 + 2), second));
+  }
+}

@@ -1,0 +1,64 @@
+#include "cache.h"
+
+namespace kogpt {
+
+Cache::Cache(int n_layers, int n_heads, int d_head, bool half)
+    : n_heads_(n_heads),
+      half_(half),
+      head_bytes_(static_cast<std::size_t>(kBlock) * static_cast<std::size_t>(round_up(d_head, kHeadStep)) *
+                  (half ? 2 : 4)),
+      block_bytes_(head_bytes_ * 2 * static_cast<std::size_t>(n_layers) * static_cast<std::size_t>(n_heads)) {}
+
+int Cache::open() {
+  std::size_t row = 0;
+  while (row < rows_.size() && rows_[row].open) ++row;
+  if (row == rows_.size()) rows_.emplace_back();
+  rows_[row].open = true;
+  return static_cast<int>(row);
+}
+
+int Cache::fork(int parent, int length) {
+  const int child = open();
+  const Row& from = rows_[static_cast<std::size_t>(parent)];
+  Row& to = rows_[static_cast<std::size_t>(child)];
+  const auto count = static_cast<std::ptrdiff_t>((length + kBlock - 1) / kBlock);
+  to.length = length;
+  to.blocks.assign(from.blocks.begin(), from.blocks.begin() + count);
+  to.data.assign(from.data.begin(), from.data.begin() + count);
+  return child;
+}
+
+void Cache::close(int row) { rows_[static_cast<std::size_t>(row)] = Row{}; }
+
+bool Cache::holds(int row) const {
+  return row >= 0 && static_cast<std::size_t>(row) < rows_.size() && rows_[static_cast<std::size_t>(row)].open;
+}
+
+bool Cache::last_is_shared(const Row& row) const {
+  const int last = row.length / kBlock;
+  return row.length % kBlock != 0 && row.blocks[static_cast<std::size_t>(last)].use_count() > 1;
+}
+
+int Cache::blocks_needed(int row, int tokens) const {
+  const Row& from = rows_[static_cast<std::size_t>(row)];
+  const int whole = (from.length + tokens + kBlock - 1) / kBlock;
+  return whole - static_cast<int>(from.blocks.size()) + (last_is_shared(from) ? 1 : 0);
+}
+
+void Cache::reserve(int handle, int tokens) {
+  Row& row = rows_[static_cast<std::size_t>(handle)];
+  if (last_is_shared(row)) {
+    const auto last = static_cast<std::size_t>(row.length / kBlock);
+    auto copy = std::make_shared<Buffer>(block_bytes_);
+    std::memcpy(copy->data(), row.blocks[last]->data(), block_bytes_);
+    row.data[last] = copy->data();
+    row.blocks[last] = std::move(copy);
+  }
+  const auto count = static_cast<std::size_t>((row.length + tokens + kBlock - 1) / kBlock);
+  while (row.blocks.size() < count) {
+    row.blocks.push_back(std::make_shared<Buffer>(block_bytes_));
+    row.data.push_back(row.blocks.back()->data());
+  }
+}
+
+}  // namespace kogpt

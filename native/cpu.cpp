@@ -1,0 +1,76 @@
+// Which instruction sets this processor and operating system have.
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace kogpt {
+
+namespace {
+
+#if defined(__x86_64__)
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+
+// Leaf 7: EDX bit 22 AMX-BF16, 24 AMX-TILE, 25 AMX-INT8 (Intel SDM volume 2A, CPUID).
+bool cpuid_has_amx() {
+  unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
+  asm volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+  constexpr unsigned kBits = 1u << 22 | 1u << 24 | 1u << 25;
+  return (edx & kBits) == kBits;
+}
+
+// The kernel gives a process the 8 KB of tile state only when asked (Documentation/arch/x86/xstate.rst).
+bool has_amx() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return has_avx512() && cpuid_has_amx() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+#endif
+
+// From best to plainest.
+std::vector<const Kernels*> present() {
+  std::vector<const Kernels*> sets;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (has_amx()) sets.push_back(&kAmx);
+  if (has_avx512()) sets.push_back(&kAvx512);
+  if (has_avx2()) sets.push_back(&kAvx2);
+#elif defined(__aarch64__)
+  sets.push_back(&kNeon);
+#endif
+  sets.push_back(&kPlain);
+  return sets;
+}
+
+}  // namespace
+
+const Kernels* choose_kernels() {
+  const std::vector<const Kernels*> sets = present();
+  const char* wanted = std::getenv("KOGPT_ISA");
+  if (wanted == nullptr || *wanted == '\0') return sets.front();
+  for (const Kernels* set : sets) {
+    if (std::strcmp(set->name, wanted) == 0) return set;
+  }
+  return nullptr;
+}
+
+}  // namespace kogpt

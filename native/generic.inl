@@ -1,0 +1,425 @@
+// Kernels in terms of a few vector operations. Each instruction set includes this file in its own translation
+// unit, inside an anonymous namespace, after defining
+//
+//   F16       16 floats:  zero, load, store, splat, add, fma, sum, load_bf16, load_f16, load_pairs
+//   I16       16 int32:   zero, dot64 (adds 64 products), sum
+//   kRows     outputs and kCols tokens that a register block of `linear` holds at once
+//   kOffset   what is added to the int8 activations in memory (VNNI multiplies unsigned by signed)
+//
+// Sums run in one order whatever the number of tokens: an output never depends on its neighbours in a batch.
+
+constexpr float kInfinity = __builtin_huge_valf();
+
+// e^x for x <= 88; below -87 it is flushed to e^-87. Cephes' expf: range reduction and a polynomial of degree 5.
+inline float exp_of(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
+  const float n = shifted - 12582912.0f;
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const std::int32_t power = (std::bit_cast<std::int32_t>(shifted) << 23) + 0x3F800000;
+  return (p * r * r + r + 1.0f) * std::bit_cast<float>(power);
+}
+
+// The tanh approximation of GELU, x * sigmoid(2u): 1/2 (1 + tanh u) = sigmoid(2u).
+inline float gelu_of(float x) {
+  const float u = 0.7978845608f * (x + 0.044715f * x * x * x);
+  const float e = exp_of(-2.0f * u > 87.0f ? 87.0f : -2.0f * u);
+  return x / (1.0f + e);
+}
+
+inline std::uint16_t bf16_of(float x) {  // round to nearest, ties to even; the model has no NaN to keep
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float epsilon, int n, float* out) {
+  F16 sums = F16::zero();
+  const int whole = n / 16 * 16;
+  for (int i = 0; i < whole; i += 16) sums = add(sums, F16::load(x + i));
+  float total = sum(sums);
+  for (int i = whole; i < n; ++i) total += x[i];
+  const float mean = total / static_cast<float>(n);
+  F16 squares = F16::zero();
+  for (int i = 0; i < whole; i += 16) {
+    const F16 centred = add(F16::load(x + i), F16::splat(-mean));
+    squares = fma(centred, centred, squares);
+  }
+  float variance = sum(squares);
+  for (int i = whole; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
+  const float inverse = 1.0f / std::sqrt(variance / static_cast<float>(n) + epsilon);
+  for (int i = 0; i < n; ++i) out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
+}
+
+void widen(Format from, const void* source, std::size_t n, float* out) {
+  const auto* half = static_cast<const std::uint16_t*>(source);
+  if (from == Format::f32) {
+    std::memcpy(out, source, n * sizeof(float));
+    return;
+  }
+  const std::size_t whole = n / 16 * 16;
+  std::uint16_t tail[16] = {};
+  if (n > whole) std::memcpy(tail, half + whole, (n - whole) * sizeof(*half));
+  for (std::size_t i = 0; i < n; i += 16) {
+    const std::uint16_t* from16 = i < whole ? half + i : tail;
+    const F16 value = from == Format::bf16 ? F16::load_bf16(from16) : F16::load_f16(from16);
+    float sixteen[16];
+    value.store(sixteen);
+    std::memcpy(out + i, sixteen, (i < whole ? 16 : n - whole) * sizeof(float));
+  }
+}
+
+// ---- activations ----
+
+// One token as two rows of int8 of kp values each; returns the scale of the first.
+float quantize_token(const float* x, int kp, std::int8_t* high, std::int8_t* low) {
+  float lanes[16] = {};
+  for (int i = 0; i < kp; i += 16) {
+    for (int j = 0; j < 16; ++j) {
+      const float magnitude = std::fabs(x[i + j]);
+      lanes[j] = magnitude > lanes[j] ? magnitude : lanes[j];
+    }
+  }
+  float largest = 0;
+  for (float lane : lanes) largest = lane > largest ? lane : largest;
+  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  constexpr float kRound = 12582912.0f;  // adding and taking away 1.5 * 2^23 rounds to the nearest integer
+  for (int i = 0; i < kp; ++i) {
+    const float scaled = x[i] * inverse;
+    const float whole = (scaled + kRound) - kRound;
+    const float rest = ((scaled - whole) / kLowStep + kRound) - kRound;
+    high[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(whole) + kOffset);
+    low[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(rest) + kOffset);
+  }
+  return largest / 127.0f;
+}
+
+// Row by row: float32 (m, kp), bfloat16 (m, kp) or int8 (m, 2, kp). x is padded with zeros up to kp.
+[[maybe_unused]] void prepare_rows(const float* x, std::size_t ld, int m0, int m1, const Acts& acts,
+                                   unsigned char*) {
+  const auto kp = static_cast<std::size_t>(acts.kp);
+  for (int m = m0; m < m1; ++m) {
+    const float* row = x + static_cast<std::size_t>(m) * ld;
+    if (acts.format == Format::i8 || acts.format == Format::i4) {
+      std::int8_t* high = static_cast<std::int8_t*>(acts.data) + static_cast<std::size_t>(m) * kp * kPlanes;
+      acts.scale[m] = quantize_token(row, acts.kp, high, high + kp);
+    } else if (acts.format == Format::bf16 && kHalfProducts) {
+      auto* out = static_cast<std::uint16_t*>(acts.data) + static_cast<std::size_t>(m) * kp;
+      for (std::size_t i = 0; i < kp; ++i) out[i] = bf16_of(row[i]);
+    } else {
+      std::memcpy(static_cast<float*>(acts.data) + static_cast<std::size_t>(m) * kp, row, kp * sizeof(float));
+    }
+  }
+}
+
+// ---- projections ----
+
+// y[0..16) of one token to its outputs.
+inline void finish(const float* y, const Output& o, int m, int n, int n_all) {
+  float values[kPanel];
+  for (int j = 0; j < kPanel; ++j) values[j] = y[j] + (o.bias ? o.bias[n + j] : 0.0f);
+  if (o.gelu) {
+    for (int j = 0; j < kPanel; ++j) values[j] = gelu_of(values[j]);
+  }
+  float* out = o.out + static_cast<std::size_t>(m) * o.ld + n;
+  const int count = n_all - n < kPanel ? n_all - n : kPanel;
+  if (o.accumulate) {
+    for (int j = 0; j < count; ++j) out[j] += values[j];
+  } else {
+    for (int j = 0; j < count; ++j) out[j] = values[j];
+  }
+}
+
+template <Format kFormat>
+inline F16 load_weight(const void* w, std::size_t i) {
+  if constexpr (kFormat == Format::f32) return F16::load(static_cast<const float*>(w) + i);
+  if constexpr (kFormat == Format::f16) return F16::load_f16(static_cast<const std::uint16_t*>(w) + i);
+  if constexpr (kFormat == Format::bf16) return F16::load_bf16(static_cast<const std::uint16_t*>(w) + i);
+}
+
+// kRows outputs x C tokens in float32.
+template <Format kFormat, int C>
+inline void float_block(const Linear& w, const Acts& acts, int n, int m, float (*y)[kPanel], int column) {
+  const auto kp = static_cast<std::size_t>(w.kp);
+  const float* x = static_cast<const float*>(acts.data) + static_cast<std::size_t>(m) * kp;
+  const std::size_t row = static_cast<std::size_t>(n) * kp;
+  F16 sums[kRows][C];
+  for (auto& line : sums) {
+    for (auto& value : line) value = F16::zero();
+  }
+  for (std::size_t k = 0; k < kp; k += 16) {
+    F16 inputs[C];
+    for (int c = 0; c < C; ++c) inputs[c] = F16::load(x + static_cast<std::size_t>(c) * kp + k);
+    for (int r = 0; r < kRows; ++r) {
+      const F16 weight = load_weight<kFormat>(w.w, row + static_cast<std::size_t>(r) * kp + k);
+      for (int c = 0; c < C; ++c) sums[r][c] = fma(weight, inputs[c], sums[r][c]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < C; ++c) y[c][column + r] = sum(sums[r][c]);
+  }
+}
+
+// kRows outputs x C tokens of int8; `tiles` is the panel's (Kp / 64, 16, 64).
+template <int C>
+inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& acts, int n, int m,
+                      float (*y)[kPanel], int column) {
+  const auto kp = static_cast<std::size_t>(w.kp);
+  const std::int8_t* x = static_cast<const std::int8_t*>(acts.data) + static_cast<std::size_t>(m) * kp * kPlanes;
+  I16 sums[kRows][C * kPlanes];
+  for (auto& line : sums) {
+    for (auto& value : line) value = I16::zero();
+  }
+  const std::int8_t* line = tiles + column * kDepth;
+  for (std::size_t k = 0; k < kp; k += kDepth, line += kTile8) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int c = 0; c < C * kPlanes; ++c) {
+        sums[r][c] = dot64(sums[r][c], line + r * kDepth, x + static_cast<std::size_t>(c) * kp + k);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const int output = n + column + r;
+    const std::int32_t excess = kOffset * w.sums[output];
+    for (int c = 0; c < C; ++c) {
+      const auto high = static_cast<float>(sum(sums[r][c * kPlanes]) - excess);
+      const auto low = static_cast<float>(sum(sums[r][c * kPlanes + 1]) - excess);
+      y[c][column + r] = (high + low * kLowStep) * (acts.scale[m + c] * w.scale[output]);
+    }
+  }
+}
+
+// See kTile4. The tables are read 16 bytes at a time by the vector versions.
+[[maybe_unused]] void unpack_plain(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
+  const std::uint8_t* scales = tile + kTile8 / 2;
+  constexpr int kGroups = kDepth / kGroup;
+  for (int n = 0; n < kPanel; ++n) {
+    for (int k = 0; k < kDepth; ++k) {
+      const int code = tile[n / 2 * kDepth + k] >> (n % 2 * 4) & 15;
+      out[n * kDepth + k] = table[scales[n * kGroups + k / kGroup] * kCodes + code];
+    }
+  }
+}
+
+// The int8 tiles of panel n / 16: as stored, or unpacked from int4 into scratch.
+inline const std::int8_t* panel_tiles(const Linear& w, int n, unsigned char* scratch) {
+  const auto tiles = static_cast<std::size_t>(w.kp / kDepth);
+  const auto panel = static_cast<std::size_t>(n / kPanel);
+  if (w.format == Format::i8) return static_cast<const std::int8_t*>(w.w) + panel * tiles * kTile8;
+  const std::uint8_t* packed = static_cast<const std::uint8_t*>(w.w) + panel * tiles * kTile4;
+  auto* out = reinterpret_cast<std::int8_t*>(scratch);
+  for (std::size_t i = 0; i < tiles; ++i) unpack_tile(packed + i * kTile4, w.table, out + i * kTile8);
+  return out;
+}
+
+template <int C>
+inline void panel_block(const Linear& w, const std::int8_t* tiles, const Acts& acts, int n, int m, const Output& o) {
+  float y[C][kPanel];
+  for (int column = 0; column < kPanel; column += kRows) {
+    switch (w.format) {
+      case Format::f32: float_block<Format::f32, C>(w, acts, n + column, m, y, column); break;
+      case Format::f16: float_block<Format::f16, C>(w, acts, n + column, m, y, column); break;
+      case Format::bf16:
+        if constexpr (kHalfProducts) {
+          half_block<C>(w, acts, n + column, m, y, column);
+        } else {
+          float_block<Format::bf16, C>(w, acts, n + column, m, y, column);
+        }
+        break;
+      default: int_block<C>(w, tiles, acts, n, m, y, column); break;
+    }
+  }
+  for (int c = 0; c < C; ++c) finish(y[c], o, m + c, n, w.n);
+}
+
+// Tokens are taken in blocks whose activations stay in the second-level cache while all outputs pass by.
+void linear_rows(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
+  constexpr std::size_t kCacheBytes = 512 * 1024;
+  const std::size_t token_bytes = acts_bytes(w.format, 1, static_cast<std::size_t>(w.kp));
+  const int fit = static_cast<int>(kCacheBytes / token_bytes) / kCols * kCols;
+  const int step = fit < 4 * kCols ? 4 * kCols : fit;
+  const bool packed = w.format == Format::i8 || w.format == Format::i4;
+  for (int m0 = 0; m0 < acts.m; m0 += step) {
+    const int m1 = m0 + step < acts.m ? m0 + step : acts.m;
+    for (int n = n0; n < n1; n += kPanel) {
+      const std::int8_t* tiles = packed ? panel_tiles(w, n, scratch) : nullptr;
+      static_assert(kCols == 2);
+      int m = m0;
+      for (; m + 2 <= m1; m += 2) panel_block<2>(w, tiles, acts, n, m, o);
+      if (m < m1) panel_block<1>(w, tiles, acts, n, m, o);
+    }
+  }
+}
+
+// ---- attention ----
+
+void store_key(const float* k, int d, bool half, int slot, unsigned char* keys) {
+  const int dp = round_up(d, kHeadStep);
+  const int group = slot / kHalfBlock, lane = slot % kHalfBlock;
+  if (half) {
+    auto* out = reinterpret_cast<std::uint16_t*>(keys) + group * dp * kHalfBlock;
+    for (int i = 0; i < d; ++i) out[(i / 2 * kHalfBlock + lane) * 2 + i % 2] = bf16_of(k[i]);
+  } else {
+    float* out = reinterpret_cast<float*>(keys) + group * dp * kHalfBlock;
+    for (int i = 0; i < d; ++i) out[i * kHalfBlock + lane] = k[i];
+  }
+}
+
+void store_value(const float* v, int d, bool half, int slot, unsigned char* values) {
+  const int dp = round_up(d, kHeadStep);
+  if (half) {
+    auto* out = reinterpret_cast<std::uint16_t*>(values) + slot / 2 * dp * 2 + slot % 2;
+    for (int i = 0; i < d; ++i) out[i * 2] = bf16_of(v[i]);
+  } else {
+    std::memcpy(reinterpret_cast<float*>(values) + slot * dp, v, static_cast<std::size_t>(d) * sizeof(float));
+  }
+}
+
+// Scores of C queries against the 16 keys of one group; q is (C, ld) and scaled already.
+template <bool kHalf, int C>
+inline void score_group(const float* q, std::size_t ld, int d, const unsigned char* keys, float* scores,
+                        std::size_t ld_scores) {
+  F16 even[C], odd[C];
+  for (int c = 0; c < C; ++c) even[c] = odd[c] = F16::zero();
+  const int whole = d / 2 * 2;
+  for (int i = 0; i < whole; i += 2) {
+    F16 first, second;
+    if constexpr (kHalf) {
+      F16::load_pairs(keys + static_cast<std::size_t>(i) * kHalfBlock * 2, first, second);
+    } else {
+      first = F16::load(reinterpret_cast<const float*>(keys) + i * kHalfBlock);
+      second = F16::load(reinterpret_cast<const float*>(keys) + (i + 1) * kHalfBlock);
+    }
+    for (int c = 0; c < C; ++c) {
+      const float* query = q + static_cast<std::size_t>(c) * ld;
+      even[c] = fma(first, F16::splat(query[i]), even[c]);
+      odd[c] = fma(second, F16::splat(query[i + 1]), odd[c]);
+    }
+  }
+  if (whole < d) {
+    F16 last, none;
+    if constexpr (kHalf) {
+      F16::load_pairs(keys + static_cast<std::size_t>(whole) * kHalfBlock * 2, last, none);
+    } else {
+      last = F16::load(reinterpret_cast<const float*>(keys) + whole * kHalfBlock);
+    }
+    for (int c = 0; c < C; ++c) even[c] = fma(last, F16::splat(q[static_cast<std::size_t>(c) * ld + whole]), even[c]);
+  }
+  for (int c = 0; c < C; ++c) add(even[c], odd[c]).store(scores + static_cast<std::size_t>(c) * ld_scores);
+}
+
+// 16 V dimensions for C queries: sum over positions of p * v, position by position.
+template <bool kHalf, int C>
+inline void mix_group(const Attend& job, const float* p, std::size_t ld_p, int positions, int dim, float* out) {
+  const int dp = round_up(job.d, kHeadStep);
+  constexpr int kVectors = 2;
+  F16 sums[C][kVectors];
+  for (auto& line : sums) {
+    for (auto& value : line) value = F16::zero();
+  }
+  for (int base = 0; base < positions; base += kBlock) {
+    const unsigned char* values = job.blocks[base / kBlock] + job.values;
+    for (int i = 0; i < kBlock; i += 2) {
+      for (int v = 0; v < kVectors; ++v) {
+        F16 first, second;
+        if constexpr (kHalf) {
+          F16::load_pairs(values + static_cast<std::size_t>(i / 2 * dp + dim + v * 16) * 4, first, second);
+        } else {
+          const float* row = reinterpret_cast<const float*>(values) + i * dp + dim + v * 16;
+          first = F16::load(row);
+          second = F16::load(row + dp);
+        }
+        for (int c = 0; c < C; ++c) {
+          const float* weight = p + static_cast<std::size_t>(c) * ld_p + base + i;
+          sums[c][v] = fma(first, F16::splat(weight[0]), sums[c][v]);
+          sums[c][v] = fma(second, F16::splat(weight[1]), sums[c][v]);
+        }
+      }
+    }
+  }
+  for (int c = 0; c < C; ++c) {
+    for (int v = 0; v < kVectors; ++v) sums[c][v].store(out + (c * kVectors + v) * 16);
+  }
+}
+
+// scores[0..visible) -> e^(score - max), zero up to `padded`; returns 1 / their sum.
+inline float soften(float* scores, int visible, int padded) {
+  float largest[16];
+  for (float& lane : largest) lane = -kInfinity;
+  for (int i = visible; i < padded; ++i) scores[i] = -kInfinity;
+  for (int i = 0; i < padded; i += 16) {
+    for (int j = 0; j < 16; ++j) largest[j] = scores[i + j] > largest[j] ? scores[i + j] : largest[j];
+  }
+  float top = largest[0];
+  for (float lane : largest) top = lane > top ? lane : top;
+  float sums[16] = {};
+  for (int i = 0; i < padded; i += 16) {
+    for (int j = 0; j < 16; ++j) scores[i + j] = exp_of(scores[i + j] - top);
+    const int seen = visible - i < 16 ? (visible > i ? visible - i : 0) : 16;
+    for (int j = seen; j < 16; ++j) scores[i + j] = 0.0f;
+    for (int j = 0; j < 16; ++j) sums[j] += scores[i + j];
+  }
+  float total = 0;
+  for (float lane : sums) total += lane;
+  return 1.0f / total;
+}
+
+// C queries from query i on. scratch: scores (C, padded), queries (C, dp).
+template <bool kHalf, int C>
+void attend_some(const Attend& job, int i, float* scratch) {
+  const int positions = job.first + i + C, padded = round_up(positions, kBlock);
+  const int dp = round_up(job.d, kHeadStep);
+  float* queries = scratch + static_cast<std::size_t>(C) * static_cast<std::size_t>(padded);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(job.d));
+  for (int c = 0; c < C; ++c) {
+    const float* q = job.q + static_cast<std::size_t>(i + c) * job.ld;
+    for (int j = 0; j < job.d; ++j) queries[c * dp + j] = q[j] * scale;
+  }
+  const auto ld = static_cast<std::size_t>(padded);
+  const std::size_t group = static_cast<std::size_t>(dp) * kHalfBlock * (kHalf ? 2 : 4);
+  for (int base = 0; base < padded; base += kBlock) {
+    const unsigned char* keys = job.blocks[base / kBlock] + job.keys;
+    const auto width = static_cast<std::size_t>(dp);
+    score_group<kHalf, C>(queries, width, job.d, keys, scratch + base, ld);
+    score_group<kHalf, C>(queries, width, job.d, keys + group, scratch + base + kHalfBlock, ld);
+  }
+  float inverse[C];
+  for (int c = 0; c < C; ++c) inverse[c] = soften(scratch + static_cast<std::size_t>(c) * ld, job.first + i + c + 1, padded);
+  for (int dim = 0; dim < job.d; dim += kHeadStep) {
+    float mixed[C][kHeadStep];
+    mix_group<kHalf, C>(job, scratch, ld, padded, dim, &mixed[0][0]);
+    const int count = job.d - dim < kHeadStep ? job.d - dim : kHeadStep;
+    for (int c = 0; c < C; ++c) {
+      float* out = job.out + static_cast<std::size_t>(i + c) * job.ld_out + dim;
+      for (int j = 0; j < count; ++j) out[j] = mixed[c][j] * inverse[c];
+    }
+  }
+}
+
+template <bool kHalf>
+void attend_all(const Attend& job, float* scratch) {
+  int i = 0;
+  for (; i + 4 <= job.t; i += 4) attend_some<kHalf, 4>(job, i, scratch);
+  for (; i < job.t; ++i) attend_some<kHalf, 1>(job, i, scratch);
+}
+
+[[maybe_unused]] void attend_rows(const Attend& job, unsigned char* scratch) {
+  auto* floats = reinterpret_cast<float*>(scratch);
+  if (job.half) {
+    attend_all<true>(job, floats);
+  } else {
+    attend_all<false>(job, floats);
+  }
+}
+
+[[maybe_unused]] std::size_t scratch_rows(int kp, int positions, int d) {
+  const std::size_t panel = static_cast<std::size_t>(kp) * kPanel;
+  const auto padded = static_cast<std::size_t>(round_up(positions, kBlock));
+  const std::size_t scores = 4 * sizeof(float) * (padded + static_cast<std::size_t>(round_up(d, kHeadStep)));
+  return panel > scores ? panel : scores;
+}

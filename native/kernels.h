@@ -1,0 +1,42 @@
+// The arithmetic, once per instruction set, chosen when a model is made.
+#pragma once
+
+#include "layout.h"
+
+namespace kogpt {
+
+struct Kernels {
+  const char* name;
+  // out[0..n) = layer norm of x over n values, with weight and bias.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, int n, float* out);
+  // Tokens [m0, m1) of x (m, ld) into acts; m0 is a multiple of kMaxWidth, and m1 is one or is acts.m.
+  // scratch, here and below: scratch_bytes() of the thread's own.
+  void (*prepare)(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch);
+  // Outputs [n0, n1); n0 is a multiple of kPanel.
+  void (*linear)(const Linear& w, const Acts& acts, int n0, int n1, const Output& out, unsigned char* scratch);
+  // One head's keys or values of position `slot` into a block.
+  void (*store_key)(const float* k, int d, bool half, int slot, unsigned char* keys);
+  void (*store_value)(const float* v, int d, bool half, int slot, unsigned char* values);
+  void (*attend)(const Attend& job, unsigned char* scratch);
+  // Bytes that `prepare`, `linear` (kp) and `attend` (positions, d) need in scratch.
+  std::size_t (*scratch_bytes)(int kp, int positions, int d);
+  // One int4 tile to int8, see kTile4.
+  void (*unpack)(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
+  // n values of a stored format to float32.
+  void (*widen)(Format from, const void* source, std::size_t n, float* out);
+};
+
+extern const Kernels kPlain;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+extern const Kernels kAmx;
+#elif defined(__aarch64__)
+extern const Kernels kNeon;
+#endif
+
+// The best set that this processor and system have, or the one that KOGPT_ISA names if it is no better than
+// that; nullptr if KOGPT_ISA names no set that can run here.
+const Kernels* choose_kernels();
+
+}  // namespace kogpt

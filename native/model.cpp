@@ -1,0 +1,264 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace kogpt {
+
+namespace {
+
+constexpr int kPass = 512;         // positions that go through the layers together
+constexpr int kHeadPass = 256;     // outputs that go through the head together
+constexpr int kTasksPerThread = 6;  // enough to even out threads that are held up
+constexpr int kTaskOutputs = 512;  // at most: the activations of a task stay in the second-level cache
+
+}  // namespace
+
+Model::Model(const Dims& dims, Format format, int threads, const Kernels& kernels)
+    : dims_(dims),
+      format_(format),
+      kernels_(kernels),
+      pool_(threads),
+      cache_(dims.n_layers, dims.n_heads, dims.d_model / dims.n_heads, format != Format::f32),
+      d_head_(dims.d_model / dims.n_heads),
+      e_(round_up(dims.d_model, kDepth)),
+      f_(round_up(dims.d_ff, kDepth)),
+      scratch_(static_cast<std::size_t>(threads)) {
+  const auto add = [&](int n, int k) {
+    Linear w;
+    w.n = n;
+    w.k = k;
+    w.kp = round_up(k, kDepth);
+    projections_.push_back(w);
+  };
+  for (int layer = 0; layer < dims.n_layers; ++layer) {
+    for (int i = kQ; i <= kOut; ++i) add(dims.d_model, dims.d_model);
+    add(dims.d_ff, dims.d_model);
+    add(dims.d_model, dims.d_ff);
+  }
+  add(dims.n_vocab, dims.d_model);
+  owned_.resize(projections_.size());
+  owned_scales_.resize(projections_.size());
+  vectors_.resize(static_cast<std::size_t>(dims.n_layers * kVectors + 3));
+  const int pairs = dims.rotary_dim / 2;
+  for (int position = 0; position < dims.n_ctx; ++position) {
+    for (int j = 0; j < pairs; ++j) {  // RoFormer, equation 15
+      const double angle = position * std::pow(10000.0, -2.0 * j / dims.rotary_dim);
+      cos_.push_back(static_cast<float>(std::cos(angle)));
+      sin_.push_back(static_cast<float>(std::sin(angle)));
+    }
+  }
+  const std::size_t bytes = kernels.scratch_bytes(std::max(e_, f_), dims.n_ctx, d_head_);
+  for (Buffer& scratch : scratch_) scratch = Buffer(bytes);
+}
+
+// Buffers for m positions. Padding beyond the model's widths is written by nobody and stays zero.
+void Model::reserve(int m) {
+  const auto rows = static_cast<std::size_t>(m);
+  const std::size_t narrow = rows * static_cast<std::size_t>(e_) * sizeof(float);
+  const std::size_t wide = rows * static_cast<std::size_t>(f_) * sizeof(float);
+  for (Buffer* buffer : {&x_, &h_, &q_, &k_, &v_, &attended_}) buffer->reserve(narrow);
+  ff_.reserve(wide);
+  acts_data_[0].reserve(acts_bytes(Format::f32, rows, static_cast<std::size_t>(e_)));
+  acts_data_[1].reserve(acts_bytes(Format::f32, rows, static_cast<std::size_t>(std::max(e_, f_))));
+  for (Buffer& scale : acts_scale_) scale.reserve(rows * sizeof(float));
+}
+
+// f(first token, last token, thread) for blocks of kMaxWidth tokens; a few tokens are not worth a dispatch.
+template <class F>
+void Model::by_tokens(int m, const F& f) {
+  const int blocks = (m + kMaxWidth - 1) / kMaxWidth;
+  pool_.run(blocks, [&](int i, int thread) { f(i * kMaxWidth, std::min(m, (i + 1) * kMaxWidth), thread); });
+}
+
+Acts& Model::acts(Acts& to, Buffer& data, Buffer& scale, int m, int kp) const {
+  to.m = m;
+  to.kp = kp;
+  to.data = data.data();
+  to.scale = scale.floats();
+  return to;
+}
+
+void Model::project(const Job* jobs, int n_jobs) {
+  int outputs = 0;
+  for (int i = 0; i < n_jobs; ++i) outputs += jobs[i].w->n;
+  const int share = round_up(outputs / (pool_.threads() * kTasksPerThread) + 1, 2 * kPanel);
+  const int step = std::min(share, kTaskOutputs);
+  int ends[kProjections];
+  int tasks = 0;
+  for (int i = 0; i < n_jobs; ++i) ends[i] = tasks += (jobs[i].w->n + step - 1) / step;
+  pool_.run(tasks, [&](int task, int thread) {
+    int i = 0;
+    while (task >= ends[i]) ++i;
+    const Job& job = jobs[i];
+    const int n0 = (task - (i > 0 ? ends[i - 1] : 0)) * step;
+    kernels_.linear(*job.w, *job.acts, n0, std::min(n0 + step, job.w->n), job.out,
+                    scratch_[static_cast<std::size_t>(thread)].data());
+  });
+}
+
+void Model::forward(const Chunk* chunks, int n_chunks, bool hidden, float* out) {
+  int outputs = 0;
+  for (int i = 0; i < n_chunks; ++i) outputs += chunks[i].n_outputs;
+  last_.reserve(static_cast<std::size_t>(std::max(outputs, 1)) * static_cast<std::size_t>(e_) * sizeof(float));
+  for (int i = 0; i < n_chunks; ++i) cache_.reserve(chunks[i].row, chunks[i].t);
+  std::vector<Piece> pieces;
+  int m = 0, output = 0;
+  for (int i = 0; i < n_chunks; ++i) {
+    for (int done = 0; done < chunks[i].t;) {
+      Chunk part = chunks[i];
+      part.t = std::min(part.t - done, kPass - m);
+      if (part.ids != nullptr) part.ids += done;
+      if (part.embeddings != nullptr) part.embeddings += static_cast<std::ptrdiff_t>(done) * dims_.d_model;
+      const int unwanted = std::max(0, chunks[i].t - part.n_outputs - done);
+      part.n_outputs = std::max(0, part.t - unwanted);
+      pieces.push_back({part, m, cache_.length(part.row) + done, output});
+      output += part.n_outputs;
+      done += part.t;
+      m += part.t;
+      if (m == kPass) {
+        pass(pieces, m);
+        pieces.clear();
+        m = 0;
+      }
+    }
+  }
+  if (m > 0) pass(pieces, m);
+  for (int i = 0; i < n_chunks; ++i) cache_.advance(chunks[i].row, chunks[i].t);
+  if (!hidden) return head(out, outputs);
+  for (int i = 0; i < outputs; ++i) {
+    std::memcpy(out + static_cast<std::ptrdiff_t>(i) * dims_.d_model, last_.floats() + static_cast<std::ptrdiff_t>(i) * e_,
+                static_cast<std::size_t>(dims_.d_model) * sizeof(float));
+  }
+}
+
+void Model::pass(const std::vector<Piece>& pieces, int m) {
+  reserve(m);
+  for (const Piece& piece : pieces) embed(piece);
+  for (int layer = 0; layer < dims_.n_layers; ++layer) block(layer, pieces, m);
+  const int norm = dims_.n_layers * kVectors;
+  for (const Piece& piece : pieces) {
+    for (int i = 0; i < piece.chunk.n_outputs; ++i) {
+      const std::ptrdiff_t from = piece.start + piece.chunk.t - piece.chunk.n_outputs + i;
+      kernels_.layer_norm(x_.floats() + from * e_, vector(norm), vector(norm + 1), dims_.epsilon, dims_.d_model,
+                          last_.floats() + static_cast<std::ptrdiff_t>(piece.output + i) * e_);
+    }
+  }
+}
+
+void Model::embed(const Piece& piece) {
+  const auto width = static_cast<std::size_t>(dims_.d_model);
+  const std::size_t element = embedding_format_ == Format::f32 ? 4 : 2;
+  for (int i = 0; i < piece.chunk.t; ++i) {
+    float* to = x_.floats() + static_cast<std::ptrdiff_t>(piece.start + i) * e_;
+    if (piece.chunk.ids != nullptr) {
+      const auto id = static_cast<std::size_t>(piece.chunk.ids[i]);
+      kernels_.widen(embedding_format_, embedding_ + id * width * element, width, to);
+    } else {
+      std::memcpy(to, piece.chunk.embeddings + static_cast<std::size_t>(i) * width, width * sizeof(float));
+    }
+  }
+}
+
+// x += attention(h) + mlp(h), h the layer norm of x.
+void Model::block(int layer, const std::vector<Piece>& pieces, int m) {
+  const auto e = static_cast<std::size_t>(e_), f = static_cast<std::size_t>(f_);
+  const Linear* w = &projections_[static_cast<std::size_t>(layer * kProjections)];
+  const int vectors = layer * kVectors;
+  const auto scratch = [&](int thread) { return scratch_[static_cast<std::size_t>(thread)].data(); };
+
+  Acts normal{w[kQ].format}, mixed{w[kOut].format}, wide{w[kFcOut].format};
+  acts(normal, acts_data_[0], acts_scale_[0], m, e_);
+  by_tokens(m, [&](int m0, int m1, int thread) {
+    for (int i = m0; i < m1; ++i) {
+      const std::size_t at = static_cast<std::size_t>(i) * e;
+      kernels_.layer_norm(x_.floats() + at, vector(vectors + kNormWeight), vector(vectors + kNormBias), dims_.epsilon,
+                          dims_.d_model, h_.floats() + at);
+    }
+    kernels_.prepare(h_.floats(), e, m0, m1, normal, scratch(thread));
+  });
+  const Job in[] = {{&w[kFcIn], &normal, {ff_.floats(), f, vector(vectors + kFcInBias), false, true}},
+                    {&w[kQ], &normal, {q_.floats(), e, nullptr, false, false}},
+                    {&w[kK], &normal, {k_.floats(), e, nullptr, false, false}},
+                    {&w[kV], &normal, {v_.floats(), e, nullptr, false, false}}};
+  project(in, 4);
+
+  const int heads = dims_.n_heads;
+  pool_.run(heads * static_cast<int>(pieces.size()), [&](int task, int thread) {
+    attend(layer, pieces[static_cast<std::size_t>(task / heads)], task % heads, thread);
+  });
+  acts(mixed, acts_data_[0], acts_scale_[0], m, e_);
+  acts(wide, acts_data_[1], acts_scale_[1], m, f_);
+  by_tokens(m, [&](int m0, int m1, int thread) {
+    kernels_.prepare(attended_.floats(), e, m0, m1, mixed, scratch(thread));
+    kernels_.prepare(ff_.floats(), f, m0, m1, wide, scratch(thread));
+  });
+  const int outputs = dims_.d_model;
+  const int step = std::min(round_up(outputs / (pool_.threads() * kTasksPerThread) + 1, 2 * kPanel), kTaskOutputs);
+  pool_.run((outputs + step - 1) / step, [&](int task, int thread) {
+    const int n0 = task * step, n1 = std::min(n0 + step, outputs);
+    kernels_.linear(w[kOut], mixed, n0, n1, {x_.floats(), e, nullptr, true, false}, scratch(thread));
+    const Output last{x_.floats(), e, vector(vectors + kFcOutBias), true, false};
+    kernels_.linear(w[kFcOut], wide, n0, n1, last, scratch(thread));
+  });
+}
+
+// Turns each pair (2j, 2j + 1) of the first rotary_dim values of one head.
+void Model::rotate(float* x, int position) const {
+  const int pairs = dims_.rotary_dim / 2;
+  const std::size_t row = static_cast<std::size_t>(position) * static_cast<std::size_t>(pairs);
+  for (int j = 0; j < pairs; ++j) {
+    const float c = cos_[row + static_cast<std::size_t>(j)], s = sin_[row + static_cast<std::size_t>(j)];
+    const float even = x[2 * j], odd = x[2 * j + 1];
+    x[2 * j] = even * c - odd * s;
+    x[2 * j + 1] = odd * c + even * s;
+  }
+}
+
+void Model::attend(int layer, const Piece& piece, int head, int thread) {
+  const auto e = static_cast<std::size_t>(e_);
+  const std::size_t at = static_cast<std::size_t>(piece.start) * e + static_cast<std::size_t>(head * d_head_);
+  unsigned char* const* blocks = cache_.blocks(piece.chunk.row);
+  const std::size_t keys = cache_.keys(layer, head), values = cache_.values(layer, head);
+  for (int i = 0; i < piece.chunk.t; ++i) {
+    const std::size_t row = at + static_cast<std::size_t>(i) * e;
+    const int position = piece.first + i;
+    rotate(q_.floats() + row, position);
+    rotate(k_.floats() + row, position);
+    unsigned char* block = blocks[position / kBlock];
+    kernels_.store_key(k_.floats() + row, d_head_, cache_.half(), position % kBlock, block + keys);
+    kernels_.store_value(v_.floats() + row, d_head_, cache_.half(), position % kBlock, block + values);
+  }
+  Attend job;
+  job.q = q_.floats() + at;
+  job.ld = job.ld_out = e;
+  job.t = piece.chunk.t;
+  job.first = piece.first;
+  job.d = d_head_;
+  job.half = cache_.half();
+  job.blocks = blocks;
+  job.keys = keys;
+  job.values = values;
+  job.out = attended_.floats() + at;
+  kernels_.attend(job, scratch_[static_cast<std::size_t>(thread)].data());
+}
+
+void Model::head(float* out, int m) {
+  const Linear& w = projections_.back();
+  for (int m0 = 0; m0 < m; m0 += kHeadPass) {
+    const int count = std::min(kHeadPass, m - m0);
+    reserve(count);
+    Acts last{w.format};
+    acts(last, acts_data_[0], acts_scale_[0], count, e_);
+    const float* from = last_.floats() + static_cast<std::ptrdiff_t>(m0) * e_;
+    by_tokens(count, [&](int i0, int i1, int thread) {
+      kernels_.prepare(from, static_cast<std::size_t>(e_), i0, i1, last, scratch_[static_cast<std::size_t>(thread)].data());
+    });
+    const Job job{&w, &last, {out + static_cast<std::ptrdiff_t>(m0) * dims_.n_vocab, static_cast<std::size_t>(dims_.n_vocab),
+                              vector(dims_.n_layers * kVectors + 2), false, false}};
+    project(&job, 1);
+  }
+}
+
+}  // namespace kogpt

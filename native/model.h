@@ -1,0 +1,114 @@
+// GPT-J on one machine: weights, cache and the forward pass of a batch of chunks.
+//
+// New positions of all rows lie end to end, M in all, in (M, width) float32 buffers whose rows are padded with
+// zeros to a multiple of kDepth.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "buffer.h"
+#include "cache.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace kogpt {
+
+struct Dims {
+  int n_layers, n_heads, d_model, d_ff, n_vocab, n_ctx, rotary_dim;
+  float epsilon;
+};
+
+// The next `t` positions of a row: ids, or (t, d_model) embeddings where ids is nullptr.
+struct Chunk {
+  int row;
+  int t;
+  int n_outputs;
+  const std::int64_t* ids;
+  const float* embeddings;
+};
+
+// Projections of a layer, in the order in which they are numbered; the head follows the last layer.
+enum Projection { kQ, kK, kV, kOut, kFcIn, kFcOut, kProjections };
+// Vectors likewise; after the last layer: ln_f.weight, ln_f.bias, lm_head.bias.
+enum Vector { kNormWeight, kNormBias, kFcInBias, kFcOutBias, kVectors };
+
+class Model {
+ public:
+  Model(const Dims& dims, Format format, int threads, const Kernels& kernels);
+
+  // Borrows `source` (n, k) if it is in the model's format and layout already, else converts a copy; true if
+  // borrowed. Quantised formats are rounded to nearest here.
+  bool load_projection(int index, Format from, const void* source);
+  // Weights quantised before: tiles as in layout.h, float scales (16 ceil(n / 16)); int4: its (256, 16) table.
+  void load_packed(int index, Format format, const void* tiles, const float* scales);
+  void set_table(const std::int8_t* table);
+  void load_vector(int index, const float* source);
+  void borrow_embedding(Format format, const void* source);
+  // Size of projection `index`: outputs and inputs.
+  void shape(int index, int& n, int& k) const;
+
+  Cache& cache() { return cache_; }
+  const Dims& dims() const { return dims_; }
+  const char* isa() const { return kernels_.name; }
+
+  // Outputs of each chunk's last n_outputs positions, end to end: (., n_vocab) logits, or (., d_model) hidden.
+  void forward(const Chunk* chunks, int n_chunks, bool hidden, float* out);
+
+ private:
+  // A chunk, or as much of one as fits a pass of kPass positions.
+  struct Piece {
+    Chunk chunk;
+    int start;   // place among the positions of the pass
+    int first;   // position in the row
+    int output;  // where its outputs begin among all
+  };
+
+  void pass(const std::vector<Piece>& pieces, int m);
+  void embed(const Piece& piece);
+  void block(int layer, const std::vector<Piece>& pieces, int m);
+  void attend(int layer, const Piece& piece, int head, int thread);
+  void rotate(float* x, int position) const;
+  void head(float* out, int m);
+  void reserve(int m);
+
+  // One or more projections of the same tokens, as tasks over their outputs.
+  struct Job {
+    const Linear* w;
+    const Acts* acts;
+    Output out;
+  };
+  void project(const Job* jobs, int n_jobs);
+  template <class F>
+  void by_tokens(int m, const F& f);
+  Acts& acts(Acts& to, Buffer& data, Buffer& scale, int m, int kp) const;
+
+  void set_projection(int index, const void* w, const float* scale, const std::int32_t* sums);
+  void convert(int index, Format from, const void* source);
+  void quantize_panel(const Linear& w, Format from, const void* source, int panel, std::int8_t* tiles, float* scales,
+                      std::int32_t* sums) const;
+  const float* vector(int index) const { return vectors_[static_cast<std::size_t>(index)].floats(); }
+
+  Dims dims_;
+  Format format_;
+  const Kernels& kernels_;
+  Pool pool_;
+  Cache cache_;
+  int d_head_, e_, f_;  // e_, f_: padded widths of the model and of its MLP
+
+  std::vector<Linear> projections_;
+  std::vector<Buffer> owned_;         // weights that were converted
+  std::vector<Buffer> owned_scales_;  // scales, then sums
+  std::vector<Buffer> vectors_;
+  Buffer table_;
+  Format embedding_format_ = Format::f32;
+  const unsigned char* embedding_ = nullptr;
+  std::vector<float> cos_, sin_;  // (n_ctx, R / 2)
+
+  Buffer x_, h_, q_, k_, v_, attended_, ff_, last_;
+  Buffer acts_data_[2], acts_scale_[2];
+  std::vector<Buffer> scratch_;
+};
+
+}  // namespace kogpt

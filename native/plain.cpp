@@ -1,0 +1,103 @@
+// Any processor: the compiler's own vectors, whatever they are.
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace kogpt {
+
+namespace {
+
+constexpr int kRows = 2, kCols = 2, kOffset = 0;
+constexpr bool kHalfProducts = false;
+
+inline float f16_to_float(std::uint16_t bits) {
+  const float magnitude = std::bit_cast<float>(static_cast<std::uint32_t>(bits & 0x7FFF) << 13) * 0x1p112f;
+  return bits & 0x8000 ? -magnitude : magnitude;  // subnormals included; weights hold no infinities
+}
+
+struct F16 {
+  float v[16];
+  static F16 zero() { return F16{}; }
+  static F16 splat(float x) {
+    F16 r;
+    for (float& lane : r.v) lane = x;
+    return r;
+  }
+  static F16 load(const float* p) {
+    F16 r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static F16 load_bf16(const std::uint16_t* p) {
+    F16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = std::bit_cast<float>(static_cast<std::uint32_t>(p[i]) << 16);
+    return r;
+  }
+  static F16 load_f16(const std::uint16_t* p) {
+    F16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = f16_to_float(p[i]);
+    return r;
+  }
+  static void load_pairs(const unsigned char* p, F16& first, F16& second) {
+    std::uint32_t pairs[16];
+    std::memcpy(pairs, p, sizeof pairs);
+    for (int i = 0; i < 16; ++i) {
+      first.v[i] = std::bit_cast<float>(pairs[i] << 16);
+      second.v[i] = std::bit_cast<float>(pairs[i] & 0xFFFF0000u);
+    }
+  }
+  void store(float* p) const { std::memcpy(p, v, sizeof v); }
+};
+
+inline F16 add(F16 a, const F16& b) {
+  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+  return a;
+}
+
+inline F16 fma(const F16& a, const F16& b, F16 c) {
+  for (int i = 0; i < 16; ++i) c.v[i] += a.v[i] * b.v[i];
+  return c;
+}
+
+inline float sum(F16 a) {
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
+  }
+  return a.v[0];
+}
+
+struct I16 {
+  std::int32_t v[16];
+  static I16 zero() { return I16{}; }
+};
+
+inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
+  for (int i = 0; i < 64; ++i) a.v[i % 16] += w[i] * x[i];
+  return a;
+}
+
+inline std::int32_t sum(const I16& a) {
+  std::int32_t total = 0;
+  for (std::int32_t lane : a.v) total += lane;
+  return total;
+}
+
+template <int C>
+inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
+
+void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
+
+#include "generic.inl"
+
+void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
+  unpack_plain(tile, table, out);
+}
+
+}  // namespace
+
+const Kernels kPlain = {"plain",   layer_norm, prepare_rows, linear_rows, store_key,
+                        store_value, attend_rows, scratch_rows, unpack_tile, widen};
+
+}  // namespace kogpt

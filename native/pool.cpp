@@ -1,0 +1,106 @@
+#include "pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace kogpt {
+
+namespace {
+
+// Long enough to bridge the sampling between two decode steps, short enough not to heat an idle machine.
+constexpr auto kSpin = std::chrono::microseconds(300);
+constexpr int kPausesPerLook = 32;
+constexpr int kLooksBeforeYield = 64;
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+inline std::uint32_t epoch_of(std::uint64_t ticket) { return static_cast<std::uint32_t>(ticket >> 32); }
+
+}  // namespace
+
+Pool::Pool(int threads) {
+  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+}
+
+Pool::~Pool() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stop_.store(true);
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+bool Pool::take(std::uint32_t epoch, std::uint32_t& task) {
+  std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (;;) {
+    task = static_cast<std::uint32_t>(ticket);
+    if (epoch_of(ticket) != epoch || task >= n_tasks_.load(std::memory_order_acquire)) return false;
+    if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) return true;
+  }
+}
+
+// While a task of this epoch is held, dispatch() cannot return, so call_ and context_ are this epoch's.
+void Pool::perform(std::uint32_t epoch, int thread) {
+  for (std::uint32_t task; take(epoch, task);) {
+    call_(context_, static_cast<int>(task), thread);
+    done_.fetch_add(1, std::memory_order_acq_rel);
+  }
+}
+
+void Pool::dispatch(int n, Call call, const void* context) {
+  const std::uint32_t epoch = epoch_of(ticket_.load(std::memory_order_relaxed)) + 1;
+  // No task of the last epoch is left, so nobody reads these until the ticket below is published.
+  n_tasks_.store(0, std::memory_order_relaxed);
+  call_ = call;
+  context_ = context;
+  done_.store(0, std::memory_order_relaxed);
+  ticket_.store(static_cast<std::uint64_t>(epoch) << 32, std::memory_order_release);
+  n_tasks_.store(static_cast<std::uint32_t>(n), std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+    { const std::lock_guard<std::mutex> lock(mutex_); }
+    wake_.notify_all();
+  }
+  perform(epoch, 0);
+  for (int looks = 0; done_.load(std::memory_order_acquire) != static_cast<std::uint32_t>(n); ++looks) {
+    if (looks < kLooksBeforeYield * kPausesPerLook) {
+      pause();
+    } else {
+      std::this_thread::yield();  // the holder of the last task may want this core
+    }
+  }
+}
+
+void Pool::work(int thread) {
+  std::uint32_t seen = 0;
+  auto idle_since = std::chrono::steady_clock::now();
+  while (!stop_.load(std::memory_order_relaxed)) {
+    const std::uint32_t epoch = epoch_of(ticket_.load(std::memory_order_acquire));
+    if (epoch != seen && n_tasks_.load(std::memory_order_acquire) != 0) {
+      perform(epoch, thread);
+      seen = epoch;
+      idle_since = std::chrono::steady_clock::now();
+      continue;
+    }
+    for (int i = 0; i < kPausesPerLook; ++i) pause();
+    if (std::chrono::steady_clock::now() - idle_since < kSpin) continue;
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.wait(lock, [&] {
+      return stop_.load() || (epoch_of(ticket_.load()) != seen && n_tasks_.load(std::memory_order_seq_cst) != 0);
+    });
+    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+    idle_since = std::chrono::steady_clock::now();
+  }
+}
+
+}  // namespace kogpt
