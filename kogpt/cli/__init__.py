@@ -121,8 +121,8 @@ def _stop(code: int, line: str, debug: bool) -> int:
 def _speak_utf8() -> None:
     """Read and write UTF-8 whatever the locale says.
 
-    Other bytes are kept as they came in what is read (PEP 383; reading.py judges them), refused in text that is
-    written, escaped in messages.
+    Other bytes are kept as they came in what is read (PEP 383; reading.py judges them), refused in text that
+    is written, escaped in messages.
     """
     streams = ((sys.stdin, "surrogateescape"), (sys.stdout, "strict"), (sys.stderr, "backslashreplace"))
     for stream, errors in streams:

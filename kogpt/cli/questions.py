@@ -39,7 +39,7 @@ class Pipe:
 
     def ask(self, question: str, keep: bool = False) -> str:
         print(question, file=sys.stderr)
-        line = sys.stdin.buffer.readline()
+        line = b"" if sys.stdin is None else sys.stdin.buffer.readline()
         if not line:
             raise EOFError
         return decode(line, localized("standard input", "표준 입력")).removesuffix("\n").removesuffix("\r")

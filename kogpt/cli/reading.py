@@ -46,6 +46,8 @@ def decode(data: bytes, source: str, encoding: str = "auto") -> str:
 
 def read_bytes(path: str) -> bytes:
     """A file, or standard input if the path is `-`."""
+    if path == "-" and sys.stdin is None:
+        raise InputError("standard input is closed", "표준 입력이 닫혀 있습니다")
     try:
         return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
@@ -100,11 +102,10 @@ def _guess(data: bytes, source: str) -> str:
     n_foreign = sum(not character.isascii() for character in text)
     doubtful = 0 < n_foreign <= MAX_DOUBTFUL and not HANGUL.search(text) and not BESIDE_LATIN.search(data)
     if korean is not None and doubtful:
+        utf8, cp949 = (repr(reading.strip("\r\n")[:20]) for reading in (text, korean))
         raise InputError(
-            f"{source} may be UTF-8 ({text.strip()[:20]!r}) or CP949 ({korean.strip()[:20]!r}):"
-            " say which with --encoding",
-            f"{source}: UTF-8({text.strip()[:20]!r})일 수도 CP949({korean.strip()[:20]!r})일 수도 있습니다."
-            " --encoding으로 정해 주십시오",
+            f"{source} may be UTF-8 ({utf8}) or CP949 ({cp949}): say which with --encoding",
+            f"{source}: UTF-8({utf8})일 수도 CP949({cp949})일 수도 있습니다. --encoding으로 정해 주십시오",
         )
     return text
 

@@ -1,0 +1,170 @@
+"""`kogpt generate`: the same text as the library gives, in order, in two formats."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kogpt.cli import main
+from kogpt.cli.generate import _in_order
+from kogpt.generation import KoGPT, Result
+from kogpt.sampling import Sampling
+
+PROMPTS = ["한국어", "옛날 옛적에 한 나무꾼이", "값", "모델", "오늘"]
+GREEDY = ["--temperature", "0", "--max-tokens", "6"]
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_one(*words: str, code: int = 0) -> str:
+        assert main(["generate", *words, "--model", str(tiny_folder)]) == code
+        return capsys.readouterr().out
+
+    return run_one
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> KoGPT:
+    return KoGPT.from_pretrained(tiny_folder)
+
+
+def give_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_an_argument_is_continued(run: Run, model: KoGPT) -> None:
+    expected = model.generate("한국어", Sampling(temperature=0, max_tokens=6))
+    assert run("한국어", *GREEDY) == f"{expected.text}\n"
+
+
+@pytest.mark.parametrize("words", [["-"], []])
+def test_standard_input_is_one_prompt_without_its_last_line_end(
+    run: Run, model: KoGPT, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_stdin(monkeypatch, "가=1\r\n나=\r\n".encode())
+    (record,) = records(run(*words, "--json", *GREEDY))
+    assert record["prompt"] == "가=1\r\n나="
+    assert record["text"] == model.generate("가=1\r\n나=", Sampling(temperature=0, max_tokens=6)).text
+
+
+def test_json_has_the_stable_names(run: Run, model: KoGPT) -> None:
+    expected = model.generate("한국어", Sampling(seed=3, max_tokens=6))
+    (record,) = records(run("한국어", "--json", "--seed", "3", "--max-tokens", "6"))
+    assert record.pop("seconds") > 0
+    assert record == {
+        "prompt": "한국어",
+        "text": expected.text,
+        "tokens": list(expected.tokens),
+        "finish_reason": expected.finish_reason,
+        "prompt_tokens": expected.prompt_tokens,
+        "completion_tokens": expected.completion_tokens,
+    }
+
+
+def test_json_is_utf8_and_not_escaped(run: Run) -> None:
+    assert '"prompt": "한국어"' in run("한국어", "--json", *GREEDY)
+
+
+def test_logprobs_are_reported_when_asked_for(run: Run, model: KoGPT) -> None:
+    expected = model.generate("한국어", Sampling(temperature=0, max_tokens=6, logprobs=2)).logprobs
+    (record,) = records(run("한국어", "--json", "--logprobs", "2", *GREEDY))
+    assert expected is not None
+    for entry, drawn in zip(record["logprobs"], expected, strict=True):
+        assert entry["token"] == drawn.token
+        assert entry["logprob"] == pytest.approx(drawn.logprob)
+        assert [token for token, _ in entry["top"]] == [token for token, _ in drawn.top_logprobs]
+
+
+@pytest.mark.parametrize("jsonl", [False, True])
+def test_a_file_of_prompts_is_answered_in_order(run: Run, tmp_path: Path, jsonl: bool) -> None:
+    path = tmp_path / ("prompts.jsonl" if jsonl else "prompts.txt")
+    lines = [json.dumps({"prompt": prompt}) for prompt in PROMPTS] if jsonl else PROMPTS
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    got = records(run("--file", str(path), "--json", "-n", "3", "--seed", "1", "--max-tokens", "6"))
+    assert [record["prompt"] for record in got] == [prompt for prompt in PROMPTS for _ in range(3)]
+    alone = [
+        records(run(prompt, "--json", "-n", "3", "--seed", "1", "--max-tokens", "6")) for prompt in PROMPTS
+    ]
+    assert [r["tokens"] for r in got] == [r["tokens"] for answers in alone for r in answers]
+    assert got[0]["tokens"] != got[1]["tokens"]
+
+
+def test_several_answers_are_parted_by_an_empty_line(run: Run) -> None:
+    texts = [
+        r["text"] for r in records(run("한국어", "--json", "-n", "2", "--seed", "1", "--max-tokens", "6"))
+    ]
+    assert run("한국어", "-n", "2", "--seed", "1", "--max-tokens", "6") == f"{texts[0]}\n\n{texts[1]}\n"
+
+
+def test_stop_strings_and_length_reach_the_model(run: Run, model: KoGPT) -> None:
+    text = model.generate("한국어", Sampling(temperature=0, max_tokens=40)).text
+    middle = text[len(text) // 2 : len(text) // 2 + 2]
+    (record,) = records(run("한국어", "--json", "--temperature", "0", "--max-tokens", "40", "--stop", middle))
+    assert record["text"] == text[: text.index(middle)]
+    assert record["finish_reason"] == "stop"
+    (record,) = records(run("한국어", "--json", "--max-length", "20"))
+    assert record["prompt_tokens"] + record["completion_tokens"] <= 20
+
+
+def test_the_line_of_a_prompt_that_does_not_fit_is_named(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("가\n\n" + "나" * 500 + "\n다\n", encoding="utf-8")
+    assert main(["generate", "--file", str(path), "--model", "no-such-folder"]) == 2
+    assert "line" not in capsys.readouterr().err
+    run("--file", str(path), *GREEDY, code=2)
+
+
+def test_a_file_without_prompts_is_a_mistake(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"\n \n")
+    run("--file", str(tmp_path / "empty"), code=2)
+
+
+def test_prompts_are_read_before_the_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"\xff\xff")
+    assert main(["generate", "--file", str(tmp_path / "bad"), "--model", "no-such-folder"]) == 2
+    assert "bad is not utf-8" in capsys.readouterr().err
+
+
+def test_a_terminal_without_prompt_is_told_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_stdin(monkeypatch, b"")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main(["generate"]) == 2
+    assert "kogpt generate PROMPT" in capsys.readouterr().err
+
+
+def test_numbers_that_are_not_finite_fail_in_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kogpt.generation.runner_name", lambda device: "numpy")
+    monkeypatch.setattr(
+        "kogpt.numpy_runner.NumpyRunner.forward",
+        lambda self, chunks: [np.full((chunk.n_outputs, 512), np.nan, np.float32) for chunk in chunks],
+    )
+    (record,) = records(run("한국어", "--json", code=1))
+    assert record["finish_reason"] == "error"
+    run("한국어", code=1)
+
+
+def test_results_wait_for_those_before_them() -> None:
+    def result(number: int, sample: int) -> Result:
+        return Result(str(number), "", (), "stop", 1, 0, 0.0, None, sample)
+
+    finished = iter([(1, result(1, 0)), (0, result(0, 1)), (1, result(1, 1)), (0, result(0, 0))])
+    assert [(r.prompt, r.sample) for r in _in_order(finished, 2)] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]

@@ -1,0 +1,104 @@
+"""`kogpt info`: the published table, and sizes that are those of the arithmetic."""
+
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kogpt import checkpoint
+from kogpt.cli import info, machine, main
+from kogpt.cli.machine import Gpu
+from kogpt.config import SHAPES, ModelConfig
+
+B6 = SHAPES["kogpt-6b"]
+
+
+def test_the_published_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "kogpt-6b"]) == 0
+    shown = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:10])
+    assert shown == {
+        "n_parameters": "6,166,502,400",
+        "n_layers": "28",
+        "d_model": "4,096",
+        "d_ff": "16,384",
+        "n_heads": "16",
+        "d_head": "256",
+        "n_ctx": "2,048",
+        "n_vocab": "64,512",
+    }
+
+
+def test_json_of_a_folder(tiny_folder: Path, tiny: ModelConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tiny_folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["n_parameters"] == tiny.n_parameters
+    assert facts["n_layers"] == tiny.n_layers
+    assert facts["rotary_dim"] == tiny.rotary_dim
+    assert facts["runner"] in ("numpy", "native", "torch")
+    assert facts["memory"]["float32"]["fits_ram"] is True
+
+
+def test_memory_of_the_6b_model() -> None:
+    """Arithmetic of facts.md: 24.67 and 12.33 GB, 458,752 bytes of cache a token in 16 bits."""
+    assert info.weight_bytes(B6, "float32") == 24_666_009_600
+    assert info.weight_bytes(B6, "float16") == 12_333_004_800
+    assert info.cache_bytes(B6, "float16") == 1024 * 458_752
+    assert info.cache_bytes(B6, "float32") == 2 * info.cache_bytes(B6, "float16")
+    assert 1.0 <= info.weight_bytes(B6, "int8") / B6.n_parameters <= 1.01
+    assert 0.5 <= info.weight_bytes(B6, "int4") / B6.n_parameters <= 0.54
+
+
+@pytest.mark.parametrize(
+    ("ram", "card", "expected"),
+    [
+        (30e9, None, {"float32": (True, None), "float16": (True, None)}),
+        (16e9, 16e9, {"float32": (False, False), "float16": (True, True)}),
+        (14e9, 8e9, {"float16": (False, False), "int8": (True, True)}),
+        (None, 5e9, {"int8": (None, False), "int4": (None, True)}),
+    ],
+)
+def test_what_fits(ram: float | None, card: float | None, expected: dict[str, tuple[object, object]]) -> None:
+    cards = [] if card is None else [Gpu("small", 1, 1), Gpu("large", int(card), int(card))]
+    memory = info.describe("x", B6, None if ram is None else int(ram), cards)["memory"]
+    for dtype, fits in expected.items():
+        assert (memory[dtype]["fits_ram"], memory[dtype]["fits_gpu"]) == fits, dtype
+
+
+def test_the_whole_context_counts() -> None:
+    short, long = replace(B6, n_ctx=16), replace(B6, n_ctx=65_536)
+    ram = int(info.weight_bytes(B6, "float16") / 0.9) + 10**9
+    fits = [info.describe("x", c, ram, [])["memory"]["float16"]["fits_ram"] for c in (short, long)]
+    assert fits == [True, False]
+
+
+def test_weights_are_not_needed(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    assert main(["info", str(tmp_path)]) == 0
+
+
+def test_a_foreign_config_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    assert main(["info", str(tmp_path)]) == 2
+    assert "not a GPT-J" in capsys.readouterr().err
+
+
+def test_a_built_in_name_is_the_default(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    monkeypatch.setitem(checkpoint.BUILT_IN, "kogpt-mini", tiny_folder)
+    assert main(["info"]) == 0
+
+
+def test_the_driver_is_asked_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.gpus() == []
+    program.write_text(
+        "#!/bin/sh\necho 'Card, A, 1000, 900'\necho 'Unified, [N/A], [N/A]'\n", encoding="utf-8"
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    assert machine.gpus() == [Gpu("Card, A", 1000 << 20, 900 << 20)]
+    program.write_text("#!/bin/sh\nexit 9\n", encoding="utf-8")
+    assert machine.gpus() == []

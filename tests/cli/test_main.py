@@ -1,0 +1,201 @@
+"""What the shell sees: exit codes, one line for each mistake, both streams, any locale."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from kogpt import cli
+from kogpt.cli import main
+from kogpt.errors import PromptError
+
+ROOT = Path(__file__).parents[2]
+
+
+def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command line; $KOGPT is the program, $MODEL the tiny model's folder."""
+    settings = {"KOGPT": f"{sys.executable} -m kogpt", "MODEL": str(folder), "LC_ALL": "C.UTF-8"}
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env=os.environ | settings | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_in_the_table_exists(name: str) -> None:
+    module, parser = cli.command(name)
+    assert callable(module.run)
+    assert parser.prog == f"kogpt {name}"
+    assert import_module(cli.COMMANDS[name][0]) is module
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["generat", "x"], "kogpt: there is no command 'generat', try: kogpt generate (see kogpt --help)"),
+        (["오늘 날씨"], "kogpt: there is no command '오늘 날씨', try: kogpt generate TEXT"),
+        (["--model", "x", "generate"], "kogpt: write the command first: kogpt generate [options]"),
+        (["--mode", "x"], "kogpt: unrecognized arguments: --mode x"),
+        (["generate", "--top-k", "x"], "kogpt generate: argument --top-k/--top_k: invalid int value: 'x'"),
+        (["generate", "a", "b"], "kogpt generate: unrecognized arguments: b"),
+        (["info", "--dtype", "int8"], "kogpt info: unrecognized arguments: --dtype"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "가", "--temperature", "-1"],
+        ["generate", "가", "--temperature", "nan"],
+        ["generate", "가", "--top-p", "1.5"],
+        ["generate", "가", "--max-tokens", "0"],
+        ["generate", "가", "--stop", ""],
+        ["generate", "가", "--seed", "-1"],
+        ["generate", "가", "-n", "0"],
+        ["generate", "가", "--logit-bias", "3=inf"],
+        ["generate", "가", "--model", "no-such-folder"],
+        ["generate", "가", "--model", "no-such-folder", "--revision", "x"],
+        ["generate", "가", "--device", "tpu"],
+        ["generate", "가", "--file", "x"],
+        ["generate", "--file", "no-such-file"],
+        ["generate", ""],
+        ["info", "no-such-folder"],
+        ["info", "kogpt-6b", "--revision", "x"],
+    ],
+)
+@pytest.mark.parametrize("locale", ["C", "ko_KR.UTF-8"])
+def test_a_mistake_is_one_line_in_the_users_language(
+    words: list[str],
+    locale: str,
+    tiny_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LC_ALL", locale)
+    if words[0] == "generate" and "--model" not in words:
+        words = [*words, "--model", str(tiny_folder)]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("kogpt: ") and err.count("\n") == 1
+    assert any("가" <= character <= "힣" for character in err) == (locale == "ko_KR.UTF-8")
+
+
+def test_debug_shows_the_traceback_before_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "no-such-folder", "-d"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and err.splitlines()[-1].startswith("kogpt: no model folder")
+
+
+def test_debug_reaches_nested_parsers() -> None:
+    parser = cli.Parser(prog="x")
+    parser.add_subparsers().add_parser("y")
+    assert "debug" in parser.parse_args(["-d", "y"])
+    assert "debug" in parser.parse_args(["y", "-d"])
+    assert "debug" not in parser.parse_args(["y"])
+
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kogpt.cli.info.run", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["info"])
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (PromptError("en", "ko"), 2)])
+def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("kogpt.cli.info.run", fail)
+    assert main(["info"]) == code
+
+
+def test_a_closed_pipe_is_quiet(tiny_folder: Path) -> None:
+    lines = "yes 한국어 | head -200 |"
+    command = f"{lines} $KOGPT generate --file - --json --model $MODEL --max-tokens 1 | head -1"
+    done = shell(f"set -o pipefail; {command}; echo ${{PIPESTATUS[2]}}", tiny_folder)
+    assert done.stderr == b""
+    assert done.stdout.count(b"\n") == 2
+    assert done.stdout.endswith(b"\n0\n")
+
+
+def test_a_full_disk_is_said_and_is_no_traceback(tiny_folder: Path) -> None:
+    done = shell("$KOGPT generate 한국어 --model $MODEL > /dev/full", tiny_folder)
+    assert done.returncode == 1
+    assert done.stderr == b"kogpt: the system refused: [Errno 28] No space left on device\n"
+
+
+def test_closed_streams_are_no_traceback(tiny_folder: Path) -> None:
+    assert shell("$KOGPT info --json $MODEL >&-", tiny_folder).returncode == 0
+    done = shell("$KOGPT generate --model $MODEL <&-", tiny_folder)
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
+
+
+def test_ctrl_c_leaves_with_130_and_without_a_traceback(tiny_folder: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "kogpt", "--model", str(tiny_folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"prompt> \n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read().startswith(b"terminate KakaoBrain")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"LC_ALL": "C"},
+        {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"},
+    ],
+    ids=["utf8", "c", "ascii", "latin1"],
+)
+def test_korean_goes_in_and_out_in_any_locale(environment: dict[str, str], tiny_folder: Path) -> None:
+    command = "$KOGPT generate --json --model $MODEL --max-tokens 2 --seed 1 --stop 한국어"
+    by_argument = shell(f"{command} '한국어 값'", tiny_folder, **environment)
+    by_pipe = shell(f"printf '한국어 값\\n' | {command}", tiny_folder, **environment)
+    in_cp949 = shell(
+        f"printf '한국어 값\\n' | iconv -f utf-8 -t cp949 | {command} -", tiny_folder, **environment
+    )
+    for done in (by_argument, by_pipe, in_cp949):
+        assert done.returncode == 0, done.stderr
+        assert '"prompt": "한국어 값"' in done.stdout.decode("utf-8")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from kogpt.cli import command; command(None);"
+        "print({'numpy', 'torch', 'tokenizers', 'prompt_toolkit', 'asyncio'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,68 @@
+"""Options are the fields of Sampling, and say the same."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+import pytest
+
+from kogpt.cli import Parser, options
+from kogpt.errors import KoGPTError
+from kogpt.sampling import Sampling
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = Parser(prog="x")
+    options.add_generation_options(parser)
+    options.add_model_options(parser)
+    return parser.parse_args(words)
+
+
+def test_no_options_are_the_defaults() -> None:
+    assert options.sampling_from(parse()) == Sampling()
+
+
+def test_every_field_has_an_option() -> None:
+    words = "--temperature 0 --top-p .5 --top-k 3 --min-p .1 --repetition-penalty 1.2 --presence-penalty .3"
+    words += " --frequency-penalty .4 --logit-bias 7=-2.5 --logit-bias 8=1 --seed 9 --stop 끝 --stop ."
+    words += " --max-tokens 5 --max-length 50 -n 2 --logprobs 1"
+    sampling = options.sampling_from(parse(*words.split()))
+    assert sampling == Sampling(
+        temperature=0.0,
+        top_p=0.5,
+        top_k=3,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
+        frequency_penalty=0.4,
+        logit_bias={7: -2.5, 8: 1.0},
+        seed=9,
+        stop=("끝", "."),
+        max_tokens=5,
+        max_length=50,
+        n=2,
+        logprobs=1,
+    )
+    default = Sampling()
+    assert all(getattr(sampling, f.name) != getattr(default, f.name) for f in fields(Sampling))
+
+
+def test_names_with_underscores_are_known_too() -> None:
+    assert parse("--max_tokens", "5").max_tokens == 5
+    assert parse("--model_parallel").model_parallel is True
+
+
+@pytest.mark.parametrize("words", [("--top-k", "1.5"), ("--logit-bias", "x"), ("--dtype", "int3")])
+def test_values_of_the_wrong_kind_are_refused(
+    words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(*words)
+    assert words[0] in capsys.readouterr().err
+
+
+def test_model_parallel_is_refused_where_there_is_something_to_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "gpus", lambda: [None, None])
+    with pytest.raises(KoGPTError, match="2 GPUs"):
+        options.load_model(parse("--model_parallel"))

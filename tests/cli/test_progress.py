@@ -1,0 +1,56 @@
+"""The progress bar shows itself on a terminal only."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from kogpt.cli import progress
+from kogpt.cli.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def stderr_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    return terminal
+
+
+def test_counts_and_erases_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = stderr_terminal(monkeypatch)
+    with Progress(4) as bar:
+        bar.advance()
+        assert "[#######.......................] 1/4" in stderr.getvalue()
+        assert stderr.getvalue().endswith("s left")
+    assert stderr.getvalue().endswith("\r\x1b[K")
+
+
+def test_makes_room_for_text_on_the_same_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = stderr_terminal(monkeypatch)
+    monkeypatch.setattr("sys.stdout", stderr)
+    with Progress(2) as bar, bar.hidden():
+        assert stderr.getvalue().endswith("\r\x1b[K")
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    with Progress(2) as bar, bar.hidden():
+        assert not stderr.getvalue().endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize("case", ["pipe", "dumb", "single"])
+def test_is_silent_elsewhere(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    stderr = stderr_terminal(monkeypatch)
+    if case == "pipe":
+        monkeypatch.setattr(stderr, "isatty", lambda: False)
+    if case == "dumb":
+        monkeypatch.setenv("TERM", "dumb")
+    with Progress(1 if case == "single" else 3) as bar:
+        bar.advance()
+        with bar.hidden():
+            pass
+    assert stderr.getvalue() == ""
