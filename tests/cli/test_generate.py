@@ -120,13 +120,12 @@ def test_stop_strings_and_length_reach_the_model(run: Run, model: KoGPT) -> None
 
 
 def test_the_line_of_a_prompt_that_does_not_fit_is_named(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("가\n\n" + "나" * 500 + "\n다\n", encoding="utf-8")
-    assert main(["generate", "--file", str(path), "--model", "no-such-folder"]) == 2
-    assert "line" not in capsys.readouterr().err
-    run("--file", str(path), *GREEDY, code=2)
+    assert main(["generate", "--file", str(path), "--model", str(tiny_folder)]) == 2
+    assert f"{path} line 3: the text has" in capsys.readouterr().err
 
 
 def test_a_file_without_prompts_is_a_mistake(run: Run, tmp_path: Path) -> None:
