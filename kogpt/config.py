@@ -35,7 +35,9 @@ FIXED_VALUES: dict[str, Any] = {
 }
 
 DIMENSIONS = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
-MAX_DIMENSION = 2**24  # far above any GPT-J; keeps sizes computed from a hostile file small integers
+# Far above any GPT-J: what a hostile file asks for stays a small integer, and its tensors a short list.
+MAX_DIMENSION = 2**24
+MAX_LAYERS = 2**12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +62,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
-            _require_count(name, getattr(self, name))
+            _require_count(name, getattr(self, name), MAX_LAYERS if name == "n_layers" else MAX_DIMENSION)
         if self.d_model % self.n_heads:
             raise _impossible("n_embd", self.d_model, f"a multiple of n_head ({self.n_heads})")
         if self.rotary_dim % 2 or self.rotary_dim > self.d_head:
@@ -132,9 +134,9 @@ def _size(shape: tuple[int, ...]) -> int:
     return shape[0] * (shape[1] if len(shape) == 2 else 1)
 
 
-def _require_count(name: str, value: object) -> None:
-    if type(value) is not int or not 0 < value <= MAX_DIMENSION:
-        raise _impossible(JSON_KEYS[name], value, f"a whole number from 1 to {MAX_DIMENSION}")
+def _require_count(name: str, value: object, limit: int) -> None:
+    if type(value) is not int or not 0 < value <= limit:
+        raise _impossible(JSON_KEYS[name], value, f"a whole number from 1 to {limit}")
 
 
 def _impossible(key: str, value: object, rule: str) -> ConfigError:

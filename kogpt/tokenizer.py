@@ -16,7 +16,8 @@ import codecs
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,16 +31,13 @@ MAX_FILE_BYTES = 32 << 20  # a vocabulary of 200,000 takes 15 MB
 MAX_TOKENS = 1 << 20
 ROLES = ("bos", "eos", "unk", "pad", "mask")
 
-# A regular expression from a file may take exponential time, unless nothing that repeats is repeated. So no
-# quantifier may follow a group (a lone "?" may), and only the plain parts of the syntax are known.
-_LITERAL = r"\\[pP]\{\^?\w+\}|\\[sSdDwWrntNhH]|\\u[0-9A-Fa-f]{4}|\\[^\w\s]"
-TAME_PATTERN = re.compile(
-    rf"""(?: (?: {_LITERAL} | \[ \^? (?: {_LITERAL} | [^\[\]\\] )+ \] | [^\\\[\]()|*+?{{}}] )
-             (?: [*+?][?+]? | \{{\d{{1,3}}(?:,\d{{0,3}})?\}} )?
-           | \( (?: \?(?: i?: | <?[!=] ) )?
-           | \) (?: \? (?![*+?{{]) | (?![*+?{{]) )
-           | \| )*""",
-    re.VERBOSE,
+# A regular expression from a file may take exponential time if what repeats is repeated. So only the plain
+# parts of the syntax are known, no quantifier may follow a group (a lone "?" may), and an alternative may
+# repeat two things at most: published byte-level tokenizers need no more.
+_ESCAPE = r"\\[pP]\{\^?\w+\}|\\[sSdDwWrntNhH]|\\u[0-9A-Fa-f]{4}|\\[^\w\s]"
+_ATOM = re.compile(rf"{_ESCAPE}|\[\^?(?:{_ESCAPE}|[^\[\]\\])+\]")
+_TAME = re.compile(
+    r"(?:[^\\\[\]()|*+?{}](?:[*+?][?+]?|\{\d+(?:,\d*)?\})?|\((?:\?(?:i?:|<?[!=]))?|\)\??(?![*+?{])|\|)*"
 )
 MAX_PATTERN = 1000
 
@@ -58,36 +56,35 @@ BYTES = _byte_alphabet()
 
 
 class Tokenizer:
-    """A byte-level BPE. `bos_token_id` and `eos_token_id` exist always, the other three may be None."""
+    """A byte-level BPE.
 
-    bos_token_id: int
-    eos_token_id: int
-    unk_token_id: int | None
-    pad_token_id: int | None
-    mask_token_id: int | None
+    `n_vocab` is one above the largest id, `special_ids` are those that are no text. `bos_token_id` and
+    `eos_token_id` exist always; `unk_token_id`, `pad_token_id` and `mask_token_id` may be None.
+    """
 
     def __init__(self, document: Mapping[str, Any], names: Mapping[str, str], where: str) -> None:
         """Take a tokenizer.json's object, and the text of each special token by its role ("bos", ...)."""
+        self._where = where
         _require_byte_level(document, where)
-        vocabulary = _vocabulary(document, where)
-        added = _added_tokens(document, where)
-        special = {token["content"] for token in added if token.get("special", True)}
-        special |= {content for content in names.values() if content in vocabulary}
-        ids = vocabulary | {token["content"]: token["id"] for token in added}
-        self.n_vocab = max(ids.values()) + 1
+        vocabulary, added = _vocabulary(document, where), _added_tokens(document, where)
+        ids = vocabulary | {content: index for content, (index, _) in added.items()}
+        special = {content for content, (_, is_special) in added.items() if is_special}
+        special |= {content for content in names.values() if content in ids}
         self.special_ids = frozenset(ids[content] for content in special)
-        for role in ROLES:
-            setattr(self, f"{role}_token_id", ids.get(names[role]))
-        if self.bos_token_id is None or self.eos_token_id is None:
-            raise _unfit(where, f"it has no {names['bos']!r} or no {names['eos']!r}")
-        plain = {token: index for token, index in vocabulary.items() if index not in self.special_ids}
+        if names["bos"] not in ids or names["eos"] not in ids:
+            raise _unfit(where, f"it has no {names['bos'][:40]!r} or no {names['eos'][:40]!r}")
+        self.bos_token_id, self.eos_token_id = ids[names["bos"]], ids[names["eos"]]
+        self.unk_token_id, self.pad_token_id, self.mask_token_id = (
+            ids.get(names[role]) for role in ("unk", "pad", "mask")
+        )
+        self.n_vocab = max(ids.values()) + 1
         self._bytes = [b""] * self.n_vocab
         for token, index in ids.items():
-            self._bytes[index] = b"" if index in self.special_ids else _token_bytes(token)
-        for token in added:  # these stand for their text, not for bytes
-            if not token.get("special", True):
-                self._bytes[token["id"]] = token["content"].encode()
-                plain.pop(token["content"], None)
+            if index not in self.special_ids:
+                self._bytes[index] = token.encode("utf-8", "replace") if token in added else _bytes_of(token)
+        reserved = self.special_ids | {index for index, _ in added.values()}
+        plain = {token: index for token, index in vocabulary.items() if index not in reserved}
+        self._unknown = frozenset(byte for character, byte in BYTES.items() if character not in plain)
         self._library = _build(document, plain, where)
 
     @classmethod
@@ -108,14 +105,46 @@ class Tokenizer:
         return cls(document, names, str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text in NFC; nothing is added. Raises PromptError for a lone surrogate."""
-        return self.encode_batch([text])[0]
+        """Ids of the text in NFC; nothing is added. PromptError for a lone surrogate."""
+        with self._no_panic():
+            return self._library.encode(self._normal(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        normal = [_normal(text) for text in texts]
-        encodings = self._library.encode_batch_fast(normal, add_special_tokens=False)
+        with self._no_panic():
+            normal = [self._normal(text) for text in texts]
+            encodings = self._library.encode_batch_fast(normal, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    @contextmanager
+    def _no_panic(self) -> Iterator[None]:
+        """A pattern that matches for too long makes the library panic: TokenizerError instead."""
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of pyo3: no Exception, and cannot be imported
+                raise
+            raise _unfit(self._where, f"the library gave up on a text ({str(error)[:100]})") from error
+
+    def _normal(self, text: str) -> str:
+        """The text in NFC; PromptError where it is not Unicode, or would lose a byte that has no token."""
+        normal = unicodedata.normalize("NFC", text)
+        try:
+            data = normal.encode()
+        except UnicodeEncodeError as error:
+            at, code = error.start, f"U+{ord(normal[error.start]):04X}"
+            raise PromptError(
+                f"not Unicode text: character {at} is the lone surrogate {code}; was it read as UTF-8?",
+                f"유니코드 텍스트가 아닙니다: {at}번째 문자가 짝 없는 서로게이트 {code}입니다. "
+                "UTF-8로 읽었는지 확인하세요",
+            ) from error
+        if unknown := self._unknown.intersection(data):
+            byte = f"0x{min(unknown):02X}"
+            raise PromptError(
+                f"this tokenizer has no token for byte {byte} of the text",
+                f"이 토크나이저에는 텍스트의 {byte} 바이트에 해당하는 토큰이 없습니다",
+            )
+        return normal
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens, and an unfinished character at the end, are left out."""
@@ -172,19 +201,6 @@ class StreamDecoder:
         return ""
 
 
-def _normal(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        at, code = error.start, f"U+{ord(text[error.start]):04X}"
-        raise PromptError(
-            f"not Unicode text: character {at} is the lone surrogate {code}; was it read as UTF-8?",
-            f"유니코드 텍스트가 아닙니다: {at}번째 문자가 짝 없는 서로게이트 {code}입니다. "
-            "UTF-8로 읽었는지 확인하세요",
-        ) from error
-    return unicodedata.normalize("NFC", text)
-
-
 def _require_byte_level(document: Mapping[str, Any], where: str) -> None:
     """Refuse a tokenizer that would lose or add text, or that is not a byte-level BPE."""
     model = document.get("model")
@@ -215,7 +231,14 @@ def _is_lossless(step: Mapping[str, Any]) -> bool:
     if step.get("type") != "Split" or step.get("behavior") == "Removed" or type(pattern) is not dict:
         return False
     regex = pattern.get("Regex", "")
-    return type(regex) is str and len(regex) <= MAX_PATTERN and TAME_PATTERN.fullmatch(regex) is not None
+    return type(regex) is str and len(regex) <= MAX_PATTERN and _is_tame(regex)
+
+
+def _is_tame(regex: str) -> bool:
+    """Whether matching takes at most cubic time, by its syntax alone."""
+    bare = _ATOM.sub("x", regex)
+    repeats = [len(re.findall(r"[*+][?+]?|\{", alternative)) for alternative in bare.split("|")]
+    return _TAME.fullmatch(bare) is not None and max(repeats) <= 2
 
 
 def _steps(part: Any, key: str) -> list[dict[str, Any]]:
@@ -235,18 +258,19 @@ def _vocabulary(document: Mapping[str, Any], where: str) -> dict[str, int]:
             raise _unfit(where, f"token {token[:40]!r} has id {str(index)[:40]}")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise _unfit(where, "two of its tokens share an id")
-    if missing := BYTES.keys() - vocabulary.keys():
-        raise _unfit(where, f"{len(missing)} of the 256 bytes are not in its vocabulary")
     return vocabulary
 
 
-def _added_tokens(document: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    added = document.get("added_tokens") or []
-    if type(added) is not list or len(added) > MAX_TOKENS:
+def _added_tokens(document: Mapping[str, Any], where: str) -> dict[str, tuple[int, bool]]:
+    """Id, and whether it is special, of every token beside the BPE's own, by its text."""
+    tokens = document.get("added_tokens") or []
+    if type(tokens) is not list or len(tokens) > MAX_TOKENS:
         raise _unfit(where, "added_tokens is not a list")
-    for token in added:
+    added = {}
+    for token in tokens:
         if type(token) is not dict or type(token.get("content")) is not str or not _is_id(token.get("id")):
             raise _unfit(where, f"added token {str(token)[:80]} has no content or no id")
+        added[token["content"]] = (token["id"], token.get("special") is not False)
     return added
 
 
@@ -265,7 +289,7 @@ def _named(document: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _token_bytes(token: str) -> bytes:
+def _bytes_of(token: str) -> bytes:
     """Undo the byte alphabet; a token with other characters stands for its own text, as in the library."""
     if all(character in BYTES for character in token):
         return bytes(BYTES[character] for character in token)

@@ -40,7 +40,7 @@ def tiny_tensors() -> Mapping[str, NDArray[np.float32]]:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.json: byte-level BPE over tests/korean.py, [BOS] [EOS] [UNK] [PAD] [MASK] first, 512 ids."""
+    """tokenizer.json: 512 ids, byte-level BPE over tests/korean.py, [BOS] [EOS] [UNK] [PAD] [MASK] first."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

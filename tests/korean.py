@@ -1,4 +1,4 @@
-"""Korean of our own writing for the tests: prose to train a tokenizer on, and the texts that are hard to carry."""
+"""Korean of our own writing: prose to train a tokenizer on, and texts that are hard to carry."""
 
 from __future__ import annotations
 

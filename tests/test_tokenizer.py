@@ -1,14 +1,26 @@
-"""Text <-> ids: round trips, streams, and what is refused."""
+"""Text <-> ids: round trips, streams at every split, special tokens that are text, and what is refused."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from korean import HARD, PROSE
+import tokenizers
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from korean import HARD, PROSE, SYLLABLES
 
-from kogpt.tokenizer import Tokenizer
+from kogpt.config import ModelConfig
+from kogpt.errors import PromptError, TokenizerError
+from kogpt.tokenizer import BYTES, Tokenizer, _is_tame
+
+FAMILY = "👨‍👩‍👧‍👦"
+ALL_HARD = "".join(HARD)
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +28,370 @@ def tokenizer(tiny_tokenizer: Path) -> Tokenizer:
     return Tokenizer.from_file(tiny_tokenizer)
 
 
-@pytest.mark.parametrize("text", [*PROSE, *HARD, ""])
+def nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def byte_tokens(tokenizer: Tokenizer) -> list[int]:
+    """The id of each single byte: the finest split that there is."""
+    ids = {tokenizer.token_bytes(token): token for token in reversed(range(tokenizer.n_vocab))}
+    return [ids[bytes([byte])] for byte in range(256)]
+
+
+def stream(tokenizer: Tokenizer, ids: list[int]) -> str:
+    decoder = tokenizer.decoder()
+    return "".join([decoder.push(token) for token in ids]) + decoder.flush()
+
+
+# ------------------------------------------------------------------------------------------ round trips
+
+
+@pytest.mark.parametrize("text", [*PROSE, *HARD, SYLLABLES, ""])
 def test_any_text_round_trips_up_to_nfc(tokenizer: Tokenizer, text: str) -> None:
-    assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == stream(tokenizer, ids) == nfc(text)
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_any_unicode_round_trips(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == nfc(text)
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=0x1100, max_codepoint=0x11FF)))
+@settings(deadline=None)
+def test_jamo_round_trip(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == nfc(text)
+
+
+def test_nfd_costs_no_more_than_nfc(tokenizer: Tokenizer) -> None:
+    text = "한국어 ㅋㅋ 값"
+    decomposed = unicodedata.normalize("NFD", text)
+    assert len(decomposed) > len(text)
+    assert tokenizer.encode(decomposed) == tokenizer.encode(text)
+
+
+def test_compatibility_characters_keep_their_form(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("ㅋㅋㅠㅠ ㈜ ①")) == "ㅋㅋㅠㅠ ㈜ ①"
+
+
+def test_encode_agrees_with_the_library(tokenizer: Tokenizer, tiny_tokenizer: Path) -> None:
+    library = tokenizers.Tokenizer.from_file(str(tiny_tokenizer))
+    for text in (*PROSE, *HARD[:7], SYLLABLES):
+        expected = library.encode(nfc(text), add_special_tokens=False).ids
+        assert tokenizer.encode(text) == expected
+        assert tokenizer.decode(expected) == library.decode(expected)
+
+
+def test_a_batch_is_its_texts_one_by_one(tokenizer: Tokenizer) -> None:
+    texts = [*PROSE, *HARD]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("text", ["가\ud800나", "\udc82", "가\udceb\udc82"])
+def test_lone_surrogates_are_refused(tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(PromptError, match=r"lone surrogate U\+D"):
+        tokenizer.encode(text)
+
+
+# --------------------------------------------------------------------------------------- special tokens
+
+
+def test_special_ids_are_read_from_the_file(tokenizer: Tokenizer) -> None:
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
+    assert (tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (2, 3, 4)
+    assert tokenizer.special_ids == {0, 1, 2, 3, 4}
+    assert tokenizer.n_vocab == TINY.n_vocab
+
+
+@pytest.mark.parametrize("name", ["[BOS]", "[EOS]", "[UNK]", "[PAD]", "[MASK]"])
+def test_text_that_spells_a_special_token_is_text(tokenizer: Tokenizer, name: str) -> None:
+    for text in (name, f"가{name}나", f" {name} ", name * 3):
+        ids = tokenizer.encode(text)
+        assert not tokenizer.special_ids & set(ids)
+        assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens_are_no_text(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("가나")
+    assert tokenizer.decode([0, *ids, 1, 1]) == "가나"
+    first, second, third = "각".encode()
+    finest = byte_tokens(tokenizer)
+    assert stream(tokenizer, [finest[first], 1, finest[second], 2, finest[third]]) == "각"
+    assert all(tokenizer.token_bytes(token) == b"" for token in tokenizer.special_ids)
+
+
+def edited(tiny_tokenizer: Path, folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    document = json.loads(tiny_tokenizer.read_text())
+    edit(document)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_any_added_token_spelled_by_a_user_is_text(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    def add(document: dict[str, Any]) -> None:
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        document["added_tokens"].append(plain | {"id": 512, "content": "<|끝|>", "special": True})
+        document["added_tokens"].append(plain | {"id": 513, "content": "<요약>", "special": False})
+        document["model"]["ignore_merges"] = True
+
+    tokenizer = Tokenizer.from_file(edited(tiny_tokenizer, tmp_path, add))
+    assert tokenizer.n_vocab == 514
+    for text in ("<|끝|>", "<요약>", "[EOS]", "[EOS]<|끝|>가<요약>"):
+        ids = tokenizer.encode(text)
+        assert not {0, 1, 2, 3, 4, 512, 513} & set(ids)
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.decode([512, 513]) == "<요약>"
+
+
+def test_foreign_names_of_special_tokens(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    def rename(document: dict[str, Any]) -> None:
+        document["added_tokens"] = [{"id": 0, "content": "<|endoftext|>", "special": True}]
+        vocabulary = document["model"]["vocab"]
+        del vocabulary["[BOS]"], vocabulary["[UNK]"], vocabulary["[PAD]"], vocabulary["[MASK]"]
+        vocabulary["<|endoftext|>"] = 0
+
+    path = edited(tiny_tokenizer, tmp_path, rename)
+    with pytest.raises(TokenizerError, match="no '\\[BOS\\]' or no '\\[EOS\\]'"):
+        Tokenizer.from_file(path)
+    names = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|endoftext|>"}, "unk_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    tokenizer = Tokenizer.from_file(path)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 0)
+    assert (tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (None, None, None)
+
+
+def test_a_tokenizer_that_lacks_bytes_says_which_text_it_cannot_hold(
+    tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    lacking = next(character for character, byte in BYTES.items() if byte == 0xF0)
+    path = edited(tiny_tokenizer, tmp_path, lambda document: document["model"]["vocab"].pop(lacking))
+    tokenizer = Tokenizer.from_file(path)
+    assert tokenizer.decode(tokenizer.encode("가나다")) == "가나다"
+    with pytest.raises(PromptError, match="byte 0xF0"):
+        tokenizer.encode(FAMILY)
+
+
+# --------------------------------------------------------------------------------------------- streaming
+
+
+def test_the_byte_alphabet_is_the_library_s(tokenizer: Tokenizer) -> None:
+    assert sorted(BYTES) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(BYTES.values()) == list(range(256))
+    assert b"".join(map(tokenizer.token_bytes, byte_tokens(tokenizer))) == bytes(range(256))
+
+
+def test_every_syllable_streams_whole_at_every_split(tokenizer: Tokenizer) -> None:
+    """Each syllable byte by byte after a split at every earlier byte: no piece is ever a part of one."""
+    finest = byte_tokens(tokenizer)
+    for syllable in SYLLABLES:
+        first, second, third = (finest[byte] for byte in syllable.encode())
+        decoder = tokenizer.decoder()
+        assert [decoder.push(token) for token in (first, second, third)] == ["", "", syllable]
+        assert decoder.push(first) == "" and decoder.n_pending == 1
+        assert decoder.push(second) == "" and decoder.n_pending == 2
+        assert decoder.push(third) == syllable and decoder.n_pending == 0
+
+
+@pytest.mark.parametrize("text", [*HARD, *(unicodedata.normalize("NFD", text) for text in PROSE)])
+def test_every_cut_of_a_stream_shows_a_prefix_of_the_text(tokenizer: Tokenizer, text: str) -> None:
+    """Cut anywhere between bytes, what was shown is the text's longest prefix of whole characters."""
+    finest = byte_tokens(tokenizer)
+    data = text.encode()
+    decoder, shown = tokenizer.decoder(), ""
+    for end, byte in enumerate(data, 1):
+        shown += decoder.push(finest[byte])
+        assert shown == data[:end].decode("utf-8", "ignore")
+        assert tokenizer.decode([finest[byte] for byte in data[:end]]) == shown
+    assert shown == text
+
+
+@given(st.lists(st.integers(0, TINY.n_vocab - 1)))
+@settings(deadline=None, max_examples=200)
+def test_streamed_text_is_the_final_text_for_any_ids(tokenizer: Tokenizer, ids: list[int]) -> None:
+    """Random ids are mostly broken UTF-8: streamed and not, both show what one strict decoder would."""
+    decoder = tokenizer.decoder()
+    pieces = [decoder.push(token) for token in ids]
+    n_pending = decoder.n_pending
+    assert "".join(pieces) + decoder.flush() == tokenizer.decode(ids)
+    data = b"".join(map(tokenizer.token_bytes, ids))
+    assert tokenizer.decode(ids) == data[: len(data) - n_pending].decode("utf-8", "replace")
+
+
+@given(st.lists(st.integers(0, TINY.n_vocab - 1), max_size=12))
+@settings(deadline=None)
+def test_finished_text_is_the_library_s(tokenizer: Tokenizer, tiny_tokenizer: Path, ids: list[int]) -> None:
+    library = tokenizers.Tokenizer.from_file(str(tiny_tokenizer))
+    whole = [*ids, *tokenizer.encode("끝")]  # so that nothing is unfinished
+    assert tokenizer.decode(whole) == library.decode(whole)
+
+
+def test_a_replacement_character_of_the_text_does_not_stall(tokenizer: Tokenizer) -> None:
+    finest = byte_tokens(tokenizer)
+    decoder = tokenizer.decoder()
+    assert [decoder.push(finest[byte]) for byte in "\ufffd가".encode()] == ["", "", "\ufffd", "", "", "가"]
+
+
+def test_an_unfinished_character_is_left_out_and_counted(tokenizer: Tokenizer) -> None:
+    finest = byte_tokens(tokenizer)
+    ids = [finest[byte] for byte in "가나".encode()[:-1]]
+    assert tokenizer.decode(ids) == stream(tokenizer, ids) == "가"
+    decoder = tokenizer.decoder()
+    for token in ids:
+        decoder.push(token)
+    assert decoder.n_pending == 2
+    assert decoder.flush() == "" and decoder.n_pending == 0
+    assert decoder.push(finest[ord("a")]) == "a"
+
+
+def test_ids_without_a_token_are_no_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([*tokenizer.encode("가"), tokenizer.n_vocab, 10**9]) == "가"
+
+
+# ------------------------------------------------------------------------------------------------ refused
+
+
+def put(*keys: str) -> Callable[[Any], Callable[[dict[str, Any]], object]]:
+    """An edit that sets one entry of a tokenizer.json."""
+
+    def at(value: Any) -> Callable[[dict[str, Any]], object]:
+        def edit(document: dict[str, Any]) -> None:
+            for key in keys[:-1]:
+                document = document[key]
+            document[keys[-1]] = value
+
+        return edit
+
+    return at
+
+
+def split_by(regex: str, behavior: str = "Isolated") -> dict[str, Any]:
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": False}
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [split, last]}
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+UNFIT = {
+    "unigram": put("model", "type")("Unigram"),
+    "word pieces": put("model", "type")("WordPiece"),
+    "no model": put("model")(None),
+    "dropout": put("model", "dropout")(0.1),
+    "prefix": put("model", "continuing_subword_prefix")("##"),
+    "byte fallback": put("model", "byte_fallback")(True),
+    "lowercase": put("normalizer")({"type": "Lowercase"}),
+    "NFKC": put("normalizer")({"type": "Sequence", "normalizers": [{"type": "NFKC"}]}),
+    "normalizers": put("normalizer")({"type": "Sequence", "normalizers": 7}),
+    "metaspace": put("pre_tokenizer")({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}),
+    "whitespace": put("pre_tokenizer")(
+        {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTE_LEVEL]}
+    ),
+    "no pre-tokenizer": put("pre_tokenizer")(None),
+    "prefix space": put("pre_tokenizer", "add_prefix_space")(True),
+    "removing": put("pre_tokenizer")(split_by(r"\s+", "Removed")),
+    "exponential": put("pre_tokenizer")(split_by(r"(a+)+$")),
+    "no regex": put("pre_tokenizer")(split_by(r"[")),
+    "vocabulary is a list": put("model", "vocab")([]),
+    "id is a string": put("model", "vocab", "Q")("7"),
+    "id is negative": put("model", "vocab", "Q")(-1),
+    "id is huge": put("model", "vocab", "Q")(10**12),
+    "id twice": put("model", "vocab", "Q")(300),
+    "merge of nothing": put("model", "merges")([["a", "zzzz"]]),
+    "merges": put("model", "merges")(3),
+    "added tokens": put("added_tokens")(5),
+    "added token": put("added_tokens")([{"id": 0}]),
+    "added ids": put("added_tokens")([{"id": 10**9, "content": "[EOS]"}]),
+    "version": put("model", "merges")([["a"]]),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_foreign_and_broken_tokenizers_are_refused(case: str, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="not a byte-level BPE tokenizer"):
+        Tokenizer.from_file(edited(tiny_tokenizer, tmp_path, UNFIT[case]))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff", b'{"model": NaN}', b'{"a": 1, "a": 2}', b"[" * 100_000, b'{"a":' * 100_000],
+)
+def test_what_is_not_json_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(TokenizerError, match="JSON"):
+        Tokenizer.from_file(path)
+
+
+def test_a_missing_or_huge_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="cannot read the tokenizer"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(TokenizerError, match="1,099,511,627,776 bytes"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        r" ?[\p{L}\p{M}]+| ?\p{N}{1,2}| ?[^\s\p{L}\p{M}\p{N}]+|\r?\n|[^\S\r\n]+(?!\S)|\s+",
+        r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[\uac00-\ud7a3]+(?:은|는)?|\(\)+|[()*+]+",
+    ],
+)
+def test_plain_patterns_are_accepted(regex: str, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    path = edited(tiny_tokenizer, tmp_path, put("pre_tokenizer")(split_by(regex)))
+    tokenizer = Tokenizer.from_file(path)
+    for text in (*PROSE, *HARD):
+        assert tokenizer.decode(tokenizer.encode(text)) == nfc(text)
+
+
+UNTAMED = [
+    r"(a+)+$",
+    r"(?:a|aa)+\z",
+    r"(.*)*b",
+    r"(a)\1",
+    r"(a{1,3}){2,}",
+    r"a{1,2}+",
+    r"(?x)(a)",
+    r"((a)?)+",
+] + [r"(?<n>a)\g<n>", r"[a[b)+]c]", r"(?~ab)", r"a+*", r"(a+)?+", r"[[:alpha:]]", r"\s*\s*\s*x", r"(a?)?{9}"]
+
+
+@pytest.mark.parametrize("regex", UNTAMED)
+def test_patterns_that_may_never_end_are_refused(regex: str) -> None:
+    assert not _is_tame(regex)
+
+
+def test_a_panic_of_the_library_is_an_error_of_ours(
+    tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.from_file(tiny_tokenizer)
+    panic = type("PanicException", (BaseException,), {})
+
+    class Library:
+        def encode(self, text: str, add_special_tokens: bool) -> None:
+            raise panic("retry-limit-in-match over") if text else KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizer, "_library", Library())
+    with pytest.raises(TokenizerError, match="gave up on a text"):
+        tokenizer.encode("가")
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("")
+
+
+# ------------------------------------------------------------------------------------------ model and text
+
+
+def test_the_vocabulary_must_fit_the_model(tokenizer: Tokenizer) -> None:
+    def shape(n_vocab: int, eos_token_id: int = 1) -> ModelConfig:
+        sizes = dict.fromkeys(("n_layers", "n_heads", "d_model", "d_ff", "n_ctx", "rotary_dim"), 2)
+        return ModelConfig(**sizes, n_vocab=n_vocab, eos_token_id=eos_token_id)
+
+    tokenizer.check_fits(shape(512))
+    tokenizer.check_fits(shape(520))  # rows beyond the tokenizer's are padding
+    with pytest.raises(TokenizerError, match="512 ids, the model's vocabulary 511"):
+        tokenizer.check_fits(shape(511))
+    with pytest.raises(TokenizerError, match="id 1, the model's 0"):
+        tokenizer.check_fits(shape(512, eos_token_id=0))
