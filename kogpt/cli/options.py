@@ -6,14 +6,14 @@ Generation options are the fields of Sampling: their types, defaults and help ha
 from __future__ import annotations
 
 import argparse
-from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from kogpt.cli.machine import gpus
 from kogpt.cli.reading import intended
 from kogpt.errors import KoGPTError
 
 if TYPE_CHECKING:
+    from dataclasses import Field
+
     from kogpt.generation import KoGPT
     from kogpt.sampling import Sampling
 
@@ -41,6 +41,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def load_model(args: argparse.Namespace) -> KoGPT:
     """The model that the options name; slow, and the first import of numpy and what is behind it."""
+    from kogpt.cli.machine import gpus
     from kogpt.generation import KoGPT
 
     if args.model_parallel and (n_gpus := len(gpus())) > 1:
@@ -55,6 +56,8 @@ def load_model(args: argparse.Namespace) -> KoGPT:
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
     """One option for every field of Sampling: `max_tokens` is --max-tokens, and --max_tokens as well."""
+    from dataclasses import fields
+
     from kogpt.sampling import Sampling
 
     group = parser.add_argument_group("generation")
@@ -67,6 +70,8 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
 
 def sampling_from(args: argparse.Namespace) -> Sampling:
     """The Sampling that the options describe; SamplingError if a value is out of range."""
+    from dataclasses import fields
+
     from kogpt.sampling import Sampling
 
     given = {setting.name: getattr(args, setting.name) for setting in fields(Sampling)}
@@ -82,7 +87,6 @@ def _argument(setting: Field[Any], hint: object) -> dict[str, Any]:
         return {"action": "append", "metavar": "TEXT", "help": f"{text}; may be repeated"}
     if setting.name == "logit_bias":
         return {"action": "append", "metavar": "ID=VALUE", "type": _bias, "help": f"{text}; may be repeated"}
-    assert setting.default is not MISSING, setting.name
     if setting.default is not None:
         text += " (default: %(default)s)"
     kind = float if hint is float else int

@@ -63,6 +63,6 @@ def test_values_of_the_wrong_kind_are_refused(
 
 
 def test_model_parallel_is_refused_where_there_is_something_to_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "gpus", lambda: [None, None])
+    monkeypatch.setattr("kogpt.cli.machine.gpus", lambda: [None, None])
     with pytest.raises(KoGPTError, match="2 GPUs"):
         options.load_model(parse("--model_parallel"))
