@@ -18,7 +18,7 @@ import numpy as np
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.memory import available_memory, require_memory
-from kogpt.runner import Array, Chunk, check_chunks, output_places, split_outputs
+from kogpt.runner import Array, Chunk, check_chunks, output_places, require_dtype, split_outputs
 
 Rotation = tuple[Array, Array]  # cos and sin of every rotated angle, (N, 1, R/2) each
 
@@ -29,13 +29,14 @@ class NumpyRunner:
     """A Runner in float32 or float64; see runner.py for what its methods promise.
 
     `tensors` are those of `config.tensor_shapes()`, in any dtype. They are converted once where that leaves
-    memory to spare, else a block at a time whenever they are used. NotEnoughMemory if they do not fit.
+    memory to spare, else a block at a time whenever they are used. NotEnoughMemory if they do not fit,
+    KoGPTError if `dtype` is another.
     """
 
     name = "numpy"
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored], dtype: str = "float32") -> None:
-        assert dtype in ("float32", "float64"), dtype
+        require_dtype(dtype, ("float32", "float64"), self.name)
         self.config = config
         self.dtype = dtype
         self._tensors = _converted_if_roomy(tensors, dtype)

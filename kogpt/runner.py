@@ -7,7 +7,7 @@ Shapes: T new positions of one row, E model width, V vocabulary, N outputs wante
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
+from kogpt.errors import KoGPTError
 
 Array = NDArray[np.floating[Any]]
 
@@ -56,6 +57,15 @@ class Runner(Protocol):
 
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
         """As `forward`, but (N, E): the trunk's output after the last LayerNorm, before the head."""
+
+
+def require_dtype(dtype: str, known: Collection[str], runner: str) -> None:
+    """Raise KoGPTError unless the runner computes in `dtype`."""
+    if dtype not in known:
+        raise KoGPTError(
+            f"dtype is {dtype!r}, must be one of {', '.join(known)} for the {runner} runner",
+            f"dtype 값 {dtype!r} ({runner} 러너에서 가능한 값: {', '.join(known)})",
+        )
 
 
 def check_chunks(runner: Runner, chunks: Sequence[Chunk]) -> None:

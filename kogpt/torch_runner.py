@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
+from kogpt.errors import KoGPTError
 from kogpt.memory import available_memory, require_memory
 from kogpt.model import GPTJ
-from kogpt.runner import Array, Chunk, check_chunks, output_places, split_outputs
+from kogpt.runner import Array, Chunk, check_chunks, output_places, require_dtype, split_outputs
 
 DTYPES = {
     "float64": torch.float64,
@@ -37,7 +38,8 @@ class TorchRunner:
     """A Runner on one torch device; see runner.py for what its methods promise.
 
     `tensors` are those of `config.tensor_shapes()`, in any dtype. On the CPU those that already have `dtype`
-    are used where they lie in the file, without a copy. NotEnoughMemory if weights or cache do not fit.
+    are used where they lie in the file, without a copy. NotEnoughMemory if weights or cache do not fit,
+    KoGPTError if there is no such dtype or device.
     """
 
     name = "torch"
@@ -49,10 +51,10 @@ class TorchRunner:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
-        assert dtype in DTYPES, dtype
+        require_dtype(dtype, DTYPES, self.name)
         self.config = config
         self.dtype = dtype
-        self._device = torch.device(device)
+        self._device = _device(device)
         n_bytes = config.n_parameters * DTYPES[dtype].itemsize
         require_memory(n_bytes, "this model", "이 모델", _free_bytes(self._device))
         self._model = _model(config, tensors, DTYPES[dtype], self._device)
@@ -245,6 +247,18 @@ def _rows(cached: Tensor, rows: list[int]) -> Tensor:
 def _to_numpy(x: Tensor) -> Array:
     wide: Array = x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy()
     return wide
+
+
+def _device(name: str) -> torch.device:
+    n_gpus = torch.cuda.device_count()  # 0 where there is no driver, or this torch was built without CUDA
+    if name not in ("cpu", "cuda" if n_gpus else "cpu", *(f"cuda:{i}" for i in range(n_gpus))):
+        raise KoGPTError(
+            f"device is {name!r}, but torch {torch.__version__} finds {n_gpus} GPUs: use --device cpu, or "
+            "install a driver and a build of torch that fit each other",
+            f"device 값 {name!r}: torch {torch.__version__}에서 찾은 GPU는 {n_gpus}개입니다. "
+            "--device cpu를 쓰거나 서로 맞는 드라이버와 torch를 설치해 주세요",
+        )
+    return torch.device(name)
 
 
 def _model(

@@ -19,7 +19,7 @@ from runners import KINDS, Kind, stored
 
 from kogpt import memory, numpy_runner, torch_runner
 from kogpt.config import ModelConfig
-from kogpt.errors import NotEnoughMemory
+from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Chunk, Runner
 from kogpt.torch_runner import TorchRunner
@@ -353,6 +353,17 @@ def test_tensors_at_odd_addresses(kind: Kind) -> None:
     assert_logits(logits, WANTED[0][:20], kind)
 
 
+def test_unknown_dtype_is_refused(kind: Kind) -> None:
+    with pytest.raises(KoGPTError, match=r"'int7'.*float32"):
+        replace(kind, dtype="int7").make(TINY, TENSORS)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cuda:", "gpu"])
+def test_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(KoGPTError, match="--device cpu"):
+        TorchRunner(TINY, {}, "float32", device)
+
+
 def test_model_that_does_not_fit_is_refused(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (memory, numpy_runner, torch_runner):
         monkeypatch.setattr(module, "available_memory", lambda: 10_000)
@@ -368,7 +379,8 @@ def test_cache_that_does_not_fit_is_refused(
     with monkeypatch.context() as short:
         for module in (memory, torch_runner):
             short.setattr(module, "available_memory", lambda: 1_000)
-        with pytest.raises(NotEnoughMemory, match="tokens"):
+        with pytest.raises(NotEnoughMemory) as error:
             runner.forward([Chunk(row, IDS[0, 10:90])])
+    assert "tokens" in error.value.en
     assert runner.length(row) == 10
     assert_logits(runner.forward([Chunk(row, IDS[0, 10:90])])[0], WANTED[0][89:90], kind)
