@@ -181,7 +181,7 @@ def blocks(
         for segment, end in _segments(files[index], reading, origin):
             segments.append(segment)
             size += _size(segment.payload)
-            if size >= reading.block_bytes:
+            if 2 * size >= reading.block_bytes:  # a stretch of a long file is a little less than one block
                 yield Block(number, tuple(segments), end)
                 number, segments, size = number + 1, [], 0
     if segments:
@@ -241,14 +241,13 @@ def _stretches(path: Path, reading: Reading, skip: int) -> Iterator[tuple[bytes 
                 continue
             yield None, overlong, stored
             overlong = 0
-        searched = max(len(pending) - 2, 0) if len(pending) >= reading.block_bytes else 0
+        searched = len(pending)
         pending += piece
-        if len(pending) < reading.block_bytes:
-            continue
-        if cut := _last_record_end(pending, reading, searched):
+        while len(pending) >= reading.block_bytes and (cut := _record_end(pending, reading, searched)):
             yield bytes(pending[:cut]), cut, stored
             del pending[:cut]
-        elif len(pending) > MAX_RECORD_BYTES:
+            searched = 0
+        if len(pending) > MAX_RECORD_BYTES:
             overlong = len(pending)
             pending.clear()
     if overlong:
@@ -257,13 +256,18 @@ def _stretches(path: Path, reading: Reading, skip: int) -> Iterator[tuple[bytes 
         yield bytes(pending), len(pending), stored
 
 
-def _last_record_end(text: bytearray, reading: Reading, start: int) -> int:
-    """Where the last whole record ends, searching from `start`; 0 if there is none."""
-    if reading.split == "blank-line":
-        for blank in (b"\n\n", b"\n\r\n"):
-            if (found := text.rfind(blank, start)) >= 0:
-                return found + len(blank)
-    return text.rfind(b"\n", start) + 1
+def _record_end(text: bytearray, reading: Reading, searched: int) -> int:
+    """Where to cut: after the last record within `block_bytes`, else after the first one; 0 if none ends.
+
+    The first `searched` bytes are known to hold no line break if they are `block_bytes` or more.
+    """
+    limit = reading.block_bytes
+    if searched < limit:
+        blanks = (b"\n\n", b"\n\r\n") if reading.split == "blank-line" else ()
+        for end in (*blanks, b"\n"):
+            if (found := text.rfind(end, 0, limit)) >= 0:
+                return found + len(end)
+    return text.find(b"\n", max(searched, limit)) + 1
 
 
 def decompressed(path: Path) -> Iterator[tuple[bytes, int]]:

@@ -68,15 +68,24 @@ def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _signatures(texts: Sequence[str]) -> U32:
     """(n, SIGNATURE) MinHash signatures."""
+    hashes = [shingle_hashes(text) for text in texts]
+    offsets = np.concatenate(([0], np.cumsum([len(h) for h in hashes]))).astype(np.uint64)
+    flat = np.concatenate(hashes)
+    matrix = _rensa().digest_matrix_from_flat_token_hashes(flat, offsets, SIGNATURE, SEED)
+    return np.array(matrix.to_rows(), dtype=np.uint32)
+
+
+def algorithm() -> str:
+    """What signatures depend on: they differ between versions of the library."""
+    return f"rensa R-MinHash {_rensa().ALGORITHM_VERSION}, {SHINGLE} characters, {SIGNATURE} slots"
+
+
+def _rensa() -> Any:
     try:
         from rensa import RMinHash
     except ImportError as error:
         raise MissingExtra("removing near-duplicates", "train") from error
-    hashes = [shingle_hashes(text) for text in texts]
-    offsets = np.concatenate(([0], np.cumsum([len(h) for h in hashes]))).astype(np.uint64)
-    flat = np.concatenate(hashes)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, SIGNATURE, SEED)
-    return np.array(matrix.to_rows(), dtype=np.uint32)
+    return RMinHash
 
 
 def shingle_hashes(text: str) -> U64:
@@ -104,7 +113,7 @@ def rows_per_band(threshold: float) -> int:
     More rows mean fewer pairs to compare in vain. InputError if the threshold is out of reach.
     """
     for rows in (16, 8, 4, 2):
-        if 1 - (1 - threshold**rows) ** (SIGNATURE // rows) >= DETECTION and threshold <= 1:
+        if 1 - (1 - threshold**rows) ** (SIGNATURE // rows) >= DETECTION and 0 < threshold <= 1:
             return rows
     raise InputError(
         f"no near-duplicates at a similarity of {threshold}: give a number from 0.2 to 1, or 0 for off",
