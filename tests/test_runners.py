@@ -351,6 +351,8 @@ def test_tensors_at_odd_addresses(kind: Kind) -> None:
     runner = kind.make(TINY, {key: misaligned(array) for key, array in TENSORS.items()})
     (logits,) = runner.forward([Chunk(runner.open(), IDS[0, :20], 20)])
     assert_logits(logits, WANTED[0][:20], kind)
+    if isinstance(runner, TorchRunner):
+        assert all(weight.data_ptr() % 4 == 0 for weight in runner._model.parameters())
 
 
 def test_unknown_dtype_is_refused(kind: Kind) -> None:
