@@ -57,15 +57,15 @@ def mostly_symbols(text: str) -> bool:
     return _count(WORD_CHARACTERS, text) < MIN_WORD_CHARACTERS * solid
 
 
+def long_run(text: str) -> bool:
+    """One character again and again."""
+    return LONG_RUN.search(text) is not None
+
+
 def long_words(text: str) -> bool:
     """Encoded data and lists of links."""
     words = text.split()
     return sum(map(len, words)) > MAX_MEAN_WORD * len(words)
-
-
-def long_run(text: str) -> bool:
-    """One character again and again."""
-    return LONG_RUN.search(text) is not None
 
 
 def repeated_lines(text: str) -> bool:
@@ -89,8 +89,8 @@ RULES: dict[str, Rule] = {
     "broken-characters": broken_characters,
     "little-hangul": little_hangul,
     "mostly-symbols": mostly_symbols,
-    "long-words": long_words,
     "long-run": long_run,
+    "long-words": long_words,
     "repeated-lines": repeated_lines,
     "repetitive": repetitive,
 }
