@@ -1,0 +1,291 @@
+"""Whole measurements: the same bytes after any kill, what a report holds, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import CONFIG, make_subject, small_copa, small_nsmc, small_sts
+
+from kogpt import checkpoint, cli
+from kogpt.errors import KoGPTError
+from kogpt.evaluation import baselines, perplexity, report, scoring, tasks
+from kogpt.evaluation.evaluate import Settings, Subject, evaluate, identity
+from kogpt.evaluation.report import Report
+
+HERE = Path(__file__).parent
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: no handler sees it."""
+
+
+def measure(subject: Subject, folder: Path, out: Path) -> Path:
+    """A report over two tasks, as the command line makes it."""
+    made = Report(subject, "kogpt eval (test)")
+    for task in (small_nsmc(folder, n_test=23), small_copa(folder)):
+        for shots in (0, 3):
+            settings = Settings(shots=shots, seeds=(1, 2), folder=folder, out=out)
+            made.results.append(evaluate(subject, task, task.prompts[0], settings))
+        own = [result for result in made.results if result.task.name == task.name]
+        made.baselines[task.name] = baselines.of_task(own[0].task, own, out)
+    report.write(made, out)
+    return out
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "MAX_ROWS", 5)
+
+
+def test_killed_after_any_batch_and_resumed_it_is_byte_equal(
+    tmp_path: Path, tiny_tokenizer: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = make_subject(tiny_tokenizer)
+    whole = contents(measure(subject, tmp_path, tmp_path / "whole"))
+    assert "report.json" in whole and "nsmc.png" in whole and len(whole) > 12
+    real, calls = scoring.Engine.score, {"left": 0, "all": 0}
+
+    def score(self, questions, prefix=None):  # type: ignore[no-untyped-def]
+        if not calls["left"]:
+            raise Killed
+        calls["left"] -= 1
+        calls["all"] += 1
+        return real(self, questions, prefix)
+
+    monkeypatch.setattr(scoring.Engine, "score", score)
+    out = tmp_path / "killed"
+    for step in (1, 2, 3, 1, 1, 5, 2, 4, 3, 2, 1000):
+        calls["left"] = step
+        try:
+            measure(subject, tmp_path, out)
+        except Killed:
+            continue
+        break
+    assert contents(out) == whole
+    n_batches = sum(len(content.splitlines()) - 1 for name, content in whole.items() if "batches" in name)
+    assert calls["all"] == n_batches, "no batch was done twice"
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from kogpt.evaluation import scoring
+scoring.MAX_ROWS = 5
+sys.path[:0] = [{here!r}, {tests!r}]
+from test_eval_evaluate import measure
+from small import make_subject
+measure(make_subject(Path({tokenizer!r})), Path({folder!r}), Path({out!r}))
+"""
+
+
+def test_kill_minus_9_at_random_moments(tmp_path: Path, tiny_tokenizer: Path, small_batches: None) -> None:
+    whole = contents(measure(make_subject(tiny_tokenizer), tmp_path, tmp_path / "whole"))
+    out = tmp_path / "killed"
+    script = SCRIPT.format(
+        here=str(HERE),
+        tests=str(HERE.parent),
+        tokenizer=str(tiny_tokenizer),
+        folder=str(tmp_path),
+        out=str(out),
+    )
+    command = [sys.executable, "-c", script]
+    for n_files in (1, 2, 4):
+        process = subprocess.Popen(command, cwd=HERE.parents[1])
+        while process.poll() is None and len(list(out.glob("batches/*"))) < n_files:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=HERE.parents[1], check=True)
+    assert contents(out) == whole
+
+
+def test_what_a_report_holds(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    out = measure(make_subject(tiny_tokenizer), tmp_path, tmp_path / "out")
+    document = json.loads((out / "report.json").read_text())
+    assert document["model"]["model_sha256"] and document["versions"]["numpy"] == np.__version__
+    shots = next(r for r in document["results"] if r["task"] == "nsmc" and r["shots_wanted"] == 3)
+    assert [seed["seed"] for seed in shots["seeds"]] == [1, 2]
+    assert all(len(seed["shots"]) == 3 for seed in shots["seeds"])
+    assert shots["seeds"][0]["text_before_each_question"].startswith("영화 리뷰 댓글을")
+    assert shots["prompt"]["question"] == "{document}=" and shots["test"]["digest"].startswith("sha256:")
+    values = [seed["values"]["accuracy"] for seed in shots["seeds"]]
+    assert shots["mean"]["accuracy"] == pytest.approx(np.mean(values))
+    assert shots["std"]["accuracy"] == pytest.approx(np.std(values, ddof=1))
+    low, high = shots["interval_95"]["accuracy"]
+    assert low <= shots["mean"]["accuracy"] <= high
+    assert set(shots["seeds"][0]["by_scoring"]) == {"raw", "normalised", "calibrated"}
+    beside = document["baselines"]["nsmc"]
+    assert {"always negative", "always positive"} <= set(beside["constants"])
+    assert beside["tfidf_pool"]["accuracy"] >= 0 and len(beside["tfidf_shots"]["3"]) <= 2
+    published = [row for row in document["published"] if row["task"] == "nsmc"]
+    assert {"model": "KoGPT 6B", "value": 87.8}.items() <= published[5].items()
+    text = (out / "report.md").read_text()
+    for part in ("mean ± std [95 %]", "published: KoGPT 6B", "always positive", "contamination", "test file"):
+        assert part in text
+    items = (out / "items" / "nsmc.equals.3.1.jsonl").read_text().splitlines()
+    assert len(items) == 23 and set(json.loads(items[0])) == {"id", "answer", "prediction", "scores"}
+    right = np.mean([json.loads(line)["answer"] == json.loads(line)["prediction"] for line in items])
+    assert right == pytest.approx(values[0]), "the items give the score"
+
+
+def test_a_graded_task_is_scored_by_the_expected_grade(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    subject, task = make_subject(tiny_tokenizer), small_sts(tmp_path)
+    result = evaluate(subject, task, task.prompt("grade"), Settings(folder=tmp_path))
+    seed = result.seeds[0]
+    for row, score, said in zip(seed.scores, seed.outcome.scores, seed.outcome.predictions, strict=True):
+        chances = np.exp(row) / np.exp(row).sum()
+        assert score == pytest.approx(chances @ np.arange(6)) and said == (score >= 3.0)
+    yes = evaluate(subject, task, task.prompt("question"), Settings(folder=tmp_path)).seeds[0]
+    assert all(0 <= score <= 1 for score in yes.outcome.scores)
+    assert list(yes.outcome.predictions) == [int(score > 0.5) for score in yes.outcome.scores]
+
+
+def test_zero_shots_are_one_run_and_a_subset_is_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    task = small_nsmc(tmp_path)
+    settings = Settings(folder=tmp_path, limit=7)
+    result = evaluate(make_subject(tiny_tokenizer), task, task.prompts[0], settings)
+    assert len(result.seeds) == 1 and result.std("accuracy") is None
+    assert len(result.rows.scored) == 7 and result.rows.n_test == 23
+
+
+def test_calibration_and_sampling_need_labels(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    task = small_copa(tmp_path)
+    for settings in (Settings(folder=tmp_path, scoring="calibrated"), Settings(folder=tmp_path, sample=0.8)):
+        with pytest.raises(KoGPTError, match="other choices for every item"):
+            evaluate(make_subject(tiny_tokenizer), task, task.prompts[0], settings)
+
+
+def test_sampling_reads_the_label_that_was_written(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """At temperature 0 the first token decides; an answer that is no label is wrong."""
+    task = small_nsmc(tmp_path)
+    subject = make_subject(tiny_tokenizer)
+    prompt = replace(task.prompts[0], choices=("가", "나"))
+    result = evaluate(subject, task, prompt, Settings(folder=tmp_path, sample=0.0, seeds=(1,)))
+    for row, said in zip(result.seeds[0].scores, result.seeds[0].outcome.predictions, strict=True):
+        assert said == (row.index(1.0) if 1.0 in row else -1)
+    written = subject.tokenizer.decode([int(v) for v in first_tokens(subject, result.seeds[0].run)])
+    assert (result.seeds[0].outcome.predictions[0] == -1) == (written[:1] not in ("가", "나"))
+
+
+def first_tokens(subject: Subject, run) -> Iterator[int]:  # type: ignore[no-untyped-def]
+    """The greedy continuation of the first item."""
+    from kogpt.runner import Chunk
+
+    row = subject.runner.open()
+    ids = np.concatenate([run.prefix, run.items[0].context])
+    for _ in range(max(map(len, run.items[0].choices))):
+        token = int(subject.runner.forward([Chunk(row, ids)])[0][-1].argmax())
+        yield token
+        ids = np.array([token])
+    subject.runner.close(row)
+
+
+def test_bits_per_byte_is_the_same_in_one_window_and_in_many(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    text = "오늘 서울의 날씨는 맑고 낮 기온은 21도까지 오르겠습니다. " * 3
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    subject = make_subject(tiny_tokenizer, "float64")
+    found = perplexity.measure(subject, path, tmp_path / "out")
+    ids = subject.tokenizer.encode(text)
+    assert found.n_tokens == len(ids) < CONFIG.n_ctx and found.n_bytes == len(text.encode())
+    scores = subject_score(subject, ids)
+    assert found.bits_per_byte == pytest.approx(-sum(scores) / np.log(2) / len(text.encode()))
+    assert perplexity.measure(subject, path, tmp_path / "out") == found, "from the finished batches"
+    documents = tmp_path / "texts.jsonl"
+    documents.write_text("".join(json.dumps({"text": text}) + "\n" for _ in range(2)))
+    twice = perplexity.measure(subject, documents)
+    assert twice.nats == pytest.approx(2 * found.nats) and twice.n_documents == 2
+
+
+def subject_score(subject: Subject, ids: list[int]) -> list[float]:
+    from kogpt.runner import Chunk
+    from kogpt.sampling import log_softmax
+
+    row = subject.runner.open()
+    whole = np.array([subject.tokenizer.bos_token_id, *ids])
+    logits = subject.runner.forward([Chunk(row, whole[:-1], len(ids))])[0]
+    subject.runner.close(row)
+    return [float(value) for value in log_softmax(logits)[np.arange(len(ids)), ids]]
+
+
+def test_windows_predict_every_token_once_with_half_a_context() -> None:
+    ids = np.arange(1, 1000)
+    items = list(perplexity.windows(ids, 0, 64))
+    assert [int(token) for item in items for token in item.choices[0]] == list(range(1, 1000))
+    for item in items:
+        assert len(item.context) + len(item.choices[0]) <= 64
+        assert len(item.context) >= 32 or item.context[0] == 0
+
+
+def test_identity_names_every_file(tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Path) -> None:
+    runner = make_subject(tiny_tokenizer).runner
+    before = identity(tiny_folder, runner)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in tiny_folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert identity(copy, runner) == before
+    weights = next(copy.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert identity(copy, runner)["model_sha256"] != before["model_sha256"]
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, tiny_tokenizer: Path) -> Path:
+    from conftest import random_tensors
+
+    folder = tmp_path / "model"
+    checkpoint.save(folder, CONFIG, random_tensors(CONFIG), dtype="float32", tokenizer=tiny_tokenizer)
+    return folder
+
+
+def test_the_command_line(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = small_nsmc(tmp_path)
+    monkeypatch.setattr(tasks, "get", lambda name: small)
+    monkeypatch.setenv("KOGPT_DATA", str(tmp_path))
+    words = ["eval", "nsmc", "--model", str(model_folder), "--shots", "0,2", "--seeds", "2", "--json"]
+    words += ["--prompt", "all", "--out", str(tmp_path / "out"), "--device", "cpu", "--dtype", "float32"]
+    assert cli.main(words) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(
+        set(row) == {"task", "prompt", "shots", "seed", "metric", "value", "n", "baselines"} for row in rows
+    )
+    assert {row["prompt"] for row in rows} == {"equals", "question", "brackets", "emotion"}
+    assert len(rows) == 4 * (1 + 2) * 2, "prompts, runs, metrics"
+    assert (tmp_path / "out" / "report.md").is_file() and (tmp_path / "out" / "nsmc.png").is_file()
+
+
+def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str], model_folder: Path) -> None:
+    assert cli.main(["eval", "nsmcc"]) == 2 and "try nsmc" in capsys.readouterr().err
+    assert cli.main(["eval", "ppl"]) == 2 and "--text" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "nsmc", "--shots", "five"])
+    assert "'five'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locales")
+def test_without_scikit_learn_the_report_says_so(tmp_path: Path, tiny_tokenizer: Path, monkeypatch) -> None:
+    import importlib.util
+
+    task = small_nsmc(tmp_path)
+    settings = Settings(folder=tmp_path)
+    result = evaluate(make_subject(tiny_tokenizer), task, task.prompts[0], settings)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    beside = baselines.of_task(task, [result], tmp_path)
+    assert beside.pool is None and "scikit-learn is not installed" in beside.notes[0]

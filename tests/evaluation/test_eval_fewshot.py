@@ -1,0 +1,155 @@
+"""Shots and ids: seeded, fitted, never an item that is scored, and equal to encoding the whole text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import small_copa, small_nsmc, small_sts
+
+from kogpt.errors import KoGPTError
+from kogpt.evaluation import fewshot
+from kogpt.evaluation.evaluate import Settings, read_rows
+from kogpt.evaluation.task import Example
+from kogpt.tokenizer import Tokenizer
+
+N_CTX = 512
+
+
+@pytest.fixture
+def encode(tiny_tokenizer: Path) -> fewshot.Encode:
+    return Tokenizer.from_file(tiny_tokenizer).encode
+
+
+def test_fewer_shots_are_the_first_of_more_and_seeds_differ(tmp_path: Path) -> None:
+    task = small_nsmc(tmp_path, n_pool=40)
+    rows = read_rows(task, Settings(folder=tmp_path))
+    draw = {(k, seed): [shot.id for shot in fewshot.draw(task, rows.pool, rows.scored, k, seed)]
+            for k in (5, 20) for seed in (1, 2)}  # fmt: skip
+    assert draw[5, 1] == draw[20, 1][:5]
+    assert draw[20, 1] != draw[20, 2]
+    backwards = [shot.id for shot in fewshot.draw(task, rows.pool[::-1], rows.scored, 5, 1)]
+    assert backwards == draw[5, 1], "the seed decides, not the order of the file"
+
+
+def test_shots_are_never_items_that_are_scored(tmp_path: Path) -> None:
+    task = small_nsmc(tmp_path)
+    rows = read_rows(task, Settings(folder=tmp_path))
+    twin = replace(rows.scored[0], id="another id, the same text")
+    drawn = fewshot.draw(task, [twin, *rows.pool], rows.scored, 100, seed=1)
+    assert len(drawn) == len(rows.pool) and twin not in drawn
+
+
+def test_a_task_without_a_pool_sets_a_tenth_apart() -> None:
+    task = replace(small_task(), pool=())
+    examples = [Example(str(i), {"document": str(i)}, 0) for i in range(2000)]
+    scored, pool = fewshot.split_pool(task, examples)
+    assert {e.id for e in scored}.isdisjoint(e.id for e in pool)
+    assert len(scored) + len(pool) == 2000 and 150 < len(pool) < 250
+
+
+def test_a_subset_is_fixed_and_keeps_the_order() -> None:
+    examples = [Example(str(i), {"document": str(i)}, 0) for i in range(100)]
+    some = fewshot.sample(small_task(), examples, 10)
+    assert some == fewshot.sample(small_task(), examples, 10)
+    assert [int(e.id) for e in some] == sorted(int(e.id) for e in some) and len(some) == 10
+    assert [e.id for e in some] != [str(i) for i in range(10)], "not the first ten"
+
+
+@pytest.mark.parametrize("shots", [0, 1, 6])
+@pytest.mark.parametrize("make", [small_nsmc, small_copa, small_sts])
+def test_ids_are_those_of_the_whole_text(tmp_path: Path, encode: fewshot.Encode, make, shots: int) -> None:
+    """prefix + context + choice is exactly what encoding instruction, shots, question and choice gives."""
+    task = make(tmp_path)
+    rows = read_rows(task, Settings(folder=tmp_path))
+    for prompt in task.prompts:
+        drawn = fewshot.draw(task, rows.pool, rows.scored, shots, seed=3)
+        run = fewshot.prepare(task, prompt, rows.scored, drawn, (encode, 0, 1024))
+        assert len(run.shots) == shots
+        text = prompt.instruction + "".join(prompt.render(shot) + prompt.separator for shot in run.shots)
+        assert run.prefix_text == text
+        for example, item in zip(rows.scored, run.items, strict=True):
+            for option, ids in zip(prompt.options(example), item.choices, strict=True):
+                whole = encode(text + prompt.ask(example) + option)
+                assert [*run.prefix, *item.context, *ids] == whole
+
+
+def test_shots_are_fitted_to_the_context(tmp_path: Path, encode: fewshot.Encode) -> None:
+    task = small_nsmc(tmp_path, n_pool=60)
+    rows = read_rows(task, Settings(folder=tmp_path))
+    drawn = fewshot.draw(task, rows.pool, rows.scored, 60, seed=1)
+    run = fewshot.prepare(task, task.prompts[0], rows.scored, drawn, (encode, 0, N_CTX))
+    longest = max(item.n_positions for item in (*run.items, *run.content_free))
+    assert 0 < len(run.shots) < 60 and run.n_cut == 0
+    assert len(run.prefix) + longest <= N_CTX
+    more = fewshot.prepare(
+        task, task.prompts[0], rows.scored, drawn[: len(run.shots) + 1], (encode, 0, 10 * N_CTX)
+    )
+    assert len(more.prefix) + longest > N_CTX, "one more would not have fitted"
+
+
+def test_an_item_that_is_too_long_loses_its_beginning(tmp_path: Path, encode: fewshot.Encode) -> None:
+    task = small_nsmc(tmp_path)
+    long = [Example("long", {"document": "아주 긴 글 " * 60}, 0)]
+    run = fewshot.prepare(task, task.prompt("brackets"), long, [], (encode, 0, 64))
+    assert run.n_cut == 1 and run.items[0].n_positions == 64
+    whole = encode("아주 긴 글 " * 60)
+    assert list(run.items[0].context) == whole[-len(run.items[0].context) :]
+
+
+def test_a_label_that_merges_with_the_question_begins_earlier(tmp_path: Path) -> None:
+    """With a tokenizer that merges over the border, the shared ids end before it."""
+    pieces = {"가": 1, "나": 2, "다": 3, "가나": 4}
+
+    def encode(text: str) -> list[int]:
+        ids, at = [], 0
+        while at < len(text):
+            width = 2 if text[at : at + 2] in pieces else 1
+            ids.append(pieces.get(text[at : at + width], 9))
+            at += width
+        return ids
+
+    task = small_nsmc(tmp_path)
+    prompt = replace(task.prompts[0], instruction="", question="{document}", choices=("나", "다"))
+    run = fewshot.prepare(task, prompt, [Example("1", {"document": "다가"}, 0)] * 2, [], (encode, 0, 64))
+    assert run.n_moved == 2
+    assert list(run.items[0].context) == [3]
+    assert [list(ids) for ids in run.items[0].choices] == [[4], [1, 3]]
+
+
+def test_a_tokenizer_that_merges_over_the_shots_border_is_refused(tmp_path: Path) -> None:
+    task = small_nsmc(tmp_path)
+    rows = read_rows(task, Settings(folder=tmp_path))
+    with pytest.raises(KoGPTError, match="does not begin at a token"):
+        fewshot.prepare(task, task.prompts[0], rows.scored, [], (lambda text: [len(text)], 0, 64))
+
+
+def test_an_empty_question_is_asked_after_the_first_token_of_a_document(
+    tmp_path: Path, encode: fewshot.Encode
+) -> None:
+    task = small_nsmc(tmp_path)
+    run = fewshot.prepare(
+        task, task.prompt("brackets"), [Example("1", {"document": ""}, 0)], [], (encode, 7, 64)
+    )
+    assert list(run.items[0].context) == [7]
+
+
+def test_content_free_items_only_where_choices_are_fixed(tmp_path: Path, encode: fewshot.Encode) -> None:
+    nsmc, copa = small_nsmc(tmp_path), small_copa(tmp_path)
+    for task, count in ((nsmc, 3), (copa, 0)):
+        rows = read_rows(task, Settings(folder=tmp_path))
+        run = fewshot.prepare(task, task.prompts[0], rows.scored, [], (encode, 0, N_CTX))
+        assert len(run.content_free) == count
+
+
+def test_n_shared() -> None:
+    assert fewshot.n_shared([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
+    assert fewshot.n_shared([np.array([5]), [6]]) == 0
+
+
+def small_task():  # type: ignore[no-untyped-def]
+    from kogpt.evaluation import tasks
+
+    return tasks.get("nsmc")

@@ -1,0 +1,117 @@
+"""Scores against a model that reads every text whole, the number of tokens run, and the decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import make_subject, small_copa, small_nsmc
+
+from kogpt.engine import Engine
+from kogpt.evaluation import fewshot, scoring
+from kogpt.evaluation.evaluate import Memory, Settings, evaluate, read_rows
+from kogpt.evaluation.fewshot import Item
+from kogpt.runner import Array, Chunk, Runner
+from kogpt.sampling import log_softmax
+
+
+class Counting:
+    """A runner that counts the tokens that it is given."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.config, self.name, self.dtype = runner.config, runner.name, runner.dtype
+        self.n_tokens = 0
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
+        self.n_tokens += sum(len(chunk.inputs) for chunk in chunks)
+        return self.runner.forward(chunks)
+
+    def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+        return getattr(self.runner, name)
+
+
+def scores_of(runner: Runner, run: fewshot.Run) -> scoring.Scores:
+    finished = [scores for _, scores in scoring.score(runner, run.prefix, run.items, Memory()) if scores]
+    return finished[0]
+
+
+def naive(runner: Runner, prefix: Sequence[int], item: Item) -> list[float]:
+    """Each choice after its whole context, read from the beginning, one at a time."""
+    values = []
+    for choice in item.choices:
+        ids = np.array([*prefix, *item.context, *choice], dtype=np.int64)
+        row = runner.open()
+        logits = runner.forward([Chunk(row, ids[:-1], len(choice))])[0]
+        runner.close(row)
+        values.append(float(log_softmax(logits)[np.arange(len(choice)), choice].sum()))
+    return values
+
+
+@pytest.mark.parametrize("make", [small_nsmc, small_copa])
+@pytest.mark.parametrize("shots", [0, 4])
+def test_scores_and_tokens(tmp_path: Path, tiny_tokenizer: Path, make, shots: int) -> None:
+    """Equal to the naive way; the tokens run are the fewest possible (the goal is 1.2 times that)."""
+    subject = make_subject(tiny_tokenizer, "float64")
+    task = make(tmp_path)
+    rows = read_rows(task, Settings(folder=tmp_path))
+    drawn = fewshot.draw(task, rows.pool, rows.scored, shots, seed=1)
+    encoder = (subject.tokenizer.encode, 0, subject.runner.config.n_ctx)
+    for prompt in task.prompts:
+        run = fewshot.prepare(task, prompt, rows.scored, drawn, encoder)
+        counting = Counting(subject.runner)
+        scores = scores_of(counting, run)
+        for item, row in zip(run.items, scores, strict=True):
+            assert row == pytest.approx(naive(subject.runner, run.prefix, item), abs=1e-9)
+        ideal = len(run.prefix) + sum(item.n_tokens for item in run.items)
+        assert counting.n_tokens == ideal
+
+
+def test_no_row_is_left_open(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    subject = make_subject(tiny_tokenizer)
+    first = subject.runner.open()
+    subject.runner.close(first)
+    evaluate(
+        subject, small_nsmc(tmp_path), small_nsmc(tmp_path).prompts[0], Settings(folder=tmp_path, shots=2)
+    )
+    again = subject.runner.open()
+    assert again == first, "handles are reused once they are closed"
+
+
+def test_batches_hold_every_item_once_longest_first() -> None:
+    rng = np.random.default_rng(0)
+    items = [
+        Item(np.zeros(n, dtype=np.int64), (np.zeros(1, dtype=np.int64),), (1,))
+        for n in rng.integers(1, 700, 300)
+    ]
+    batches = scoring.plan(items)
+    assert sorted(i for batch in batches for i in batch) == list(range(300))
+    sizes = [[len(items[i].context) for i in batch] for batch in batches]
+    assert all(len(batch) <= scoring.MAX_ROWS and sum(batch) <= scoring.MAX_TOKENS for batch in sizes)
+    flat = [n for batch in sizes for n in batch]
+    assert flat == sorted(flat, reverse=True)
+
+
+def item(*lengths: int) -> Item:
+    return Item(np.zeros(1, dtype=np.int64), tuple(np.zeros(1, dtype=np.int64) for _ in lengths), lengths)
+
+
+def test_decisions() -> None:
+    scores = [[-3.0, -4.0], [-1.0, -5.0]]
+    items = [item(2, 8), item(2, 8)]
+    assert list(scoring.decide(scores, items, "raw")[0]) == [0, 0]
+    assert list(scoring.decide(scores, items, "normalised")[0]) == [1, 0]  # -1.5 < -0.5, -0.5 > -0.625
+    # The model likes choice 0 by 2 nats whatever it is asked; only what exceeds that counts.
+    assert list(scoring.decide(scores, items, "calibrated", [[-1.0, -3.0]])[0]) == [1, 0]
+    chances = scoring.decide(scores, items, "raw")[1]
+    assert chances[0] == pytest.approx(np.exp([-3, -4]) / np.exp([-3, -4]).sum())
+
+
+def test_the_engine_reads_a_prefix_once(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    subject = make_subject(tiny_tokenizer)
+    counting = Counting(subject.runner)
+    with scoring.shared_prefix(counting, np.arange(10)) as (engine, handle):
+        assert isinstance(engine, Engine) and counting.n_tokens == 0, "not before it is needed"
+        assert handle() == handle() and counting.n_tokens == 10
