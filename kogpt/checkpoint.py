@@ -127,9 +127,11 @@ def find_folder(name: str | Path, revision: str | None = None) -> Path:
     """The local folder of a model; one on the hub is downloaded, or found in the hub's cache."""
     if str(name) in BUILT_IN:
         folder = BUILT_IN[str(name)]
-    elif not (folder := Path(name)).exists() and HUB_NAME.fullmatch(str(name)):
+    elif HUB_NAME.fullmatch(str(name)) and not os.path.lexists(name):
         return _download(str(name), revision or DEFAULT_REVISIONS.get(str(name)))
-    if not folder.is_dir():
+    else:
+        folder = Path(name)
+    if not os.path.isdir(folder):
         shown = repr(str(name)[:200])
         raise CheckpointError(
             f"no model folder {shown}: give a folder with a config.json, a hub name such as "

@@ -1,0 +1,218 @@
+"""Hostile and damaged model folders: each is refused with one line, runs nothing, opens nothing else, leaves
+nothing behind, and is fast about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import hostile
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kogpt import checkpoint
+from kogpt.errors import CheckpointError, KoGPTError
+
+# Of these a checkpoint reader has no need; a hook cannot be removed, so it looks at a switch.
+FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
+_watched: list[tuple[str, str]] | None = None
+
+
+def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    if _watched is not None and (event in FORBIDDEN or event == "open"):
+        _watched.append((event, os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes) else ""))
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.fixture
+def events() -> Iterator[list[tuple[str, str]]]:
+    """What the interpreter did since: (event, path)."""
+    global _watched
+    import torch  # whose import opens and runs a good deal
+
+    assert torch
+    _watched = []
+    yield _watched
+    _watched = None
+
+
+def listing(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", hostile.CASES)
+def test_a_bad_folder_is_refused(
+    name: str, tiny_folder: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    _, error, message = hostile.CASES[name]
+    folder = tmp_path / "model"
+    hostile.make(name, tiny_folder, folder)
+    before = listing(tmp_path)
+    events = request.getfixturevalue("events")
+    started = time.process_time()
+    with pytest.raises(error, match=message) as caught:
+        checkpoint.load(folder)
+    seconds = time.process_time() - started
+    happened = list(events)
+    assert type(caught.value) is error
+    for line in (caught.value.en, caught.value.ko):
+        assert "\n" not in line and len(line.replace(str(folder), "")) < 450
+    assert re.search("[가-힣]", caught.value.ko)
+    assert not [event for event, _ in happened if event in FORBIDDEN]
+    opened = {Path(path) for event, path in happened if event == "open" and path.startswith(str(tmp_path))}
+    assert all(path.is_relative_to(folder) for path in opened)
+    assert listing(tmp_path) == before  # no canary, no temporary file
+    assert seconds < 1.0, seconds
+
+
+def test_no_guard_is_an_assert(tiny_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-O", hostile.__file__, str(tiny_folder), str(tmp_path)]
+    path = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])
+    run = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": path}, check=True)
+    answers = json.loads(run.stdout)
+    assert answers == {name: error.__name__ for name, (_, error, _) in hostile.CASES.items()}
+    assert not list(tmp_path.glob("**/canary"))
+
+
+# ------------------------------------------------------------------------------------------------ at random
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_every_flipped_bit_is_found(
+    data: st.DataObject, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any single bit of any file that the manifest lists."""
+    folder = tmp_path_factory.mktemp("flip", numbered=True) / "model"
+    name = data.draw(
+        st.sampled_from(["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+    )
+    bit = data.draw(st.integers(0, 8 * (tiny_folder / name).stat().st_size - 1))
+    folder.mkdir()
+    for path in tiny_folder.iterdir():
+        os.link(path, folder / path.name)
+    changed = bytearray((tiny_folder / name).read_bytes())
+    changed[bit // 8] ^= 1 << bit % 8
+    (folder / name).unlink()
+    (folder / name).write_bytes(changed)
+    with pytest.raises(KoGPTError):
+        checkpoint.load(folder)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_a_random_header_is_refused_or_read_by_the_library_too(
+    data: st.DataObject, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Change a few characters of a header: what this reader accepts, the format's own library accepts."""
+    from safetensors import safe_open
+
+    folder = tmp_path_factory.mktemp("header", numbered=True)
+    source = bytearray((tiny_folder / "model.safetensors").read_bytes())
+    n_header = int.from_bytes(source[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        source[data.draw(st.integers(0, 7 + n_header))] = data.draw(st.integers(0, 255))
+    (folder / "model.safetensors").write_bytes(source)
+    os.link(tiny_folder / "config.json", folder / "config.json")
+    try:
+        loaded = checkpoint.load(folder)
+    except KoGPTError:
+        return
+    with safe_open(folder / "model.safetensors", "np") as file:
+        assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == {  # noqa: SIM118
+            name: stored.array.shape for name, stored in loaded.tensors.items()
+        }
+
+
+PARTS = st.sampled_from(
+    [
+        "..",
+        ".",
+        "",
+        "a",
+        "가",
+        "가",
+        "%2e%2e",
+        "\0",
+        "\\",
+        "x" * 300,
+        "link",
+        "inside",
+        "~",
+        "c:",
+        "\ud800",
+        "\n",
+    ]
+)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=5).map("/".join), st.booleans())
+@settings(deadline=None, max_examples=1000)
+def test_no_name_leads_outside(joined: Path, name: str, absolute: bool) -> None:
+    name = "/" + name if absolute else name
+    try:
+        path = checkpoint.safe_join(joined, name)
+    except (CheckpointError, OSError):
+        return
+    assert path.resolve().is_relative_to(joined.resolve()) and path.is_file()
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files, a folder in it, links inside and outside, and a file to steal beside it."""
+    folder = tmp_path_factory.mktemp("join") / "model"
+    (folder / "a").mkdir(parents=True)
+    for path in (folder / "가", folder / "a" / "a", folder / "a" / "가", folder.parent / "a"):
+        path.write_text("x")
+    (folder / "link").symlink_to("..")
+    (folder / "inside").symlink_to("a")
+    return folder
+
+
+def test_names_inside_are_found(joined: Path) -> None:
+    for name in ("가", "a/a", "inside/가", "a/가"):
+        assert checkpoint.safe_join(joined, name).read_text() == "x"
+
+
+def test_the_hub_s_cache_may_link_to_its_own_blobs_only(tmp_path: Path) -> None:
+    repository = tmp_path / "models--o--m"
+    snapshot = repository / "snapshots" / "1234"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "abc").write_text("{}")
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    (snapshot / "secret").symlink_to("../../../secret")
+    assert checkpoint.safe_join(snapshot, "config.json").read_text() == "{}"
+    with pytest.raises(CheckpointError, match="outside"):
+        checkpoint.safe_join(snapshot, "secret")
+
+
+# --------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name", ["gone", "/gone", "a/b/c", "../gone", "x" * 5000, "\0", "kogpt-mimi", "한글"]
+)
+def test_a_folder_that_does_not_exist(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no model folder"):
+        checkpoint.load(name)
+
+
+def test_a_file_is_not_a_folder(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model folder"):
+        checkpoint.load(tiny_folder / "config.json")
+
+
+def test_a_local_folder_has_no_revision(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="leave the revision out"):
+        checkpoint.load(tiny_folder, "KoGPT6B-ryan1.5b")
