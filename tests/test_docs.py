@@ -1,0 +1,111 @@
+"""The documents say what the program does: they are run, generated or compared."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from kogpt import checkpoint
+from kogpt.cli import COMMANDS, command
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README.ko.md")
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def docs_script() -> ModuleType:
+    loader = SourceFileLoader("docs_script", str(ROOT / "scripts" / "docs"))
+    spec = importlib.util.spec_from_loader("docs_script", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_options_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    assert text_of("docs/cli.md") == docs_script().render(), "run scripts/docs"
+
+
+def test_the_page_of_options_names_every_option() -> None:
+    page = text_of("docs/cli.md")
+    for name in (None, *COMMANDS):
+        for action in command(name)[1]._actions:
+            for option in action.option_strings[:1]:
+                assert option in ("-h",) or option in page
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_python_examples_run(
+    name: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(checkpoint.BUILT_IN, "kogpt-mini", tiny_folder)
+    blocks = BLOCK.findall(text_of(name))
+    assert blocks
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, name, "exec"), names)
+    assert len(names["results"]) == 4
+    assert len(names["scores"]) == 2 and max(names["scores"]) < 0
+    assert names["vectors"].shape == (2, names["model"].config.d_model)
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_shell_examples_are_commands_that_exist(name: str) -> None:
+    for block in re.findall(r"^```bash\n(.*?)^```", text_of(name), re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            words = shlex.split(line.split("|")[-1].split(" > ")[0], comments=True)
+            if words[0] == "kogpt":
+                known = words[1] if words[1] in COMMANDS else None
+                command(known)[1].parse_args(words[2 if known else 1 :])
+            else:
+                assert (ROOT / words[0]).stat().st_mode & 0o111, line
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_table_of_hyperparameters_is_current(name: str) -> None:
+    assert text_of(name) == docs_script().fill(text_of(name)), "run scripts/docs"
+    assert text_of(name).count("| 6,166,502,400 |") == 1
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_tree_of_files_is_complete(name: str) -> None:
+    shown = set(re.findall(r"^(kogpt/\w+(?:\.py|/))  ", text_of(name), re.MULTILINE))
+    files = {f"kogpt/{path.name}" for path in (ROOT / "kogpt").glob("*.py") if path.stem[0] != "_"}
+    folders = {f"kogpt/{path.parent.name}/" for path in (ROOT / "kogpt").glob("*/[!_]*")}
+    assert shown == files | {folder for folder in folders if not folder.startswith("kogpt/_")}
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", text_of(name))
+    local = [link for link in links if "://" not in link]
+    assert local
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_start_up_is_measured_by_a_command(tiny_folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "bench/start.py", "--runs", "1", "--model", str(tiny_folder)],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    result = json.loads(done.stdout)
+    assert set(result["limits"]) <= set(result["measured"])
+    assert 0 < result["measured"]["import_kogpt"] < result["measured"]["first_token"]
