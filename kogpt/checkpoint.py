@@ -163,7 +163,7 @@ def _download(name: str, revision: str | None) -> Path:
             f"the hub has no {at}, or it needs `hf auth login`: check the name and the revision",
             f"허브에 {at} 모델이 없거나 `hf auth login`이 필요합니다. 이름과 리비전을 확인하세요",
         ) from error
-    except OSError as error:  # no network, no answer, or a full disk
+    except Exception as error:  # no network, no answer, a full disk: the client has no common base for them
         kind = type(error).__name__
         raise CheckpointError(
             f"no folder {name}, and {at} could not be downloaded from the hub ({kind}): "

@@ -1,0 +1,688 @@
+"""Model folders: round trips, transformers both ways, the layouts of 2021, the manifest, atomic writing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, random_tensors
+from huggingface_hub import errors as hub_errors
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from kogpt import checkpoint
+from kogpt.checkpoint import Stored
+from kogpt.config import ModelConfig
+from kogpt.errors import CheckpointError, MissingExtra
+from kogpt.tokenizer import Tokenizer
+
+Tensors = Mapping[str, NDArray[Any]]
+DTYPES = ["float64", "float32", "float16", "bfloat16"]
+ODD = ModelConfig(
+    n_layers=2,
+    n_heads=3,
+    d_model=30,
+    d_ff=50,
+    n_vocab=97,
+    n_ctx=16,
+    rotary_dim=6,
+    tied_head=True,
+    bos_token_id=5,
+)
+
+
+def in_torch(tensors: Tensors, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.copy()).to(dtype) for name, array in tensors.items()}
+
+
+def as_float64(loaded: checkpoint.Checkpoint) -> dict[str, NDArray[np.float64]]:
+    return {name: stored.to("float64") for name, stored in loaded.tensors.items()}
+
+
+# ----------------------------------------------------------------------------------------- save, then load
+
+
+@pytest.mark.parametrize("config", [TINY, ODD], ids=["tiny", "odd and tied"])
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 20_000, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_saved_is_loaded(tmp_path: Path, config: ModelConfig, shard_bytes: int, dtype: str) -> None:
+    """Exactly what torch rounds the weights to, in every format, in one file or in many."""
+    tensors = random_tensors(config)
+    checkpoint.save(tmp_path, config, tensors, dtype, shard_bytes=shard_bytes)
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.config == config
+    assert list(loaded.tensors) == list(config.tensor_shapes())
+    assert {stored.dtype for stored in loaded.tensors.values()} == {dtype}
+    for name, expected in in_torch(tensors, getattr(torch, dtype)).items():
+        assert (loaded.tensors[name].to("float64") == expected.double().numpy()).all(), name
+    n_files = len(list(tmp_path.glob("model*.safetensors")))
+    assert (n_files == 1) == (shard_bytes == 1 << 30)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (n_files > 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_format_s_own_library_reads_the_file(tmp_path: Path, dtype: str) -> None:
+    from safetensors.torch import load_file as load_torch_file
+
+    tensors = random_tensors(TINY)
+    checkpoint.save(tmp_path, TINY, tensors, dtype)
+    read = load_torch_file(tmp_path / "model.safetensors")
+    expected = in_torch(tensors, getattr(torch, dtype))
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("source", DTYPES)
+@pytest.mark.parametrize("target", DTYPES)
+def test_conversions_are_torch_s(source: str, target: str) -> None:
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.standard_normal(4096) * 10.0 ** rng.integers(-9, 4, 4096))
+    values[:4] = torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8])  # zeros, and ties of bfloat16
+    tensor = values.float().to(getattr(torch, source))
+    bits = tensor.view(torch.uint16) if source == "bfloat16" else tensor
+    converted = Stored(source, bits.numpy()).to(target)
+    expected = tensor.to(getattr(torch, target))
+    if target == "bfloat16":
+        expected = expected.view(torch.uint16)
+    assert converted.dtype == expected.numpy().dtype
+    assert (converted == expected.numpy()).all()
+
+
+def test_nothing_is_copied_and_nothing_can_be_written(tiny_folder: Path) -> None:
+    stored = checkpoint.load(tiny_folder).tensors["transformer.h.1.mlp.fc_in.weight"]
+    assert not stored.array.flags.owndata and not stored.array.flags.writeable
+    assert stored.array.flags.aligned and stored.array.flags.c_contiguous
+    assert stored.to("float32") is stored.array
+
+
+def test_a_large_file_is_loaded_in_little_memory(tmp_path: Path) -> None:
+    """A float16 file of 256 MB, all of it checked, adds less than 48 MB to the process."""
+    config = replace(TINY, n_vocab=1 << 20)
+    checkpoint.save(tmp_path, TINY, random_tensors(TINY))
+    (tmp_path / "kogpt.manifest.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    header, end = {}, 0
+    for name, shape in config.tensor_shapes().items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    assert end > 256 << 20
+    code = (
+        "import resource, sys; from kogpt import checkpoint\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak(); model = checkpoint.load(sys.argv[1]); print(peak() - before)"
+    )
+    path = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert int(run.stdout) < 48 << 10  # KiB
+
+
+def test_loading_needs_no_torch(tiny_folder: Path) -> None:
+    code = (
+        "import sys; from kogpt import checkpoint, tokenizer; from pathlib import Path\n"
+        "checkpoint.load(sys.argv[1]); tokenizer.Tokenizer.from_file(Path(sys.argv[1]) / 'tokenizer.json')\n"
+        "print(sorted({'torch', 'safetensors', 'huggingface_hub', 'transformers'} & set(sys.modules)))"
+    )
+    path = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", code, str(tiny_folder)]
+    run = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=True, text=True
+    )
+    assert run.stdout == "[]\n"
+
+
+# ------------------------------------------------------------------------------------- refused when saving
+
+
+def test_a_weight_too_large_for_the_format_is_refused(tmp_path: Path) -> None:
+    tensors = dict(random_tensors(TINY))
+    tensors["lm_head.bias"] = tensors["lm_head.bias"] * 1e6
+    folder = tmp_path / "model"
+    with pytest.raises(CheckpointError, match=r"tensor lm_head.bias does not fit float16.*bfloat16"):
+        checkpoint.save(folder, TINY, tensors, "float16")
+    assert not folder.exists()
+    checkpoint.save(folder, TINY, tensors, "bfloat16")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, bad: float) -> None:
+    tensors = dict(random_tensors(TINY))
+    tensors["transformer.wte.weight"][100, 3] = bad
+    with pytest.raises(CheckpointError, match=r"wte\.weight does not fit"):
+        checkpoint.save(tmp_path / "model", TINY, tensors, "float32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_that_do_not_fit_the_config_are_not_saved(tmp_path: Path) -> None:
+    tensors = random_tensors(TINY)
+    without = {name: array for name, array in tensors.items() if name != "lm_head.bias"}
+    turned = {name: array.T for name, array in tensors.items()}
+    for wrong, message in (
+        (without, "1 missing: lm_head.bias"),
+        ({**tensors, "x": tensors["lm_head.bias"]}, "1 not of this model: x"),
+        (turned, r"wte.weight: config.json asks for shape \[512, 64\], found \[64, 512\]"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.save(tmp_path / "model", TINY, wrong)
+    with pytest.raises(CheckpointError, match="'int3', only as float64"):
+        checkpoint.save(tmp_path / "model", TINY, tensors, "int3")
+    with pytest.raises(CheckpointError, match=r"has no tokenizer.json"):
+        checkpoint.save(tmp_path / "model", TINY, tensors, tokenizer=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_leaves_the_old_model_as_it_was(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    tensors = dict(random_tensors(TINY, seed=1))
+    tensors["lm_head.bias"][7] = np.inf  # the last tensor: all others are written by then
+    with pytest.raises(CheckpointError, match=r"lm_head\.bias"):
+        checkpoint.save(folder, TINY, tensors)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# -------------------------------------------------------------------------------------------- saving anew
+
+
+def test_saving_over_a_loaded_model(tmp_path: Path) -> None:
+    """The loaded tensors keep their values: the new file is another inode. Also onto itself."""
+    old, new = random_tensors(TINY, seed=1), random_tensors(TINY, seed=2)
+    checkpoint.save(tmp_path, TINY, old, "float32")
+    loaded = checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, TINY, new, "float32")
+    assert all((loaded.tensors[name].array == old[name]).all() for name in old)
+    assert all((value == new[name]).all() for name, value in as_float64(checkpoint.load(tmp_path)).items())
+    again = checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, TINY, again.tensors, "float64")
+    assert all((value == new[name]).all() for name, value in as_float64(checkpoint.load(tmp_path)).items())
+
+
+def test_no_file_of_the_older_model_remains(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    tensors = random_tensors(TINY)
+    checkpoint.save(tmp_path, TINY, tensors, tokenizer=tiny_tokenizer)
+    (tmp_path / "README.md").write_text("읽어 보세요")
+    for shard_bytes in (100_000, 50_000, 1 << 30):
+        checkpoint.save(tmp_path, TINY, tensors, shard_bytes=shard_bytes)
+        checkpoint.load(tmp_path)
+        on_disk = {path.name for path in tmp_path.iterdir()}
+        assert on_disk == set(manifest(tmp_path)["files"]) | {"kogpt.manifest.json"}
+        assert {"README.md", "tokenizer.json", "tokenizer_config.json"} < on_disk
+
+
+def test_lazy_tensors_are_asked_for_once(tmp_path: Path) -> None:
+    tensors = random_tensors(TINY)
+    asked: list[str] = []
+
+    class Lazy(Mapping[str, NDArray[Any]]):
+        def __getitem__(self, name: str) -> NDArray[Any]:
+            asked.append(name)
+            return tensors[name]
+
+        def __iter__(self) -> Any:
+            return iter(tensors)
+
+        def __len__(self) -> int:
+            return len(tensors)
+
+        def __contains__(self, name: object) -> bool:
+            return name in tensors
+
+    checkpoint.save(tmp_path, TINY, Lazy(), shard_bytes=50_000)
+    assert sorted(asked) == sorted(tensors)
+    checkpoint.load(tmp_path)
+
+
+def test_readers_beside_writers_see_one_model_or_the_other(tmp_path: Path) -> None:
+    """Four threads save two models over one another while others load: every load is one of the two."""
+    models = [
+        {name: np.full(shape, value, np.float32) for name, shape in TINY.tensor_shapes().items()}
+        for value in (1, 2)
+    ]
+    folder = tmp_path / "model"
+    checkpoint.save(folder, TINY, models[0])
+    stop, seen, failures = threading.Event(), set(), []
+
+    def write(model: Tensors, shard_bytes: int) -> None:
+        while not stop.is_set():
+            checkpoint.save(folder, TINY, model, shard_bytes=shard_bytes)
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                values = {float(s.array.flat[0]) for s in checkpoint.load(folder).tensors.values()}
+            except CheckpointError as error:
+                failures.append(error)
+            else:
+                seen.add(tuple(values))
+
+    threads = [
+        threading.Thread(target=write, args=(model, n)) for model in models for n in (1 << 30, 100_000)
+    ]
+    threads += [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures and seen <= {(1.0,), (2.0,)} and seen
+    checkpoint.load(folder)
+    assert not list(folder.glob(".*"))
+
+
+# -------------------------------------------------------------------------------------------- the manifest
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "kogpt.manifest.json").read_text())
+    return document
+
+
+def test_the_manifest_has_every_file(tiny_folder: Path) -> None:
+    document = manifest(tiny_folder)
+    expected = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in tiny_folder.iterdir()
+        if path.name != "kogpt.manifest.json"
+    }
+    assert document == {"version": 1, "files": expected, "quantization": None}
+
+
+def test_a_manifest_may_be_rewritten(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "손실.png").write_bytes(b"png")
+    (folder / ".hidden").write_text("")
+    with (folder / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json is not as kogpt.manifest.json"):
+        checkpoint.load(folder)
+    checkpoint.write_manifest(folder)
+    checkpoint.load(folder)
+    assert manifest(folder)["files"].keys() - manifest(tiny_folder)["files"].keys() == {"pictures/손실.png"}
+    (folder / "pictures" / "손실.png").write_bytes(b"PNG")
+    with pytest.raises(CheckpointError, match=r"손실.png is not as"):
+        checkpoint.load(folder)
+
+
+def test_a_folder_without_a_manifest_loads_with_one_line_in_the_log(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    with caplog.at_level(logging.WARNING):
+        checkpoint.load(folder)
+        assert not caplog.records
+        (folder / "kogpt.manifest.json").unlink()
+        checkpoint.load(folder)
+    assert len(caplog.records) == 1 and "could not be verified" in caplog.text
+
+
+# -------------------------------------------------------------------------------------------- transformers
+
+
+def transformers_model(folder: Path) -> tuple[Any, Any]:
+    """The snippet of the original's README, unchanged but for the name."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    NAME = str(folder)
+    tokenizer = AutoTokenizer.from_pretrained(
+        NAME,
+        bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]",
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(
+        NAME, pad_token_id=tokenizer.eos_token_id, torch_dtype="auto", low_cpu_mem_usage=True
+    )
+    return tokenizer, model
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 100_000])
+def test_transformers_reads_our_folder_by_the_original_s_snippet(
+    tmp_path: Path, tiny_tokenizer: Path, shard_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = random_tensors(TINY)
+    checkpoint.save(tmp_path, TINY, tensors, "float16", tiny_tokenizer, shard_bytes)
+    tokenizer, model = transformers_model(tmp_path)
+    tokens = tokenizer.encode("옛날 옛적에", return_tensors="pt")
+    generated = model.generate(tokens, do_sample=True, temperature=0.8, max_length=64)
+    assert model.dtype == torch.float16 and tokens.shape[1] < generated.shape[1] <= 64
+    assert model.generation_config.pad_token_id == model.config.pad_token_id == 1
+    ours = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert tokens[0].tolist() == ours.encode("옛날 옛적에")
+    state = model.state_dict()
+    for name, expected in in_torch(tensors, torch.float16).items():
+        assert torch.equal(state[name], expected), name
+    assert "newly initialized" not in caplog.text
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
+def test_a_folder_that_transformers_wrote_loads_here(tmp_path: Path, tied: bool, max_shard_size: str) -> None:
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    config = replace(TINY, tied_head=tied)
+    torch.manual_seed(0)
+    model = GPTJForCausalLM(GPTJConfig(**config.to_json())).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.config == config
+    state = model.state_dict()
+    for name, stored in loaded.tensors.items():
+        assert torch.equal(torch.from_numpy(stored.to("float32")), state[name].float()), name
+    if max_shard_size != "5GB":
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
+
+
+def test_the_tokenizer_s_files_are_taken_along(
+    tiny_folder: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    assert (tiny_folder / "tokenizer.json").read_bytes() == tiny_tokenizer.read_bytes()
+    settings = json.loads((tiny_folder / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == TINY.n_ctx
+    assert [settings[f"{role}_token"] for role in ("bos", "eos", "mask")] == ["[BOS]", "[EOS]", "[MASK]"]
+    source = tmp_path / "source"
+    shutil.copytree(tiny_folder, source)
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    checkpoint.save(tmp_path / "copy", TINY, random_tensors(TINY), tokenizer=source)
+    copied = (tmp_path / "copy" / "tokenizer_config.json").read_text()
+    assert copied == '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+
+
+# -------------------------------------------------------------------------------- the layouts of 2021
+
+
+def masks(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """What transformers stored with every layer until 2023; -1e9 overflows float16, as published files do."""
+    found = {}
+    for layer in range(config.n_layers):
+        causal = torch.ones(config.n_ctx, config.n_ctx, dtype=torch.uint8).tril()
+        found[f"transformer.h.{layer}.attn.bias"] = causal[None, None]
+        found[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e9).half()
+    return found
+
+
+CONFIG_OF_2021 = {"n_ctx": 128, "summary_type": "cls_index", "gradient_checkpointing": False, "n_inner": None}
+
+
+def write_2021(folder: Path, dtype: torch.dtype, n_shards: int) -> Tensors:
+    tensors = random_tensors(TINY)
+    state = in_torch(tensors, dtype) | masks(TINY)
+    names = sorted(state)
+    (folder / "config.json").write_text(json.dumps(TINY.to_json() | CONFIG_OF_2021))
+    if n_shards == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+        return tensors
+    weight_map = {}
+    for number in range(n_shards):
+        file = f"pytorch_model-{number + 1:05}-of-{n_shards:05}.bin"
+        part = names[number::n_shards]
+        torch.save({name: state[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return tensors
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pytorch_model_bin_loads_without_its_masks(tmp_path: Path, dtype: str, n_shards: int) -> None:
+    tensors = write_2021(tmp_path, getattr(torch, dtype), n_shards)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = checkpoint.load(tmp_path)
+    assert loaded.config == TINY
+    for name, expected in in_torch(tensors, getattr(torch, dtype)).items():
+        assert loaded.tensors[name].dtype == dtype
+        assert not loaded.tensors[name].array.flags.writeable
+        assert (loaded.tensors[name].to("float64") == expected.double().numpy()).all(), name
+    checkpoint.write_manifest(tmp_path)
+    checkpoint.load(tmp_path)
+    first = min(tmp_path.glob("*.bin"))
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path)
+
+
+def test_masks_in_a_safetensors_file_are_read_over(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = random_tensors(TINY)
+    masked = in_torch(tensors, torch.float16) | masks(TINY)
+    (tmp_path / "config.json").write_text(json.dumps(TINY.to_json()))
+    save_file(masked, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.tensors.keys() == tensors.keys()
+    assert (loaded.tensors["lm_head.bias"].array == tensors["lm_head.bias"].astype(np.float16)).all()
+
+
+def test_safetensors_are_preferred(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "pytorch_model.bin").write_bytes(b"never opened")
+    checkpoint.load(folder)
+
+
+def test_an_equal_copy_of_a_tied_head_is_dropped(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    config = replace(TINY, tied_head=True)
+    tensors = dict(random_tensors(config))
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    save_file(
+        tensors | {"lm_head.weight": tensors["transformer.wte.weight"].copy()}, tmp_path / "model.safetensors"
+    )
+    assert "lm_head.weight" not in checkpoint.load(tmp_path).tensors
+    save_file(
+        tensors | {"lm_head.weight": tensors["transformer.wte.weight"] * 2}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is not transformer.wte.weight"):
+        checkpoint.load(tmp_path)
+
+
+def test_without_torch_the_layout_of_2021_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_2021(tmp_path, torch.float32, 1)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtra, match=r"pytorch_model.bin.*pip install 'kogpt\[torch\]'"):
+        checkpoint.load(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+
+def snapshot(folder: Path, asked: list[tuple[Any, ...]]) -> Any:
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, tuple(allow_patterns)))
+        return str(folder)
+
+    return download
+
+
+def test_hub_names_are_downloaded_at_their_revision(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot(tiny_folder, asked))
+    wanted = ("*.json", "*.safetensors")
+    for name, revision, expected in (
+        ("kakaobrain/kogpt", None, "KoGPT6B-ryan1.5b-float16"),
+        ("kakaobrain/kogpt", "KoGPT6B-ryan1.5b", "KoGPT6B-ryan1.5b"),
+        ("someone/else", None, None),
+    ):
+        assert checkpoint.load(name, revision).folder == tiny_folder
+        assert asked.pop() == (name, expected, wanted) and not asked
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot(tmp_path, asked))
+    assert checkpoint.find_folder("someone/else") == tmp_path  # no safetensors there
+    assert [patterns for _, _, patterns in asked] == [wanted, ("*.bin",)]
+
+
+def http_error(kind: type[hub_errors.HfHubHTTPError]) -> hub_errors.HfHubHTTPError:
+    return kind("401", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (hub_errors.LocalEntryNotFoundError("no network\nat all"), "connect to the network"),
+        (hub_errors.OfflineModeIsEnabled("offline"), "connect to the network"),
+        (OSError(28, "No space left on device"), "could not be downloaded"),
+        (http_error(hub_errors.RepositoryNotFoundError), "the hub has no kakaobrain/kogpt .*check the name"),
+        (http_error(hub_errors.RevisionNotFoundError), "the hub has no kakaobrain/kogpt"),
+        (http_error(hub_errors.GatedRepoError), "hf auth login"),
+        (http_error(hub_errors.HfHubHTTPError), "could not be downloaded"),
+        (hub_errors.HTTPError("connection reset"), "could not be downloaded"),
+        (hub_errors.HFValidationError("bad name"), "could not be downloaded"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load("kakaobrain/kogpt")
+    assert "\n" not in caught.value.en and "\n" not in caught.value.ko
+
+
+def test_the_real_client_without_network(tmp_path: Path) -> None:
+    code = (
+        "from kogpt import checkpoint, errors\n"
+        "try: checkpoint.load('kakaobrain/kogpt')\n"
+        "except errors.CheckpointError as error: print(error.en)"
+    )
+    path = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
+    assert run.stdout.count("\n") == 1 and "connect to the network" in run.stdout
+
+
+# ---------------------------------------------------------------------------------------- atomic writing
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "결과.json"
+    with checkpoint.atomic_write(path) as file:
+        file.write(b"old")
+    with pytest.raises(KeyError), checkpoint.atomic_write(path) as file:
+        file.write(b"new, but ")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    with checkpoint.atomic_write(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_long_names_and_missing_folders(tmp_path: Path) -> None:
+    with checkpoint.atomic_write(tmp_path / ("가" * 85)) as file:  # 255 bytes, the longest there is
+        file.write(b"x")
+    with pytest.raises(FileNotFoundError), checkpoint.atomic_write(tmp_path / "gone" / "file"):
+        pass
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError), checkpoint.atomic_write(tmp_path / "folder"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "가" * 85]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands in for the disk: a write beyond it fails as one on a full disk does."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError), checkpoint.atomic_write(path) as file:
+            file.write(bytes(1 << 20))
+        with pytest.raises(OSError):
+            checkpoint.save(tmp_path / "model", TINY, random_tensors(TINY))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from kogpt.checkpoint import atomic_write
+path, number = Path(sys.argv[1]), 0
+while True:
+    number += 1
+    with atomic_write(path) as file:
+        file.write(str(number).encode() * 100_000)
+    if number == 1:
+        print("ready", flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    rng = np.random.default_rng(0)
+    search = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])
+    for _ in range(8):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)],
+            env=os.environ | {"PYTHONPATH": search},
+            stdout=subprocess.PIPE,
+        )
+        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0, 0.05))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        data = path.read_bytes()
+        number = data[: len(data) // 100_000]
+        assert number and data == number * 100_000
+
+
+def test_every_core_test_folder_loads_with_the_library(tiny_folder: Path) -> None:
+    """The fixture that other tests build on is what it claims to be."""
+    expected = random_tensors(TINY)
+    read = load_file(tiny_folder / "model.safetensors")
+    assert all((read[name] == expected[name]).all() for name in expected)
+    tokenizer = Tokenizer.from_file(tiny_folder / "tokenizer.json")
+    tokenizer.check_fits(checkpoint.load(tiny_folder).config)
