@@ -1,0 +1,282 @@
+"""What a pretraining run would need: memory per GPU, tokens per day, days and cost. No torch, no measurement.
+
+Arithmetic of a run of `kogpt pretrain run` under torchrun: weights, gradients and optimiser state in float32,
+each GPU holding its share of them (ZeRO stage 3, arXiv 1910.02054; torch's fully_shard), blocks gathered one
+at a time, matrix products in bfloat16 by autocast, the loss made in chunks of tokens.
+
+Letters: N parameters, L layers, H heads, E model width, F ff width, V vocabulary, T context, G GPUs; bytes
+and seconds unless another unit is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kogpt.config import ModelConfig
+from kogpt.errors import ConfigError
+
+DAY = 86_400
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One accelerator as its maker and a cloud describe it."""
+
+    peak: float  # bfloat16 FLOP/s, dense, accumulated in float32
+    memory: float  # bytes
+    network: float  # bytes/s of one GPU to GPUs of other nodes
+    link: float  # bytes/s of one GPU to GPUs of its node
+    dollars: float  # per GPU and hour
+
+
+# Peaks, memory and links: NVIDIA's data sheets (A100 80GB SXM, H100 SXM, H200 SXM, HGX B200), links one way.
+# Network: one 200 or 400 Gbit/s adapter per GPU. Prices: round figures of mid-2026 offers; give your own.
+GPUS = {
+    "a100": Gpu(peak=312e12, memory=80e9, network=25e9, link=300e9, dollars=1.5),
+    "h100": Gpu(peak=989e12, memory=80e9, network=50e9, link=450e9, dollars=3.0),
+    "h200": Gpu(peak=989e12, memory=141e9, network=50e9, link=450e9, dollars=4.0),
+    "b200": Gpu(peak=2250e12, memory=180e9, network=50e9, link=900e9, dollars=6.0),
+}
+GPUS_PER_NODE = 8
+
+USABLE = 0.9  # of a GPU's memory: the rest is the context, fragments and NCCL's buffers
+STATE_BYTES = {
+    "adamw": 8,
+    "muon": 4,
+}  # per parameter: two moments, or one; Muon is for the blocks' matrices only
+GATHERED_BYTES = 4  # per parameter: float32 weights travel, and so do float32 gradients
+LOSS_CHUNK = 1024  # tokens whose logits exist at a time (kogpt/training/loss.py)
+RECOMPUTED = 4 / 3  # forward, backward at twice the cost, and the forward again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be trained, and on what."""
+
+    config: ModelConfig
+    gpu: Gpu
+    n_gpus: int
+    tokens: float  # to be seen
+    batch_tokens: int = 2**22  # per step, all GPUs together
+    mfu: float = 0.4  # of the peak, while nothing is recomputed and nobody waits for the network
+    optimizer: str = "muon"
+
+    def __post_init__(self) -> None:
+        positive = {"GPUs": self.n_gpus, "tokens": self.tokens, "batch tokens": self.batch_tokens}
+        for name, value in positive.items():
+            if not value > 0:
+                raise _impossible(name, value, "above 0")
+        if not 0 < self.mfu <= 1:
+            raise _impossible("MFU", self.mfu, "above 0 and at most 1")
+        if self.optimizer not in STATE_BYTES:
+            raise _impossible("optimizer", self.optimizer, " or ".join(STATE_BYTES))
+        if self.batch_tokens < self.n_gpus * self.config.n_ctx:
+            raise _impossible(
+                "batch tokens",
+                self.batch_tokens,
+                f"at least {self.n_gpus * self.config.n_ctx}, a row per GPU",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One way to run a job."""
+
+    job: Job
+    rows: int  # sequences of T tokens that a GPU takes at a time
+    checkpointing: bool  # keep the blocks' inputs only and compute the rest again
+    memory: dict[str, float]  # bytes per GPU by purpose
+
+    @property
+    def fits(self) -> bool:
+        return sum(self.memory.values()) <= USABLE * self.job.gpu.memory
+
+    @property
+    def micro_steps(self) -> int:
+        """How often a GPU runs forward and backward before an update."""
+        per_gpu = self.job.batch_tokens // (self.job.n_gpus * self.job.config.n_ctx)
+        return -(-per_gpu // self.rows)
+
+    @property
+    def compute_seconds(self) -> float:
+        """Of the matrix products of a step."""
+        flops = self.job.batch_tokens * flops_per_token(self.job.config)
+        flops *= RECOMPUTED if self.checkpointing else 1
+        return flops / (self.job.n_gpus * self.job.gpu.peak * self.job.mfu)
+
+    @property
+    def network_seconds(self) -> float:
+        """Of a step's gathering of weights, twice a micro-step, and scattering of gradients, once."""
+        if self.job.n_gpus == 1:
+            return 0.0
+        rate = self.job.gpu.link if self.job.n_gpus <= GPUS_PER_NODE else self.job.gpu.network
+        share = (self.job.n_gpus - 1) / self.job.n_gpus
+        return self.micro_steps * 3 * GATHERED_BYTES * self.job.config.n_parameters * share / rate
+
+    @property
+    def tokens_per_day(self) -> float:
+        """The network works beside the matrix products, so the longer of the two counts."""
+        return DAY * self.job.batch_tokens / max(self.compute_seconds, self.network_seconds)
+
+    @property
+    def days(self) -> float:
+        return self.job.tokens / self.tokens_per_day
+
+    @property
+    def dollars(self) -> float:
+        return 24 * self.days * self.job.n_gpus * self.job.gpu.dollars
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation with recomputing and waiting (PaLM, arXiv 2204.02311, appendix B)."""
+        rate = self.tokens_per_day / DAY * flops_per_token(self.job.config)
+        return rate / (self.job.n_gpus * self.job.gpu.peak)
+
+
+def flops_per_token(config: ModelConfig) -> float:
+    """Of forward and backward pass at full context: 6 N + 12 L E T (PaLM, arXiv 2204.02311, appendix B).
+
+    N counts what is multiplied: all but the embedding, which is looked up. Attention is counted in full,
+    though half of it is masked.
+    """
+    looked_up = 0 if config.tied_head else config.n_vocab * config.d_model
+    multiplied = config.n_parameters - looked_up
+    return 6 * multiplied + 12 * config.n_layers * config.d_model * config.n_ctx
+
+
+def activation_bytes(config: ModelConfig) -> int:
+    """Kept per token and layer for the backward pass, after Korthikanti et al. (arXiv 2205.05198, 4.1).
+
+    Theirs: 34 E + 5 H T for a GPT in half precision. Here, in the order of the block: its input in float32
+    (4 E); the normalised input in bfloat16, once for each product that reads it (4 * 2 E); q, k, v (6 E);
+    attention's output (2 E), without the T x T matrices, which fused attention never stores, but with one
+    float32 per head; before and after GELU (2 * 2 F); mean and deviation of LayerNorm (8). No dropout.
+    """
+    return 20 * config.d_model + 4 * config.d_ff + 4 * config.n_heads + 8
+
+
+def block_parameters(config: ModelConfig) -> int:
+    """Of one block."""
+    return (config.n_parameters - _outer_parameters(config)) // config.n_layers
+
+
+def _outer_parameters(config: ModelConfig) -> int:
+    """Embedding, last LayerNorm and head."""
+    matrices = 1 if config.tied_head else 2
+    return matrices * config.n_vocab * config.d_model + config.n_vocab + 2 * config.d_model
+
+
+def memory(job: Job, rows: int, checkpointing: bool) -> dict[str, float]:
+    """Bytes per GPU by purpose."""
+    config, share = job.config, 1 / job.n_gpus
+    block, outer = block_parameters(config), _outer_parameters(config)
+    vectors = config.n_layers * (2 * config.d_model + config.d_ff + config.d_model)
+    matrices = config.n_layers * block - vectors
+    state = STATE_BYTES[job.optimizer] * matrices + STATE_BYTES["adamw"] * (outer + vectors)
+    layer = rows * config.n_ctx * activation_bytes(config)
+    inputs = rows * config.n_ctx * 4 * config.d_model * config.n_layers
+    # The block at work and the next one on its way, the outer weights all the time, and one block's gradient;
+    # autocast's bfloat16 copies of weights live until the backward pass has used them.
+    gathered = GATHERED_BYTES * (3 * block + outer) if job.n_gpus > 1 else 0
+    return {
+        "weights": 4 * config.n_parameters * share,
+        "gradients": 4 * config.n_parameters * share,
+        "optimizer": state * share,
+        "working weights": gathered + 2 * block * (1 if checkpointing else config.n_layers),
+        "activations": inputs + layer if checkpointing else config.n_layers * layer,
+        "loss": _loss_bytes(config, rows),
+    }
+
+
+def _loss_bytes(config: ModelConfig, rows: int) -> float:
+    """Hidden states and their gradient, the head's bfloat16 copy and float32 gradient, logits of a chunk."""
+    hidden = rows * config.n_ctx * config.d_model * (4 + 2 + 2)
+    return hidden + 6 * config.n_vocab * config.d_model + 14 * LOSS_CHUNK * config.n_vocab
+
+
+def plans(job: Job) -> list[Plan]:
+    """Every way to run the job that fits, the fastest first; of equals, the one with the least traffic."""
+    most = job.batch_tokens // (job.n_gpus * job.config.n_ctx)
+    ways = [(rows, again) for rows in _divisors(most) for again in (False, True)]
+    found = [
+        Plan(job=job, rows=rows, checkpointing=again, memory=memory(job, rows, again)) for rows, again in ways
+    ]
+    fitting = [plan for plan in found if plan.fits]
+    return sorted(fitting, key=lambda plan: (-plan.tokens_per_day, plan.network_seconds))
+
+
+def _divisors(n: int) -> list[int]:
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def best_plan(job: Job) -> Plan:
+    """The fastest plan; ConfigError with the shortfall if none fits."""
+    if found := plans(job):
+        return found[0]
+    need = sum(memory(job, 1, True).values())
+    room = USABLE * job.gpu.memory
+    raise ConfigError(
+        f"too few GPUs ({job.n_gpus}): one row with recomputation needs {need / GIB:.0f} GiB on each, "
+        f"{room / GIB:.0f} GiB are usable; take more or larger ones, or a smaller model",
+        f"GPU {job.n_gpus}개로는 부족합니다. 한 줄을 재계산 방식으로 학습해도 GPU마다 {need / GIB:.0f} GiB가 "
+        f"필요하지만 쓸 수 있는 것은 {room / GIB:.0f} GiB입니다. GPU를 늘리거나 모델을 줄이세요",
+    )
+
+
+def best_plans(job: Job, counts: Iterable[int]) -> list[Plan]:
+    """The fastest plan at each number of GPUs."""
+    return [best_plan(replace(job, n_gpus=count)) for count in counts]
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as one flat object; bytes, seconds, dollars."""
+    return {
+        "gpus": plan.job.n_gpus,
+        "rows": plan.rows,
+        "micro_steps": plan.micro_steps,
+        "checkpointing": plan.checkpointing,
+        **{f"{name.replace(' ', '_')}_bytes": round(size) for name, size in plan.memory.items()},
+        "bytes": round(sum(plan.memory.values())),
+        "compute_seconds": plan.compute_seconds,
+        "network_seconds": plan.network_seconds,
+        "tokens_per_day": plan.tokens_per_day,
+        "mfu": plan.mfu,
+        "days": plan.days,
+        "dollars": plan.dollars,
+    }
+
+
+def table(found: Sequence[Plan]) -> str:
+    """The plans side by side, in Markdown that also reads as plain text."""
+    rows = [["per GPU and step", *(f"{plan.job.n_gpus} GPUs" for plan in found)]]
+    for name in found[0].memory:
+        rows.append([f"{name}, GiB", *(f"{plan.memory[name] / GIB:.1f}" for plan in found)])
+    rows += [
+        ["all memory, GiB", *(f"{sum(plan.memory.values()) / GIB:.1f}" for plan in found)],
+        ["rows at a time", *(str(plan.rows) for plan in found)],
+        ["micro-steps", *(str(plan.micro_steps) for plan in found)],
+        ["blocks recomputed", *("yes" if plan.checkpointing else "no" for plan in found)],
+        ["matrix products, s", *(f"{plan.compute_seconds:.2f}" for plan in found)],
+        ["network, s", *(f"{plan.network_seconds:.2f}" for plan in found)],
+        ["MFU reached", *(f"{plan.mfu:.0%}" for plan in found)],
+        ["tokens a day, 10^9", *(f"{plan.tokens_per_day / 1e9:.2f}" for plan in found)],
+        ["days", *(f"{plan.days:.1f}" for plan in found)],
+        ["cost, dollars", *(f"{round(plan.dollars, -2):,.0f}" for plan in found)],
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [_line(row, widths) for row in rows]
+    rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first = cells[0].ljust(widths[0])
+    rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return f"| {' | '.join([first, *rest])} |"
+
+
+def _impossible(name: str, value: object, rule: str) -> ConfigError:
+    return ConfigError(f"{name} {value}: must be {rule}", f"{name} {value}: 허용되지 않는 값입니다({rule})")
