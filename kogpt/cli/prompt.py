@@ -16,7 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from kogpt.cli.options import add_model_options, load_model
-from kogpt.cli.questions import Pipe, Questions, Terminal, on_terminal
+from kogpt.cli.questions import Pipe, Questions, Terminal, is_dumb_terminal, on_terminal
 from kogpt.errors import InputError, PromptError, localized
 
 if TYPE_CHECKING:
@@ -174,9 +174,9 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 
 def _show_early(question: str) -> None:
     """Put the question on the terminal at once; the line editor, 0.1 s of import, draws over it."""
-    if os.environ.get("TERM") not in (None, "", "dumb"):  # those cannot go back to the line's start
+    if not is_dumb_terminal():
         screen = sys.stdout if sys.stdout.isatty() else sys.stderr
-        screen.write(f"{question}\r")
+        screen.write(question)
         screen.flush()
 
 

@@ -63,6 +63,9 @@ class Terminal:
             history=_history(), output=output, enable_suspend=True
         )
         self._numbers: PromptSession[str] = PromptSession(output=output, enable_suspend=True)
+        if not is_dumb_terminal():
+            output.write_raw("\r")  # the first question is shown already: draw over it
+            output.flush()
 
     def ask(self, question: str, keep: bool = False) -> str:
         session = self._prompts if keep else self._numbers
@@ -88,6 +91,11 @@ class Terminal:
 def on_terminal() -> bool:
     """Whether somebody can be asked: keys come from a terminal, and there is one to show questions on."""
     return sys.stdin is not None and sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
+
+
+def is_dumb_terminal() -> bool:
+    """Whether the terminal cannot go back to the start of a line."""
+    return os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
 
 
 def _terminal_output() -> Any:
