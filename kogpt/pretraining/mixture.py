@@ -5,7 +5,8 @@ So the data position of a run is its step, and a resumed run sees what the unbro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,37 +14,85 @@ from numpy.typing import NDArray
 
 from kogpt.errors import ConfigError
 from kogpt.pretraining.shards import Shards
+from kogpt.training.loop import Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A folder of shards, and how often it is drawn."""
+
+    shards: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """From `first_step` on: `rows` windows of `length` tokens a step."""
+
+    length: int
+    rows: int
+    first_step: int = 0
 
 
 class Mixture:
-    """Random windows of several folders of shards, each drawn with its own weight."""
+    """Random windows of several sources, each drawn with its own weight."""
 
-    def __init__(self, weights: Mapping[Path, float], seed: int) -> None:
-        if not weights or any(weight <= 0 for weight in weights.values()):
-            raise ConfigError(
-                f"the mixture needs at least one source, with weights above 0: {dict(weights)}",
-                f"말뭉치는 하나 이상이고 가중치는 0보다 커야 합니다: {dict(weights)}",
-            )
-        self.sources = [Shards(folder) for folder in weights]
-        if len({source.index.tokenizer_sha256 for source in self.sources}) > 1:
+    def __init__(self, sources: Mapping[str, Source], stages: Sequence[Stage], seed: int, root: Path) -> None:
+        _require(sources, stages)
+        self.names = list(sources)
+        self.shards = [Shards(root / source.shards) for source in sources.values()]
+        if len({shards.index.tokenizer_sha256 for shards in self.shards}) > 1:
             raise ConfigError(
                 "the sources were packed with different tokenizers: pack them again with one",
                 "말뭉치마다 토크나이저가 다릅니다. 같은 토크나이저로 다시 묶으세요",
             )
-        total = sum(weights.values())
-        self.weights = [weight / total for weight in weights.values()]
+        total = sum(source.weight for source in sources.values())
+        self.weights = [source.weight / total for source in sources.values()]
+        self.stages = sorted(stages, key=lambda stage: stage.first_step)
         self.seed = seed
 
-    def batch(self, step: int, rows: int, length: int) -> NDArray[np.int64]:
-        """(rows, length) token ids for step number `step`."""
+    def stage(self, step: int) -> Stage:
+        """What step number `step` is made of."""
+        return [stage for stage in self.stages if stage.first_step <= step][-1]
+
+    def batch(self, step: int) -> Batch:
+        """The windows of step number `step`, from 0."""
+        stage = self.stage(step)
         rng = np.random.default_rng((self.seed, step))
-        chosen = rng.choice(len(self.sources), size=rows, p=self.weights)
-        places = rng.random(rows)
-        return np.stack([_window(self.sources[s], p, length) for s, p in zip(chosen, places, strict=True)])
+        chosen = rng.choice(len(self.shards), size=stage.rows, p=self.weights)
+        starts = [
+            int(place * max(1, len(self.shards[source]) - stage.length))
+            for source, place in zip(chosen, rng.random(stage.rows), strict=True)
+        ]
+        rows = np.stack(
+            [
+                _window(self.shards[s], start, stage.length + 1)
+                for s, start in zip(chosen, starts, strict=True)
+            ]
+        )
+        origins = tuple(f"{self.names[s]} at {start}" for s, start in zip(chosen, starts, strict=True))
+        return Batch(rows[:, :-1], rows[:, 1:], origins)
 
 
-def _window(source: Shards, place: float, length: int) -> NDArray[np.int64]:
-    """The window that starts at share `place` of the source; a source shorter than it is repeated."""
-    if len(source) < length:
-        return np.resize(source.window(0, len(source)), length)
-    return source.window(int(place * (len(source) - length + 1)), length)
+def _window(shards: Shards, start: int, length: int) -> NDArray[np.int64]:
+    """`length` tokens from `start` on; a source that is shorter is repeated."""
+    if len(shards) < length:
+        return np.resize(shards.window(0, len(shards)), length)
+    return shards.window(start, length)
+
+
+def _require(sources: Mapping[str, Source], stages: Sequence[Stage]) -> None:
+    if not sources or any(source.weight <= 0 for source in sources.values()):
+        raise ConfigError(
+            "a run needs at least one source, and every weight above 0",
+            "말뭉치가 하나 이상 필요하고 가중치는 모두 0보다 커야 합니다",
+        )
+    if not any(stage.first_step == 0 for stage in stages):
+        raise ConfigError(
+            "no stage starts at step 0: give one its first_step = 0",
+            "0단계에서 시작하는 구간이 없습니다. first_step = 0 인 구간을 넣으세요",
+        )
+    if any(stage.length < 1 or stage.rows < 1 for stage in stages):
+        raise ConfigError(
+            "every stage needs length and rows of at least 1", "구간의 length와 rows는 1 이상이어야 합니다"
+        )

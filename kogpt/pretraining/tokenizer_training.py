@@ -52,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], n_vocab: int, min_frequency: int = 2) 
     if (found := tokenizer.get_vocab_size()) != n_vocab:
         raise ConfigError(
             f"the text yields a vocabulary of {found}, {n_vocab} was asked: give more text or a smaller size",
-            f"이 텍스트로는 어휘 {found}개만 만들 수 있습니다(요청: {n_vocab}). 텍스트를 늘리거나 크기를 줄이세요",
+            f"이 텍스트로는 어휘 {found}개만 나옵니다(요청: {n_vocab}). 텍스트를 늘리거나 크기를 줄이세요",
         )
     return tokenizer
 

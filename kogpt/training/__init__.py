@@ -1,0 +1,1 @@
+"""What pretraining and tuning share: the loop, optimisers, schedule, checkpoints and report."""

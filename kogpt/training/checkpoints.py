@@ -1,0 +1,154 @@
+"""Checkpoints of a run: torch's distributed checkpoint, made whole before it gets its name.
+
+    FOLDER/step_00001200/    .metadata, *.distcp, run.json
+
+A checkpoint is written as step_00001200.partial and renamed when every byte is on the disk. So a name without
+that suffix is a whole checkpoint, wherever the process, the disk or the machine stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from kogpt.errors import CheckpointError
+from kogpt.training.workers import Workers
+
+NAME = re.compile(r"step_(\d{8})")
+PARTIAL = ".partial"
+FACTS = "run.json"
+TRAINED = StateDictOptions(ignore_frozen_params=True)
+
+
+def save(
+    folder: Path, module: nn.Module, optimisers: list[Optimizer], facts: Mapping[str, Any], workers: Workers
+) -> Path:
+    """Write all that the next step depends on, by all processes; `facts` has the number of the step.
+
+    CheckpointError if it cannot be written, a full disk for instance: older checkpoints are untouched.
+    """
+    final = folder / f"step_{facts['step']:08d}"
+    partial = final.with_name(final.name + PARTIAL)
+    if workers.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+    workers.wait()
+    try:
+        with _quiet():
+            state_dict_saver.save(
+                _state(module, optimisers), checkpoint_id=partial, no_dist=workers.count == 1
+            )
+        if workers.is_first:
+            (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            _finish(partial, final)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint {final} could not be written ({_reason(error)}): make room and resume",
+            f"체크포인트 {final}을(를) 쓸 수 없습니다({_reason(error)}). 공간을 확보한 뒤 이어서 실행하세요",
+        ) from error
+    workers.wait()
+    return final
+
+
+def latest(folder: Path) -> Path | None:
+    """The whole checkpoint of the highest step, or None."""
+    return max(_whole(folder), default=None)
+
+
+def restore(path: Path, module: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
+    """Load a checkpoint into module, optimisers and torch's generators; the facts that were saved with it.
+
+    CheckpointError if it belongs to another model or is damaged.
+    """
+    state = _state(module, optimisers)
+    try:
+        with _quiet():
+            state_dict_loader.load(state, checkpoint_id=path)
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, KeyError, CheckpointException) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or of another model ({_reason(error)}): "
+            f"remove it to resume from the one before",
+            f"체크포인트 {path}이(가) 손상되었거나 다른 모델의 것입니다({_reason(error)}). "
+            f"지우면 그 앞의 것에서 이어집니다",
+        ) from error
+    set_state_dict(
+        module,
+        optimisers,
+        model_state_dict=state["module"],
+        optim_state_dict=state["optimisers"],
+        options=TRAINED,
+    )
+    torch.set_rng_state(state["rng"]["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["rng"]["cuda"])
+    return dict(facts)
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Only the weights, into a module that lives in one process."""
+    state = {"module": module.state_dict()}
+    with _quiet():
+        state_dict_loader.load(state, checkpoint_id=path, no_dist=True)
+
+
+def keep(folder: Path, n: int) -> None:
+    """Remove all but the newest `n` checkpoints, and what was left half written."""
+    for path in [*folder.glob("step_*" + PARTIAL), *sorted(_whole(folder))[:-n]]:
+        shutil.rmtree(path)
+
+
+def _whole(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step_*") if NAME.fullmatch(path.name)]
+
+
+def _state(module: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
+    weights, learning = get_state_dict(module, optimisers, options=TRAINED)
+    rng = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return {"module": weights, "optimisers": learning, "rng": rng}
+
+
+def _finish(partial: Path, final: Path) -> None:
+    for path in [*partial.iterdir(), partial]:
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that one process alone is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -1,0 +1,85 @@
+"""Model and loss as one module: (tokens, targets) -> summed loss. What the loop trains and validates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from kogpt.errors import ConfigError
+from kogpt.model import GPTJ, Attend, causal
+from kogpt.training.loss import Kernel, head_loss, loss_and_gradient
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+COMPILED = ("nothing", "loss", "blocks")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arithmetic:
+    """How the loss is computed; weights, gradients and sums are float32 in any case."""
+
+    dtype: str = "bfloat16"  # of matrix products
+    z_loss: float = 0.0
+    within_documents: bool = False  # attention does not look over an [EOS]
+    checkpoint_blocks: bool = False  # keep only their inputs: less memory, a third more work
+    compile: str = "loss"  # "blocks" compiles loss and blocks: pays on a GPU, not on a CPU
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("dtype", self.dtype, DTYPES), ("compile", self.compile, COMPILED)):
+            if value not in allowed:
+                raise ConfigError(
+                    f"{name} is {value!r}, must be one of {', '.join(allowed)}",
+                    f"{name} 값 {value!r}: {', '.join(allowed)} 중에서 고르세요",
+                )
+
+
+class Objective(nn.Module):
+    """Next-token loss of a GPT-J."""
+
+    def __init__(self, model: GPTJ, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        self.model = model
+        self.arithmetic = arithmetic
+        self.dtype = DTYPES[arithmetic.dtype]
+        self.kernel: Kernel = loss_and_gradient
+        if arithmetic.compile != "nothing":
+            self.kernel = torch.compile(loss_and_gradient)
+        for block in self.blocks():
+            if arithmetic.compile == "blocks":
+                block.compile()
+            if arithmetic.checkpoint_blocks:
+                # In place, so that parameters keep their names.
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+    def blocks(self) -> list[nn.Module]:
+        """The parts that several processes gather one at a time."""
+        return list(self.model.transformer.h)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """(B, T) ids and the (B, T) ids that follow them (or IGNORED) -> summed loss, nats."""
+        model = self.model
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        attend: Attend = causal
+        if self.arithmetic.within_documents:
+            attend = documents_apart(inputs, model.config.eos_token_id)
+        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            hidden = model.trunk(model.embed(inputs), positions, attend)
+        head = model.lm_head.weight, model.lm_head.bias
+        z_loss = self.arithmetic.z_loss
+        return head_loss(hidden.flatten(0, 1).to(self.dtype), head, targets.flatten(), z_loss, self.kernel)
+
+
+def documents_apart(tokens: Tensor, eos: int) -> Attend:
+    """Causal attention among the tokens of one document; (B, T) ids, an [EOS] belongs to what it ends."""
+    ends = tokens == eos
+    document = ends.cumsum(1) - ends.long()
+    mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    return attend

@@ -1,0 +1,112 @@
+"""What a run says about itself: metrics.jsonl, one live line, and a picture of the loss."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from kogpt.config import ModelConfig
+from kogpt.errors import MissingExtra
+
+METRICS = "metrics.jsonl"
+
+
+class Report:
+    """Appends to metrics.jsonl; shows the last update in one line of `live`, over itself on a terminal."""
+
+    def __init__(self, folder: Path, live: TextIO | None = None) -> None:
+        self.path = folder / METRICS
+        self.live = live
+
+    def begin(self, step: int) -> None:
+        """Forget what a run that was killed wrote after the checkpoint of `step`."""
+        if self.path.exists():
+            lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """One line of JSON."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def show(self, metrics: Mapping[str, Any], n_steps: int) -> None:
+        """Step, loss, speed, share of the machine and time left."""
+        if self.live is None:
+            return
+        left = (n_steps - metrics["step"]) * metrics["seconds_per_step"]
+        line = (
+            f"step {metrics['step']}/{n_steps}  loss {metrics['loss']:.3f}  "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s  MFU {metrics['mfu']:.0%}  {_duration(left)} left"
+        )
+        self.live.write(f"\r{line:<78}" if self.live.isatty() else line + "\n")
+        self.live.flush()
+
+    def end(self) -> None:
+        if self.live is not None and self.live.isatty():
+            self.live.write("\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; a last line that a crash cut off is left out."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Floating-point operations of one training step per token, windows of `length` tokens.
+
+    2 for each weight of a matrix product going forward and 4 going back (arXiv 2001.08361, section 2.1);
+    attention adds its two products over half the window on average.
+    """
+    per_layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
+    weights = config.n_layers * per_layer + config.d_model * config.n_vocab
+    attention = 2 * config.n_layers * config.d_model * length / 2
+    return 6 * (weights + attention)
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product, the best of three: what MFU is a share of."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):  # the first only warms up
+        begin = time.perf_counter()
+        product = a @ b
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - begin)
+    return float(2 * size**3 / best)
+
+
+def plot(metrics: Path, picture: Path) -> None:
+    """Training loss and validation bits per byte against tokens, as a PNG; needs matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("a plot", "train") from error
+    lines = read_metrics(metrics)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    trained = [line for line in lines if "loss" in line]
+    left.plot([line["tokens"] / 1e6 for line in trained], [line["loss"] for line in trained], linewidth=0.7)
+    left.set(xlabel="million tokens", ylabel="training loss, nats per token")
+    checked = [line for line in lines if "bits_per_byte" in line]
+    for name in checked[-1]["bits_per_byte"] if checked else ():
+        line = [(m["tokens"] / 1e6, m["bits_per_byte"].get(name)) for m in checked]
+        right.plot(*zip(*line, strict=True), marker=".", label=name)
+    right.set(xlabel="million tokens", ylabel="bits per UTF-8 byte")
+    if checked:
+        right.legend(fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=100)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

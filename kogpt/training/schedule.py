@@ -1,0 +1,48 @@
+"""Learning rate over a run, as a factor of its peak."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kogpt.errors import ConfigError
+
+SHAPES = ("wsd", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """Warm-up, then a shape: a cosine, or `wsd` (warmup-stable-decay, arXiv 2404.06395, section 4).
+
+    wsd stays at the peak until the last `decay_steps`: the end of a run may be moved as long as it does.
+    """
+
+    steps: int
+    warmup_steps: int
+    decay_steps: int = 0  # wsd only
+    shape: str = "wsd"
+    floor: float = 0.0  # factor at the end
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ConfigError(
+                f"schedule {self.shape!r} is unknown: choose one of {', '.join(SHAPES)}",
+                f"일정 {self.shape!r}을(를) 알 수 없습니다. {', '.join(SHAPES)} 중에서 고르세요",
+            )
+        if self.warmup_steps < 0 or self.decay_steps < 0 or self.warmup_steps + self.decay_steps > self.steps:
+            raise ConfigError(
+                f"warm-up ({self.warmup_steps}) and decay ({self.decay_steps}) exceed {self.steps} steps",
+                f"예열({self.warmup_steps})과 감쇠({self.decay_steps})가 전체 {self.steps}단계보다 깁니다",
+            )
+
+    def factor(self, step: int) -> float:
+        """Factor of the peak for update `step`, counted from 0; above 0 for every step of the run."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.shape == "wsd":
+            left = self.steps - step
+            fall = min(1.0, left / (self.decay_steps + 1))
+        else:
+            done = (step - self.warmup_steps + 1) / (self.steps - self.warmup_steps + 1)
+            fall = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return self.floor + (1 - self.floor) * fall

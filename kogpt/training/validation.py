@@ -1,0 +1,95 @@
+"""Bits per UTF-8 byte on named sets of documents: comparable between vocabularies, and with `xz`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kogpt.training.loss import IGNORED
+from kogpt.training.objective import Objective
+from kogpt.training.workers import Workers
+
+TOKENS_PER_PASS = 8192
+
+Ids = NDArray[np.int64]
+Window = tuple[Ids, int]  # tokens, and the index of the first that is scored given all before it
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Ids of one text, without [EOS], and its length in bytes of UTF-8."""
+
+    ids: Ids
+    n_bytes: int
+
+
+def bits_per_byte(
+    objective: Objective,
+    sets: Mapping[str, Sequence[Document]],
+    length: int,
+    workers: Workers | None = None,
+) -> dict[str, float]:
+    """Each set's bits per byte, by all processes together.
+
+    A document is read after [EOS], in windows of `length` tokens of which each but the first shares half with
+    the one before: so every token but the first few has at least half a window of context.
+    """
+    workers = workers or Workers()
+    with torch.no_grad():
+        nats = workers.sum([_nats(objective, documents, length, workers) for documents in sets.values()])
+    n_bytes = [sum(document.n_bytes for document in documents) for documents in sets.values()]
+    return {
+        name: total / math.log(2) / max(1, size)
+        for name, total, size in zip(sets, nats, n_bytes, strict=True)
+    }
+
+
+def scored_windows(ids: Ids, length: int, eos: int) -> list[Window]:
+    """The windows of one document; every id is scored in exactly one of them."""
+    line = np.concatenate(([eos], ids))
+    windows = [(line[:length], 1)] if len(line) > 1 else []
+    end = length
+    while end < len(line):
+        begin, end = end, min(end + length // 2, len(line))
+        windows.append((line[end - length : end], begin - (end - length)))
+    return windows
+
+
+def _nats(objective: Objective, documents: Sequence[Document], length: int, workers: Workers) -> float:
+    """This process's part of the summed loss of a set."""
+    eos = objective.model.config.eos_token_id
+    windows = [window for document in documents for window in scored_windows(document.ids, length, eos)]
+    passes = _passes(sorted(windows, key=lambda window: len(window[0])))
+    nats = 0.0
+    for first in range(0, len(passes), workers.count):  # every process takes part in every round
+        mine = first + workers.rank
+        inputs, targets = _padded(passes[mine] if mine < len(passes) else [(np.array([eos, eos]), 2)])
+        nats += float(objective(inputs.to(workers.device), targets.to(workers.device)))
+    return nats
+
+
+def _passes(windows: Sequence[Window]) -> list[list[Window]]:
+    """Neighbours together, as many as fit into one pass."""
+    passes: list[list[Window]] = []
+    for window in windows:
+        if passes and (len(passes[-1]) + 1) * len(window[0]) <= TOKENS_PER_PASS:
+            passes[-1].append(window)
+        else:
+            passes.append([window])
+    return passes
+
+
+def _padded(rows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets (B, T); padding is to the right, where causal attention never looks."""
+    widest = max(len(tokens) for tokens, _ in rows) - 1
+    inputs = np.zeros((len(rows), widest), dtype=np.int64)
+    targets = np.full((len(rows), widest), IGNORED, dtype=np.int64)
+    for row, (tokens, first) in enumerate(rows):
+        inputs[row, : len(tokens) - 1] = tokens[:-1]
+        targets[row, first - 1 : len(tokens) - 1] = tokens[first:]
+    return torch.from_numpy(inputs), torch.from_numpy(targets)

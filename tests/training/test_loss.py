@@ -1,0 +1,111 @@
+"""The fused head and loss against torch's own, and the objective around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kogpt.config import ModelConfig
+from kogpt.errors import ConfigError
+from kogpt.model import GPTJ
+from kogpt.training import loss as loss_module
+from kogpt.training.loss import IGNORED, head_loss, loss_and_gradient
+from kogpt.training.objective import Arithmetic, Objective, documents_apart
+
+
+def inputs(n: int = 50, e: int = 16, v: int = 37) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=generator).requires_grad_() for shape in ((n, e), (v, e), (v,))
+    )
+    targets = torch.randint(0, v, (n,), generator=generator)
+    targets[::7] = IGNORED
+    return hidden, weight, bias, targets
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+    """The obvious twin: all logits at once, gradients by autograd."""
+    logits = hidden @ weight.T + bias
+    z = logits.logsumexp(-1).square()[targets != IGNORED].sum()
+    return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED) + z_loss * z
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_loss_and_gradients_are_torchs_own(z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK", 8)  # several chunks, the last one short
+    hidden, weight, bias, targets = inputs()
+    leaves = hidden, weight, bias
+    expected = plain(hidden, weight, bias, targets, z_loss)
+    wanted = torch.autograd.grad(expected * 0.5, leaves)
+    found = head_loss(hidden, (weight, bias), targets, z_loss)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found * 0.5, leaves), wanted)
+
+
+def test_without_gradient_only_the_cross_entropy_is_summed() -> None:
+    hidden, weight, bias, targets = inputs()
+    with torch.no_grad():
+        found = head_loss(hidden, (weight, bias), targets, z_loss=1.0)
+    torch.testing.assert_close(found.float(), plain(hidden, weight, bias, targets, 0.0).detach())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, while it imports
+def test_compiled_kernel_agrees() -> None:
+    hidden, weight, bias, targets = inputs()
+    arguments = (hidden @ weight.T).detach(), bias.detach(), targets, 0.1
+    torch.testing.assert_close(torch.compile(loss_and_gradient)(*arguments), loss_and_gradient(*arguments))
+
+
+def objective(config: ModelConfig, **arithmetic: object) -> Objective:
+    torch.manual_seed(0)
+    chosen = {"dtype": "float32", "compile": "nothing", **arithmetic}
+    return Objective(GPTJ(config), Arithmetic(**chosen))  # type: ignore[arg-type]
+
+
+def gradients(module: Objective, tokens: Tensor) -> list[Tensor]:
+    total = module(tokens[:, :-1], tokens[:, 1:])
+    return list(torch.autograd.grad(total, list(module.parameters())))
+
+
+def test_objective_is_the_models_cross_entropy(tiny: ModelConfig) -> None:
+    module = objective(tiny)
+    tokens = torch.randint(5, tiny.n_vocab, (2, 9))
+    logits = module.model(tokens[:, :-1])
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    torch.testing.assert_close(module(tokens[:, :-1], tokens[:, 1:]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+@pytest.mark.parametrize(
+    "choice", [{"checkpoint_blocks": True}, pytest.param({"compile": "blocks"}, marks=pytest.mark.slow)]
+)
+def test_memory_and_compilation_change_no_gradient(tiny: ModelConfig, choice: dict[str, object]) -> None:
+    tokens = torch.randint(5, tiny.n_vocab, (2, 9))
+    plain_one, other = objective(tiny), objective(tiny, **choice)
+    assert [name for name, _ in other.named_parameters()] == [
+        name for name, _ in plain_one.named_parameters()
+    ]
+    torch.testing.assert_close(gradients(other, tokens), gradients(plain_one, tokens))
+
+
+def test_within_documents_each_is_as_if_alone(tiny: ModelConfig) -> None:
+    module = objective(tiny, within_documents=True)
+    eos = tiny.eos_token_id
+    first, second = torch.tensor([10, 11, 12, eos]), torch.tensor([20, 21, 22, 23])
+    joined = torch.cat((first, second))[None]
+    positions = torch.arange(8)
+    mask = documents_apart(joined, eos)
+    together = module.model.trunk(module.model.embed(joined), positions, mask)
+    alone = module.model.trunk(module.model.embed(second[None]), positions[:4])
+    torch.testing.assert_close(together[:, 4:], alone)  # rotary positions are relative
+    plain_trunk = module.model.trunk(module.model.embed(joined), positions)
+    assert not torch.allclose(plain_trunk[:, 4:], alone)
+    assert module(joined[:, :-1], joined[:, 1:]) != objective(tiny)(joined[:, :-1], joined[:, 1:])
+
+
+def test_unknown_arithmetic_is_refused() -> None:
+    with pytest.raises(ConfigError, match="float16"):
+        Arithmetic(dtype="float16")
