@@ -123,12 +123,15 @@ def _load_folder(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, tensors)
 
 
-def find_folder(name: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a model; one on the hub is downloaded, or found in the hub's cache."""
+def find_folder(name: str | Path, revision: str | None = None, weights: bool = True) -> Path:
+    """The local folder of a model; one on the hub is downloaded, or found in the hub's cache.
+
+    Without `weights` only the small files of a hub model are.
+    """
     if str(name) in BUILT_IN:
         folder = BUILT_IN[str(name)]
     elif HUB_NAME.fullmatch(str(name)) and not os.path.lexists(name):
-        return _download(str(name), revision or DEFAULT_REVISIONS.get(str(name)))
+        return _download(str(name), revision or DEFAULT_REVISIONS.get(str(name)), weights)
     else:
         folder = Path(name)
     if not os.path.isdir(folder):
@@ -147,15 +150,15 @@ def find_folder(name: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, weights: bool) -> Path:
     import huggingface_hub as hub
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     at = f"{name} ({revision})" if revision else name
     try:
-        patterns = ["*.json", "*.safetensors"]
+        patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-        if not any(folder.glob("*.safetensors")):
+        if weights and not any(folder.glob("*.safetensors")):
             hub.snapshot_download(name, revision=revision, allow_patterns=["*.bin"])
         return folder
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:

@@ -52,7 +52,9 @@ class Sampling:
     )
     seed: int | None = _setting(None, "the same seed gives the same text", 0, 2**63 - 1)
     stop: tuple[str, ...] = field(default=(), metadata={"help": "text that ends the answer; not shown"})
-    max_tokens: int | None = _setting(None, "new tokens at most", 1)
+    max_tokens: int | None = _setting(
+        None, f"new tokens at most ({DEFAULT_NEW_TOKENS} if no length is given)", 1
+    )
     max_length: int | None = _setting(None, "tokens of prompt and answer together at most", 1)
     n: int = _setting(1, "answers per prompt", 1, 1024)
     logprobs: int | None = _setting(None, "report this many likeliest tokens with each token", 0, 1024)

@@ -104,7 +104,7 @@ def _config(model: str, revision: str | None) -> ModelConfig:
                 f"{model}: 이름만 있는 모델 구조에는 리비전({revision!r})이 없습니다. 리비전을 빼 주십시오",
             )
         return SHAPES[model]
-    folder = checkpoint.find_folder(model, revision)
+    folder = checkpoint.find_folder(model, revision, weights=False)
     return ModelConfig.from_json(checkpoint.read_json(checkpoint.safe_join(folder, "config.json")))
 
 

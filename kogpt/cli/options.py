@@ -35,7 +35,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPES, default="auto", help="precision of the weights (default: %(default)s)"
     )
     group.add_argument(
-        "--model_parallel", "--model-parallel", action="store_true", help="use every GPU, as the original did"
+        "--model_parallel",
+        "--model-parallel",
+        action="store_true",
+        help="the original's option; over several GPUs a model cannot be split yet",
     )
 
 

@@ -7,6 +7,7 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from kogpt import checkpoint
@@ -78,6 +79,20 @@ def test_the_whole_context_counts() -> None:
 def test_weights_are_not_needed(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
     assert main(["info", str(tmp_path)]) == 0
+
+
+def test_of_a_hub_model_only_small_files_are_fetched(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetch(name: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(tiny_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert main(["info", "kakaobrain/kogpt"]) == 0
+    assert asked == [("kakaobrain/kogpt", "KoGPT6B-ryan1.5b-float16", ["*.json"])]
 
 
 def test_a_foreign_config_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
