@@ -30,9 +30,9 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._erase()
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
         if time.monotonic() - self._drawn >= INTERVAL:
             self._draw()
 

@@ -41,6 +41,7 @@ GPUS = {
     "b200": Gpu(peak=2250e12, memory=180e9, network=50e9, link=900e9, dollars=6.0),
 }
 GPUS_PER_NODE = 8
+TOKENS_PER_PARAMETER = 20  # Hoffmann et al. (arXiv 2203.15556), table 3: what the same compute does best with
 
 USABLE = 0.9  # of a GPU's memory: the rest is the context, fragments and NCCL's buffers
 STATE_BYTES = {
@@ -223,6 +224,35 @@ def best_plan(job: Job) -> Plan:
         f"{room / GIB:.0f} GiB are usable; take more or larger ones, or a smaller model",
         f"GPU {job.n_gpus}개로는 부족합니다. 한 줄을 재계산 방식으로 학습해도 GPU마다 {need / GIB:.0f} GiB가 "
         f"필요하지만 쓸 수 있는 것은 {room / GIB:.0f} GiB입니다. GPU를 늘리거나 모델을 줄이세요",
+    )
+
+
+def gpu(name: str, **figures: float) -> Gpu:
+    """One of the table by name, some of its figures replaced; ConfigError if it is not there."""
+    if name not in GPUS:
+        raise ConfigError(
+            f"GPU {name!r} is not in the table: there are {', '.join(GPUS)}; take one and give its figures",
+            f"GPU {name!r}은(는) 표에 없습니다. 있는 이름: {', '.join(GPUS)}. 하나를 골라 수치를 지정하세요",
+        )
+    for figure, value in figures.items():
+        if not value > 0:
+            raise _impossible(f"GPU {figure}", value, "above 0")
+    return replace(GPUS[name], **figures)
+
+
+def describe(job: Job) -> str:
+    """What the table below it assumes, in a few lines."""
+    config, one = job.config, job.gpu
+    flops = flops_per_token(config) / 1e9
+    return "\n".join(
+        [
+            f"{config.n_parameters:,} parameters, context {config.n_ctx}, {flops:.1f} GFLOP per token; "
+            f"{job.tokens / 1e9:.0f} x 10^9 tokens, {job.batch_tokens:,} a step; optimizer {job.optimizer}.",
+            f"A GPU: {one.peak / 1e12:.0f} TFLOP/s, {one.memory / 1e9:.0f} GB, {one.link / 1e9:.0f} GB/s to "
+            f"the others of its node of {GPUS_PER_NODE}, {one.network / 1e9:.0f} GB/s to other nodes, "
+            f"{one.dollars:.2f} dollars an hour.",
+            f"MFU {job.mfu:.0%} where nothing is recomputed or waited for.",
+        ]
     )
 
 

@@ -1,0 +1,382 @@
+"""`kogpt pretrain`: tokenizer, pack, run, plan, toy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kogpt.cli.progress import Progress
+from kogpt.errors import InputError, MissingExtra, localized
+
+if TYPE_CHECKING:
+    from kogpt.pretraining.corpus import Reading
+
+INTERRUPTED = 130
+MEGABYTE = 10**6
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The five things that `kogpt pretrain` does."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, (summary, add, _) in ACTIONS.items():
+        add(actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the one that was named."""
+    return ACTIONS[args.action][2](args)
+
+
+# tokenizer
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser)
+    parser.add_argument(
+        "--vocab", type=int, default=64512, help="entries (default: %(default)s, as published)"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where tokenizer.json goes")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the documents to learn from (default: all)"
+    )
+    parser.add_argument(
+        "--held-out", nargs="+", metavar="FILE", help="measure on these, not on 1 %% of FILES"
+    )
+    parser.add_argument(
+        "--context", type=int, default=2048, help="longest text of the model, for others to read"
+    )
+    parser.add_argument("--json", action="store_true", help="the measures as one JSON object")
+
+
+def _tokenizer(args: argparse.Namespace) -> int:
+    """Train, write, measure on text that was not trained on."""
+    from kogpt.pretraining import sample
+    from kogpt.pretraining.corpus import find_files
+    from kogpt.pretraining.tokenizer_training import save_tokenizer, train_tokenizer
+    from kogpt.tokenizer import Tokenizer
+
+    reading, files = _reading(args), find_files(args.files, args.exclude, args.format)
+    measured_on = find_files(args.held_out, (), args.format) if args.held_out else files
+    texts = sample.read_texts(files, reading, args.max_bad_share)
+    trained = train_tokenizer(sample.training_texts(texts, args.share), args.vocab)
+    save_tokenizer(trained, Path(args.out), args.context)
+    held_out = sample.read_texts(measured_on, reading, args.max_bad_share)
+    found = sample.measure(
+        Tokenizer.from_file(Path(args.out) / "tokenizer.json"),
+        held_out if args.held_out else sample.held_out_texts(held_out),
+    )
+    facts = {
+        "n_vocab": args.vocab,
+        "characters_per_token": round(found.characters_per_token, 4),
+        "bytes_per_token": round(found.bytes_per_token, 4),
+        "held_out_documents": found.documents,
+        "held_out_bytes": found.n_bytes,
+    }
+    _tell(args.json, facts)
+    return 0
+
+
+# pack
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser)
+    parser.add_argument("--tokenizer", required=True, metavar="PATH", help="tokenizer.json or its folder")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of shards to make")
+    parser.add_argument("--workers", type=_count, metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--near",
+        type=float,
+        default=0.8,
+        metavar="SIMILARITY",
+        help="from which a document repeats an earlier one; 0 compares exactly only (default: %(default)s)",
+    )
+    parser.add_argument("--keep-duplicates", action="store_true", help="drop none")
+    parser.add_argument(
+        "--without-filter", action="append", default=[], metavar="NAME", help="leave out a filter, or all"
+    )
+    parser.add_argument("--json", action="store_true", help="the report as one JSON object")
+
+
+def _pack(args: argparse.Namespace) -> int:
+    """Pack, and say what became of the documents."""
+    from kogpt.pretraining.corpus import find_files
+    from kogpt.pretraining.pack import pack
+    from kogpt.pretraining.parts import Options
+
+    options = Options(
+        reading=_reading(args),
+        left_out=tuple(args.without_filter),
+        keep_duplicates=args.keep_duplicates,
+        near=args.near,
+        max_bad_share=args.max_bad_share,
+    )
+    files = find_files(args.files, args.exclude, args.format)
+    with _megabytes(files) as progress:
+        report = pack(
+            files,
+            _tokenizer_file(args.tokenizer),
+            Path(args.out),
+            options,
+            args.workers or _cores(),
+            progress,
+        )
+    plan = report.pop("plan")
+    facts = {**report, "files": len(plan["files"]), "bytes": sum(file["bytes"] for file in plan["files"])}
+    _tell(args.json, facts)
+    return 0
+
+
+# run
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.toml", help="model, data, schedule, optimiser")
+    parser.add_argument("--out", required=True, metavar="DIR", help="checkpoints, metrics and the model")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the recipe, as in schedule.steps=200",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--plot", metavar="PNG", help="draw the loss at the end")
+    parser.epilog = "Many processes: torchrun --nproc-per-node 8 -m kogpt pretrain run RECIPE.toml --out DIR"
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Train, or go on where it stopped."""
+    _require_torch()
+    from kogpt.pretraining.recipe import read_recipe
+    from kogpt.pretraining.run import pretrain
+    from kogpt.training.report import METRICS, plot
+    from kogpt.training.workers import join
+
+    path, out = Path(args.recipe), Path(args.out)
+    recipe = read_recipe(path, args.set)
+    with join(args.device) as workers:
+        finished = pretrain(recipe, path.parent, out, workers, sys.stderr)
+        if workers.is_first and args.plot:
+            plot(out / METRICS, Path(args.plot))
+        if workers.is_first:
+            _say_end(finished, out / "model")
+    return 0 if finished else INTERRUPTED
+
+
+# plan
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", default="kogpt-6b", metavar="NAME", help="a named shape or a config.json")
+    parser.add_argument("--gpu", default="h100", metavar="NAME", help="a100, h100, h200 or b200")
+    parser.add_argument(
+        "--gpus", type=int, nargs="+", default=[8, 64, 512], metavar="N", help="how many of them"
+    )
+    parser.add_argument("--tokens", type=float, help="to train on (default: 20 for each parameter)")
+    parser.add_argument("--batch-tokens", type=int, default=2**22, help="per step (default: %(default)s)")
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the peak reached (default: %(default)s)"
+    )
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="default: %(default)s")
+    own = parser.add_argument_group("what your GPUs really are, instead of the table's figures")
+    own.add_argument("--tflops", type=float, help="peak of each, dense bfloat16")
+    own.add_argument("--memory", type=float, metavar="GB", help="of each")
+    own.add_argument("--network", type=float, metavar="GB/S", help="of each, to other nodes")
+    own.add_argument("--price", type=float, metavar="DOLLARS", help="of each, per hour")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each number of GPUs")
+
+
+def _plan(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    from kogpt.pretraining import plan as planner
+
+    config = _shape(args.shape)
+    job = planner.Job(
+        config=config,
+        gpu=planner.gpu(args.gpu, **_own_figures(args)),
+        n_gpus=args.gpus[0],
+        tokens=args.tokens or planner.TOKENS_PER_PARAMETER * config.n_parameters,
+        batch_tokens=args.batch_tokens,
+        mfu=args.mfu,
+        optimizer=args.optimizer,
+    )
+    found = planner.best_plans(job, args.gpus)
+    if args.json:
+        for plan in found:
+            print(json.dumps(planner.to_json(plan)))
+    else:
+        print(planner.describe(job))
+        print()
+        print(planner.table(found))
+    return 0
+
+
+def _own_figures(args: argparse.Namespace) -> dict[str, float]:
+    """The options that replace figures of the table, in its units."""
+    figures = {
+        "peak": args.tflops and args.tflops * 1e12,
+        "memory": args.memory and args.memory * 1e9,
+        "network": args.network and args.network * 1e9,
+        "dollars": args.price,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _shape(name: str) -> Any:
+    from kogpt.config import SHAPES, ModelConfig
+
+    if name in SHAPES:
+        return SHAPES[name]
+    path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{name} is no named shape ({', '.join(SHAPES)}) and no config.json: {error}",
+            f"{name}: 이름 있는 구조({', '.join(SHAPES)})도 config.json도 아닙니다: {error}",
+        ) from error
+    return ModelConfig.from_json(document)
+
+
+# toy
+
+
+def _add_toy(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser)
+    parser.add_argument(
+        "--out", default="toy", metavar="DIR", help="everything goes here (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=_count, default=300, help="of training (default: %(default)s)")
+
+
+def _toy(args: argparse.Namespace) -> int:
+    """From text to a model that can be talked to."""
+    _require_torch()
+    from kogpt.pretraining import toy
+    from kogpt.pretraining.corpus import find_files
+
+    files = find_files(args.files, args.exclude, args.format)
+    with _megabytes(files) as progress:
+        made = toy.prepare(files, _reading(args), Path(args.out), args.steps, progress)
+    finished = toy.train(made, sys.stderr)
+    _say_end(finished, made.model)
+    return 0 if finished else INTERRUPTED
+
+
+# What several of them share.
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    formats = ".jsonl, .txt, either in .zst or .gz, or .parquet"
+    parser.add_argument("files", nargs="+", metavar="FILES", help=f"files, folders or patterns: {formats}")
+    group = parser.add_argument_group("reading")
+    group.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="file names to pass over"
+    )
+    group.add_argument(
+        "--format", choices=("jsonl", "text", "parquet"), help="default: by the name of each file"
+    )
+    group.add_argument(
+        "--encoding", choices=("auto", "utf-8", "cp949"), default="auto", help="default: by content"
+    )
+    group.add_argument(
+        "--text-field", default="text", metavar="NAME", help="of a record (default: %(default)s)"
+    )
+    group.add_argument(
+        "--split",
+        choices=("file", "blank-line", "line"),
+        default="file",
+        help="what one document of a .txt file is (default: the file)",
+    )
+    group.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.001,
+        metavar="SHARE",
+        help="stop if more of the records cannot be read (default: %(default)s)",
+    )
+
+
+def _reading(args: argparse.Namespace) -> Reading:
+    from kogpt.pretraining.corpus import Reading
+
+    encoding = None if args.encoding == "auto" else args.encoding
+    return Reading(text_field=args.text_field, format=args.format, encoding=encoding, split=args.split)
+
+
+def _tokenizer_file(name: str) -> Path:
+    path = Path(name)
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
+def _count(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _megabytes(files: list[Path]) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the bytes of some files; tell it how many have been read."""
+    with Progress(sum(path.stat().st_size for path in files) // MEGABYTE) as bar:
+        shown = 0
+
+        def read(n_bytes: int) -> None:
+            nonlocal shown
+            bar.advance(n_bytes // MEGABYTE - shown)
+            shown = n_bytes // MEGABYTE
+
+        yield read
+
+
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise MissingExtra("pretraining", "train")
+
+
+def _say_end(finished: bool, model: Path) -> None:
+    if finished:
+        en, ko = f"done; try it: kogpt --model {model}", f"끝났습니다. 써 보세요: kogpt --model {model}"
+    else:
+        en, ko = (
+            "stopped and saved; the same command goes on",
+            "저장하고 멈췄습니다. 같은 명령으로 이어집니다",
+        )
+    print(localized(en, ko), file=sys.stderr)
+
+
+def _tell(as_json: bool, facts: dict[str, Any]) -> None:
+    """Facts by name, on stdout: one JSON object, or a line each; empty ones are left out of the lines."""
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{inner} {count:,}" for inner, count in value.items() if count)
+        if value not in ("", [], 0):
+            shown = f"{value:,}" if isinstance(value, int | float) else value
+            print(f"{name.replace('_', ' ')}: {shown}")
+
+
+Action = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
+ACTIONS: dict[str, Action] = {
+    "tokenizer": ("make a tokenizer from text, and measure it on other text", _add_tokenizer, _tokenizer),
+    "pack": ("turn text into shards of tokens: filtered, without duplicates", _add_pack, _pack),
+    "run": ("train a model on shards, or go on with a run", _add_run, _run),
+    "plan": ("what training a model would need: memory, days, cost", _add_plan, _plan),
+    "toy": ("all of it on one text file, in minutes", _add_toy, _toy),
+}

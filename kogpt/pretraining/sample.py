@@ -1,0 +1,100 @@
+"""The documents that a tokenizer is made from, and those it is measured on: chosen by hash, never both.
+
+A document's lot is a number from 0 to 1 that depends on its text only. So the choice is the same in any
+order, and copies of a held-out text are held out too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kogpt.errors import InputError
+from kogpt.pretraining.corpus import BadRecord, Reading, blocks, documents
+from kogpt.tokenizer import Tokenizer
+
+HELD_OUT = 0.01  # of the documents, from the top of the lots
+MEASURED_BYTES = 10_000_000  # of held-out text; more would not change three digits
+BATCH = 256  # texts encoded at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How well a tokenizer fits a text."""
+
+    documents: int
+    characters: int
+    n_bytes: int  # of UTF-8
+    tokens: int
+
+    @property
+    def characters_per_token(self) -> float:
+        return self.characters / self.tokens
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.n_bytes / self.tokens
+
+
+def read_texts(files: Sequence[Path], reading: Reading, max_bad_share: float) -> Iterator[str]:
+    """Every text of the corpus; InputError as soon as a block leaves too large a share of bad records."""
+    records = bad = 0
+    for block in blocks(files, reading):
+        first: BadRecord | None = None
+        for record in documents(block, reading):
+            records += 1
+            if isinstance(record, BadRecord):
+                bad += 1
+                first = first or record
+            else:
+                yield record.text
+        if first and bad > max_bad_share * records:
+            raise InputError(
+                f"{bad} of {records} records are bad, over {max_bad_share:.2%} (--max-bad-share): {first}",
+                f"기록 {records}개 중 {bad}개가 잘못됨, 허용 {max_bad_share:.2%} (--max-bad-share): {first}",
+            )
+
+
+def lot(text: str) -> float:
+    """The text's number in [0, 1)."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def training_texts(texts: Iterable[str], share: float) -> Iterator[str]:
+    """That share of the texts, from the bottom of the lots, without any that is held out."""
+    return (text for text in texts if lot(text) < min(share, 1 - HELD_OUT))
+
+
+def held_out_texts(texts: Iterable[str]) -> Iterator[str]:
+    """The texts that `training_texts` never yields."""
+    return (text for text in texts if lot(text) >= 1 - HELD_OUT)
+
+
+def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measure:
+    """Over the first MEASURED_BYTES of the texts; InputError if there is none."""
+    n_documents = characters = n_bytes = tokens = 0
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        n_documents, characters, n_bytes = (
+            n_documents + 1,
+            characters + len(text),
+            n_bytes + len(text.encode()),
+        )
+        if len(batch) == BATCH:
+            tokens += sum(map(len, tokenizer.encode_batch(batch)))
+            batch = []
+        if n_bytes >= MEASURED_BYTES:
+            break
+    tokens += sum(map(len, tokenizer.encode_batch(batch)))
+    if not tokens:
+        raise InputError(
+            f"no text to measure the tokenizer on: with fewer than about {1 / HELD_OUT:.0f} documents, "
+            "name a file with --held-out",
+            f"토크나이저를 재어 볼 텍스트가 없습니다. 문서가 {1 / HELD_OUT:.0f}개쯤보다 적으면 "
+            "--held-out으로 파일을 지정해 주세요",
+        )
+    return Measure(n_documents, characters, n_bytes, tokens)

@@ -1,0 +1,111 @@
+"""A whole pretraining, small enough for a laptop and a coffee: text file -> tokenizer -> shards -> model.
+
+Every step is the one that large runs use, and the folder keeps its recipe, so that a toy can grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from kogpt.checkpoint import atomic_write
+from kogpt.errors import InputError
+from kogpt.pretraining import sample
+from kogpt.pretraining.corpus import Reading
+from kogpt.pretraining.pack import pack
+from kogpt.pretraining.parts import MAX_BAD_SHARE, Options
+from kogpt.tokenizer import Tokenizer
+
+CONTEXT = 256
+MIN_BYTES = 20_000  # less text has too few words for even the smallest vocabulary
+BYTES_PER_WORD = 100  # of text for each entry of the vocabulary, so that most are seen often
+VOCABULARY = (384, 4096)  # smallest and largest
+
+# About three million weights: some 100 seconds on two cores, less on a laptop.
+RECIPE = """\
+# A toy. Change what you like, then: kogpt pretrain run recipe.toml --out another_run
+seed = 1
+tokenizer = "tokenizer"
+
+[model]
+n_layers = 4
+n_heads = 4
+d_model = 192
+n_ctx = {context}
+rotary_dim = 32
+
+[sources.text]
+shards = "shards"
+
+[[stages]]
+length = {context}
+rows = 16
+
+[schedule]
+steps = {steps}
+warmup_steps = 20
+decay_steps = {decay}
+
+[loop]
+log_every = 10
+save_seconds = 60.0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Toy:
+    """Folders of a toy, inside its own."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.toml"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def model(self) -> Path:
+        return self.run / "model"
+
+
+def prepare(
+    files: Sequence[Path], reading: Reading, folder: Path, steps: int, progress: Callable[[int], None]
+) -> Toy:
+    """Tokenizer, shards and recipe in `folder`; what is there already is kept."""
+    from kogpt.pretraining.tokenizer_training import save_tokenizer, train_tokenizer
+
+    size = sum(len(text.encode()) for text in sample.read_texts(files, reading, MAX_BAD_SHARE))
+    if size < MIN_BYTES:
+        raise InputError(
+            f"{size:,} bytes of text are too few for a toy: give {MIN_BYTES:,} or more, a megabyte is better",
+            f"텍스트 {size:,}바이트는 너무 적습니다. {MIN_BYTES:,}바이트 이상, 되도록 1메가바이트를 주세요",
+        )
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    if not tokenizer.exists():
+        n_vocab = min(max(size // BYTES_PER_WORD // 64 * 64, VOCABULARY[0]), VOCABULARY[1])
+        trained = train_tokenizer(sample.read_texts(files, reading, MAX_BAD_SHARE), n_vocab)
+        save_tokenizer(trained, tokenizer.parent, CONTEXT)
+        Tokenizer.from_file(tokenizer)
+    options = Options(reading=reading, left_out=("all",))  # whoever has one file means all of it
+    pack(files, tokenizer, folder / "shards", options, 1, progress)
+    toy = Toy(folder)
+    if not toy.recipe.exists():
+        text = RECIPE.format(context=CONTEXT, steps=steps, decay=steps // 3)
+        with atomic_write(toy.recipe) as file:
+            file.write(text.encode())
+    return toy
+
+
+def train(toy: Toy, live: TextIO) -> bool:
+    """Train, or go on where it stopped; whether it came to its end."""
+    from kogpt.pretraining.recipe import read_recipe
+    from kogpt.pretraining.run import pretrain
+    from kogpt.training.workers import join
+
+    with join() as workers:
+        return pretrain(read_recipe(toy.recipe), toy.folder, toy.run, workers, live)
