@@ -80,7 +80,11 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "command": report.command,
         "versions": versions(),
-        "model": {"name": report.subject.name, **report.subject.identity},
+        "model": {
+            "name": report.subject.name,
+            "parameters": report.subject.runner.config.n_parameters,
+            **report.subject.identity,
+        },
         "results": [_result(result) for result in report.results],
         "baselines": {name: _baselines(baselines) for name, baselines in report.baselines.items()},
         "published": [

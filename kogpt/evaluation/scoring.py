@@ -67,6 +67,14 @@ def in_batches(
     yield done, scores
 
 
+def finish(steps: Iterator[tuple[int, Scores | None]]) -> Scores:
+    """Run `score` to its end; the scores."""
+    finished: Scores = []
+    for _, scores in steps:
+        finished = scores or finished
+    return finished
+
+
 @contextmanager
 def shared_prefix(runner: Runner, prefix: Ids) -> Iterator[tuple[Engine, Callable[[], int | None]]]:
     """An engine of this evaluation's batch size, and the handle of the prefix, which is read when needed."""

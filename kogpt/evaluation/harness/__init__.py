@@ -10,10 +10,15 @@ Its index of 14,000 tasks is not built: only KoBEST and the tasks of this folder
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kogpt.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from kogpt.generation import KoGPT
 
 FOLDER = Path(__file__).parent
 TASKS = ("nsmc", "klue_ynat", "klue_sts", "korsts")
@@ -29,31 +34,48 @@ def register() -> None:
         model_registry.register("kogpt", target="kogpt.evaluation.harness.model:KoGPTLM")
 
 
-def evaluate(tasks: list[str], model: Any, **options: Any) -> dict[str, Any]:
+def evaluate(
+    tasks: Sequence[str],
+    model: Any,
+    rows: Mapping[str, Callable[..., Any]] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """lm_eval.simple_evaluate on tasks of KoBEST and of this folder; its results.
 
     model: the harness' model arguments ("pretrained=kogpt-mini"), a KoGPT, or any of its LM objects.
+    rows: task -> what gives its {"train", "test"}, the first rows of "train" being the shots; without it
     KoBEST is read from the same checked files as here, not from the hub.
     """
     register()
     import lm_eval
 
-    from kogpt.evaluation.harness import rows
+    from kogpt.evaluation.harness import rows as files
 
     chosen: dict[str, Any] = {"model": model}
     if isinstance(model, str):
         chosen = {"model": "kogpt", "model_args": model}
     elif hasattr(model, "engine"):
-        from kogpt.evaluation.harness.model import KoGPTLM
-
-        chosen = {"model": KoGPTLM(model)}
-    kobest = [{"task": name, "custom_dataset": rows.KOBEST[name]} for name in tasks if name in rows.KOBEST]
-    asked: list[Any] = [name for name in tasks if name not in rows.KOBEST]
-    if kobest:  # only inside a group does the harness add settings to a task that it knows
-        asked.append({"group": "kobest_files", "task": kobest})
+        chosen = {"model": language_model(model)}
+    changed: dict[str, dict[str, Any]] = {
+        name: {"custom_dataset": partial(files.dataset, name)} for name in tasks if name in KOBEST
+    }
+    for name, load in (rows or {}).items():
+        changed[name] = {"custom_dataset": load, "fewshot_config": {"sampler": "first_n"}}
+    asked: list[Any] = [name for name in tasks if name not in changed]
+    if changed:  # only inside a group does the harness add settings to a task that it knows
+        members = [{"task": name, **changed[name]} for name in tasks if name in changed]
+        asked.append({"group": "kogpt_rows", "task": members})
     results = lm_eval.simple_evaluate(tasks=asked, task_manager=task_manager(), **chosen, **options)
     assert results is not None, "the harness gives results to its first process only, and there is no other"
     return dict(results)
+
+
+def language_model(model: KoGPT) -> Any:
+    """A KoGPT as one of the harness' LM objects; `n_tokens_run` counts what it made the runner do."""
+    require()
+    from kogpt.evaluation.harness.model import KoGPTLM
+
+    return KoGPTLM(model)
 
 
 def task_manager() -> Any:

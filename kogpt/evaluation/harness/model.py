@@ -121,9 +121,7 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         if len(contexts) > 1:
             shared = min(n_shared((contexts[0], contexts[-1])), min(map(len, contexts)) - 1)
         items = [Item(_ids(context[shared:]), tuple(map(_ids, choices[context])), ()) for context in contexts]
-        finished: scoring.Scores = []
-        for _, scores in scoring.score(runner, _ids(contexts[0][:shared]), items, {}):
-            finished = scores or finished
+        finished = scoring.finish(scoring.score(runner, _ids(contexts[0][:shared]), items, {}))
         return zip(contexts, finished, strict=True)
 
     def _fitted(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:

@@ -3,39 +3,88 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from kogpt.evaluation import data, sources, tasks
-from kogpt.evaluation.data import Row
+from kogpt.evaluation import tasks
 from kogpt.evaluation.evaluate import Settings, read_rows
 from kogpt.evaluation.metrics import METRICS, Outcome
 from kogpt.evaluation.scoring import softmax
 from kogpt.evaluation.task import Example, Metric
+from kogpt.evaluation.tasks.kobest_copa import CONNECTORS
 
 Doc = dict[str, Any]
+
+# The harness' name of a task -> ours.
+OURS = {
+    "nsmc": "nsmc",
+    "klue_ynat": "ynat",
+    "klue_sts": "klue-sts",
+    "korsts": "korsts",
+    **{f"kobest_{name}": f"kobest-{name}" for name in ("boolq", "copa", "hellaswag", "sentineg", "wic")},
+}
+# KoBEST's columns on the hub, which the harness' tasks read -> ours.
+COLUMNS = {
+    "kobest_boolq": {"paragraph": "paragraph", "question": "question"},
+    "kobest_copa": {
+        "premise": "premise",
+        "question": "connector",
+        "alternative_1": "choice1",
+        "alternative_2": "choice2",
+    },
+    "kobest_hellaswag": {"context": "context", **{f"ending_{i}": f"choice{i}" for i in range(1, 5)}},
+    "kobest_sentineg": {"sentence": "sentence"},
+    "kobest_wic": {"word": "word", "context_1": "context1", "context_2": "context2"},
+}
 
 
 def nsmc(**_: Any) -> Any:
     """{"train", "test"} of NSMC."""
-    return _dataset("nsmc")
+    return dataset("nsmc")
 
 
 def klue_ynat(**_: Any) -> Any:
     """{"train", "test"} of YNAT; the test rows are KLUE's dev rows."""
-    return _dataset("ynat")
+    return dataset("klue_ynat")
 
 
 def klue_sts(**_: Any) -> Any:
     """{"train", "test"} of KLUE-STS; shots are KorSTS's."""
-    return _dataset("klue-sts")
+    return dataset("klue_sts")
 
 
 def korsts(**_: Any) -> Any:
     """{"train", "test"} of KorSTS."""
-    return _dataset("korsts")
+    return dataset("korsts")
+
+
+def dataset(name: str, **_: Any) -> Any:
+    """The rows of one of the harness' tasks, from the checked files."""
+    rows = read_rows(tasks.get(OURS[name]), Settings())
+    return of_examples(name, rows.pool, rows.scored)
+
+
+def of_examples(name: str, train: Iterable[Example], test: Iterable[Example], **_: Any) -> Any:
+    """The same for given examples, in the columns that the harness' task reads."""
+    from datasets import Dataset, DatasetDict
+
+    splits = {
+        split: [_doc(name, example) for example in rows] for split, rows in (("train", train), ("test", test))
+    }
+    splits["validation"] = splits["test"][:1]  # named in KoBEST's task files, read by nobody
+    return DatasetDict({split: Dataset.from_list(docs) for split, docs in splits.items()})
+
+
+def _doc(name: str, example: Example) -> Doc:
+    columns = COLUMNS.get(name)
+    if columns is None:
+        return {**example.fields, "label": example.answer, "grade": example.grade}
+    fields = {theirs: example.fields[ours] for theirs, ours in columns.items()}
+    if name == "kobest_copa":  # the harness makes the connector from the kind of question
+        fields["question"] = {word: kind for kind, word in CONNECTORS.items()}[fields["question"]]
+    return {**fields, "label": example.answer}
 
 
 def ranked(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, tuple[float, float]]:
@@ -86,75 +135,3 @@ def _graded(metric: Metric, pairs: list[tuple[float, float]]) -> float:
     grades, scores = np.array(pairs, dtype=np.float64).T
     empty = np.zeros(len(grades), dtype=np.int64)
     return METRICS[metric](Outcome(empty, empty, grades, scores))
-
-
-def _dataset(name: str) -> Any:
-    rows = read_rows(tasks.get(name), Settings())
-    return _splits(train=map(_doc, rows.pool), test=map(_doc, rows.scored))
-
-
-def _doc(example: Example) -> Doc:
-    return {**example.fields, "label": example.answer, "grade": example.grade}
-
-
-def _splits(**splits: Any) -> Any:
-    from datasets import Dataset, DatasetDict
-
-    return DatasetDict({name: Dataset.from_list(list(docs)) for name, docs in splits.items()})
-
-
-def _boolq(row: Row) -> Doc:
-    return {
-        "paragraph": row["Text"],
-        "question": row["Question"],
-        "label": int(row["Answer"].lower() == "true"),
-    }
-
-
-def _copa(row: Row) -> Doc:
-    return {
-        "premise": row["sentence"],
-        "question": row["question"],
-        "alternative_1": row["1"],
-        "alternative_2": row["2"],
-        "label": int(row["Answer"]) - 1,
-    }
-
-
-def _hellaswag(row: Row) -> Doc:
-    endings = {f"ending_{i}": row[f"choice{i}"] for i in range(1, 5)}
-    return {"context": row["context"], **endings, "label": int(row["label"])}
-
-
-def _sentineg(row: Row) -> Doc:
-    return {"sentence": row["Text"], "label": int(row["Label"])}
-
-
-def _wic(row: Row) -> Doc:
-    return {
-        "word": row["Target"],
-        "context_1": row["SENTENCE1"],
-        "context_2": row["SENTENCE2"],
-        "label": int(row["ANSWER"].lower() == "true"),
-    }
-
-
-def _kobest(task: str, read: Callable[[Row], Doc]) -> Callable[..., Any]:
-    """What the hub's version of KoBEST holds under its own column names, from the official files."""
-
-    def load(**_: Any) -> Any:
-        test, train = (map(read, data.load(sources.kobest(task, split)).rows) for split in ("test", "train"))
-        docs = list(train)
-        return _splits(train=docs, validation=docs[:1], test=test)
-
-    return load
-
-
-# The harness' name of a task -> its rows. `validation` is named in its task files and read by nobody.
-KOBEST = {
-    "kobest_boolq": _kobest("BoolQ", _boolq),
-    "kobest_copa": _kobest("COPA", _copa),
-    "kobest_hellaswag": _kobest("HellaSwag", _hellaswag),
-    "kobest_sentineg": _kobest("SentiNeg", _sentineg),
-    "kobest_wic": _kobest("WiC", _wic),
-}

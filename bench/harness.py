@@ -1,0 +1,174 @@
+"""KoGPT's evaluation beside lm-evaluation-harness: the same answers on KoBEST, and how much faster on NSMC.
+
+    python bench/harness.py equality --model kogpt-mini --data DIR   every item of KoBEST, both ways
+    python bench/harness.py speed --model kogpt-mini --data DIR      NSMC against the harness' hf model
+
+One JSON line per measurement; exit code 1 if answers differ. Needs kogpt[harness], and for `speed`
+kogpt[torch] and transformers, which the harness' hf model runs on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from kogpt import checkpoint
+from kogpt.evaluation import fewshot, harness, scoring, tasks
+from kogpt.evaluation.evaluate import Settings, Subject, evaluate, read_rows
+from kogpt.evaluation.harness import rows
+from kogpt.evaluation.task import Example, Task
+from kogpt.generation import KoGPT
+
+# The harness' name of a task -> ours, and which of our prompts is word for word the harness'.
+SAME = {name: (name.replace("_", "-"), "harness") for name in harness.KOBEST} | {"nsmc": ("nsmc", "question")}
+
+
+def main() -> int:
+    """Run one comparison."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("equality", "speed"))
+    parser.add_argument("--model", default="kogpt-mini", help="a folder or a built-in model")
+    parser.add_argument("--data", type=Path, required=True, help="folder of data files")
+    parser.add_argument("--tasks", nargs="+", default=list(harness.KOBEST), help="for equality")
+    parser.add_argument("--shots", type=int, help="default: 0 for equality, 40 for speed")
+    parser.add_argument("--limit", type=int, help="items of each task (default: all; for speed 100)")
+    parser.add_argument("--dtype", default="float32", help="of our side (default: float32, as hf's)")
+    args = parser.parse_args()
+    os.environ["KOGPT_DATA"] = str(args.data)
+    os.environ["HF_EVALUATE_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    logging.disable(logging.WARNING)
+    model = KoGPT.from_pretrained(args.model, device="cpu", dtype=args.dtype)
+    if args.what == "speed":
+        return _print(speed(args, model))
+    return max([_print(equality(args, model, name)) for name in args.tasks])
+
+
+def equality(args: argparse.Namespace, model: KoGPT, name: str) -> dict[str, Any]:
+    """All items of a task by our evaluator and by the harness with `kogpt` as its model."""
+    task, prompt = _task(name)
+    settings = Settings(shots=args.shots or 0, seeds=(1,), limit=args.limit)
+    subject = Subject(args.model, model.engine.runner, model.tokenizer, {})
+    ours = evaluate(subject, task, task.prompt(prompt), settings).seeds[0]
+    lm = harness.language_model(model)
+    theirs = _harness(name, lm, ours.run.shots, read_rows(task, settings).scored)
+    scores = [[value for value, _ in row] for row in theirs["scores"]]
+    differences = [
+        abs(a - b) for x, y in zip(ours.scores, scores, strict=True) for a, b in zip(x, y, strict=True)
+    ]
+    said = scoring.decide(scores, ours.run.items, task.scoring)[0]
+    ideal = len(ours.run.prefix) + sum(item.n_tokens for item in ours.run.items)
+    return {
+        "what": "equality",
+        "model": args.model,
+        "runner": model.engine.runner.name,
+        "dtype": model.engine.runner.dtype,
+        "task": name,
+        "shots": len(ours.run.shots),
+        "n": len(said),
+        "different_answers": int(
+            (said != scoring.decide(ours.scores, ours.run.items, task.scoring)[0]).sum()
+        ),
+        "largest_difference_nats": max(differences),
+        "ours": ours.values,
+        "harness": theirs["metrics"],
+        "tokens_run_over_ideal": lm.n_tokens_run / ideal,
+    }
+
+
+def speed(args: argparse.Namespace, model: KoGPT) -> dict[str, Any]:
+    """NSMC items with the same 40 shots: our evaluator, the harness with kogpt, the harness with hf."""
+    task, prompt = _task("nsmc")
+    settings = Settings(shots=args.shots or 40, seeds=(1,), limit=args.limit or 100)
+    items = read_rows(task, settings)
+    subject = Subject(args.model, model.engine.runner, model.tokenizer, {})
+    shots = fewshot.draw(task, items.pool, items.scored, settings.shots, 1)
+    encoder = (model.tokenizer.encode, model.tokenizer.bos_token_id, model.config.n_ctx)
+    run = fewshot.prepare(task, task.prompt(prompt), items.scored, shots, encoder)
+
+    ready, hf = harness.language_model(model), _hf(args.model)
+
+    def own() -> scoring.Scores:
+        return scoring.finish(scoring.score(subject.runner, run.prefix, run.items, {}))
+
+    timed = {
+        "kogpt eval": _timed(own),
+        "harness, kogpt": _timed(lambda: _pairs(_harness("nsmc", ready, run.shots, items.scored))),
+        "harness, hf": _timed(lambda: _pairs(_harness("nsmc", hf, run.shots, items.scored))),
+    }
+    said = {name: np.array(scores).argmax(axis=1) for name, (_, scores) in timed.items()}
+    slowest = timed["harness, hf"][0]
+    return {
+        "what": "speed",
+        "model": args.model,
+        "runner": model.engine.runner.name,
+        "dtype": model.engine.runner.dtype,
+        "shots": len(run.shots),
+        "n": len(items.scored),
+        "seconds": {name: seconds for name, (seconds, _) in timed.items()},
+        "times_faster": {name: slowest / seconds for name, (seconds, _) in timed.items()},
+        "different_answers": max(int((said["harness, hf"] != other).sum()) for other in said.values()),
+        "largest_difference_nats": max(
+            float(np.abs(np.array(timed["harness, hf"][1]) - np.array(scores)).max())
+            for _, scores in timed.values()
+        ),
+    }
+
+
+def _harness(name: str, lm: Any, shots: Sequence[Example], scored: Sequence[Example]) -> dict[str, Any]:
+    """The harness' own run over the same shots and items: log-likelihoods, and its metrics."""
+    results = harness.evaluate(
+        [name],
+        lm,
+        rows={name: partial(rows.of_examples, name, shots, scored)},
+        num_fewshot=len(shots),
+        bootstrap_iters=0,
+    )
+    samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+    metrics = {key: value for key, value in results["results"][name].items() if isinstance(value, float)}
+    return {"scores": [[answer[0] for answer in sample["resps"]] for sample in samples], "metrics": metrics}
+
+
+def _hf(model: str) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    folder = checkpoint.find_folder(model)
+    return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8)
+
+
+def _task(name: str) -> tuple[Task, str]:
+    own, prompt = SAME[name]
+    return tasks.get(own), prompt
+
+
+def _pairs(results: dict[str, Any]) -> scoring.Scores:
+    return [[value for value, _ in row] for row in results["scores"]]
+
+
+def _timed(work: Callable[[], scoring.Scores]) -> tuple[float, scoring.Scores]:
+    """Seconds on the wall; the models are loaded before."""
+    started = time.perf_counter()
+    scores = work()
+    return time.perf_counter() - started, scores
+
+
+def _print(result: dict[str, Any]) -> int:
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+    return int(result["different_answers"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
