@@ -106,10 +106,9 @@ def as_table(reports: list[dict[str, Any]], model: str) -> str:
     rows = [_published_row(row) for row in published.README]
     original = [report for report in reports if report["results"][0]["task"] in ("nsmc", "ynat", "klue-sts")]
     best = {report["results"][0]["task"]: _cell(report["results"][-1]) for report in original}
-    size = "" if model != "kogpt-mini" else ", 17M"
-    rows.append(
-        (f"{model}{size} (measured here)", *(best.get(name, "") for name in ("nsmc", "ynat", "klue-sts")))
-    )
+    size = reports[0]["model"]["parameters"] / 1e6
+    cells = [best.get(name, "") for name in ("nsmc", "ynat", "klue-sts")]
+    rows.append((f"{model} {size:.0f}M (measured here)", *cells))
     parts.append(table(("model", "NSMC (accuracy)", "YNAT (macro-F1)", "KLUE-STS (F1)"), rows))
     return "\n\n".join(parts) + "\n"
 

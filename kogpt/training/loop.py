@@ -154,7 +154,7 @@ class Run:
 
     def _backward(self, inputs: Tensor, targets: Tensor, n_targets: int) -> Tensor:
         loss: Tensor = self.objective(inputs, targets) / n_targets
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss * self.workers.count)  # the mean over the processes is then the sum
         return loss.detach()
 
     def _is_due(self, saved_at: float) -> bool:

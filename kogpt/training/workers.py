@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ class Workers:
     def distribute(self, objective: nn.Module, blocks: Iterable[nn.Module]) -> None:
         """Move to the device; with peers, keep a share of every weight and gather block by block (FSDP2).
 
-        Gradients are then sums over the processes, as the loss is, and not means.
+        Gradients are then means over the processes.
         """
         objective.to(self.device)
         if self.count == 1:
@@ -51,8 +51,6 @@ class Workers:
         mesh = init_device_mesh(self.device.type, (self.count,))
         for module in [*blocks, objective]:
             fully_shard(module, mesh=mesh)
-            assert isinstance(module, FSDPModule)
-            module.set_gradient_divide_factor(1.0)
 
 
 @contextmanager

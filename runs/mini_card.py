@@ -1,0 +1,135 @@
+"""Measure kogpt-mini and write its model card: README.md and loss.png in the model's folder.
+
+    python runs/mini_card.py MODEL METRICS CORPUS --machine "2 cores of ..."
+
+Bits per UTF-8 byte on every valid_*.jsonl.zst of CORPUS beside `xz -9e` on the same bytes, the course of the
+loss from METRICS (metrics.jsonl of the run), and samples as they come. Every number of the card is made here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kogpt import KoGPT, Sampling, checkpoint
+from kogpt.model import GPTJ
+from kogpt.pretraining.run import read_documents, read_texts
+from kogpt.tokenizer import Tokenizer
+from kogpt.training.objective import Arithmetic, Objective
+from kogpt.training.report import plot, read_metrics
+from kogpt.training.validation import bits_per_byte
+
+MEASURED = ("kowiki", "law", "nsmc", "msdocs")  # whose mean is quoted
+
+SAMPLING = Sampling(temperature=0.8, top_p=0.95, max_tokens=64)
+PROMPTS = (
+    "대한민국의 수도 서울은",
+    "조선 시대의",
+    "1988년 서울 올림픽은",
+    "독일의 물리학자",
+    "이 소설은",
+    "제1조(목적) 이 법은",
+    "제15조(과태료)",
+    "국토교통부장관은",
+    "정말 재미있게 본 영화",
+    "기대하고 봤는데",
+    "배우들의 연기는",
+    "Windows에서 앱을 설치하려면",
+    "다음 예제에서는",
+    "Visual Studio에서 프로젝트를 만들려면",
+    "이 함수는 문자열을",
+    "파이썬에서 리스트는",
+    "태초에 하나님이",
+    "오늘 날씨가",
+    "옛날 어느 마을에",
+    "축구 국가대표팀은",
+)
+
+TEMPLATE = Path(__file__).with_suffix(".md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("metrics", type=Path)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--machine", required=True)
+    args = parser.parse_args()
+    rows = measure(args.model, sorted(args.corpus.glob("valid_*.jsonl.zst")))
+    plot(args.metrics, args.model / "loss.png")
+    (args.model / "README.md").write_text(
+        card(args.model, args.metrics, rows, args.machine), encoding="utf-8"
+    )
+    checkpoint.write_manifest(args.model)
+
+
+def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
+    """Bytes, tokens, bits per byte of the model and of xz, by the name of the set; printed as JSON lines."""
+    stored = checkpoint.load(folder)
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    model = GPTJ(stored.config)
+    model.load_state_dict({name: torch.from_numpy(t.to("float32")) for name, t in stored.tensors.items()})
+    objective = Objective(model, Arithmetic(compile="nothing"))
+    rows = {}
+    for file in files:
+        name = file.name.removeprefix("valid_").removesuffix(".jsonl.zst")
+        documents = list(read_documents(file, tokenizer))
+        raw = "\n".join(read_texts(file)).encode()
+        rows[name] = {
+            "bytes": sum(document.n_bytes for document in documents),
+            "tokens": sum(len(document.ids) for document in documents),
+            "bits_per_byte": bits_per_byte(objective, {name: documents}, stored.config.n_ctx)[name],
+            "xz": 8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) / len(raw),
+        }
+        print(json.dumps({"set": name, **rows[name]}), flush=True)
+    return rows
+
+
+def card(folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine: str) -> str:
+    """The text of README.md."""
+    config = checkpoint.load(folder).config
+    last = read_metrics(metrics)[-1]
+    table = [
+        f"| {name} | {row['bytes']:,} | {row['bits_per_byte']:.3f} | {row['xz']:.3f} |"
+        for name, row in rows.items()
+    ]
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        config=config,
+        millions=config.n_parameters / 1e6,
+        mebibytes=(folder / "model.safetensors").stat().st_size / 2**20,
+        bytes_per_token=_total(rows, "bytes") / _total(rows, "tokens"),
+        steps=last["step"],
+        tokens=last["tokens"],
+        hours=last["seconds"] / 3600,
+        machine=machine,
+        table="\n".join(table),
+        mean=sum(rows[name]["bits_per_byte"] for name in MEASURED) / len(MEASURED),
+        sampling=SAMPLING,
+        samples="\n".join(samples(folder)),
+    )
+
+
+def samples(folder: Path) -> list[str]:
+    """One item of a list for each prompt."""
+    model = KoGPT.from_pretrained(str(folder))
+    lines = []
+    for seed, prompt in enumerate(PROMPTS, start=1):
+        chosen: dict[str, Any] = {"temperature": SAMPLING.temperature, "top_p": SAMPLING.top_p}
+        result = model.generate(prompt, Sampling(**chosen, max_tokens=SAMPLING.max_tokens, seed=seed))
+        text = result.text.replace("\n", " / ").replace("*", "\\*").replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"{seed}. **{prompt}**{text}")
+    return lines
+
+
+def _total(rows: dict[str, dict[str, float]], name: str) -> float:
+    return sum(row[name] for row in rows.values())
+
+
+if __name__ == "__main__":
+    main()

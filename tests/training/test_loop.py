@@ -1,0 +1,220 @@
+"""The loop: what it computes, what it says, and that stopping anywhere and resuming changes no bit."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kogpt.errors import CheckpointError
+from kogpt.training import checkpoints
+from kogpt.training.loop import Batch, TrainingStopped
+from kogpt.training.loss import IGNORED
+from kogpt.training.report import flops_per_token, plot, read_metrics
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import toy  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert in_process(folder)
+    return folder
+
+
+def in_process(folder: Path, **settings: object) -> bool:
+    run = toy.make_run(folder, **settings)
+    run.resume()
+    return run.train(toy.batch)
+
+
+def child(folder: Path, steps: int, moment: str = "", **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", str(HERE / "toy.py"), str(folder), str(steps), *moment.split()]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), **environment}
+    return subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    mine, theirs = toy.weights(folder), toy.weights(other)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert losses(folder) == losses(other)
+
+
+def test_training_lowers_the_loss_and_moves_every_weight(unbroken: Path) -> None:
+    start = toy.make_run(unbroken).objective.state_dict()
+    end = toy.weights(unbroken)
+    assert all(not torch.equal(start[name], end[name]) for name in start)
+    steps = losses(unbroken)
+    assert [step for step, _ in steps] == list(range(1, toy.STEPS + 1))
+    assert steps[-1][1] < steps[0][1]
+
+
+def test_passes_add_up_to_the_whole_batch(unbroken: Path, tmp_path: Path) -> None:
+    assert in_process(tmp_path, tokens_per_pass=10**6)
+    whole, in_parts = dict(losses(tmp_path)), dict(losses(unbroken))
+    assert whole == pytest.approx(in_parts, rel=2e-3)  # bfloat16: the order of sums differs
+
+
+def test_ignored_targets_do_not_dilute_the_mean(tmp_path: Path) -> None:
+    batch = toy.batch(0)
+    targets = batch.targets.copy()
+    targets[4:] = IGNORED
+    half = Batch(batch.inputs[:4], batch.targets[:4], batch.origins[:4])
+    first = toy.make_run(tmp_path).update(replace(batch, targets=targets))
+    second = toy.make_run(tmp_path).update(half)
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+    assert first["gradient_norm"] == pytest.approx(second["gradient_norm"], rel=1e-2)
+
+
+def test_a_signal_finishes_the_step_saves_and_the_resumed_run_is_the_unbroken_one(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    def interrupted(step: int) -> Batch:
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return toy.batch(step)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    run = toy.make_run(tmp_path)
+    run.resume()
+    assert run.train(interrupted) is False
+    assert run.step == 3 and signal.getsignal(signal.SIGTERM) is handler
+    newest = checkpoints.latest(tmp_path)
+    assert newest is not None and newest.name == "step_00000003"
+    torch.manual_seed(99)  # a resumed process starts with another state
+    assert in_process(tmp_path)
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize(("moment", "survivor"), [("shard", 2), ("rename", 2), ("update", 4)])
+def test_a_kill_at_any_moment_leaves_the_last_whole_checkpoint(
+    moment: str, survivor: int, unbroken: Path, tmp_path: Path
+) -> None:
+    process = child(tmp_path, 5, moment)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    newest = checkpoints.latest(tmp_path)
+    assert newest is not None and newest.name == f"step_{survivor:08d}"
+    assert in_process(tmp_path)
+    assert not list(tmp_path.glob("*.partial"))
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_a_full_disk_is_one_clear_line_and_harms_no_older_checkpoint(tmp_path: Path) -> None:
+    run = toy.make_run(tmp_path)
+    run.resume()
+    run.update(toy.batch(0))
+    run.save()
+    run.update(toy.batch(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # bytes a file may have
+    try:
+        with pytest.raises(CheckpointError, match=r"could not be written.*make room"):
+            run.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000001"]
+    again = toy.make_run(tmp_path)
+    assert again.resume() and again.step == 1
+    assert os.strerror(errno.ENOSPC)  # the same OSError, whatever its number
+
+
+def test_a_damaged_checkpoint_is_named(unbroken: Path, tmp_path: Path) -> None:
+    run = toy.make_run(tmp_path)
+    run.resume()
+    run.update(toy.batch(0))
+    run.save()
+    (tmp_path / "step_00000001" / "__0_0.distcp").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="step_00000001 is damaged"):
+        toy.make_run(tmp_path).resume()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_batch(tmp_path: Path) -> None:
+    run = toy.make_run(tmp_path)
+    with torch.no_grad():
+        run.objective.model.transformer.ln_f.weight[0] = float("inf")
+    before = {name: value.clone() for name, value in run.objective.state_dict().items()}
+    with pytest.raises(TrainingStopped, match=r"step 0: loss (nan|inf).*noise 0:0, noise 0:1"):
+        run.update(toy.batch(0))
+    after = run.objective.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert run.step == 0
+
+
+def test_old_checkpoints_make_room(unbroken: Path) -> None:
+    assert sorted(path.name for path in unbroken.glob("step_*")) == ["step_00000004", "step_00000006"]
+
+
+def test_metrics_after_the_checkpoint_are_forgotten_on_resume(tmp_path: Path) -> None:
+    assert in_process(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 9, "loss": 1.0}) + "\n" + '{"step": 10, "lo')  # a crash cut it off
+    toy.make_run(tmp_path).resume()
+    assert [step for step, _ in losses(tmp_path)] == list(range(1, toy.STEPS + 1))
+
+
+def test_two_processes_train_the_same_model_and_resume_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:
+    def pair(name: str, steps: int) -> Path:
+        port = 20_000 + os.getpid() % 20_000
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        processes = [child(tmp_path / name, steps, RANK=str(rank), **world) for rank in range(2)]
+        for process in processes:
+            _, message = process.communicate()
+            assert process.returncode == 0, message
+        return tmp_path / name
+
+    whole = pair("whole", 99)
+    broken = pair("broken", 3)  # SIGTERM reaches both; they stop after the same step
+    stopped = checkpoints.latest(broken)
+    assert stopped is not None and stopped.name == "step_00000004"
+    assert_same_run(pair("broken", 99), whole)
+    assert dict(losses(whole)) == pytest.approx(dict(losses(unbroken)), rel=2e-3)
+    alone = toy.weights(unbroken)
+    for name, value in toy.weights(whole).items():
+        torch.testing.assert_close(value, alone[name], atol=0.02, rtol=0.1)
+
+
+def test_validation_runs_when_due_and_at_the_end(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def validate(step: int) -> dict[str, object]:
+        asked.append(step)
+        return {"bits_per_byte": {"noise": 5.0}}
+
+    run = toy.make_run(tmp_path, validate_every=4)
+    run.resume()
+    run.report.live = io.StringIO()
+    run.flops = lambda length: 1e-12
+    run.train(toy.batch, validate)
+    assert asked == [4, 6]
+    shown = run.report.live.getvalue()
+    assert "step 6/6  loss 4." in shown and "tokens/s  MFU 0%  0:00:00 left" in shown
+    plot(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_operations_per_token_are_those_of_the_matrix_products() -> None:
+    shape = toy.SHAPE
+    products = [s for n, s in shape.tensor_shapes().items() if len(s) == 2 and "wte" not in n]
+    length = 16
+    attention = sum(2 * 2 * position * shape.d_model for position in range(1, length + 1)) / length
+    forward = 2 * sum(np.prod(s) for s in products) + shape.n_layers * attention
+    assert flops_per_token(shape, length) == pytest.approx(3 * forward, rel=0.01)

@@ -1,0 +1,85 @@
+"""A run small enough to repeat: `python toy.py FOLDER STEPS [MOMENT]` trains it, and dies at MOMENT.
+
+shard     SIGKILL when the checkpoint of step 4 is half written
+rename    SIGKILL when it is written but has not got its name
+update    SIGKILL between two checkpoints
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kogpt.config import ModelConfig
+from kogpt.model import GPTJ
+from kogpt.training import checkpoints
+from kogpt.training.loop import Batch, Run, Settings
+from kogpt.training.objective import Arithmetic, Objective
+from kogpt.training.optimisers import Rule
+from kogpt.training.schedule import Schedule
+from kogpt.training.workers import Workers, join
+
+SHAPE = ModelConfig(n_layers=2, n_heads=2, d_model=32, d_ff=64, n_vocab=96, n_ctx=32, rotary_dim=8)
+STEPS = 6
+
+
+def batch(step: int) -> Batch:
+    rows = np.random.default_rng((7, step)).integers(5, SHAPE.n_vocab, (8, 17))
+    return Batch(rows[:, :-1], rows[:, 1:], tuple(f"noise {step}:{row}" for row in range(8)))
+
+
+def make_run(folder: Path, workers: Workers | None = None, **settings: Any) -> Run:
+    workers = workers or Workers()
+    torch.manual_seed(0)
+    objective = Objective(GPTJ(SHAPE), Arithmetic(compile="nothing"))
+    workers.distribute(objective, objective.blocks())
+    chosen = {
+        "schedule": Schedule(steps=STEPS, warmup_steps=2, decay_steps=2),
+        "rule": Rule(),
+        "tokens_per_pass": 48,  # three rows: several passes, the last one short
+        "log_every": 1,
+        "save_every": 2,
+        **settings,
+    }
+    return Run(folder, objective, Settings(**chosen), workers)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Those of the newest checkpoint."""
+    path = checkpoints.latest(folder)
+    assert path is not None
+    objective = Objective(GPTJ(SHAPE), Arithmetic(compile="nothing"))
+    checkpoints.load_weights(path, objective)
+    return objective.state_dict()
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(folder: Path, steps: int, moment: str | None) -> None:
+    torch.set_num_threads(1)
+    with join("cpu") as workers:
+        run = make_run(folder, workers)
+        run.resume()
+        if moment == "shard":
+            checkpoints._state = lambda *a, real=checkpoints._state: die() if run.step == 4 else real(*a)
+        if moment == "rename":
+            checkpoints._sync = lambda path: die() if path.name.startswith("step_00000004") else None
+
+        def batches(step: int) -> Batch:
+            if step == steps:
+                os.kill(os.getpid(), signal.SIGKILL if moment == "update" else signal.SIGTERM)
+            return batch(step)
+
+        run.train(batches)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)
