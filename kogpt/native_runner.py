@@ -125,6 +125,16 @@ class NativeRunner:
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
         return self._run(chunks, hidden=True)
 
+    def read_bandwidth(self, memory: NDArray[Any]) -> float:
+        """Bytes per second at which the runner's threads read an array once, best of three."""
+        arguments = (self._model, memory.ctypes.data, memory.nbytes)
+        return max(self._library.kogpt_read_bandwidth(*arguments) for _ in range(3))
+
+    def matrix_speed(self, size: int = 2048) -> float:
+        """Operations per second of a product of two (size, size) matrices in the runner's dtype, best of three."""
+        arguments = (self._model, FORMATS[self.dtype], size)
+        return max(self._library.kogpt_matrix_speed(*arguments) for _ in range(3))
+
     def _run(self, chunks: Sequence[Chunk], hidden: bool) -> list[Array]:
         check_chunks(self, chunks)
         self._require_cache(chunks)
@@ -269,6 +279,8 @@ def _library() -> ctypes.CDLL | None:
         "kogpt_holds": (number, (pointer, number)),
         "kogpt_length": (number, (pointer, number)),
         "kogpt_cache_bytes": (ctypes.c_size_t, (pointer, number, number)),
+        "kogpt_read_bandwidth": (ctypes.c_double, (pointer, pointer, ctypes.c_size_t)),
+        "kogpt_matrix_speed": (ctypes.c_double, (pointer, number, number)),
         "kogpt_forward": (number, (pointer, pointer, number, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():

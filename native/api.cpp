@@ -2,6 +2,7 @@
 // the value -1, everything else a caller could get wrong is asserted in Python.
 #include <new>
 
+#include "machine.h"
 #include "model.h"
 
 #define KOGPT_API extern "C" __attribute__((visibility("default")))
@@ -69,4 +70,14 @@ KOGPT_API int kogpt_forward(Model* model, const Chunk* chunks, int n_chunks, int
   } catch (const std::bad_alloc&) {
     return -1;
   }
+}
+
+// Bytes per second of reading `data` once with the model's threads.
+KOGPT_API double kogpt_read_bandwidth(Model* model, const unsigned char* data, std::size_t bytes) {
+  return kogpt::read_bandwidth(model->pool(), data, bytes);
+}
+
+// Operations per second of a product of two (size, size) matrices; size is a multiple of 256.
+KOGPT_API double kogpt_matrix_speed(Model* model, int format, int size) {
+  return kogpt::matrix_speed(model->pool(), model->kernels(), static_cast<Format>(format), size);
 }

@@ -12,6 +12,7 @@ constexpr int kPass = 512;         // positions that go through the layers toget
 constexpr int kHeadPass = 256;     // outputs that go through the head together
 constexpr int kTasksPerThread = 6;  // enough to even out threads that are held up
 constexpr int kTaskOutputs = 512;  // at most: the activations of a task stay in the second-level cache
+constexpr double kSmall = 1 << 18;  // products that are not worth a dispatch: a few microseconds
 
 }  // namespace
 
@@ -65,11 +66,21 @@ void Model::reserve(int m) {
   for (Buffer& scale : acts_scale_) scale.reserve(rows * sizeof(float));
 }
 
-// f(first token, last token, thread) for blocks of kMaxWidth tokens; a few tokens are not worth a dispatch.
+// f(task, thread), on this thread alone if it is little work in all.
+template <class F>
+void Model::run(int tasks, double products, const F& f) {
+  if (products > kSmall) return pool_.run(tasks, f);
+  for (int task = 0; task < tasks; ++task) f(task, 0);
+}
+
+// f(first token, last token, thread) for blocks of kMaxWidth tokens.
 template <class F>
 void Model::by_tokens(int m, const F& f) {
+  constexpr double kPerValue = 32;  // a layer norm and a conversion, in products of a projection
   const int blocks = (m + kMaxWidth - 1) / kMaxWidth;
-  pool_.run(blocks, [&](int i, int thread) { f(i * kMaxWidth, std::min(m, (i + 1) * kMaxWidth), thread); });
+  run(blocks, kPerValue * m * e_, [&](int i, int thread) {
+    f(i * kMaxWidth, std::min(m, (i + 1) * kMaxWidth), thread);
+  });
 }
 
 Acts& Model::acts(Acts& to, Buffer& data, Buffer& scale, int m, int kp) const {
@@ -88,7 +99,8 @@ void Model::project(const Job* jobs, int n_jobs) {
   int ends[kProjections];
   int tasks = 0;
   for (int i = 0; i < n_jobs; ++i) ends[i] = tasks += (jobs[i].w->n + step - 1) / step;
-  pool_.run(tasks, [&](int task, int thread) {
+  const double products = static_cast<double>(outputs) * jobs[0].w->kp * jobs[0].acts->m;
+  run(tasks, products, [&](int task, int thread) {
     int i = 0;
     while (task >= ends[i]) ++i;
     const Job& job = jobs[i];
@@ -185,7 +197,9 @@ void Model::block(int layer, const std::vector<Piece>& pieces, int m) {
   project(in, 4);
 
   const int heads = dims_.n_heads;
-  pool_.run(heads * static_cast<int>(pieces.size()), [&](int task, int thread) {
+  double products = 0;
+  for (const Piece& piece : pieces) products += 2.0 * piece.chunk.t * (piece.first + piece.chunk.t) * dims_.d_model;
+  run(heads * static_cast<int>(pieces.size()), products, [&](int task, int thread) {
     attend(layer, pieces[static_cast<std::size_t>(task / heads)], task % heads, thread);
   });
   acts(mixed, acts_data_[0], acts_scale_[0], m, e_);
@@ -196,7 +210,7 @@ void Model::block(int layer, const std::vector<Piece>& pieces, int m) {
   });
   const int outputs = dims_.d_model;
   const int step = std::min(round_up(outputs / (pool_.threads() * kTasksPerThread) + 1, 2 * kPanel), kTaskOutputs);
-  pool_.run((outputs + step - 1) / step, [&](int task, int thread) {
+  run((outputs + step - 1) / step, static_cast<double>(outputs) * (e_ + f_) * m, [&](int task, int thread) {
     const int n0 = task * step, n1 = std::min(n0 + step, outputs);
     kernels_.linear(w[kOut], mixed, n0, n1, {x_.floats(), e, nullptr, true, false}, scratch(thread));
     const Output last{x_.floats(), e, vector(vectors + kFcOutBias), true, false};

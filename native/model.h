@@ -51,7 +51,8 @@ class Model {
 
   Cache& cache() { return cache_; }
   const Dims& dims() const { return dims_; }
-  const char* isa() const { return kernels_.name; }
+  const Kernels& kernels() const { return kernels_; }
+  Pool& pool() { return pool_; }
 
   // Outputs of each chunk's last n_outputs positions, end to end: (., n_vocab) logits, or (., d_model) hidden.
   void forward(const Chunk* chunks, int n_chunks, bool hidden, float* out);
@@ -80,6 +81,8 @@ class Model {
     Output out;
   };
   void project(const Job* jobs, int n_jobs);
+  template <class F>
+  void run(int tasks, double products, const F& f);
   template <class F>
   void by_tokens(int m, const F& f);
   Acts& acts(Acts& to, Buffer& data, Buffer& scale, int m, int kp) const;
