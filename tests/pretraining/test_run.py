@@ -1,0 +1,169 @@
+"""Recipes, and a whole small run: text -> tokenizer -> shards -> model folder."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kogpt import checkpoint
+from kogpt.errors import CheckpointError, ConfigError
+from kogpt.model import GPTJ
+from kogpt.pretraining import shards
+from kogpt.pretraining.recipe import read_recipe
+from kogpt.pretraining.run import export, initial_model, model_config, pretrain, read_documents
+from kogpt.pretraining.tokenizer_training import save_tokenizer, train_tokenizer
+from kogpt.tokenizer import Tokenizer
+from kogpt.training.objective import Arithmetic, Objective
+from kogpt.training.report import read_metrics
+from kogpt.training.validation import Document, bits_per_byte, scored_windows
+from kogpt.training.workers import Workers
+
+RECIPE = """
+tokenizer = "tokenizer"
+[model]
+n_layers = 2
+n_heads = 2
+d_model = 32
+n_ctx = 32
+rotary_dim = 8
+[sources.text]
+shards = "shards"
+[[stages]]
+length = 32
+rows = 8
+[schedule]
+steps = 30
+warmup_steps = 5
+decay_steps = 10
+[arithmetic]
+compile = "nothing"
+[loop]
+validate_every = 10
+[validation]
+text = "held_out.txt"
+"""
+WORDS = ["나는", "너를", "오늘", "학교에", "갔다", "비가", "온다", "산과", "바다", "사람이", "말을", "했다"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=60)) for _ in range(40)]
+    tokenizer = train_tokenizer(texts, 300)
+    save_tokenizer(tokenizer, folder / "tokenizer", n_ctx=32)
+    (folder / "shards").mkdir()
+    documents = [np.array([*tokenizer.encode(text).ids, 1]) for text in texts]
+    shard = shards.write_shard(folder / "shards", 0, documents, "uint16")
+    shards.write_index(folder / "shards", shards.Index("uint16", "", (shard,)))
+    (folder / "held_out.txt").write_text(" ".join(rng.choices(WORDS, k=200)), encoding="utf-8")
+    (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path) -> Path:
+    assert pretrain(read_recipe(root / "recipe.toml"), root, root / "out", Workers())
+    return root / "out"
+
+
+def test_a_run_learns_and_leaves_a_model_folder(root: Path, trained: Path) -> None:
+    lines = [line for line in read_metrics(trained / "metrics.jsonl") if "bits_per_byte" in line]
+    found = [line["bits_per_byte"]["text"] for line in lines]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert found[-1] < 0.8 * found[0]
+    stored = checkpoint.load(trained / "model")
+    assert stored.config.n_ctx == 32 and stored.config.n_vocab == 300
+    assert {tensor.dtype for tensor in stored.tensors.values()} == {"float16"}
+    tokenizer = Tokenizer.from_file(trained / "model" / "tokenizer.json")
+    model = GPTJ(stored.config)
+    model.load_state_dict({n: torch.from_numpy(t.to("float32")) for n, t in stored.tensors.items()})
+    documents = {"text": list(read_documents(root / "held_out.txt", tokenizer))}
+    objective = Objective(model, Arithmetic(compile="nothing"))
+    assert bits_per_byte(objective, documents, 32)["text"] == pytest.approx(found[-1], rel=1e-2)
+
+
+def test_a_finished_run_is_not_run_again(root: Path, trained: Path) -> None:
+    before = (trained / "metrics.jsonl").read_bytes()
+    assert pretrain(read_recipe(root / "recipe.toml"), root, trained, Workers())
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_export_without_a_checkpoint_says_so(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        export(read_recipe(root / "recipe.toml"), root, tmp_path, tmp_path / "model")
+
+
+def test_bits_per_byte_is_the_loss_of_every_token_once(root: Path) -> None:
+    recipe = read_recipe(root / "recipe.toml")
+    tokenizer = Tokenizer.from_file(root / "tokenizer" / "tokenizer.json")
+    model = initial_model(model_config(recipe, tokenizer), seed=3)
+    torch.nn.init.normal_(model.lm_head.weight)
+    ids = np.random.default_rng(0).integers(5, 300, 30)
+    line = torch.tensor([[1, *ids]])
+    losses = torch.nn.functional.cross_entropy(model(line)[0, :-1], line[0, 1:], reduction="sum")
+    objective = Objective(model, Arithmetic(dtype="float32", compile="nothing"))
+    short = [Document(ids[:7], 21)]  # padded beside the long one
+    found = bits_per_byte(objective, {"all": [Document(ids, 90)], "two": [Document(ids, 90), *short]}, 32)
+    assert found["all"] == pytest.approx(float(losses.detach()) / math.log(2) / 90, rel=1e-5)
+    part = bits_per_byte(objective, {"short": short}, 32)["short"]
+    assert found["two"] == pytest.approx((found["all"] * 90 + part * 21) / 111, rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 15, 16, 40])
+def test_windows_score_each_token_once_with_half_a_window_before_it(n: int) -> None:
+    windows = scored_windows(np.arange(100, 100 + n), 8, eos=1)
+    assert [t for tokens, first in windows for t in tokens[first:]] == list(range(100, 100 + n))
+    assert all(len(tokens) <= 8 for tokens, _ in windows)
+    assert all(first >= 4 for _, first in windows[1:])
+    assert scored_windows(np.arange(0), 8, eos=1) == []
+
+
+def test_validation_takes_whole_documents_up_to_a_size(tmp_path: Path, root: Path) -> None:
+    tokenizer = Tokenizer.from_file(root / "tokenizer" / "tokenizer.json")
+    lines = ["가" * 10, "나" * 1000, "다" * 10]
+    (tmp_path / "v.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines), encoding="utf-8")
+    sizes = [document.n_bytes for document in read_documents(tmp_path / "v.jsonl", tokenizer, 100)]
+    assert sizes == [30, 30]
+
+
+def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
+    recipe = read_recipe(root / "recipe.toml", ["schedule.steps = 99", 'optimiser.name = "adamw"', "seed=4"])
+    assert recipe.schedule.steps == 99 and recipe.schedule.warmup_steps == 5
+    assert recipe.optimiser.name == "adamw" and recipe.seed == 4
+    assert read_recipe(root / "recipe.toml", ["loop.clip = 2"]).loop.clip == 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("modell.n_layers = 1", "modell is no setting"),
+        ("schedule.step = 1", r"schedule\.step is no setting"),
+        ('schedule.steps = "9"', r"schedule\.steps is '9'"),
+        ("loop.keep = true", r"loop\.keep is True"),
+        ("stages = 3", "stages is 3"),
+        ("stages = [{ rows = 1 }]", r"stages\[0\]\.length is missing"),
+        ("sources.text.weigth = 1.0", r"sources\.text\.weigth is no setting"),
+        ("seed = ", "cannot be read"),
+        ('optimiser.name = "sgd"', "'sgd' is unknown"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(root: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(root / "recipe.toml", [change])
+
+
+def test_a_recipe_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_a_stage_longer_than_the_context_is_refused(root: Path) -> None:
+    recipe = read_recipe(root / "recipe.toml", ["stages = [{ length = 33, rows = 1 }]"])
+    with pytest.raises(ConfigError, match="33 tokens is longer"):
+        model_config(recipe, Tokenizer.from_file(root / "tokenizer" / "tokenizer.json"))

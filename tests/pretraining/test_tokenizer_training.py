@@ -1,0 +1,85 @@
+"""Byte-level BPE: what every tokenizer of ours must do, whatever it was trained on."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import pre_tokenizers
+
+from kogpt.errors import ConfigError
+from kogpt.pretraining.tokenizer_training import (
+    SPECIAL_TOKENS,
+    bytes_per_token,
+    save_tokenizer,
+    smaller,
+    train_tokenizer,
+)
+from kogpt.tokenizer import Tokenizer
+
+TEXTS = [
+    " ".join(random.Random(seed).choices(["가나", "다라마", "바사", "1998년", "3월", "abc\n하였다."], k=80))
+    for seed in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> RawTokenizer:
+    return train_tokenizer(TEXTS, 295)
+
+
+def test_vocabulary_holds_special_tokens_first_and_every_byte(tokenizer: RawTokenizer) -> None:
+    assert tokenizer.get_vocab_size() == 295
+    assert [tokenizer.id_to_token(i) for i in range(5)] == list(SPECIAL_TOKENS)
+    assert set(pre_tokenizers.ByteLevel.alphabet()) <= tokenizer.get_vocab().keys()
+    everything = "".join(map(chr, [*range(0x250), 0xAC00, 0x4E00, 0x1F600, 0x10FFFF]))
+    assert tokenizer.decode(tokenizer.encode(everything).ids) == everything
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "가 나", "  두 칸\n\n\t탭 ", "2026년 11월 22일", "漢字 \U0001f44d\U0001f3fd é", "\r\n a\r\n"],
+)
+def test_text_comes_back(tokenizer: RawTokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_numbers_fall_into_pairs_of_digits_and_line_breaks_stand_alone(tokenizer: RawTokenizer) -> None:
+    text = "서기 12345년\n가 나"
+    places = [place for _, place in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    assert [text[a:b] for a, b in places] == ["서기", " 12", "34", "5", "년", "\n", "가", " 나"]
+
+
+def test_decomposed_hangul_is_composed(tokenizer: RawTokenizer) -> None:
+    assert tokenizer.encode("\u1100\u1161").ids == tokenizer.encode("가").ids
+
+
+def test_smaller_is_what_training_smaller_gives(tokenizer: RawTokenizer) -> None:
+    assert smaller(tokenizer, 280).to_str() == train_tokenizer(TEXTS, 280).to_str()
+
+
+def test_training_is_deterministic(tokenizer: RawTokenizer) -> None:
+    assert train_tokenizer(TEXTS, 295).to_str() == tokenizer.to_str()
+
+
+def test_saved_files_serve_both_libraries(tokenizer: RawTokenizer, tmp_path: Path) -> None:
+    save_tokenizer(tokenizer, tmp_path, n_ctx=64)
+    own = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert own.n_vocab == 295 and own.encode("가나 1998년") == tokenizer.encode("가나 1998년").ids
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["eos_token"] == "[EOS]" and settings["model_max_length"] == 64
+
+
+def test_bytes_per_token_counts_utf8(tokenizer: RawTokenizer) -> None:
+    text = "가나 다라마"
+    assert bytes_per_token(tokenizer, [text] * 300) == len(text.encode()) / len(tokenizer.encode(text).ids)
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="260 is too small"):
+        train_tokenizer(TEXTS, 260)
+    with pytest.raises(ConfigError, match="asked: give more text"):
+        train_tokenizer(["가"], 1000)
