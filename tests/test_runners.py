@@ -321,7 +321,7 @@ def test_weights_converted_at_use(monkeypatch: pytest.MonkeyPatch, dtype: str, t
     roomy = NumpyRunner(config, tensors)
     weight_bytes = sum(tensor.array.nbytes for tensor in tensors.values())
     monkeypatch.setattr(numpy_runner, "available_memory", lambda: int(0.8 * weight_bytes))
-    monkeypatch.setattr(numpy_runner, "BLOCK", 100)  # no divisor of the widths
+    monkeypatch.setattr(numpy_runner, "BLOCK", 7 * 64)  # 7 rows or 1: no divisor of the heights
     short = NumpyRunner(config, tensors)
     assert short._tensors["transformer.h.1.mlp.fc_in.weight"] is tensors["transformer.h.1.mlp.fc_in.weight"]
     assert roomy._tensors["transformer.h.1.mlp.fc_in.weight"].dtype == "float32"
