@@ -86,9 +86,9 @@ def test_the_table_of_hyperparameters_is_current(name: str) -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_the_tree_of_files_is_complete(name: str) -> None:
     shown = set(re.findall(r"^(kogpt/\w+(?:\.py|/))  ", text_of(name), re.MULTILINE))
-    files = {f"kogpt/{path.name}" for path in (ROOT / "kogpt").glob("*.py") if path.stem[0] != "_"}
-    folders = {f"kogpt/{path.parent.name}/" for path in (ROOT / "kogpt").glob("*/[!_]*")}
-    assert shown == files | {folder for folder in folders if not folder.startswith("kogpt/_")}
+    files = {f"kogpt/{path.name}" for path in (ROOT / "kogpt").glob("[a-z]*.py")}
+    folders = {f"kogpt/{path.parent.name}/" for path in (ROOT / "kogpt").glob("[a-z]*/[a-z_]*.*")}
+    assert shown == files | folders
 
 
 @pytest.mark.parametrize("name", READMES)
