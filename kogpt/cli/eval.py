@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(row, ensure_ascii=False))
     else:
         print(reports.as_markdown(report), end="")
-    print(f"kogpt: {paths[0]}, {paths[1].name} and {len(paths) - 2} more files", file=sys.stderr)
+    plots = "" if any(path.suffix == ".png" for path in paths) else " (plots: pip install 'kogpt[eval]')"
+    print(f"kogpt: {paths[0]}, {paths[1].name} and {len(paths) - 2} more files{plots}", file=sys.stderr)
     return 0
 
 

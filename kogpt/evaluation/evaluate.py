@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -123,14 +124,19 @@ def identity(folder: Path, runner: Runner) -> dict[str, str]:
 
 def read_rows(task: Task, settings: Settings) -> Rows:
     """The rows to score and the pool of shots, which shares no text with them."""
-    test = data.load(task.test, settings.folder)
+    return _read_rows(task, settings.folder or data.data_folder(), settings.limit)
+
+
+@lru_cache(maxsize=2)  # a task is asked with several prompts and numbers of shots in a row
+def _read_rows(task: Task, folder: Path | None, limit: int | None) -> Rows:
+    test = data.load(task.test, folder)
     examples = [task.read(row) for row in test.rows]
     if not task.pool:
         scored, pool = fewshot.split_pool(task, examples)
-        return Rows(fewshot.sample(task, scored, settings.limit), pool, test, None, len(examples))
-    table = data.load(task.pool, settings.folder)
+        return Rows(fewshot.sample(task, scored, limit), pool, test, None, len(examples))
+    table = data.load(task.pool, folder)
     pool = [(task.read_pool or task.read)(row) for row in table.rows]
-    return Rows(fewshot.sample(task, examples, settings.limit), pool, test, table, len(examples))
+    return Rows(fewshot.sample(task, examples, limit), pool, test, table, len(examples))
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from typing import Any
 
 from kogpt import __version__
 from kogpt.checkpoint import atomic_write
-from kogpt.errors import MissingExtra
 from kogpt.evaluation import published
 from kogpt.evaluation.baselines import Baselines
 from kogpt.evaluation.evaluate import Result, SeedResult, Subject
@@ -36,7 +36,7 @@ class Report:
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """report.json, report.md, one plot a task (where matplotlib is installed), one line per item."""
+    """report.json, report.md, one line per item and, where matplotlib is installed, one plot a task."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "report.json", folder / "report.md"]
     document = json.dumps(as_json(report), ensure_ascii=False, indent=1, allow_nan=False)
@@ -46,8 +46,8 @@ def write(report: Report, folder: Path) -> list[Path]:
     for result in report.results:
         for seed in result.seeds:
             paths.append(_write_items(result, seed, folder / "items"))
-    for task in report.tasks():
-        paths.append(plot(report, task, folder / f"{task.name}.png"))
+    if importlib.util.find_spec("matplotlib") is not None:
+        paths += [plot(report, task, folder / f"{task.name}.png") for task in report.tasks()]
     return paths
 
 
@@ -272,10 +272,8 @@ def _write_items(result: Result, seed: SeedResult, folder: Path) -> Path:
 
 def plot(report: Report, task: Task, path: Path) -> Path:
     """Score against shots, and against published models by their size."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("the plot of a report", "eval") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     metric = task.metrics[0]

@@ -6,9 +6,9 @@ with a checksum; a line that was cut off by a kill is dropped, and its batch is 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -59,6 +59,11 @@ class BatchStore:
         self.close()
 
     def _lock(self) -> None:
+        """One writer at a time, where files can be locked so."""
+        if sys.platform == "win32":
+            return
+        import fcntl
+
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,177 @@
+"""kogpt inside lm-evaluation-harness: the same answers as our own evaluator, and few tokens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import CONFIG, make_subject, small_copa, small_nsmc
+
+from kogpt import checkpoint
+from kogpt.engine import Engine
+from kogpt.evaluation import harness, scoring, tasks
+from kogpt.evaluation.evaluate import Settings, Subject, evaluate, read_rows
+from kogpt.generation import KoGPT
+
+pytest.importorskip("lm_eval")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the harness' own, and of what it imports
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The harness asks the hub for a metric that it then does not use; here that fails at once."""
+    for name in ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    yield
+
+
+@pytest.fixture
+def subject(tiny_tokenizer: Path) -> Subject:
+    return make_subject(tiny_tokenizer, "float64")
+
+
+@pytest.fixture
+def model(subject: Subject) -> KoGPT:
+    return KoGPT(subject.tokenizer, Engine(subject.runner))
+
+
+@pytest.mark.parametrize("shots", [0, 3])
+@pytest.mark.parametrize(
+    ("name", "make", "prompt"), [("kobest_copa", small_copa, "harness"), ("nsmc", small_nsmc, "question")]
+)
+def test_both_ways_agree_to_the_last_item(
+    tmp_path: Path, subject: Subject, model: KoGPT, name: str, make, prompt: str, shots: int
+) -> None:
+    from kogpt.evaluation.harness import rows
+
+    task = make(tmp_path)
+    settings = Settings(shots=shots, seeds=(1,), folder=tmp_path)
+    ours = evaluate(subject, task, task.prompt(prompt), settings).seeds[0]
+    scored = read_rows(task, settings).scored
+    lm = harness.language_model(model)
+    load = partial(rows.of_examples, name, ours.run.shots or scored, scored)
+    results = harness.evaluate([name], lm, {name: load}, num_fewshot=shots, bootstrap_iters=0)
+    samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+    theirs = np.array([[answer[0][0] for answer in sample["resps"]] for sample in samples])
+    assert theirs == pytest.approx(np.array(ours.scores), abs=1e-9)
+    said = scoring.decide(theirs.tolist(), ours.run.items, task.scoring)[0]
+    assert list(said) == list(scoring.decide(ours.scores, ours.run.items, task.scoring)[0])
+    assert results["results"][name]["acc,none"] == pytest.approx(ours.values["accuracy"])
+    ideal = len(ours.run.prefix) + sum(item.n_tokens for item in ours.run.items)
+    assert lm.n_tokens_run <= 1.2 * ideal
+
+
+def test_all_our_tasks_load_and_run(tmp_path: Path, model: KoGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"nsmc": small_nsmc(tmp_path)}
+    monkeypatch.setattr(tasks, "get", small.__getitem__)
+    monkeypatch.setenv("KOGPT_DATA", str(tmp_path))
+    results = harness.evaluate(["nsmc"], model, num_fewshot=2, bootstrap_iters=0)
+    assert 0 <= results["results"]["nsmc"]["acc,none"] <= 1
+    assert set(harness.TASKS) <= set(harness.task_manager().all_subtasks)
+
+
+def test_graded_tasks_of_the_harness(tmp_path: Path, model: KoGPT) -> None:
+    from small import small_sts
+
+    from kogpt.evaluation.harness import rows
+
+    task = small_sts(tmp_path)
+    settings = Settings(folder=tmp_path)
+    read = read_rows(task, settings)
+    load = {name: partial(rows.of_examples, name, read.pool, read.scored) for name in ("klue_sts", "korsts")}
+    results = harness.evaluate(list(load), model, load, num_fewshot=1, bootstrap_iters=0)["results"]
+    subject = Subject("small", model.engine.runner, model.tokenizer, {})
+    for name, prompt, metric, key in (
+        ("klue_sts", "question", "pearson", "pearson,none"),
+        ("korsts", "grade", "pearson", "pearson,none"),
+    ):
+        pool = [*read.pool]
+        own = evaluate_with(subject, task, prompt, pool[:1], settings)
+        assert results[name][key] == pytest.approx(own[metric]), name
+    assert results["klue_sts"]["f1,none"] == pytest.approx(
+        evaluate_with(subject, task, "question", [*read.pool][:1], settings)["binary_f1"]
+    )
+
+
+def evaluate_with(subject: Subject, task, prompt: str, shots, settings: Settings) -> dict[str, float]:
+    """Our own evaluator with given shots."""
+    from kogpt.evaluation import fewshot
+
+    chosen = pytest.MonkeyPatch()
+    chosen.setattr(fewshot, "draw", lambda *_: shots)
+    try:
+        one = Settings(shots=1, seeds=(1,), folder=settings.folder)
+        return evaluate(subject, task, task.prompt(prompt), one).seeds[0].values
+    finally:
+        chosen.undo()
+
+
+def test_greedy_is_told_exactly(subject: Subject, model: KoGPT) -> None:
+    lm = harness.language_model(model)
+    context = tuple(model.tokenizer.encode("오늘 서울의 날씨는"))
+    written = []
+    for _ in range(3):  # the greedy continuation, one whole reading at a time
+        from kogpt.runner import Chunk
+
+        row = subject.runner.open()
+        logits = subject.runner.forward([Chunk(row, np.array([*context, *written]))])[0][-1]
+        subject.runner.close(row)
+        written.append(int(logits.argmax()))
+    other = (written[0], (written[1] + 1) % CONFIG.n_vocab)
+    answers = lm.score([(context, tuple(written)), (context, other), (context, tuple(written[:1]))])
+    assert [greedy for _, greedy in answers] == [True, False, True]
+
+
+def test_rolling_and_generation(subject: Subject, model: KoGPT) -> None:
+    from lm_eval.api.instance import Instance
+
+    from kogpt.sampling import Sampling
+
+    lm = harness.language_model(model)
+    text = "아침에 일어나 창문을 열면 골목 끝에서 빵 굽는 냄새가 올라온다."
+    request = Instance("loglikelihood_rolling", {}, (text,), 0)
+    ids = model.tokenizer.encode(text)
+    expected = lm.score([((model.tokenizer.bos_token_id,), tuple(ids))])[0][0]
+    assert lm.loglikelihood_rolling([request])[0] == pytest.approx(expected)
+    settings = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
+    asked = Instance("generate_until", {}, ("오늘 서울의", settings), 0)
+    own = model.generate("오늘 서울의", Sampling(temperature=0.0, max_tokens=12, stop=("\n",))).text
+    assert lm.generate_until([asked]) == [own]
+
+
+def test_groups_share_the_most() -> None:
+    from kogpt.evaluation.harness.model import groups
+
+    long, other = tuple(range(50)), tuple(range(100, 140))
+    contexts = sorted([(*long, i) for i in range(5)] + [(*other, i) for i in range(4)] + [(7,)])
+    found = groups(contexts)
+    assert sorted(c for group in found for c in group) == contexts
+    assert sorted(map(len, found)) == [1, 4, 5]
+    assert groups([(1, 2), (1, 3)]) == [[(1, 2), (1, 3)]]
+
+
+def test_the_harness_command_knows_kogpt(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    from conftest import random_tensors
+
+    checkpoint.save(tmp_path / "m", CONFIG, random_tensors(CONFIG), dtype="float32", tokenizer=tiny_tokenizer)
+    code = (
+        "from kogpt.evaluation import harness; harness.register();"
+        "from lm_eval.api.registry import get_model;"
+        f"lm = get_model('kogpt').create_from_arg_string('pretrained={tmp_path / 'm'},device=cpu');"
+        "print(lm.score([((5, 6), (7,))])[0][0] < 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "True"
