@@ -1,7 +1,7 @@
 """The README's evaluation table in one command: every task, 0, 5 and the published numbers of shots.
 
     python runs/tables.py --data DIR                  kogpt-mini on two cores, within an hour
-    python runs/tables.py --quick --data DIR          at most 1,000 items a task, one prompt; for a first look
+    python runs/tables.py --limit 200 --data DIR      a first look: at most 200 items a task
     python runs/tables.py --model kakaobrain/kogpt --revision KoGPT6B-ryan1.5b-float16 --device cuda
 
 The last is the row of the published 6B model for whoever has its weights. Without --data the files are
@@ -47,7 +47,6 @@ PLAN = (
     Part("kobest-sentineg", (0, 5, 50)),
     Part("kobest-wic", (0, 5, 10)),
 )
-QUICK = 1_000
 
 
 def main() -> int:
@@ -55,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help=f"at most {QUICK} items a task")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N items a task")
     parser.add_argument("--whole", action="store_true", help="every item of every file")
     parser.add_argument("--only", nargs="+", metavar="TASK", help="some of the tasks")
     parser.add_argument("--model", default="kogpt-mini")
@@ -78,9 +77,8 @@ def main() -> int:
 
 
 def _limit(part: Part, args: argparse.Namespace) -> int | None:
-    if args.whole:
-        return None
-    return min(part.limit or QUICK, QUICK) if args.quick else part.limit
+    limits = [limit for limit in (args.limit, None if args.whole else part.limit) if limit is not None]
+    return min(limits, default=None)
 
 
 def as_table(reports: list[dict[str, Any]], model: str) -> str:

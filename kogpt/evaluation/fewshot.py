@@ -168,7 +168,7 @@ class _Questions:
         self.head = text.rstrip()
         self.gap = text[len(self.head) :]
         self.anchor = self.head[-ANCHOR:]
-        self.n_anchor = len(encode(self.anchor)) if self.anchor else 0
+        self.anchor_ids = encode(self.anchor) if self.anchor else []
 
     def item(self, example: Example) -> tuple[Item, bool]:
         """The item's ids, and whether its label begins before the question's last token ends."""
@@ -177,9 +177,10 @@ class _Questions:
         asked = self.encode(question) if question else []
         solved = [self.encode(question + option) for option in options]
         n = n_shared([asked, *solved])  # a token that spans the border belongs to the label
-        if self.n_anchor and (n < self.n_anchor or self.encode(self.anchor) != asked[: self.n_anchor]):
+        begin = len(self.anchor_ids)
+        if begin and (n <= begin or asked[:begin] != self.anchor_ids):
             raise _boundary(self.prompt, self.anchor)
-        context = asked[self.n_anchor : n] or [self.empty_id]
+        context = asked[begin:n] or [self.empty_id]
         assert all(len(ids) > n for ids in solved), (question, options)
         item = Item(
             np.array(context, dtype=np.int64),

@@ -25,9 +25,7 @@ def _readme(model: str, parameters: float, nsmc: float, ynat: float, sts: float)
         ("ynat", None): ynat,
         ("klue-sts", None): sts,
     }
-    return Published(
-        model, parameters, values, "README of kakaobrain/kogpt; prompts, shots and seeds unpublished"
-    )
+    return Published(model, parameters, values, "README of kakaobrain/kogpt")
 
 
 README = (
@@ -46,7 +44,7 @@ def _kobest(model: str, parameters: float, rows: dict[str, tuple[float, float, f
         for task, row in rows.items()
         for shots, value in zip((0, 5, 10, 50), row, strict=True)
     }
-    return Published(model, parameters, values, "model card of polyglot-ko; 0, 5, 10, 50 shots")
+    return Published(model, parameters, values, "model card of polyglot-ko")
 
 
 KOBEST = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from small import small_copa, small_nsmc, small_sts
 
 from kogpt.errors import KoGPTError
@@ -74,6 +75,26 @@ def test_ids_are_those_of_the_whole_text(tmp_path: Path, encode: fewshot.Encode,
             for option, ids in zip(prompt.options(example), item.choices, strict=True):
                 whole = encode(text + prompt.ask(example) + option)
                 assert [*run.prefix, *item.context, *ids] == whole
+
+
+def test_line_breaks_between_shots_are_encoded_as_in_the_whole_text(tmp_path: Path) -> None:
+    """Alone, the end of a shot is one token of two line breaks; before a word it is two tokens."""
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator(["\n\n", "\n\n", "\n\n"], trainer)
+
+    def encode(text: str) -> list[int]:
+        return list(trained.encode(text).ids)
+
+    assert len(encode("\n\n")) == 1 and encode("a\n\nb")[1:3] == [encode("\n")[0]] * 2
+    task = small_nsmc(tmp_path)
+    rows = read_rows(task, Settings(folder=tmp_path))
+    run = fewshot.prepare(task, task.prompt("question"), rows.scored, rows.pool[:2], (encode, 0, 4096))
+    for example, item in zip(rows.scored, run.items, strict=True):
+        text = run.prefix_text + task.prompt("question").ask(example)
+        assert [*run.prefix, *item.context] == encode(text)
 
 
 def test_shots_are_fitted_to_the_context(tmp_path: Path, encode: fewshot.Encode) -> None:
