@@ -1,0 +1,1 @@
+"""Raw text -> tokenizer -> token shards -> model."""
