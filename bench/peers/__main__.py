@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ NEW_TOKENS = {"mini": 64, "1b": 16, "6b": 8}
 PEER_BITS = {("llama.cpp", "int8"): 8.5, ("llama.cpp", "int4"): 4.5}
 PACKAGES = {"llama.cpp": "llama-cpp-python"}  # where the engine has another name
 GREEDY = 4  # tokens compared before anything is timed
+HOLD = 35.0  # seconds; the longest measurement takes about ten more
 
 
 class Child:
@@ -78,6 +80,46 @@ class Child:
         return answer
 
 
+class Quiet:
+    """Keeps a command running while something is measured, such as one that stops other work.
+
+    The command prints a line when all is quiet, and ends with its input. It is let go, and begun anew at the
+    next measurement, once it has run for HOLD seconds.
+    """
+
+    def __init__(self, command: str | None) -> None:
+        self._command = command
+        self._process: subprocess.Popen[str] | None = None
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Quiet for one measurement."""
+        if self._command is not None and self._process is None:
+            self._begin(shlex.split(self._command))
+        yield
+        if time.monotonic() - self._since > HOLD:
+            self.end()
+
+    def end(self) -> None:
+        """Let other work go on."""
+        if self._process is not None:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            self._process.stdin.close()
+            self._process.stdout.close()
+            self._process.wait()
+            self._process = None
+
+    def _begin(self, command: list[str]) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            self.end()
+            raise SystemExit(f"--quiet: {self._command!r} ended before it said anything")
+        self._since = time.monotonic()
+
+
 @dataclass(slots=True)
 class Entry:
     """One engine with one dtype, and what was measured of it."""
@@ -102,7 +144,7 @@ class Plan:
     tasks: tuple[str, ...]
     rounds: int
     threads: int
-    quiet: str | None
+    quiet: Quiet
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     limit_threads(args.threads)
     with contextlib.ExitStack() as stack:
         folder = args.models or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kogpt-peers-")))
-        plan = Plan(args.shape, folder, args.tasks, args.rounds, args.threads, args.quiet)
+        quiet = Quiet(args.quiet)
+        stack.callback(quiet.end)
+        plan = Plan(args.shape, folder, args.tasks, args.rounds, args.threads, quiet)
         records: list[dict[str, Any]] = []
         for group in args.groups.split("/"):
             records += measure_group([tuple(name.split(":")) for name in group.split(",")], plan)
@@ -131,12 +175,13 @@ def measure_group(names: Sequence[tuple[str, ...]], plan: Plan) -> list[dict[str
             path = model_file(plan.folder, plan.shape, engine, dtype)
             entry = Entry(engine, dtype, stack.enter_context(Child(engine)))
             entry.child.ask("start")
-            with quiet(plan.quiet):
+            with plan.quiet():
                 loaded = entry.child.ask("load", path=str(path), dtype=dtype, threads=plan.threads)
             entry.samples["load"].append(loaded["seconds"])
             entries.append(entry)
             _tell(f"{entry.name} loaded in {loaded['seconds']:.2f} s")
-        compare(entries, config)
+        with plan.quiet():
+            compare(entries, config)
         for number in range(plan.rounds):
             for task in plan.tasks:
                 for i in range(len(entries)):
@@ -147,7 +192,7 @@ def measure_group(names: Sequence[tuple[str, ...]], plan: Plan) -> list[dict[str
 def measure(entry: Entry, machine: Child, task: str, plan: Plan) -> None:
     """Add one sample of one task, and beside a decoding row one of the read bandwidth."""
     kind, _, count = task.partition(" ")
-    with quiet(plan.quiet):
+    with plan.quiet():
         if task == "decode 1":
             n_bytes = _step_bytes(entry, plan.shape)
             entry.samples["read"].append(machine.ask("read", bytes=n_bytes, threads=plan.threads)["rate"])
@@ -207,21 +252,6 @@ def model_file(folder: Path, shape: str, engine: str, dtype: str) -> Path:
             convert.write_ctranslate2(source, path, dtype)
         return path
     return source
-
-
-@contextlib.contextmanager
-def quiet(command: str | None) -> Iterator[None]:
-    """Keep `command` running meanwhile: it prints a line when all is quiet, and ends with its input."""
-    if command is None:
-        yield
-        return
-    pipe = subprocess.PIPE
-    with subprocess.Popen(shlex.split(command), stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
-        if not process.stdout.readline():
-            raise SystemExit(f"--quiet: {command!r} ended with {process.wait()}")
-        yield
-        process.stdin.close()
 
 
 def _step_bytes(entry: Entry, shape: str) -> int:
@@ -288,9 +318,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--models", type=Path, help="keep the converted models in this folder")
     parser.add_argument("--results", type=Path, help="path without suffix of the table and the JSON lines")
-    parser.add_argument(
-        "--quiet", metavar="CMD", help="run this during every measurement; see quiet() in this file"
-    )
+    parser.add_argument("--quiet", metavar="CMD", help="run this during every measurement; see class Quiet")
     return parser.parse_args(argv)
 
 
