@@ -23,8 +23,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -126,14 +126,14 @@ def _load_folder(folder: Path) -> Checkpoint:
 def find_folder(name: str | Path, revision: str | None = None, weights: bool = True) -> Path:
     """The local folder of a model; one on the hub is downloaded, or found in the hub's cache.
 
-    Without `weights` only the small files of a hub model are.
+    A built-in name goes before a folder of that name (which "./NAME" or a Path means), a folder before a hub
+    name. Without `weights` only the small files of a hub model are fetched.
     """
-    if str(name) in BUILT_IN:
-        folder = BUILT_IN[str(name)]
-    elif HUB_NAME.fullmatch(str(name)) and not os.path.lexists(name):
-        return _download(str(name), revision or DEFAULT_REVISIONS.get(str(name)), weights)
-    else:
-        folder = Path(name)
+    folder = Path(name)
+    if isinstance(name, str) and name in BUILT_IN:
+        folder = BUILT_IN[name]
+    elif isinstance(name, str) and HUB_NAME.fullmatch(name) and not os.path.lexists(name):
+        return _download(name, revision or DEFAULT_REVISIONS.get(name), weights)
     if not os.path.isdir(folder):
         shown = repr(str(name)[:200])
         raise CheckpointError(
@@ -409,10 +409,9 @@ def save(
     names = [*shards, *documents, MANIFEST]
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    stale = [name for name in os.listdir(folder) if OWN_WEIGHTS.fullmatch(name) and name not in names]
     try:
-        with _replace_all(folder, names, stale) as files:
-            entries = _digest_folder(folder, skip={*names, *stale})
+        with _replace_all(folder, names, stale=OWN_WEIGHTS) as files:
+            entries = _digest_folder(folder, lambda name: name in names or OWN_WEIGHTS.fullmatch(name))
             for name, group in shards.items():
                 group_shapes = {tensor: shapes[tensor] for tensor in group}
                 entries[name] = _Entry(*write_safetensors(files[name], group_shapes, tensors, dtype))
@@ -422,13 +421,14 @@ def save(
             files[MANIFEST].write(_manifest(entries))
     except BaseException:
         if is_new:
-            folder.rmdir()  # empty: _replace_all leaves nothing behind
+            with suppress(OSError):  # another process may have put something there
+                folder.rmdir()
         raise
 
 
 def write_manifest(folder: Path, quantization: Mapping[str, Any] | None = None) -> None:
     """(Re)write kogpt.manifest.json over every file that now lies in the folder."""
-    entries = _digest_folder(folder, skip={MANIFEST})
+    entries = _digest_folder(folder, MANIFEST.__eq__)
     with atomic_write(folder / MANIFEST) as file:
         file.write(_manifest(entries, quantization))
 
@@ -442,12 +442,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _replace_all(
-    folder: Path, names: list[str], stale: Iterable[str] = ()
+    folder: Path, names: list[str], stale: re.Pattern[str] | None = None
 ) -> Iterator[Mapping[str, IO[bytes]]]:
     """Files that take their places together when the block ends well, and vanish when it does not.
 
-    All are synced before the first is renamed, and readers wait meanwhile; a crash between two renames
-    leaves a folder whose old manifest, renamed last, does not fit.
+    All are synced before the first is renamed, and readers wait meanwhile; other files that match `stale` go
+    with what they belonged to. A crash between two renames leaves a folder whose manifest, renamed last,
+    does not fit.
     """
     temporary = {name: folder / f".{os.urandom(8).hex()}.tmp" for name in names}
     try:
@@ -460,8 +461,10 @@ def _replace_all(
         with _locked(folder, exclusive=len(names) > 1):
             for name, path in temporary.items():
                 path.replace(folder / name)
-            for name in stale:
-                (folder / name).unlink(missing_ok=True)
+            if stale is not None:
+                for name in os.listdir(folder):
+                    if stale.fullmatch(name) and name not in names:
+                        (folder / name).unlink()
             _sync_folder(folder)
     finally:
         for path in temporary.values():
@@ -547,12 +550,12 @@ def _tokenizer_documents(config: ModelConfig, tokenizer: Path | None) -> dict[st
     return documents
 
 
-def _digest_folder(folder: Path, skip: Iterable[str]) -> dict[str, _Entry]:
+def _digest_folder(folder: Path, skip: Callable[[str], object]) -> dict[str, _Entry]:
     """Size and digest of every file under a folder that is neither hidden nor skipped."""
     entries = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if name in skip or not path.is_file() or any(part.startswith(".") for part in name.split("/")):
+        if skip(name) or not path.is_file() or any(part.startswith(".") for part in name.split("/")):
             continue
         with safe_join(folder, name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

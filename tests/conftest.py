@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,3 +63,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) 
     folder = tmp_path_factory.mktemp("tiny")
     checkpoint.save(folder, TINY, random_tensors(TINY), dtype="float32", tokenizer=tiny_tokenizer)
     return folder
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test cuts the power: without waiting for the disk, those that write many files are fast."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -35,6 +35,8 @@ from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, MissingExtra
 from kogpt.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 Tensors = Mapping[str, NDArray[Any]]
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 ODD = ModelConfig(
@@ -524,6 +526,20 @@ def test_without_torch_the_layout_of_2021_names_the_extra(
 # ---------------------------------------------------------------------------------------------- the hub
 
 
+def test_built_in_names_go_before_folders_and_folders_before_hub_names(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(checkpoint.BUILT_IN, "kogpt-mini", tiny_folder)
+    for name in ("kogpt-mini", "someone/else"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    assert checkpoint.find_folder("kogpt-mini") == tiny_folder
+    for name in ("./kogpt-mini", Path("kogpt-mini"), "someone/else"):
+        assert checkpoint.find_folder(name) == Path(name)
+    with pytest.raises(CheckpointError, match="no model folder 'no/folder'"):
+        checkpoint.find_folder(Path("no/folder"))
+
+
 def snapshot(folder: Path, asked: list[tuple[Any, ...]]) -> Any:
     def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision, tuple(allow_patterns)))
@@ -643,6 +659,49 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failure_at_any_step_of_a_save_is_never_a_silent_mixture(
+    call: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The k-th sync or rename fails, for every k: the old model, the new one, or an error; no leftovers."""
+    new = {name: np.full(shape, 2, np.float32) for name, shape in TINY.tensor_shapes().items()}
+    target = os if call == "fsync" else Path
+    original = getattr(target, call)
+    outcomes = []
+    for k in range(1, 100):
+        folder = tmp_path / str(k)
+        shutil.copytree(tiny_folder, folder)
+        countdown = iter(range(k - 1, -1, -1))
+
+        def fail_once(*arguments: Any, countdown: Any = countdown) -> Any:
+            if next(countdown, None) == 0:
+                raise OSError(5, "Input/output error")
+            return original(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(target, call, fail_once)
+            try:
+                checkpoint.save(folder, TINY, new, "float32", shard_bytes=400_000)
+            except OSError:
+                failed = True
+            else:
+                failed = False
+        try:
+            values = {float(stored.array.flat[0]) for stored in checkpoint.load(folder).tensors.values()}
+            outcomes.append("new" if values == {2.0} else "old" if 2.0 not in values else "mixture")
+        except CheckpointError:
+            outcomes.append("refused")
+        assert not list(folder.glob(".*"))
+        if not failed:
+            break
+    n_files = len(list(folder.iterdir())) - 2  # the two files of the tokenizer are not written again
+    assert outcomes[-1] == "new" and "mixture" not in outcomes
+    if call == "fsync":  # once per file, then for the folder, when all is in place
+        assert outcomes == ["old"] * n_files + ["new", "new"]
+    else:
+        assert outcomes[0] == "old" and len(outcomes) == n_files + 1
 
 
 WRITER = """

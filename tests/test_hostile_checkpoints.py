@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from kogpt import checkpoint
 from kogpt.errors import CheckpointError, KoGPTError
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 # Of these a checkpoint reader has no need; a hook cannot be removed, so it looks at a switch.
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
 _watched: list[tuple[str, str]] | None = None
