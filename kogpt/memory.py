@@ -12,6 +12,7 @@ from kogpt.errors import NotEnoughMemory
 
 # Left alone: the allocator, temporaries of one layer, and everything else that runs on the machine.
 USABLE_SHARE = 0.9
+CGROUP = Path("/sys/fs/cgroup")  # of a container: its own cgroup, version 2
 
 
 def available_memory() -> int | None:
@@ -46,13 +47,13 @@ def _machine_bytes() -> int:
 
 def _container_bytes() -> list[int]:
     """What is left of the memory limit of the container's own cgroup, if there is one."""
-    root = Path("/sys/fs/cgroup")
-    if not (root / "memory.max").exists() or (limit := (root / "memory.max").read_text().strip()) == "max":
+    limit = (CGROUP / "memory.max").read_text().strip() if (CGROUP / "memory.max").exists() else "max"
+    if limit == "max":
         return []
-    lines = (root / "memory.stat").read_text().splitlines()
+    lines = (CGROUP / "memory.stat").read_text().splitlines()
     usage = {name: int(value) for name, value in map(str.split, lines)}
     reclaimable = usage["active_file"] + usage["inactive_file"]
-    return [int(limit) - int((root / "memory.current").read_text()) + reclaimable]
+    return [int(limit) - int((CGROUP / "memory.current").read_text()) + reclaimable]
 
 
 def _process_bytes() -> list[int]:

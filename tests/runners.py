@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kogpt import native_runner
@@ -38,6 +40,15 @@ KINDS = {
     "torch-float16": Kind(TorchRunner, "float16", 0.012),
     "torch-bfloat16": Kind(TorchRunner, "bfloat16", 0.1),
 }
+
+if torch.cuda.is_available():
+    on_gpu = partial(TorchRunner, device="cuda")
+    KINDS |= {
+        "cuda-float64": Kind(on_gpu, "float64", 1e-11),
+        "cuda-float32": Kind(on_gpu, "float32", 1e-4),
+        "cuda-float16": Kind(on_gpu, "float16", 0.02),
+        "cuda-bfloat16": Kind(on_gpu, "bfloat16", 0.15),
+    }
 
 if native_runner.available():
     KINDS |= {

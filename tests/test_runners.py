@@ -367,8 +367,8 @@ def test_unknown_device_is_refused(device: str) -> None:
 
 
 def test_model_that_does_not_fit_is_refused(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (memory, numpy_runner, torch_runner):
-        monkeypatch.setattr(module, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(torch_runner, "_free_bytes", lambda device: 10_000)
     with pytest.raises(NotEnoughMemory) as error:
         kind.make(TINY, TENSORS)
     assert "0.0 GB is free" in error.value.en and "--dtype" in error.value.en and "--dtype" in error.value.ko
@@ -379,8 +379,8 @@ def test_cache_that_does_not_fit_is_refused(
 ) -> None:
     row = read(runner, IDS[0, :10])
     with monkeypatch.context() as short:
-        for module in (memory, torch_runner):
-            short.setattr(module, "available_memory", lambda: 1_000)
+        short.setattr(memory, "available_memory", lambda: 1_000)
+        short.setattr(torch_runner, "_free_bytes", lambda device: 1_000)
         with pytest.raises(NotEnoughMemory) as error:
             runner.forward([Chunk(row, IDS[0, 10:90])])
     assert "tokens" in error.value.en
