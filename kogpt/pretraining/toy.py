@@ -45,7 +45,7 @@ rows = 16
 
 [schedule]
 steps = {steps}
-warmup_steps = 20
+warmup_steps = {warmup}
 decay_steps = {decay}
 
 [loop]
@@ -95,7 +95,7 @@ def prepare(
     pack(files, tokenizer, folder / "shards", options, 1, progress)
     toy = Toy(folder)
     if not toy.recipe.exists():
-        text = RECIPE.format(context=CONTEXT, steps=steps, decay=steps // 3)
+        text = RECIPE.format(context=CONTEXT, steps=steps, warmup=steps // 15, decay=steps // 3)
         with atomic_write(toy.recipe) as file:
             file.write(text.encode())
     return toy
