@@ -18,7 +18,7 @@ from kogpt.tokenizer import Tokenizer
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = Path(__file__).parents[1] / "bench" / "random_checkpoint.py"
+    path = Path(__file__).parents[2] / "bench" / "random_checkpoint.py"
     spec = importlib.util.spec_from_file_location("random_checkpoint", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
