@@ -47,13 +47,13 @@ def _machine_bytes() -> int:
 
 def _container_bytes() -> list[int]:
     """What is left of the memory limit of the container's own cgroup, if there is one."""
-    limit = (CGROUP / "memory.max").read_text().strip() if (CGROUP / "memory.max").exists() else "max"
+    limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip() if (CGROUP / "memory.max").exists() else "max"
     if limit == "max":
         return []
-    lines = (CGROUP / "memory.stat").read_text().splitlines()
+    lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
     usage = {name: int(value) for name, value in map(str.split, lines)}
     reclaimable = usage["active_file"] + usage["inactive_file"]
-    return [int(limit) - int((CGROUP / "memory.current").read_text()) + reclaimable]
+    return [int(limit) - int((CGROUP / "memory.current").read_text(encoding="ascii")) + reclaimable]
 
 
 def _process_bytes() -> list[int]:
@@ -67,5 +67,5 @@ def _process_bytes() -> list[int]:
 
 def _kilobyte_fields(path: Path) -> dict[str, int]:
     """The lines `Name:   123 kB` of a file under /proc, in bytes."""
-    lines = (line.split() for line in path.read_text().splitlines())
+    lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
