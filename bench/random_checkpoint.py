@@ -26,7 +26,7 @@ from kogpt.config import SHAPES, ModelConfig
 from kogpt.tokenizer import BYTES
 
 SPECIAL_TOKENS = ("[BOS]", "[EOS]", "[UNK]", "[PAD]", "[MASK]")
-NOISE_SIZE = 2**24 - 3  # values, 64 MiB; odd, so that rows of a matrix do not repeat
+NOISE_SIZE = 2**22 - 3  # values, 16 MiB; odd, so that rows of a matrix do not repeat
 STANDARD_DEVIATION = 0.02  # of GPT-J's initialisation
 
 
@@ -42,7 +42,8 @@ class RandomTensors(Mapping[str, NDArray[np.float32]]):
         shape = self._shapes[name]
         if len(shape) == 1:
             return np.full(shape, 1.0 if "ln_" in name and name.endswith("weight") else 0.0, np.float32)
-        return np.resize(np.roll(self._noise, zlib.crc32(name.encode())), shape)
+        start = zlib.crc32(name.encode()) % (NOISE_SIZE // 2)
+        return np.resize(self._noise[start:], shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
