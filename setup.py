@@ -47,7 +47,7 @@ class build_native(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         if not self.force and target.exists() and target.stat().st_mtime > newest(ext.depends):
             return
-        self.compiler.set_executable("compiler_so", compiler_of(self.compiler))
+        self.compiler.set_executable("compiler_so_cxx", compiler_of(self.compiler))
 
         def compile_one(item: tuple[str, list[str]]) -> str:
             name, flags = item

@@ -25,7 +25,7 @@ from kogpt.memory import require_memory
 from kogpt.runner import Array, Chunk, check_chunks, split_outputs
 
 LIBRARY = Path(__file__).with_name("_native.so")
-ABI = 1
+ABI = 2
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.54}  # per weight
 PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
@@ -269,8 +269,12 @@ def _library() -> ctypes.CDLL | None:
         "kogpt_create": (pointer, (pointer, number, number)),
         "kogpt_destroy": (None, (pointer,)),
         "kogpt_load_projection": (number, (pointer, number, number, pointer)),
-        "kogpt_load_packed": (None, (pointer, number, number, pointer, pointer)),
-        "kogpt_set_table": (None, (pointer, pointer)),
+        "kogpt_borrow_packed": (None, (pointer, number, number, pointer, pointer)),
+        "kogpt_packed_bytes": (ctypes.c_size_t, (number, number, number)),
+        "kogpt_quantize": (None, (number, number, number, pointer, number, number, *(pointer,) * 3)),
+        "kogpt_pack": (None, (pointer, pointer, number, number, pointer)),
+        "kogpt_unpack": (None, (number, pointer, number, number, pointer)),
+        "kogpt_int4_table": (pointer, ()),
         "kogpt_load_vector": (None, (pointer, number, pointer)),
         "kogpt_borrow_embedding": (None, (pointer, number, pointer)),
         "kogpt_open": (number, (pointer,)),

@@ -1,9 +1,12 @@
 // The plain C interface that kogpt/native_runner.py loads. Nothing thrown leaves it: memory that cannot be had is
 // the value -1, everything else a caller could get wrong is asserted in Python.
+#include <cstring>
 #include <new>
 
+#include "codebook.h"
 #include "machine.h"
 #include "model.h"
+#include "weights.h"
 
 #define KOGPT_API extern "C" __attribute__((visibility("default")))
 
@@ -13,7 +16,7 @@ using kogpt::Format;
 using kogpt::Model;
 
 // Raised whenever a signature below or the layout of Dims or Chunk changes.
-KOGPT_API int kogpt_abi() { return 1; }
+KOGPT_API int kogpt_abi() { return 2; }
 
 // Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine.
 KOGPT_API const char* kogpt_isa() {
@@ -40,11 +43,53 @@ KOGPT_API int kogpt_load_projection(Model* model, int index, int from, const voi
   }
 }
 
-KOGPT_API void kogpt_load_packed(Model* model, int index, int format, const void* tiles, const float* scales) {
-  model->load_packed(index, static_cast<Format>(format), tiles, scales);
+KOGPT_API void kogpt_borrow_packed(Model* model, int index, int format, const unsigned char* tiles, const float* scales) {
+  model->borrow_packed(index, static_cast<Format>(format), tiles, scales);
 }
 
-KOGPT_API void kogpt_set_table(Model* model, const std::int8_t* table) { model->set_table(table); }
+KOGPT_API std::size_t kogpt_packed_bytes(int format, int n, int k) {
+  return kogpt::packed_bytes(static_cast<Format>(format), n, k);
+}
+
+// A matrix (n, k) to tiles and scales, see weights.h; importance may be nullptr.
+KOGPT_API void kogpt_quantize(int threads, int format, int from, const void* source, int n, int k,
+                              const float* importance, unsigned char* tiles, float* scales) {
+  kogpt::Pool pool(threads);
+  kogpt::quantize(pool, *kogpt::choose_kernels(), static_cast<Format>(format), {static_cast<Format>(from), source, n, k},
+                  importance, tiles, scales);
+}
+
+// int4 only: codes (16 ceil(n / 16), kp), a byte each, and group scales (., kp / 32) to tiles; kp a multiple of 64.
+KOGPT_API void kogpt_pack(const std::uint8_t* codes, const std::uint8_t* groups, int panels, int kp, unsigned char* tiles) {
+  const std::size_t bytes = kogpt::packed_bytes(Format::i4, kogpt::kPanel, kp);
+  const auto width = static_cast<std::size_t>(kp);
+  for (std::size_t panel = 0; panel < static_cast<std::size_t>(panels); ++panel) {
+    kogpt::choose_kernels()->pack(codes + panel * kogpt::kPanel * width, groups + panel * kogpt::kPanel * width / kogpt::kGroup,
+                                  kp, tiles + panel * bytes);
+  }
+}
+
+// Tiles back to integers: (16 panels, kp) int8.
+KOGPT_API void kogpt_unpack(int format, const unsigned char* tiles, int panels, int kp, std::int8_t* out) {
+  const std::size_t n_tiles = static_cast<std::size_t>(kp) / kogpt::kDepth;
+  const std::size_t bytes = static_cast<Format>(format) == Format::i4 ? kogpt::kTile4 : kogpt::kTile8;
+  std::int8_t unpacked[kogpt::kTile8];
+  for (std::size_t i = 0; i < static_cast<std::size_t>(panels) * n_tiles; ++i) {
+    const unsigned char* tile = tiles + i * bytes;
+    if (static_cast<Format>(format) == Format::i4) {
+      kogpt::choose_kernels()->unpack(tile, kogpt::kTable.data(), unpacked);
+      tile = reinterpret_cast<const unsigned char*>(unpacked);
+    }
+    for (std::size_t n = 0; n < kogpt::kPanel; ++n) {
+      std::memcpy(out + (i / n_tiles * kogpt::kPanel + n) * static_cast<std::size_t>(kp) + i % n_tiles * kogpt::kDepth,
+                  tile + n * kogpt::kDepth, kogpt::kDepth);
+    }
+  }
+}
+
+// The (256, 16) int4 table of codebook.h.
+KOGPT_API const std::int8_t* kogpt_int4_table() { return kogpt::kTable.data(); }
+
 KOGPT_API void kogpt_load_vector(Model* model, int index, const float* source) { model->load_vector(index, source); }
 
 KOGPT_API void kogpt_borrow_embedding(Model* model, int format, const void* source) {

@@ -106,6 +106,6 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
 }  // namespace
 
 const Kernels kAvx2 = {"avx2",    layer_norm, prepare_rows, linear_rows, store_key,
-                       store_value, attend_rows, scratch_rows, unpack_tile, widen};
+                       store_value, attend_rows, scratch_rows, quantize_panel, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

@@ -117,6 +117,119 @@ float quantize_token(const float* x, int kp, std::int8_t* high, std::int8_t* low
   }
 }
 
+// ---- weights ----
+
+// One output: the scale that takes its largest weight to 127.
+void quantize_row8(const float* row, int kp, std::int8_t* tile, float* scale) {
+  float largest = 0;
+  for (int i = 0; i < kp; ++i) largest = std::fabs(row[i]) > largest ? std::fabs(row[i]) : largest;
+  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  constexpr float kRound = 12582912.0f;  // see quantize_token
+  for (int k = 0; k < kp; k += kDepth) {
+    std::int8_t* to = tile + k / kDepth * kTile8;
+    for (int i = 0; i < kDepth; ++i) {
+      to[i] = static_cast<std::int8_t>(static_cast<std::int32_t>((row[k + i] * inverse + kRound) - kRound));
+    }
+  }
+  *scale = largest / 127.0f;
+}
+
+// The nearest entry of an int4 table row to each of 32 values: codes, and the weighted squared error.
+inline float nearest_codes(const float* x, const float* importance, const std::int8_t* entries, std::int32_t* codes) {
+  // A mirrored row falls: it is searched upside down.
+  const bool falling = entries[0] > entries[kCodes - 1];
+  float value[kGroup];
+  std::int32_t count[kGroup] = {};
+  const auto entry = [&](int j) { return static_cast<float>(entries[falling ? kCodes - 1 - j : j]); };
+  for (float& v : value) v = entry(0);
+  for (int j = 0; j + 1 < kCodes; ++j) {
+    const float low = entry(j), step = entry(j + 1) - low, middle = low + 0.5f * step;
+    for (int i = 0; i < kGroup; ++i) {
+      value[i] += x[i] > middle ? step : 0.0f;
+      count[i] += x[i] > middle ? 1 : 0;
+    }
+  }
+  float lanes[16] = {};
+  for (int i = 0; i < kGroup; ++i) lanes[i % 16] += importance[i] * (x[i] - value[i]) * (x[i] - value[i]);
+  float error = 0;
+  for (float lane : lanes) error += lane;
+  for (int i = 0; i < kGroup; ++i) codes[i] = falling ? kCodes - 1 - count[i] : count[i];
+  return error;
+}
+
+// The group scale with the least error among those that put its largest weight near either end of the codebook.
+inline int search_scale(const float* x, const float* importance, const std::int8_t* table, std::int32_t* codes) {
+  float largest = 0;
+  for (int i = 0; i < kGroup; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
+  int best = 0, last = -1;
+  float least = kInfinity;
+  std::int32_t tried[kGroup];
+  for (int step = 0; step <= 10; ++step) {
+    int scale = static_cast<int>(largest * (0.75f + 0.05f * static_cast<float>(step)) + 0.5f);
+    scale = scale < 1 ? 1 : scale > 127 ? 127 : scale;
+    if (scale == last) continue;
+    last = scale;
+    for (int candidate = scale; candidate < 256; candidate += 128) {
+      const float error = nearest_codes(x, importance, table + candidate * kCodes, tried);
+      if (error >= least) continue;
+      least = error;
+      best = candidate;
+      std::memcpy(codes, tried, sizeof tried);
+    }
+  }
+  return best;
+}
+
+// One output's groups, codes one to a byte: (kp) and scales (kp / 32); see kTile4 for how they are then packed.
+float quantize_row4(const float* row, int kp, const float* importance, const std::int8_t* table, std::uint8_t* codes,
+                    std::uint8_t* groups) {
+  float largest = 0;
+  for (int i = 0; i < kp; ++i) largest = std::fabs(row[i]) > largest ? std::fabs(row[i]) : largest;
+  const float unit = largest / 120.0f;  // leaves the largest group room to be scaled up
+  const float inverse = largest > 0 ? 1.0f / unit : 0.0f;
+  for (int k = 0; k < kp; k += kGroup) {
+    float x[kGroup];
+    std::int32_t found[kGroup];
+    for (int i = 0; i < kGroup; ++i) x[i] = row[k + i] * inverse;
+    groups[k / kGroup] = static_cast<std::uint8_t>(search_scale(x, importance + k, table, found));
+    for (int i = 0; i < kGroup; ++i) codes[k + i] = static_cast<std::uint8_t>(found[i]);
+  }
+  return unit;
+}
+
+// 16 outputs of kp codes and kp / 32 group scales each -> tiles of int4.
+void pack_panel(const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles) {
+  constexpr int kGroups = kDepth / kGroup;
+  for (int k = 0; k < kp; k += kDepth, tiles += kTile4) {
+    for (int n = 0; n < kPanel; ++n) {
+      const std::uint8_t* row = codes + n * kp + k;
+      unsigned char* to = tiles + n / 2 * kDepth;
+      for (int i = 0; i < kDepth; ++i) {
+        to[i] = static_cast<unsigned char>(n % 2 == 0 ? row[i] : to[i] | row[i] << 4);
+      }
+      for (int g = 0; g < kGroups; ++g) {
+        tiles[kTile8 / 2 + n * kGroups + g] = groups[n * (kp / kGroup) + k / kGroup + g];
+      }
+    }
+  }
+}
+
+// 16 outputs (16, kp) to tiles and scales. importance (kp): how much an error on each input weighs, int4 only.
+// scratch: 16 kp codes and 16 kp / 32 group scales.
+void quantize_panel(Format format, const float* rows, int kp, const float* importance, const std::int8_t* table,
+                    unsigned char* tiles, float* scales, std::uint8_t* scratch) {
+  std::uint8_t* groups = scratch + kPanel * kp;
+  for (int n = 0; n < kPanel; ++n) {
+    const float* row = rows + static_cast<std::size_t>(n) * static_cast<std::size_t>(kp);
+    if (format == Format::i8) {
+      quantize_row8(row, kp, reinterpret_cast<std::int8_t*>(tiles) + n * kDepth, scales + n);
+    } else {
+      scales[n] = quantize_row4(row, kp, importance, table, scratch + n * kp, groups + n * (kp / kGroup));
+    }
+  }
+  if (format == Format::i4) pack_panel(scratch, groups, kp, tiles);
+}
+
 // ---- projections ----
 
 // y[0..16) of one token to its outputs.

@@ -20,6 +20,11 @@ struct Kernels {
   void (*attend)(const Attend& job, unsigned char* scratch);
   // Bytes that `prepare`, `linear` (kp) and `attend` (positions, d) need in scratch.
   std::size_t (*scratch_bytes)(int kp, int positions, int d);
+  // 16 outputs (16, kp) to int8 or int4 tiles and scales; importance (kp) weighs errors (int4), scratch: 18 kp bytes.
+  void (*quantize)(Format format, const float* rows, int kp, const float* importance, const std::int8_t* table,
+                   unsigned char* tiles, float* scales, std::uint8_t* scratch);
+  // Codes (16, kp) and group scales (16, kp / 32) to int4 tiles.
+  void (*pack)(const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles);
   // One int4 tile to int8, see kTile4.
   void (*unpack)(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
   // n values of a stored format to float32.

@@ -34,7 +34,7 @@ struct Linear {
   const void* w = nullptr;
   const float* scale = nullptr;          // i8, i4: (16 ceil(N / 16)), real weight = scale[n] * integer
   const std::int32_t* sums = nullptr;    // i8, i4: (16 ceil(N / 16)), sum over K of the integers
-  const std::int8_t* table = nullptr;    // i4: (256, 16), integer = table[group scale][code]
+  const std::int8_t* table = nullptr;    // i4: codebook.h; integer = table[group scale][code]
 };
 
 // One int4 tile, 16 outputs x 64 inputs: first 8 x 64 bytes, byte i of row pair p holding output 2p (low

@@ -41,9 +41,8 @@ class Model {
   // Borrows `source` (n, k) if it is in the model's format and layout already, else converts a copy; true if
   // borrowed. Quantised formats are rounded to nearest here.
   bool load_projection(int index, Format from, const void* source);
-  // Weights quantised before: tiles as in layout.h, float scales (16 ceil(n / 16)); int4: its (256, 16) table.
-  void load_packed(int index, Format format, const void* tiles, const float* scales);
-  void set_table(const std::int8_t* table);
+  // Weights quantised before: tiles and scales as `quantize` makes them; the tiles are borrowed.
+  void borrow_packed(int index, Format format, const unsigned char* tiles, const float* scales);
   void load_vector(int index, const float* source);
   void borrow_embedding(Format format, const void* source);
   // Size of projection `index`: outputs and inputs.
@@ -87,10 +86,7 @@ class Model {
   void by_tokens(int m, const F& f);
   Acts& acts(Acts& to, Buffer& data, Buffer& scale, int m, int kp) const;
 
-  void set_projection(int index, const void* w, const float* scale, const std::int32_t* sums);
-  void convert(int index, Format from, const void* source);
-  void quantize_panel(const Linear& w, Format from, const void* source, int panel, std::int8_t* tiles, float* scales,
-                      std::int32_t* sums) const;
+  void convert(const Linear& w, Format from, const void* source, unsigned char* out);
   const float* vector(int index) const { return vectors_[static_cast<std::size_t>(index)].floats(); }
 
   Dims dims_;
@@ -102,9 +98,8 @@ class Model {
 
   std::vector<Linear> projections_;
   std::vector<Buffer> owned_;         // weights that were converted
-  std::vector<Buffer> owned_scales_;  // scales, then sums
+  std::vector<Buffer> owned_scales_;  // of each quantised projection: scales, then sums
   std::vector<Buffer> vectors_;
-  Buffer table_;
   Format embedding_format_ = Format::f32;
   const unsigned char* embedding_ = nullptr;
   std::vector<float> cos_, sin_;  // (n_ctx, R / 2)

@@ -98,6 +98,6 @@ void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t
 }  // namespace
 
 const Kernels kPlain = {"plain",   layer_norm, prepare_rows, linear_rows, store_key,
-                        store_value, attend_rows, scratch_rows, unpack_tile, widen};
+                        store_value, attend_rows, scratch_rows, quantize_panel, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

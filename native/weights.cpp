@@ -1,7 +1,11 @@
 // Weights as the kernels want them: borrowed where the file's layout is already that, else converted.
+#include "weights.h"
+
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "codebook.h"
 #include "model.h"
 
 namespace kogpt {
@@ -54,70 +58,68 @@ void Model::shape(int index, int& n, int& k) const {
   k = w.k;
 }
 
+std::size_t packed_bytes(Format format, int n, int k) {
+  const auto tiles = static_cast<std::size_t>(round_up(n, kPanel) / kPanel) * static_cast<std::size_t>(round_up(k, kDepth) / kDepth);
+  return tiles * (format == Format::i4 ? kTile4 : kTile8);
+}
+
+void quantize(Pool& pool, const Kernels& kernels, Format format, const Source& from, const float* importance,
+              unsigned char* tiles, float* scales) {
+  const int kp = round_up(from.k, kDepth);
+  const auto width = static_cast<std::size_t>(kp), k = static_cast<std::size_t>(from.k);
+  std::vector<float> weights(width, importance == nullptr ? 1.0f : 0.0f);
+  if (importance != nullptr) std::copy(importance, importance + k, weights.begin());
+  const std::size_t panel_bytes = packed_bytes(format, kPanel, from.k);
+  pool.run((from.n + kPanel - 1) / kPanel, [&](int panel, int) {
+    std::vector<float> rows(width * kPanel);
+    std::vector<std::uint8_t> scratch(width * (kPanel + 2));
+    for (int r = 0; r < kPanel && panel * kPanel + r < from.n; ++r) {
+      const auto n = static_cast<std::size_t>(panel * kPanel + r);
+      kernels.widen(from.format, static_cast<const unsigned char*>(from.data) + n * k * width_of(from.format), k,
+                    rows.data() + static_cast<std::size_t>(r) * width);
+    }
+    const auto at = static_cast<std::size_t>(panel);
+    kernels.quantize(format, rows.data(), kp, weights.data(), kTable.data(), tiles + at * panel_bytes,
+                     scales + at * kPanel, scratch.data());
+  });
+}
+
 bool Model::load_projection(int index, Format from, const void* source) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
-  w.format = format_ == Format::i4 ? Format::i8 : format_;  // int4 arrives packed; what does not is int8
+  w.format = format_;
   const bool aligned = reinterpret_cast<std::uintptr_t>(source) % width_of(from) == 0;
   if (from == w.format && w.k == w.kp && w.n % kPanel == 0 && aligned) {
     w.w = source;
     return true;
   }
-  convert(index, from, source);
+  Buffer& data = owned_[static_cast<std::size_t>(index)];
+  if (is_quantized(format_)) {
+    std::vector<float> scales(static_cast<std::size_t>(round_up(w.n, kPanel)));
+    data = Buffer(packed_bytes(format_, w.n, w.k));
+    quantize(pool_, kernels_, format_, {from, source, w.n, w.k}, nullptr, data.data(), scales.data());
+    borrow_packed(index, format_, data.data(), scales.data());
+  } else {
+    data = Buffer(static_cast<std::size_t>(round_up(w.n, kPanel)) * static_cast<std::size_t>(w.kp) * width_of(w.format));
+    convert(w, from, source, data.data());
+    w.w = data.data();
+  }
   return false;
 }
 
-void Model::convert(int index, Format from, const void* source) {
-  Linear& w = projections_[static_cast<std::size_t>(index)];
-  const int panels = (w.n + kPanel - 1) / kPanel;
+// Row by row to the model's format, padded.
+void Model::convert(const Linear& w, Format from, const void* source, unsigned char* out) {
   const auto kp = static_cast<std::size_t>(w.kp), k = static_cast<std::size_t>(w.k);
-  const bool quantized = is_quantized(w.format);
-  const std::size_t row = kp * (quantized ? 1 : width_of(w.format));
-  const std::size_t outputs = static_cast<std::size_t>(panels) * kPanel;
-  Buffer& data = owned_[static_cast<std::size_t>(index)] = Buffer(outputs * row);
-  Buffer& scales = owned_scales_[static_cast<std::size_t>(index)];
-  if (quantized) scales = Buffer(outputs * (sizeof(float) + sizeof(std::int32_t)));
-  auto* sums = reinterpret_cast<std::int32_t*>(scales.floats() + outputs);
-  pool_.run(panels, [&](int panel, int) {
-    if (quantized) {
-      auto* tiles = reinterpret_cast<std::int8_t*>(data.data()) + static_cast<std::size_t>(panel) * kPanel * kp;
-      const std::size_t at = static_cast<std::size_t>(panel) * kPanel;
-      return quantize_panel(w, from, source, panel, tiles, scales.floats() + at, sums + at);
-    }
+  pool_.run((w.n + kPanel - 1) / kPanel, [&](int panel, int) {
     std::vector<float> wide(k);
     for (int n = panel * kPanel; n < w.n && n < (panel + 1) * kPanel; ++n) {
       const auto at = static_cast<std::size_t>(n);
       kernels_.widen(from, static_cast<const unsigned char*>(source) + at * k * width_of(from), k, wide.data());
-      narrow(w.format, wide.data(), w.k, data.data() + at * row);
+      narrow(w.format, wide.data(), w.k, out + at * kp * width_of(w.format));
     }
   });
-  w.w = data.data();
-  w.scale = quantized ? scales.floats() : nullptr;
-  w.sums = quantized ? sums : nullptr;
 }
 
-// 16 outputs to int8, each with the scale that takes its largest weight to 127.
-void Model::quantize_panel(const Linear& w, Format from, const void* source, int panel, std::int8_t* tiles,
-                           float* scales, std::int32_t* sums) const {
-  const auto k = static_cast<std::size_t>(w.k);
-  std::vector<float> wide(k);
-  for (int r = 0; r < kPanel && panel * kPanel + r < w.n; ++r) {
-    const auto n = static_cast<std::size_t>(panel * kPanel + r);
-    kernels_.widen(from, static_cast<const unsigned char*>(source) + n * k * width_of(from), k, wide.data());
-    float largest = 0;
-    for (float value : wide) largest = std::fmax(largest, std::fabs(value));
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    scales[r] = largest / 127.0f;
-    std::int32_t total = 0;
-    for (std::size_t i = 0; i < k; ++i) {
-      const auto rounded = static_cast<std::int32_t>(std::nearbyint(wide[i] * inverse));
-      tiles[i / kDepth * kTile8 + static_cast<std::size_t>(r) * kDepth + i % kDepth] = static_cast<std::int8_t>(rounded);
-      total += rounded;
-    }
-    sums[r] = total;
-  }
-}
-
-void Model::load_packed(int index, Format format, const void* tiles, const float* scales) {
+void Model::borrow_packed(int index, Format format, const unsigned char* tiles, const float* scales) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
   const std::size_t outputs = static_cast<std::size_t>(round_up(w.n, kPanel));
   Buffer& owned = owned_scales_[static_cast<std::size_t>(index)] =
@@ -128,26 +130,18 @@ void Model::load_packed(int index, Format format, const void* tiles, const float
   w.w = tiles;
   w.scale = owned.floats();
   w.sums = sums;
-  w.table = reinterpret_cast<const std::int8_t*>(table_.data());
-  const int n_tiles = w.kp / kDepth;
+  w.table = kTable.data();
+  const auto n_tiles = static_cast<std::size_t>(w.kp / kDepth);
+  const std::size_t bytes = format == Format::i4 ? kTile4 : kTile8;
   pool_.run(static_cast<int>(outputs) / kPanel, [&](int panel, int) {
-    std::int8_t tile[kTile8];
-    for (int t = 0; t < n_tiles; ++t) {
-      const std::size_t at = static_cast<std::size_t>(panel) * static_cast<std::size_t>(n_tiles) + static_cast<std::size_t>(t);
-      const auto* packed = static_cast<const unsigned char*>(tiles) + at * (format == Format::i4 ? kTile4 : kTile8);
-      if (format == Format::i4) {
-        kernels_.unpack(packed, w.table, tile);
-      } else {
-        std::memcpy(tile, packed, sizeof tile);
-      }
+    std::int8_t unpacked[kTile8];
+    for (std::size_t t = 0; t < n_tiles; ++t) {
+      const unsigned char* from = tiles + (static_cast<std::size_t>(panel) * n_tiles + t) * bytes;
+      if (format == Format::i4) kernels_.unpack(from, w.table, unpacked);
+      const auto* tile = format == Format::i4 ? unpacked : reinterpret_cast<const std::int8_t*>(from);
       for (int i = 0; i < kTile8; ++i) sums[panel * kPanel + i / kDepth] += tile[i];
     }
   });
-}
-
-void Model::set_table(const std::int8_t* table) {
-  table_ = Buffer(256 * kCodes);
-  std::memcpy(table_.data(), table, table_.size());
 }
 
 void Model::load_vector(int index, const float* source) {
