@@ -15,9 +15,11 @@ from kogpt.errors import CheckpointError
 from kogpt.generation import runner_name
 from kogpt.memory import USABLE_SHARE, available_memory
 
-# Bits per weight of a matrix. int8 adds one float32 scale per row, int4 one float16 scale per GROUP weights.
-BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
-GROUP = 64
+DTYPES = ("float32", "float16", "int8", "int4")
+# As native/layout.h packs a matrix: per output a float32 scale and an int32 sum; for int4 a scale of one byte
+# per 32 weights besides. The embedding stays in 16 bits, vectors have 32.
+PER_OUTPUT = 8
+INT4_GROUP = 32
 TOKENS = 1024  # of the cache's column
 
 
@@ -46,7 +48,7 @@ def describe(model: str, config: ModelConfig, ram_bytes: int | None, cards: list
     """Everything that is told; these names are stable. `fits` are null where the size is unknown."""
     largest = max((card.free_bytes for card in cards), default=None)
     memory = {}
-    for dtype in BITS:
+    for dtype in DTYPES:
         weights, cache = weight_bytes(config, dtype), cache_bytes(config, dtype)
         need = weights + cache * config.n_ctx // TOKENS
         memory[dtype] = {
@@ -78,16 +80,20 @@ def describe(model: str, config: ModelConfig, ram_bytes: int | None, cards: list
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Memory of the weights; vectors beside int8 and int4 matrices have 32 bits."""
-    total = 0
-    for shape in config.tensor_shapes().values():
-        if dtype == "int8":
-            total += prod(shape) + 4 * shape[0] if len(shape) == 2 else 4 * prod(shape)
-        elif dtype == "int4":
-            total += prod(shape) // 2 + 2 * (prod(shape) // GROUP) if len(shape) == 2 else 4 * prod(shape)
-        else:
-            total += prod(shape) * BITS[dtype] // 8
+    """Memory of the weights; int8 and int4 are packed as the native runner packs them."""
+    if dtype in ("float32", "float16"):
+        return config.n_parameters * (4 if dtype == "float32" else 2)
+    shapes = config.tensor_shapes()
+    embedding = shapes.pop("transformer.wte.weight")
+    shapes.setdefault("lm_head.weight", embedding)  # a tied head is packed beside the embedding
+    total = 2 * prod(embedding)
+    for shape in shapes.values():
+        total += PER_OUTPUT * shape[0] + _packed(prod(shape), dtype) if len(shape) == 2 else 4 * shape[0]
     return total
+
+
+def _packed(n_weights: int, dtype: str) -> int:
+    return n_weights if dtype == "int8" else n_weights // 2 + n_weights // INT4_GROUP
 
 
 def cache_bytes(config: ModelConfig, dtype: str) -> int:

@@ -49,8 +49,16 @@ def test_memory_of_the_6b_model() -> None:
     assert info.weight_bytes(B6, "float16") == 12_333_004_800
     assert info.cache_bytes(B6, "float16") == 1024 * 458_752
     assert info.cache_bytes(B6, "float32") == 2 * info.cache_bytes(B6, "float16")
-    assert 1.0 <= info.weight_bytes(B6, "int8") / B6.n_parameters <= 1.01
-    assert 0.5 <= info.weight_bytes(B6, "int4") / B6.n_parameters <= 0.54
+    matrices = B6.n_parameters - 2 * 64_512 * 4096  # but the embedding and the head
+    embedding, head = 2 * 64_512 * 4096, 64_512 * 4096
+    assert info.weight_bytes(B6, "int8") == pytest.approx(embedding + head + matrices, rel=0.004)
+    assert info.weight_bytes(B6, "int4") == pytest.approx(embedding + 17 / 32 * (head + matrices), rel=0.004)
+
+
+def test_a_tied_head_is_packed_beside_the_embedding(tiny: ModelConfig) -> None:
+    tied = replace(tiny, tied_head=True)
+    assert info.weight_bytes(tied, "int8") == info.weight_bytes(tiny, "int8")
+    assert info.weight_bytes(tied, "float16") < info.weight_bytes(tiny, "float16")
 
 
 @pytest.mark.parametrize(
@@ -58,8 +66,8 @@ def test_memory_of_the_6b_model() -> None:
     [
         (30e9, None, {"float32": (True, None), "float16": (True, None)}),
         (16e9, 16e9, {"float32": (False, False), "float16": (True, True)}),
-        (14e9, 8e9, {"float16": (False, False), "int8": (True, True)}),
-        (None, 5e9, {"int8": (None, False), "int4": (None, True)}),
+        (14e9, 9e9, {"float16": (False, False), "int8": (True, True)}),
+        (None, 5.5e9, {"int8": (None, False), "int4": (None, True)}),
     ],
 )
 def test_what_fits(ram: float | None, card: float | None, expected: dict[str, tuple[object, object]]) -> None:
