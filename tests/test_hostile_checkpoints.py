@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kogpt import checkpoint
-from kogpt.errors import CheckpointError, KoGPTError
+from kogpt.errors import CheckpointError, ConfigError, KoGPTError
+from kogpt.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -218,3 +220,36 @@ def test_a_file_is_not_a_folder(tiny_folder: Path) -> None:
 def test_a_local_folder_has_no_revision(tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="leave the revision out"):
         checkpoint.load(tiny_folder, "KoGPT6B-ryan1.5b")
+
+
+# ----------------------------------------------------------------------------------------- code in a folder
+
+
+def test_code_beside_a_model_is_never_imported(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    evil = f"open({str(tmp_path / 'canary')!r}, 'w').close()"
+    for name in ("modeling_evil.py", "tokenization_evil.py", "__init__.py", "sitecustomize.py"):
+        (folder / name).write_text(evil)
+    auto_map = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}}
+    hostile.edit_json(folder / "tokenizer_config.json", lambda document: document.update(auto_map))
+    checkpoint.write_manifest(folder)
+    checkpoint.load(folder)
+    Tokenizer.from_file(folder / "tokenizer.json")
+    hostile.edit_json(folder / "config.json", lambda document: document.update(auto_map))
+    checkpoint.write_manifest(folder)
+    with pytest.raises(ConfigError, match="auto_map"):
+        checkpoint.load(folder)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_package_has_no_reader_that_executes() -> None:
+    """Every way in which Python's libraries run what a file says is absent from the source."""
+    ways = r"import (pickle|dill|joblib|shelve|marshal)|weights_only=False|allow_pickle=True"
+    ways += r"|trust_remote_code=True|\b(eval|exec)\("
+    sources = sorted(Path(checkpoint.__file__).parent.rglob("*.py"))
+    assert len(sources) > 10
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(ways, text), path
+        assert text.count("torch.load(") == text.count("weights_only=True"), path
