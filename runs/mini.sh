@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${CORPUS:?folder of the corpus}" "${WORK:?folder to work in}"
 MACHINE=${MACHINE:-$(uname -m), $(nproc) cores}
+export PYTHONPATH=$PWD
 mkdir -p "$WORK"
 ln -sfn "$(realpath "$CORPUS")" "$WORK/corpus"
 cp runs/mini.toml "$WORK/mini.toml"

@@ -56,12 +56,13 @@ def main() -> int:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items a task")
     parser.add_argument("--whole", action="store_true", help="every item of every file")
+    parser.add_argument("--table", action="store_true", help="write table.md from the reports that are there")
     parser.add_argument("--only", nargs="+", metavar="TASK", help="some of the tasks")
     parser.add_argument("--model", default="kogpt-mini")
     parser.add_argument("--out", type=Path, default=Path("eval-results/tables"))
     args, forwarded = parser.parse_known_args()
     done = [part for part in PLAN if args.only is None or part.task in args.only]
-    for part in done:
+    for part in [] if args.table else done:
         words = ["eval", part.task, "--model", args.model, "--out", str(args.out / part.task), *forwarded]
         words += ["--shots", ",".join(map(str, part.shots))]
         if (limit := _limit(part, args)) is not None:

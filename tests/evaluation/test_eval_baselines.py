@@ -55,6 +55,17 @@ def test_regression_over_two_texts_and_over_choices() -> None:
     assert values is not None and values["accuracy"] == 1.0
 
 
+def test_two_texts_are_compared_by_what_they_share_and_what_not() -> None:
+    task = tasks.get("klue-sts")
+    pair = [Example("1", {"sentence1": "가나 다", "sentence2": "가나 라"}, 1, 5.0)]
+    features = baselines._Features(baselines._import(), task, pair)
+    both = features.of([(pair[0], 0)]).toarray()[0]
+    names = list(features.vectorizer.get_feature_names_out())
+    differ, share = both[: len(names)], both[len(names) :]
+    assert differ[names.index("다")] > 0 and share[names.index("다")] == 0
+    assert share[names.index("가나")] > 0 and differ[names.index("가나")] == pytest.approx(0, abs=0.1)
+
+
 def test_constants_and_majority() -> None:
     task = tasks.get("nsmc")
     scored = [Example(str(i), {"document": "글"}, int(i < 3)) for i in range(4)]

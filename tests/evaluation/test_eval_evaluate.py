@@ -18,7 +18,7 @@ from small import CONFIG, make_subject, small_copa, small_nsmc, small_sts
 
 from kogpt import checkpoint, cli
 from kogpt.errors import KoGPTError
-from kogpt.evaluation import baselines, perplexity, report, scoring, tasks
+from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, tasks
 from kogpt.evaluation.evaluate import Settings, Subject, evaluate, identity
 from kogpt.evaluation.report import Report
 
@@ -179,6 +179,12 @@ def test_sampling_reads_the_label_that_was_written(tmp_path: Path, tiny_tokenize
         assert said == (row.index(1.0) if 1.0 in row else -1)
     written = subject.tokenizer.decode([int(v) for v in first_tokens(subject, result.seeds[0].run)])
     assert (result.seeds[0].outcome.predictions[0] == -1) == (written[:1] not in ("가", "나"))
+
+
+def test_only_the_beginning_of_what_was_written_counts() -> None:
+    assert sampling_mode._match(" 긍정입니다", ["부정", "긍정"]) == [0.0, 1.0]
+    assert sampling_mode._match("아주 긍정", ["부정", "긍정"]) == [0.0, 0.0]
+    assert sampling_mode._match("예외", ["예", "예외"]) == [0.0, 1.0], "the longest that fits"
 
 
 def first_tokens(subject: Subject, run) -> Iterator[int]:  # type: ignore[no-untyped-def]
