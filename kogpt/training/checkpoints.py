@@ -14,15 +14,18 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from torch import nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
 from kogpt.errors import CheckpointError
@@ -34,34 +37,65 @@ FACTS = "run.json"
 TRAINED = StateDictOptions(ignore_frozen_params=True)
 
 
-def save(
-    folder: Path, module: nn.Module, optimisers: list[Optimizer], facts: Mapping[str, Any], workers: Workers
-) -> Path:
-    """Write all that the next step depends on, by all processes; `facts` has the number of the step.
+class Writer:
+    """Writes checkpoints of a run while the run goes on, one at a time."""
 
-    CheckpointError if it cannot be written, a full disk for instance: older checkpoints are untouched.
-    """
-    final = folder / f"step_{facts['step']:08d}"
-    partial = final.with_name(final.name + PARTIAL)
-    if workers.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-    workers.wait()
-    try:
-        with _quiet():
-            state_dict_saver.save(
-                _state(module, optimisers), checkpoint_id=partial, no_dist=workers.count == 1
-            )
-        if workers.is_first:
-            (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            _finish(partial, final)
-    except (OSError, RuntimeError, CheckpointException) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"checkpoint {final} could not be written ({_reason(error)}): make room and resume",
-            f"체크포인트 {final}을(를) 쓸 수 없습니다({_reason(error)}). 공간을 확보한 뒤 이어서 실행하세요",
-        ) from error
-    workers.wait()
-    return final
+    def __init__(self, folder: Path, keep: int, workers: Workers) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.workers = workers
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        # Of its own, so that its messages and those of the next step do not meet.
+        self._group = dist.new_group(backend="gloo") if workers.count > 1 else None
+        self._pending: Future[None] | None = None
+        _ignore_warning()  # for good: the writing threads outlive any context
+
+    def begin(self, module: nn.Module, optimisers: list[Optimizer], facts: Mapping[str, Any]) -> None:
+        """Copy all that the next step depends on, and write it in the background, with every process.
+
+        `facts` has the number of the step. Waits for the checkpoint before it, see `finish`.
+        """
+        self.finish()
+        final = self.folder / f"step_{facts['step']:08d}"
+        partial = final.with_name(final.name + PARTIAL)
+        if self.workers.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.workers.wait()
+        copied = async_save(
+            _state(module, optimisers),
+            checkpoint_id=partial,
+            process_group=self._group,
+            no_dist=self._group is None,
+        )
+        assert isinstance(copied, Future)
+        self._pending = self._pool.submit(self._complete, copied, final, dict(facts))
+
+    def finish(self) -> None:
+        """Wait until the checkpoint is whole; CheckpointError if it cannot be, and older ones stay."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def check(self) -> None:
+        """Raise what `finish` would, if it is known already; never waits."""
+        if self._pending is not None and self._pending.done():
+            self.finish()
+
+    def _complete(self, copied: Future[Any], final: Path, facts: Mapping[str, Any]) -> None:
+        """The first process's part ends when every process has written its own: then the name is due."""
+        partial = final.with_name(final.name + PARTIAL)
+        try:
+            copied.result()
+            if self.workers.is_first:
+                (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+                _rename(partial, final)
+                _remove_old(self.folder, self.keep)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"checkpoint {final} could not be written ({_reason(error)}): make room and resume",
+                f"체크포인트 {final}을(를) 쓸 수 없습니다({_reason(error)}). 공간을 비우고 이어서 하세요",
+            ) from error
 
 
 def latest(folder: Path) -> Path | None:
@@ -106,9 +140,9 @@ def load_weights(path: Path, module: nn.Module) -> None:
         state_dict_loader.load(state, checkpoint_id=path, no_dist=True)
 
 
-def keep(folder: Path, n: int) -> None:
-    """Remove all but the newest `n` checkpoints, and what was left half written."""
-    for path in [*folder.glob("step_*" + PARTIAL), *sorted(_whole(folder))[:-n]]:
+def _remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, and what was left half written."""
+    for path in [*folder.glob("step_*" + PARTIAL), *sorted(_whole(folder))[:-keep]]:
         shutil.rmtree(path)
 
 
@@ -124,7 +158,7 @@ def _state(module: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
     return {"module": weights, "optimisers": learning, "rng": rng}
 
 
-def _finish(partial: Path, final: Path) -> None:
+def _rename(partial: Path, final: Path) -> None:
     for path in [*partial.iterdir(), partial]:
         _sync(path)
     shutil.rmtree(final, ignore_errors=True)
@@ -150,5 +184,9 @@ def _reason(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Without torch's warning that one process alone is meant."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        _ignore_warning()
         yield
+
+
+def _ignore_warning() -> None:
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -74,6 +74,7 @@ class Run:
         self.workers = workers
         self.optimisers = build(objective, settings.rule)
         self.report = Report(folder)
+        self.checkpoints = checkpoints.Writer(folder, settings.keep, workers)
         self.flops: Callable[[int], float] | None = None  # tokens per row -> share of the machine per token/s
         self.step = 0  # updates made
         self.tokens = 0  # targets trained on
@@ -104,11 +105,13 @@ class Run:
                     self._log(metrics, n_steps)
                 if validate and (self.step % every.validate_every == 0 or is_last):
                     self._write(validate(self.step))
+                self.checkpoints.check()
                 if self._is_due(saved_at) or self.step % every.save_every == 0:
                     self.save()
                     saved, saved_at = self.step, time.monotonic()
             if saved != self.step:
                 self.save()
+            self.checkpoints.finish()
         self.report.end()
         return self.step >= n_steps
 
@@ -137,11 +140,9 @@ class Run:
         return {"loss": loss, "gradient_norm": norm, "rate": factor, **speed}
 
     def save(self) -> None:
-        """Checkpoint of this step."""
+        """Begin a checkpoint of this step; `checkpoints.finish` waits for it."""
         facts = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        checkpoints.save(self.folder, self.objective, self.optimisers, facts, self.workers)
-        if self.workers.is_first:
-            checkpoints.keep(self.folder, self.settings.keep)
+        self.checkpoints.begin(self.objective, self.optimisers, facts)
 
     def _passes(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's rows, as many at a time as fit into one pass."""

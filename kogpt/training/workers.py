@@ -65,7 +65,7 @@ def join(device: str | None = None) -> Iterator[Workers]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Workers(here)
         return
-    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
     try:
         yield Workers(here, dist.get_rank(), dist.get_world_size())
     finally:
