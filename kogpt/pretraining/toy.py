@@ -41,12 +41,16 @@ shards = "shards"
 
 [[stages]]
 length = {context}
-rows = 16
+rows = 8
 
 [schedule]
 steps = {steps}
 warmup_steps = {warmup}
 decay_steps = {decay}
+
+[arithmetic]  # what any laptop can do; on a GPU: dtype = "bfloat16", compile = "blocks"
+dtype = "float32"
+compile = "nothing"
 
 [loop]
 log_every = 10
