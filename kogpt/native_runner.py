@@ -11,6 +11,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,22 @@ from kogpt.memory import require_memory
 from kogpt.runner import Array, Chunk, check_chunks, split_outputs
 
 LIBRARY = Path(__file__).with_name("_native.so")
-ABI = 2
+ABI = 3
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.54}  # per weight
 PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
 DIMENSIONS = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
 VECTORS = ("ln_1.weight", "ln_1.bias", "mlp.fc_in.bias", "mlp.fc_out.bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix in int8 or int4, as quantize.py makes it and the kernels read it (native/layout.h)."""
+
+    dtype: str  # "int8" or "int4"
+    shape: tuple[int, int]
+    tiles: NDArray[np.uint8]
+    scales: NDArray[np.float32]  # one for each output, padded to a multiple of 16
 
 
 class Dims(ctypes.Structure):
@@ -51,14 +62,14 @@ class NativeChunk(ctypes.Structure):
 
 def available() -> bool:
     """Whether the kernels were built for this machine."""
-    return _library() is not None
+    return library() is not None
 
 
 def isa() -> str:
     """The instruction set in use: amx, avx512, avx2, neon or plain. KOGPT_ISA forces a lesser one."""
-    library = _library()
-    assert library is not None
-    name: bytes | None = library.kogpt_isa()
+    kernels = library()
+    assert kernels is not None
+    name: bytes | None = kernels.kogpt_isa()
     if name is None:
         wanted = os.environ.get("KOGPT_ISA")
         raise KoGPTError(
@@ -80,24 +91,24 @@ class NativeRunner:
     def __init__(
         self,
         config: ModelConfig,
-        tensors: Mapping[str, Stored],
+        tensors: Mapping[str, Stored | Packed],
         dtype: str = "bfloat16",
         threads: int | None = None,
     ) -> None:
-        library = _library()
-        assert library is not None, "kogpt._native was not built"
+        kernels = library()
+        assert kernels is not None, "kogpt._native was not built"
         _check_dtype(dtype)
         self.config = config
         self.dtype = dtype
         self.isa = isa()
         self.threads = threads or usable_cpus()
         _require_room(config, tensors, dtype)
-        self._library = library
+        self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
-        self._model = ctypes.c_void_p(library.kogpt_create(ctypes.byref(dims), FORMATS[dtype], self.threads))
+        self._model = ctypes.c_void_p(kernels.kogpt_create(ctypes.byref(dims), FORMATS[dtype], self.threads))
         assert self._model, "out of memory"
         self._borrowed: list[NDArray[Any]] = []  # arrays whose memory the model reads
-        self._free = weakref.finalize(self, library.kogpt_destroy, self._model)
+        self._free = weakref.finalize(self, kernels.kogpt_destroy, self._model)
         self._load(tensors)
 
     def open(self) -> int:
@@ -128,12 +139,12 @@ class NativeRunner:
     def read_bandwidth(self, memory: NDArray[Any]) -> float:
         """Bytes per second at which the runner's threads read an array once, best of three."""
         arguments = (self._model, memory.ctypes.data, memory.nbytes)
-        return max(self._library.kogpt_read_bandwidth(*arguments) for _ in range(3))
+        return max(float(self._library.kogpt_read_bandwidth(*arguments)) for _ in range(3))
 
     def matrix_speed(self, size: int = 2048) -> float:
-        """Operations per second of a product of two (size, size) matrices in the runner's dtype, best of three."""
+        """Operations per second of a (size, size) matrix product in the runner's dtype, best of three."""
         arguments = (self._model, FORMATS[self.dtype], size)
-        return max(self._library.kogpt_matrix_speed(*arguments) for _ in range(3))
+        return max(float(self._library.kogpt_matrix_speed(*arguments)) for _ in range(3))
 
     def _run(self, chunks: Sequence[Chunk], hidden: bool) -> list[Array]:
         check_chunks(self, chunks)
@@ -168,19 +179,25 @@ class NativeRunner:
             length = max(self.length(chunk.row) + len(chunk.inputs) for chunk in chunks)
             require_memory(needed, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시")
 
-    def _load(self, tensors: Mapping[str, Stored]) -> None:
-        embedding = _contiguous(tensors["transformer.wte.weight"])
+    def _load(self, tensors: Mapping[str, Stored | Packed]) -> None:
+        embedding = _contiguous(_plain(tensors, "transformer.wte.weight"))
         self._library.kogpt_borrow_embedding(
             self._model, FORMATS[embedding.dtype], embedding.array.ctypes.data
         )
         self._borrowed.append(embedding.array)
         for index, name in enumerate(_vector_names(self.config)):
-            vector = np.ascontiguousarray(tensors[name].to("float32"))
+            vector = np.ascontiguousarray(_plain(tensors, name).to("float32"))
             self._library.kogpt_load_vector(self._model, index, vector.ctypes.data)
         for index, name in enumerate(_projection_names(self.config)):
             self._load_projection(index, tensors[name])
 
-    def _load_projection(self, index: int, tensor: Stored) -> None:
+    def _load_projection(self, index: int, tensor: Stored | Packed) -> None:
+        if isinstance(tensor, Packed):
+            tiles, scales = tensor.tiles, tensor.scales
+            arguments = (index, FORMATS[tensor.dtype], tiles.ctypes.data, scales.ctypes.data)
+            self._library.kogpt_borrow_packed(self._model, *arguments)
+            self._borrowed.append(tiles)
+            return
         weight = _contiguous(tensor)
         result = self._library.kogpt_load_projection(
             self._model, index, FORMATS[weight.dtype], weight.array.ctypes.data
@@ -245,23 +262,33 @@ def _check_dtype(dtype: str) -> None:
         )
 
 
-def _require_room(config: ModelConfig, tensors: Mapping[str, Stored], dtype: str) -> None:
+def _plain(tensors: Mapping[str, Stored | Packed], name: str) -> Stored:
+    """A tensor that is never quantised."""
+    tensor = tensors[name]
+    assert isinstance(tensor, Stored), name
+    return tensor
+
+
+def _bytes_of(tensor: Stored | Packed, dtype: str) -> int:
+    """Memory of a projection once it is loaded."""
+    if isinstance(tensor, Packed):
+        return tensor.tiles.nbytes
+    return tensor.array.nbytes if tensor.dtype == dtype else int(tensor.array.size * BYTES[dtype])
+
+
+def _require_room(config: ModelConfig, tensors: Mapping[str, Stored | Packed], dtype: str) -> None:
     """Refuse a model whose weights do not fit, before anything is allocated."""
-    projections = [tensors[name] for name in _projection_names(config)]
-    needed = sum(
-        tensor.array.nbytes if tensor.dtype == dtype else int(tensor.array.size * BYTES[dtype])
-        for tensor in projections
-    )
+    needed = sum(_bytes_of(tensors[name], dtype) for name in _projection_names(config))
     require_memory(needed, f"this model in {dtype}", f"{dtype} 형식의 이 모델")
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
     """The kernels, or None where they were not built."""
     if not LIBRARY.exists():
         return None
-    library = ctypes.CDLL(str(LIBRARY))
-    if library.kogpt_abi() != ABI:
+    kernels = ctypes.CDLL(str(LIBRARY))
+    if kernels.kogpt_abi() != ABI:
         return None  # left over from another version; scripts and pip build it anew
     pointer, number = ctypes.c_void_p, ctypes.c_int
     signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -272,6 +299,7 @@ def _library() -> ctypes.CDLL | None:
         "kogpt_borrow_packed": (None, (pointer, number, number, pointer, pointer)),
         "kogpt_packed_bytes": (ctypes.c_size_t, (number, number, number)),
         "kogpt_quantize": (None, (number, number, number, pointer, number, number, *(pointer,) * 3)),
+        "kogpt_search": (None, (pointer, number, pointer, pointer)),
         "kogpt_pack": (None, (pointer, pointer, number, number, pointer)),
         "kogpt_unpack": (None, (number, pointer, number, number, pointer)),
         "kogpt_int4_table": (pointer, ()),
@@ -288,6 +316,6 @@ def _library() -> ctypes.CDLL | None:
         "kogpt_forward": (number, (pointer, pointer, number, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
+        function = getattr(kernels, name)
         function.restype, function.argtypes = result, arguments
-    return library
+    return kernels

@@ -352,6 +352,6 @@ std::size_t scratch_tiles(int kp, int positions, int d) {
 }  // namespace
 
 const Kernels kAmx = {"amx",       layer_norm,  prepare_tiles, linear_tiles, store_key,
-                      store_value, attend_rows, scratch_tiles, quantize_panel, pack_panel, unpack_tile, widen};
+                      store_value, attend_rows, scratch_tiles, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

@@ -16,7 +16,7 @@ using kogpt::Format;
 using kogpt::Model;
 
 // Raised whenever a signature below or the layout of Dims or Chunk changes.
-KOGPT_API int kogpt_abi() { return 2; }
+KOGPT_API int kogpt_abi() { return 3; }
 
 // Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine.
 KOGPT_API const char* kogpt_isa() {
@@ -57,6 +57,16 @@ KOGPT_API void kogpt_quantize(int threads, int format, int from, const void* sou
   kogpt::Pool pool(threads);
   kogpt::quantize(pool, *kogpt::choose_kernels(), static_cast<Format>(format), {static_cast<Format>(from), source, n, k},
                   importance, tiles, scales);
+}
+
+// int4 only: the best group scale for each of n rows of 32 values, in units of the output's scale.
+KOGPT_API void kogpt_search(const float* x, int n, const float* importance, std::uint8_t* groups) {
+  const kogpt::Kernels* kernels = kogpt::choose_kernels();
+  std::int32_t codes[kogpt::kGroup];
+  for (int i = 0; i < n; ++i) {
+    groups[i] = static_cast<std::uint8_t>(
+        kernels->search(x + static_cast<std::ptrdiff_t>(i) * kogpt::kGroup, importance, kogpt::kTable.data(), codes));
+  }
 }
 
 // int4 only: codes (16 ceil(n / 16), kp), a byte each, and group scales (., kp / 32) to tiles; kp a multiple of 64.

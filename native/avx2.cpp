@@ -47,6 +47,12 @@ inline F16 fma(const F16& x, const F16& y, const F16& z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
 
+inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
+  const __m256 steps = _mm256_set1_ps(step), limits = _mm256_set1_ps(limit);
+  return {_mm256_add_ps(c.a, _mm256_and_ps(steps, _mm256_cmp_ps(x.a, limits, _CMP_GT_OQ))),
+          _mm256_add_ps(c.b, _mm256_and_ps(steps, _mm256_cmp_ps(x.b, limits, _CMP_GT_OQ)))};
+}
+
 inline float sum(const F16& x) {
   const __m256 eight = _mm256_add_ps(x.a, x.b);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -106,6 +112,6 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
 }  // namespace
 
 const Kernels kAvx2 = {"avx2",    layer_norm, prepare_rows, linear_rows, store_key,
-                       store_value, attend_rows, scratch_rows, quantize_panel, pack_panel, unpack_tile, widen};
+                       store_value, attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

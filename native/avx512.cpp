@@ -62,6 +62,6 @@ inline void half_block(const Linear& w, const Acts& acts, int n, int m, float (*
 }  // namespace
 
 const Kernels kAvx512 = {"avx512",  layer_norm, prepare_rows, linear_rows, store_key,
-                         store_value, attend_rows, scratch_rows, quantize_panel, pack_panel, unpack_tile, widen};
+                         store_value, attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

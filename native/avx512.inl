@@ -22,6 +22,10 @@ struct F16 {
 
 inline F16 add(const F16& a, const F16& b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F16 fma(const F16& a, const F16& b, const F16& c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
+  const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GT_OQ);
+  return {_mm512_mask_add_ps(c.v, above, c.v, _mm512_set1_ps(step))};
+}
 inline float sum(const F16& a) { return _mm512_reduce_add_ps(a.v); }
 
 // See kTile4: 64 inputs of two outputs at a time; the table of a group fills the lanes of its 32 inputs.

@@ -1,7 +1,8 @@
 // Kernels in terms of a few vector operations. Each instruction set includes this file in its own translation
 // unit, inside an anonymous namespace, after defining
 //
-//   F16       16 floats:  zero, load, store, splat, add, fma, sum, load_bf16, load_f16, load_pairs
+//   F16       16 floats:  zero, load, store, splat, add, fma, sum, load_bf16, load_f16, load_pairs,
+//             add_above (c + step where x > limit)
 //   I16       16 int32:   zero, dot64 (adds 64 products), sum
 //   kRows     outputs and kCols tokens that a register block of `linear` holds at once
 //   kOffset   what is added to the int8 activations in memory (VNNI multiplies unsigned by signed)
@@ -136,25 +137,28 @@ void quantize_row8(const float* row, int kp, std::int8_t* tile, float* scale) {
 
 // The nearest entry of an int4 table row to each of 32 values: codes, and the weighted squared error.
 inline float nearest_codes(const float* x, const float* importance, const std::int8_t* entries, std::int32_t* codes) {
-  // A mirrored row falls: it is searched upside down.
-  const bool falling = entries[0] > entries[kCodes - 1];
-  float value[kGroup];
-  std::int32_t count[kGroup] = {};
-  const auto entry = [&](int j) { return static_cast<float>(entries[falling ? kCodes - 1 - j : j]); };
-  for (float& v : value) v = entry(0);
-  for (int j = 0; j + 1 < kCodes; ++j) {
-    const float low = entry(j), step = entry(j + 1) - low, middle = low + 0.5f * step;
-    for (int i = 0; i < kGroup; ++i) {
-      value[i] += x[i] > middle ? step : 0.0f;
-      count[i] += x[i] > middle ? 1 : 0;
+  const bool falling = entries[0] > entries[kCodes - 1];  // a mirrored row is searched upside down
+  float rising[kCodes];
+  for (int j = 0; j < kCodes; ++j) rising[j] = entries[falling ? kCodes - 1 - j : j];
+  F16 errors = F16::zero();
+  for (int half = 0; half < kGroup; half += 16) {
+    const F16 wanted = F16::load(x + half);
+    F16 value = F16::splat(rising[0]), count = F16::zero();
+    for (int j = 0; j + 1 < kCodes; ++j) {
+      const float step = rising[j + 1] - rising[j], middle = rising[j] + 0.5f * step;
+      value = add_above(wanted, middle, step, value);
+      count = add_above(wanted, middle, 1.0f, count);
+    }
+    const F16 error = fma(value, F16::splat(-1.0f), wanted);
+    errors = fma(fma(error, F16::load(importance + half), F16::zero()), error, errors);
+    float counts[16];
+    count.store(counts);
+    for (int i = 0; i < 16; ++i) {
+      const auto code = static_cast<std::int32_t>(counts[i]);
+      codes[half + i] = falling ? kCodes - 1 - code : code;
     }
   }
-  float lanes[16] = {};
-  for (int i = 0; i < kGroup; ++i) lanes[i % 16] += importance[i] * (x[i] - value[i]) * (x[i] - value[i]);
-  float error = 0;
-  for (float lane : lanes) error += lane;
-  for (int i = 0; i < kGroup; ++i) codes[i] = falling ? kCodes - 1 - count[i] : count[i];
-  return error;
+  return sum(errors);
 }
 
 // The group scale with the least error among those that put its largest weight near either end of the codebook.

@@ -23,6 +23,8 @@ struct Kernels {
   // 16 outputs (16, kp) to int8 or int4 tiles and scales; importance (kp) weighs errors (int4), scratch: 18 kp bytes.
   void (*quantize)(Format format, const float* rows, int kp, const float* importance, const std::int8_t* table,
                    unsigned char* tiles, float* scales, std::uint8_t* scratch);
+  // The best group scale for 32 values in units of the output's scale, and their codes.
+  int (*search)(const float* x, const float* importance, const std::int8_t* table, std::int32_t* codes);
   // Codes (16, kp) and group scales (16, kp / 32) to int4 tiles.
   void (*pack)(const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles);
   // One int4 tile to int8, see kTile4.

@@ -61,6 +61,11 @@ inline F16 fma(const F16& a, const F16& b, F16 c) {
   return c;
 }
 
+inline F16 add_above(const F16& x, float limit, float step, F16 c) {
+  for (int i = 0; i < 16; ++i) c.v[i] += x.v[i] > limit ? step : 0.0f;
+  return c;
+}
+
 inline float sum(F16 a) {
   for (int width = 8; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
@@ -98,6 +103,6 @@ void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t
 }  // namespace
 
 const Kernels kPlain = {"plain",   layer_norm, prepare_rows, linear_rows, store_key,
-                        store_value, attend_rows, scratch_rows, quantize_panel, pack_panel, unpack_tile, widen};
+                        store_value, attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt
