@@ -69,7 +69,7 @@ class StopStrings:
         """Add text; what is safe to show now, and whether a stop string was completed."""
         if not self._stops:
             return text, False
-        shown = []
+        shown: list[str] = []
         for character in text:
             self._held += character
             for stop in self._stops:
@@ -171,7 +171,8 @@ class KoGPT:
     ) -> Self:
         """Load a folder, a hub name or the built-in kogpt-mini.
 
-        device: auto, cpu, cuda or cuda:N. dtype: auto, float32, bfloat16, float16 and what the runner
+        device: auto, cpu, cuda, cuda:N; cuda:0,cuda:1 or cuda:all (every GPU) splits the model over them.
+        dtype: auto, float32, bfloat16, float16 and what the runner
         for that device knows besides. Raises CheckpointError, TokenizerError, NotEnoughMemory.
         """
         stored = checkpoint.load(name, revision)
@@ -181,7 +182,9 @@ class KoGPT:
         return cls(tokenizer, Engine(runner, n_tokens=tokenizer.n_vocab))
 
     @overload
-    def generate(self, prompts: str, sampling: Sampling | None = None) -> Result: ...
+    def generate(  # type: ignore[overload-overlap]  # a str is also an Iterable[str]; it is taken as one prompt
+        self, prompts: str, sampling: Sampling | None = None
+    ) -> Result: ...
     @overload
     def generate(self, prompts: Iterable[str], sampling: Sampling | None = None) -> list[Result]: ...
     def generate(
@@ -324,14 +327,14 @@ def make_runner(stored: Checkpoint, device: str = "auto", dtype: str = "auto") -
 
 def runner_name(device: str = "auto") -> str:
     """Which runner a device gets: torch on CUDA; on the CPU native where it was built, else numpy."""
-    if device.startswith("cuda"):
+    if all(name.startswith("cuda") for name in device.split(",")):
         if importlib.util.find_spec("torch") is None:
             raise MissingExtra(f"--device {device}", "torch")
         return "torch"
     if device not in ("auto", "cpu"):
         raise KoGPTError(
-            f"device is {device!r}, must be auto, cpu, cuda or cuda:N",
-            f"device 값 {device!r} (조건: auto, cpu, cuda, cuda:N 중 하나)",
+            f"device is {device!r}, must be auto, cpu, cuda, cuda:N, cuda:N,cuda:M or cuda:all",
+            f"device 값 {device!r} (조건: auto, cpu, cuda, cuda:N, cuda:N,cuda:M, cuda:all 중 하나)",
         )
     if device == "auto" and has_cuda() and importlib.util.find_spec("torch") is not None:
         return "torch"

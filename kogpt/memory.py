@@ -47,7 +47,8 @@ def _machine_bytes() -> int:
 
 def _container_bytes() -> list[int]:
     """What is left of the memory limit of the container's own cgroup, if there is one."""
-    limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip() if (CGROUP / "memory.max").exists() else "max"
+    path = CGROUP / "memory.max"
+    limit = path.read_text(encoding="ascii").strip() if path.exists() else "max"
     if limit == "max":
         return []
     lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
