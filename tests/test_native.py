@@ -1,0 +1,171 @@
+"""What only the native runner promises; that its logits are right is in test_runners.py.
+
+Each instruction set of this machine runs in a process of its own: KOGPT_ISA is read when a model is made.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, random_tensors
+from numpy.typing import NDArray
+from runners import stored
+
+from kogpt import checkpoint, native_runner
+from kogpt.checkpoint import Stored
+from kogpt.config import ModelConfig
+from kogpt.errors import KoGPTError
+from kogpt.native_runner import NativeRunner, Packed
+from kogpt.numpy_runner import NumpyRunner
+from kogpt.quantize import pack, unpack
+from kogpt.runner import Array, Chunk, Runner
+
+pytestmark = pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
+
+ISAS = ("amx", "avx512", "avx2", "neon", "plain")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
+TENSORS = {name: stored(array) for name, array in random_tensors(TINY).items()}
+RNG = np.random.default_rng(0)
+TEXTS = [RNG.integers(0, TINY.n_vocab, n) for n in (40, 1, 17, 2, 33)]
+
+# Widths on both sides of every tile and panel: 16 outputs, 32 or 64 inputs, heads that are no whole register.
+SHAPES = {
+    "odd": ModelConfig(n_layers=2, n_heads=3, d_model=39, d_ff=65, n_vocab=17, n_ctx=70, rotary_dim=12),
+    "whole tiles": ModelConfig(
+        n_layers=2, n_heads=2, d_model=128, d_ff=192, n_vocab=96, n_ctx=70, rotary_dim=32
+    ),
+    "one of all": ModelConfig(n_layers=1, n_heads=1, d_model=2, d_ff=1, n_vocab=2, n_ctx=70, rotary_dim=2),
+}
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    monkeypatch.setenv("KOGPT_ISA", name)
+    try:
+        assert native_runner.isa() == name
+    except KoGPTError:
+        pytest.skip(f"this processor has no {name}")
+    return name
+
+
+def read_all(runner: Runner, texts: list[NDArray[np.int64]]) -> list[Array]:
+    """Logits of every position of each text, all texts in one batch."""
+    return runner.forward([Chunk(runner.open(), ids, len(ids)) for ids in texts])
+
+
+def rounded_weights(config: ModelConfig, tensors: dict[str, Stored], dtype: str) -> dict[str, Stored]:
+    """The tensors with every projection as the runner rounds it, in float32."""
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.array.ndim == 1 or "wte" in name:
+            continue
+        if dtype in ("int8", "int4"):
+            result[name] = stored(unpack(pack(tensor, dtype)))
+        else:
+            result[name] = stored(Stored(dtype, tensor.to(dtype)).to("float32"))
+    return result
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_equal_to_numpy_on_the_rounded_weights(isa: str, dtype: str, shape: ModelConfig) -> None:
+    tensors = {name: stored(array) for name, array in random_tensors(shape).items()}
+    texts = [np.arange(n) % shape.n_vocab for n in (35, 1, 16, 18)]
+    wanted = read_all(NumpyRunner(shape, rounded_weights(shape, tensors, dtype)), texts)
+    found = read_all(NativeRunner(shape, tensors, dtype, threads=2), texts)
+    # float32 sums; a bfloat16 cache elsewhere; bfloat16 activations besides
+    tolerance = {"float32": 1e-4, "bfloat16": 0.12}.get(dtype, 0.04)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_does_not_depend_on_its_neighbours(isa: str, dtype: str) -> None:
+    """Bit for bit: alone token by token, in chunks, and beside others."""
+    runner = NativeRunner(TINY, TENSORS, dtype, threads=2)
+    together = read_all(runner, TEXTS)
+    for ids, wanted in zip(TEXTS, together, strict=True):
+        for size in (1, 7, 33):
+            row = runner.open()
+            pieces = [ids[i : i + size] for i in range(0, len(ids), size)]
+            found = np.concatenate([runner.forward([Chunk(row, p, len(p))])[0] for p in pieces])
+            runner.close(row)
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_do_not_change_a_bit(threads: int) -> None:
+    wanted = read_all(NativeRunner(TINY, TENSORS, "bfloat16", threads=2), TEXTS)
+    found = read_all(NativeRunner(TINY, TENSORS, "bfloat16", threads=threads), TEXTS)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_more_positions_than_one_pass_takes() -> None:
+    config = ModelConfig(n_layers=2, n_heads=2, d_model=64, d_ff=64, n_vocab=64, n_ctx=1400, rotary_dim=32)
+    tensors = {name: stored(array) for name, array in random_tensors(config).items()}
+    texts = [np.arange(n) % 64 for n in (700, 3, 600)]
+    found = NativeRunner(config, tensors, "float32")
+    chunks = [Chunk(found.open(), ids, n) for ids, n in zip(texts, (600, 2, 1), strict=True)]
+    wanted = read_all(NumpyRunner(config, tensors), texts)
+    for logits, want, chunk in zip(found.forward(chunks), wanted, chunks, strict=True):
+        np.testing.assert_allclose(logits, want[len(want) - chunk.n_outputs :], rtol=0, atol=1e-4)
+
+
+def test_fork_shares_whole_blocks() -> None:
+    """A fork needs one block (of the last, unfinished positions), whatever the length of the prefix."""
+    runner = NativeRunner(TINY, TENSORS, "bfloat16")
+    parent = runner.open()
+    runner.forward([Chunk(parent, np.arange(100), 0)])
+    bytes_of = runner._library.kogpt_cache_bytes
+    child = runner.fork(parent)
+    block = bytes_of(runner._model, runner.open(), 1)
+    assert bytes_of(runner._model, child, 1) == block
+    assert bytes_of(runner._model, runner.fork(parent, 96), 32) == block
+    runner.close(child)
+    assert bytes_of(runner._model, parent, 1) == 0  # its last block is its own again
+
+
+def test_weights_stay_on_the_pages_of_the_file(tmp_path: Path) -> None:
+    """Whole tiles in the runner's dtype are not copied; what has to be converted is."""
+    config = ModelConfig(n_layers=1, n_heads=2, d_model=64, d_ff=128, n_vocab=32, n_ctx=32, rotary_dim=32)
+    checkpoint.save(tmp_path, config, random_tensors(config), dtype="bfloat16")
+    tensors = checkpoint.load(tmp_path).tensors
+    matrices = sum(tensor.array.ndim == 2 for tensor in tensors.values())
+    assert len(NativeRunner(config, tensors, "bfloat16")._borrowed) == matrices
+    assert len(NativeRunner(config, tensors, "int8")._borrowed) == 1  # the embedding
+    logits = [read_all(NativeRunner(config, tensors, "bfloat16"), [np.arange(5)])[0] for _ in range(2)]
+    np.testing.assert_array_equal(logits[0], logits[1])  # dropped pages are read again
+
+
+def test_packed_tensors_are_taken_as_they_are() -> None:
+    packed: dict[str, Stored | Packed] = dict(TENSORS)
+    for name, tensor in TENSORS.items():
+        if tensor.array.ndim == 2 and "wte" not in name:
+            packed[name] = pack(tensor, "int4")
+    found = read_all(NativeRunner(TINY, packed, "int4"), TEXTS)
+    for one, other in zip(found, read_all(NativeRunner(TINY, TENSORS, "int4"), TEXTS), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KoGPTError, match=r"bfloat16, int8, int4"):
+        NativeRunner(TINY, TENSORS, "float8")
+    monkeypatch.setenv("KOGPT_ISA", "sse9")
+    with pytest.raises(KoGPTError, match="sse9"):
+        NativeRunner(TINY, TENSORS, "float32")
+
+
+def test_machine_limits_are_measured() -> None:
+    runner = NativeRunner(TINY, TENSORS, "bfloat16")
+    assert runner.read_bandwidth(np.ones(1 << 20)) > 1e8
+    assert runner.matrix_speed(256) > 1e8
+
+
+def test_native_is_not_left_out_by_accident() -> None:
+    """CI builds the kernels: their absence there must not look like a pass."""
+    assert native_runner.available() or "CI" not in os.environ
