@@ -235,31 +235,69 @@ void emit_all(const Linear& w, const Acts& acts, const Columns& x, int n, int co
   }
 }
 
-// One pass over the outputs of a task for some blocks of columns.
+constexpr int kInner = 16;       // slices of two blocks of columns that stay in the first-level cache: 32 KB
+constexpr int kOuter = 64;       // slices of kTaskRows outputs that stay in the second-level cache: 1 MB
+constexpr int kTaskRows = 256;
+constexpr int kTaskColumns = 1024;
+constexpr std::size_t kUnpackedBytes = std::size_t{kTaskRows} * kOuter * 64;
+constexpr std::size_t kSumBytes = std::size_t{kTaskRows} * kTaskColumns * 4;
+
+// The outputs of a task, for all columns.
 template <Format kFormat>
 class Pass {
  public:
   Pass(const Linear& w, const Acts& acts, const Output& o, unsigned char* scratch)
       : w_(w), acts_(acts), o_(o), scratch_(scratch), columns_(acts.m * planes_of(kFormat)) {}
 
-  void run(int n0, int n1, int column0, int column1) {
-    const bool once = column1 - column0 <= 32;  // then int4 is unpacked as it is used
+  void run(int n0, int n1) {
+    if (columns_ <= 32) return narrow(n0, n1);
+    for (int n = n0; n < n1; n += kTaskRows) {
+      for (int column = 0; column < columns_; column += kTaskColumns) {
+        wide(n, n + kTaskRows < n1 ? n + kTaskRows : n1, column);
+      }
+    }
+  }
+
+  // A few columns, as in decoding: weights pass once and int4 is unpacked as it is used.
+  void narrow(int n0, int n1) {
+    const Columns x = columns(0);
+    shape(x);
     for (int n = n0; n < n1; n += 32) {
       const bool two_groups = n + 16 < n1;
-      if (w_.format == Format::i4 && !once) unpack(n, two_groups, 0, steps());
+      clear();
+      if (w_.format == Format::i4) {
+        slices(n, x, two_groups);
+      } else {
+        multiply_any<kFormat>(weights(n), x, steps(), two_groups);
+      }
+      emit_all<kFormat>(w_, acts_, x, n, 0, two_groups, o_);
+    }
+  }
+
+  // Blocked over inputs twice: 64 slices of the weights stay near while all columns pass, and 16 slices of two blocks
+  // of columns nearer still while the weights pass. Sums wait in scratch, a tile of 1 KB each.
+  void wide(int n0, int n1, int column0) {
+    const int column1 = column0 + kTaskColumns < columns_ ? column0 + kTaskColumns : columns_;
+    for (int outer = 0; outer < steps(); outer += kOuter) {
+      const int end = outer + kOuter < steps() ? outer + kOuter : steps();
+      if (w_.format == Format::i4) unpack_all(n0, n1, outer, end);
       for (int column = column0; column < column1; column += 32) {
         const Columns x = columns(column);
         shape(x);
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        if (w_.format == Format::i4 && once) {
-          slices(n, x, two_groups);
-        } else {
-          multiply_any<kFormat>(weights(n), x, steps(), two_groups);
+        for (int inner = outer; inner < end; inner += kInner) {
+          const int count = end - inner < kInner ? end - inner : kInner;
+          for (int n = n0; n < n1; n += 32) {
+            const std::size_t pair = static_cast<std::size_t>((n - n0) / 32 * (kTaskColumns / 32) + (column - column0) / 32);
+            unsigned char* sums = scratch_ + kUnpackedBytes + pair * 4096;
+            inner == 0 ? clear() : resume(sums);
+            multiply_any<kFormat>(weights_from(n, n0, outer, end, inner), from(x, inner), count, n + 16 < n1);
+            if (inner + count == steps()) {
+              emit_all<kFormat>(w_, acts_, x, n, column, n + 16 < n1, o_);
+            } else {
+              suspend(sums);
+            }
+          }
         }
-        emit_all<kFormat>(w_, acts_, x, n, column, two_groups, o_);
       }
     }
   }
@@ -268,6 +306,54 @@ class Pass {
   static constexpr int kSlices = 16;  // 16 KB of unpacked int4 per group of outputs
 
   int steps() const { return steps_of(kFormat, w_.kp); }
+
+  static void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+
+  static void suspend(unsigned char* sums) {
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 1024, 64);
+    _tile_stored(2, sums + 2048, 64);
+    _tile_stored(3, sums + 3072, 64);
+  }
+
+  static void resume(const unsigned char* sums) {
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + 1024, 64);
+    _tile_loadd(2, sums + 2048, 64);
+    _tile_loadd(3, sums + 3072, 64);
+  }
+
+  static Columns from(Columns x, int slice) {
+    for (int block = 0; block < 2; ++block) x.at[block] += 64 * slice * x.count[block];
+    return x;
+  }
+
+  // Slices [outer, end) of a task's int4, group after group of 16 outputs.
+  void unpack_all(int n0, int n1, int outer, int end) {
+    auto* out = reinterpret_cast<std::int8_t*>(scratch_);
+    for (int n = n0; n < n1; n += 16) {
+      const std::size_t tile = static_cast<std::size_t>(n) / 16 * static_cast<std::size_t>(steps());
+      const auto* source = static_cast<const std::uint8_t*>(w_.w) + (tile + static_cast<std::size_t>(outer)) * kTile4;
+      for (int i = outer; i < end; ++i, source += kTile4, out += kTile8) unpack_tile(source, w_.table, out);
+    }
+  }
+
+  Weights weights_from(int n, int n0, int outer, int end, int inner) const {
+    Weights w = weights(n);
+    if (w_.format == Format::i4) {
+      const auto group = static_cast<std::size_t>(end - outer) * kTile8;
+      w.at[0] = scratch_ + static_cast<std::size_t>(n - n0) / 16 * group;
+      w.at[1] = w.at[0] + group;
+      inner -= outer;
+    }
+    for (auto& at : w.at) at += static_cast<std::size_t>(inner) * w.step;
+    return w;
+  }
 
   void slices(int n, Columns x, bool two_groups) {
     for (int from = 0; from < steps(); from += kSlices) {
@@ -326,14 +412,7 @@ class Pass {
 
 template <Format kFormat>
 void linear_format(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
-  constexpr int kCacheBytes = 1024 * 1024;  // half of the second-level cache
-  const int block_bytes = 16 * 64 * steps_of(kFormat, w.kp);
-  const int fit = kCacheBytes / block_bytes / 2 * 2;
-  const int step = 16 * (fit < 2 ? 2 : fit), columns = acts.m * planes_of(kFormat);
-  Pass<kFormat> pass(w, acts, o, scratch);
-  for (int column = 0; column < columns; column += step) {
-    pass.run(n0, n1, column, column + step < columns ? column + step : columns);
-  }
+  Pass<kFormat>(w, acts, o, scratch).run(n0, n1);
   _tile_release();
 }
 
@@ -345,8 +424,9 @@ void linear_tiles(const Linear& w, const Acts& acts, int n0, int n1, const Outpu
 
 std::size_t scratch_tiles(int kp, int positions, int d) {
   const std::size_t two_panels = static_cast<std::size_t>(kp) * 2 * kPanel;
-  const std::size_t rows = scratch_rows(kp, positions, d);
-  return two_panels > rows ? two_panels : rows;
+  const std::size_t rows = scratch_rows(kp, positions, d), blocks = kUnpackedBytes + kSumBytes;
+  const std::size_t most = two_panels > rows ? two_panels : rows;
+  return most > blocks ? most : blocks;
 }
 
 }  // namespace

@@ -10,9 +10,15 @@ namespace {
 
 constexpr int kPass = 512;         // positions that go through the layers together
 constexpr int kHeadPass = 256;     // outputs that go through the head together
-constexpr int kTasksPerThread = 6;  // enough to even out threads that are held up
-constexpr int kTaskOutputs = 512;  // at most: the activations of a task stay in the second-level cache
+constexpr int kFewTokens = 16;     // up to which a pass is bound by reading the weights
+constexpr int kTaskOutputs = 256;  // of a task at most: what a thread's second-level cache holds of the weights
 constexpr double kSmall = 1 << 18;  // products that are not worth a dispatch: a few microseconds
+
+// Outputs of one task: small enough to even out threads that are held up.
+int task_outputs(int outputs, int threads, int m) {
+  const int tasks = threads * (m <= kFewTokens ? 16 : 6);
+  return std::min(round_up(outputs / tasks + 1, 2 * kPanel), kTaskOutputs);
+}
 
 }  // namespace
 
@@ -94,8 +100,7 @@ Acts& Model::acts(Acts& to, Buffer& data, Buffer& scale, int m, int kp) const {
 void Model::project(const Job* jobs, int n_jobs) {
   int outputs = 0;
   for (int i = 0; i < n_jobs; ++i) outputs += jobs[i].w->n;
-  const int share = round_up(outputs / (pool_.threads() * kTasksPerThread) + 1, 2 * kPanel);
-  const int step = std::min(share, kTaskOutputs);
+  const int step = task_outputs(outputs, pool_.threads(), jobs[0].acts->m);
   int ends[kProjections];
   int tasks = 0;
   for (int i = 0; i < n_jobs; ++i) ends[i] = tasks += (jobs[i].w->n + step - 1) / step;
@@ -209,7 +214,7 @@ void Model::block(int layer, const std::vector<Piece>& pieces, int m) {
     kernels_.prepare(ff_.floats(), f, m0, m1, wide, scratch(thread));
   });
   const int outputs = dims_.d_model;
-  const int step = std::min(round_up(outputs / (pool_.threads() * kTasksPerThread) + 1, 2 * kPanel), kTaskOutputs);
+  const int step = task_outputs(outputs, pool_.threads(), m);
   run((outputs + step - 1) / step, static_cast<double>(outputs) * (e_ + f_) * m, [&](int task, int thread) {
     const int n0 = task * step, n1 = std::min(n0 + step, outputs);
     kernels_.linear(w[kOut], mixed, n0, n1, {x_.floats(), e, nullptr, true, false}, scratch(thread));
