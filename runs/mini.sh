@@ -4,8 +4,8 @@
 #     CORPUS=path/to/corpus WORK=/tmp/mini runs/mini.sh
 #
 # CORPUS holds train_SOURCE_NN.jsonl.zst and valid_SOURCE.jsonl.zst; `petitions` is not trained on, it accuses
-# living people. Each step is skipped or resumed if WORK has it already. Two processes of one thread each make the
-# most of two cores that others use too: they wait for each other once a step, not in every operation.
+# living people. Each step is skipped or resumed if WORK has it already. The first edition's run had two processes
+# of one thread each, because others used its two cores too; the losses are the same but for rounding.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${CORPUS:?folder of the corpus}" "${WORK:?folder to work in}"
@@ -24,7 +24,7 @@ done
 
 # Large blocks from a heap that keeps them: fresh pages for every activation cost a fifth of the time.
 export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
-export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_NUM_THREADS=1
-torchrun --nproc-per-node 2 -m kogpt pretrain run "$WORK/mini.toml" --out "$WORK/run" --plot "$WORK/run/loss.png"
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+python -m kogpt pretrain run "$WORK/mini.toml" --out "$WORK/run"
 
 python runs/mini_card.py "$WORK/run/model" "$WORK/run/metrics.jsonl" "$CORPUS" --machine "$MACHINE"

@@ -1,0 +1,148 @@
+"""Tokens per second and MFU of our loop beside transformers' Trainer, interleaved; prints JSON lines.
+
+    python bench/training.py --layers 6 --width 384 --vocabulary 16128 --rows 8 --length 512
+
+The same GPT-J shape, random tokens, rows, AdamW and bfloat16 autocast on both sides, in one process. MFU is
+the share of a large matrix product that the machine reached then. Needs transformers and accelerate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import GPTJForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from kogpt.config import ModelConfig
+from kogpt.pretraining.run import initial_model
+from kogpt.training.loop import Batch, Run, Settings
+from kogpt.training.objective import Arithmetic, Objective
+from kogpt.training.optimisers import Rule
+from kogpt.training.report import flops_per_token, measured_peak
+from kogpt.training.schedule import Schedule
+from kogpt.training.workers import Workers, join
+
+RATE = 3e-4
+Round = Callable[[int], list[float]]  # so many steps -> seconds of each
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (("layers", 6), ("width", 384), ("vocabulary", 16128), ("rows", 8), ("length", 512)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--steps", type=int, default=5, help="of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    config = ModelConfig(
+        n_layers=args.layers,
+        n_heads=args.width // 64,
+        d_model=args.width,
+        d_ff=4 * args.width,
+        n_vocab=args.vocabulary,
+        n_ctx=max(args.length, 1024),
+        rotary_dim=32,
+    )
+    tokens = np.random.default_rng(0).integers(5, config.n_vocab, (args.rows, args.length + 1))
+    with join() as workers, tempfile.TemporaryDirectory() as folder:
+        sides = {
+            "kogpt": ours(config, tokens, workers, Path(folder)),
+            "transformers": theirs(config, tokens, workers, folder),
+        }
+        seconds = measure(sides, args.steps, args.rounds)
+        report(config, seconds, (args.rows, args.length), measured_peak(workers.device, torch.bfloat16))
+
+
+def ours(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, folder: Path) -> Round:
+    """Rounds of our loop."""
+    compiled = "blocks" if workers.device.type == "cuda" else "loss"
+    objective = Objective(initial_model(config, seed=0), Arithmetic(compile=compiled))
+    workers.distribute(objective, objective.blocks())
+    settings = Settings(
+        schedule=Schedule(steps=10**6, warmup_steps=1), rule=Rule(name="adamw", adamw_rate=RATE)
+    )
+    run = Run(folder, objective, settings, workers)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], ())
+    return lambda steps: [run.update(batch)["seconds_per_step"] for _ in range(steps)]
+
+
+def theirs(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, folder: str) -> Round:
+    """Rounds of transformers' Trainer."""
+    torch.manual_seed(0)
+    model = GPTJForCausalLM(transformers.GPTJConfig(**config.to_json()))
+    rows = [{"input_ids": row, "labels": row} for row in tokens[:, :-1].tolist()]
+
+    def one_round(steps: int) -> list[float]:
+        clock = Clock()
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=len(rows),
+            learning_rate=RATE,
+            max_grad_norm=1.0,
+            bf16=True,
+            use_cpu=workers.device.type == "cpu",
+            optim="adamw_torch_fused",
+            save_strategy="no",
+            report_to=[],
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(model, arguments, train_dataset=rows, callbacks=[clock]).train()
+        return clock.seconds
+
+    return one_round
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step, loading of its batch not counted."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.begin)
+
+
+def measure(sides: dict[str, Round], steps: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every step by side, after a round that warms up; sides take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for one_round in sides.values():
+        one_round(2)
+    for _ in range(rounds):
+        for name, one_round in sides.items():
+            seconds[name] += one_round(steps)
+    return seconds
+
+
+def report(config: ModelConfig, seconds: dict[str, list[float]], batch: tuple[int, int], peak: float) -> None:
+    """One line for each side and one for the ratio."""
+    n_tokens, length = batch[0] * batch[1], batch[1]
+    rates = {name: n_tokens / statistics.median(times) for name, times in seconds.items()}
+    for name, rate in rates.items():
+        facts = {"side": name, "tokens_per_second": round(rate), "n_parameters": config.n_parameters}
+        best, worst = (round(n_tokens / pick(seconds[name])) for pick in (min, max))
+        mfu = rate * flops_per_token(config, length) / peak
+        print(json.dumps({**facts, "best": best, "worst": worst, "mfu": round(mfu, 3)}))
+    ratio = rates["kogpt"] / rates["transformers"]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    place = {"threads": torch.get_num_threads(), "machine": platform.machine(), "peak_tflops": peak / 1e12}
+    print(json.dumps({"ratio": round(ratio, 2), **place, **versions}))
+
+
+if __name__ == "__main__":
+    main()
