@@ -30,7 +30,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a folder, a hub name or a built-in model (default: %(default)s)",
     )
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N; cuda:0,cuda:1 splits the model over these GPUs, cuda:all over all"
+        " (default: %(default)s)",
+    )
     group.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="precision of the weights (default: %(default)s)"
     )
@@ -38,23 +43,30 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model_parallel",
         "--model-parallel",
         action="store_true",
-        help="the original's option; over several GPUs a model cannot be split yet",
+        help="the original's option: split the model over every GPU, as --device cuda:all",
     )
 
 
 def load_model(args: argparse.Namespace) -> KoGPT:
     """The model that the options name; slow, and the first import of numpy and what is behind it."""
-    from kogpt.cli.machine import gpus
     from kogpt.generation import KoGPT
 
-    if args.model_parallel and (n_gpus := len(gpus())) > 1:
+    return KoGPT.from_pretrained(args.model, args.revision, device_from(args), args.dtype)
+
+
+def device_from(args: argparse.Namespace) -> str:
+    """What --device and --model_parallel mean together; KoGPTError if they contradict each other."""
+    from kogpt.cli.machine import gpus
+
+    device: str = args.device
+    if not args.model_parallel or device == "cuda:all":
+        return device
+    if device not in ("auto", "cuda"):
         raise KoGPTError(
-            f"--model_parallel cannot split a model over {n_gpus} GPUs: leave it out and choose one with"
-            " --device cuda:N, or a smaller --dtype",
-            f"--model_parallel: 모델을 GPU {n_gpus}개에 나누어 올릴 수 없습니다. 이 옵션을 빼고"
-            " --device cuda:N으로 하나를 고르거나 더 작은 --dtype을 써 주십시오",
+            f"--model_parallel takes every GPU, --device {device} does not: leave one of them out",
+            f"--model_parallel은 모든 GPU를 씁니다. --device {device}와 둘 중 하나를 빼 주십시오",
         )
-    return KoGPT.from_pretrained(args.model, args.revision, args.device, args.dtype)
+    return "cuda:all" if gpus() else device
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:

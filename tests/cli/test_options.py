@@ -62,7 +62,25 @@ def test_values_of_the_wrong_kind_are_refused(
     assert words[0] in capsys.readouterr().err
 
 
-def test_model_parallel_is_refused_where_there_is_something_to_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kogpt.cli.machine.gpus", lambda: [None, None])
-    with pytest.raises(KoGPTError, match="2 GPUs"):
-        options.load_model(parse("--model_parallel"))
+@pytest.mark.parametrize(
+    ("words", "n_gpus", "device"),
+    [
+        ((), 2, "auto"),
+        (("--device", "cuda:1"), 2, "cuda:1"),
+        (("--model_parallel",), 2, "cuda:all"),
+        (("--model_parallel", "--device", "cuda"), 1, "cuda:all"),
+        (("--model_parallel", "--device", "cuda:all"), 2, "cuda:all"),
+        (("--model_parallel",), 0, "auto"),
+    ],
+)
+def test_model_parallel_means_every_gpu(
+    words: tuple[str, ...], n_gpus: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kogpt.cli.machine.gpus", lambda: [None] * n_gpus)
+    assert options.device_from(parse(*words)) == device
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1", "cuda:0,cuda:1"])
+def test_model_parallel_beside_another_choice_is_refused(device: str) -> None:
+    with pytest.raises(KoGPTError, match="takes every GPU"):
+        options.device_from(parse("--model_parallel", "--device", device))
