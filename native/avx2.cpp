@@ -47,6 +47,30 @@ inline F16 fma(const F16& x, const F16& y, const F16& z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
 
+inline F16 mul(const F16& x, const F16& y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline F16 div(const F16& x, const F16& y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline F16 least(const F16& x, const F16& y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline F16 most(const F16& x, const F16& y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+
+inline __m256 exp8(__m256 x) {
+  x = _mm256_max_ps(x, _mm256_set1_ps(-87.0f));
+  const __m256i n = _mm256_cvtps_epi32(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)));
+  const __m256 whole = _mm256_cvtepi32_ps(n);
+  __m256 r = _mm256_fnmadd_ps(whole, _mm256_set1_ps(0.693359375f), x);
+  r = _mm256_fmadd_ps(whole, _mm256_set1_ps(2.12194440e-4f), r);
+  __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
+  p = _mm256_fmadd_ps(_mm256_mul_ps(p, r), r, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+  const __m256i power = _mm256_add_epi32(_mm256_slli_epi32(n, 23), _mm256_set1_epi32(0x3F800000));
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+}
+
+inline F16 exp16(const F16& x) { return {exp8(x.a), exp8(x.b)}; }
+
 inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
   const __m256 steps = _mm256_set1_ps(step), limits = _mm256_set1_ps(limit);
   return {_mm256_add_ps(c.a, _mm256_and_ps(steps, _mm256_cmp_ps(x.a, limits, _CMP_GT_OQ))),

@@ -22,6 +22,26 @@ struct F16 {
 
 inline F16 add(const F16& a, const F16& b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F16 fma(const F16& a, const F16& b, const F16& c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F16 mul(const F16& a, const F16& b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F16 div(const F16& a, const F16& b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F16 least(const F16& a, const F16& b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F16 most(const F16& a, const F16& b) { return {_mm512_max_ps(a.v, b.v)}; }
+
+inline F16 exp16(const F16& a) {
+  const __m512 x = _mm512_max_ps(a.v, _mm512_set1_ps(-87.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+  return {_mm512_scalef_ps(p, n)};
+}
+
 inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
   const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GT_OQ);
   return {_mm512_mask_add_ps(c.v, above, c.v, _mm512_set1_ps(step))};

@@ -2,7 +2,7 @@
 // unit, inside an anonymous namespace, after defining
 //
 //   F16       16 floats:  zero, load, store, splat, add, fma, sum, load_bf16, load_f16, load_pairs,
-//             add_above (c + step where x > limit)
+//             mul, div, least, most, exp16 (see plain.cpp), add_above (c + step where x > limit)
 //   I16       16 int32:   zero, dot64 (adds 64 products), sum
 //   kRows     outputs and kCols tokens that a register block of `linear` holds at once
 //   kOffset   what is added to the int8 activations in memory (VNNI multiplies unsigned by signed)
@@ -11,27 +11,11 @@
 
 constexpr float kInfinity = __builtin_huge_valf();
 
-// e^x for x <= 88; below -87 it is flushed to e^-87. Cephes' expf: range reduction and a polynomial of degree 5.
-inline float exp_of(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
-  const float n = shifted - 12582912.0f;
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const std::int32_t power = (std::bit_cast<std::int32_t>(shifted) << 23) + 0x3F800000;
-  return (p * r * r + r + 1.0f) * std::bit_cast<float>(power);
-}
-
 // The tanh approximation of GELU, x * sigmoid(2u): 1/2 (1 + tanh u) = sigmoid(2u).
-inline float gelu_of(float x) {
-  const float u = 0.7978845608f * (x + 0.044715f * x * x * x);
-  const float e = exp_of(-2.0f * u > 87.0f ? 87.0f : -2.0f * u);
-  return x / (1.0f + e);
+inline F16 gelu16(const F16& x) {
+  const F16 cubic = fma(mul(mul(x, x), x), F16::splat(0.044715f), x);
+  const F16 power = least(mul(cubic, F16::splat(-2.0f * 0.7978845608f)), F16::splat(87.0f));
+  return div(x, add(F16::splat(1.0f), exp16(power)));
 }
 
 inline std::uint16_t bf16_of(float x) {  // round to nearest, ties to even; the model has no NaN to keep
@@ -238,18 +222,18 @@ void quantize_panel(Format format, const float* rows, int kp, const float* impor
 
 // y[0..16) of one token to its outputs.
 inline void finish(const float* y, const Output& o, int m, int n, int n_all) {
-  float values[kPanel];
-  for (int j = 0; j < kPanel; ++j) values[j] = y[j] + (o.bias ? o.bias[n + j] : 0.0f);
-  if (o.gelu) {
-    for (int j = 0; j < kPanel; ++j) values[j] = gelu_of(values[j]);
-  }
+  F16 value = F16::load(y);
+  if (o.bias != nullptr) value = add(value, F16::load(o.bias + n));
+  if (o.gelu) value = gelu16(value);
   float* out = o.out + static_cast<std::size_t>(m) * o.ld + n;
-  const int count = n_all - n < kPanel ? n_all - n : kPanel;
-  if (o.accumulate) {
-    for (int j = 0; j < count; ++j) out[j] += values[j];
-  } else {
-    for (int j = 0; j < count; ++j) out[j] = values[j];
+  if (n_all - n >= kPanel) {
+    if (o.accumulate) value = add(F16::load(out), value);
+    value.store(out);
+    return;
   }
+  float values[kPanel];
+  value.store(values);
+  for (int j = 0; j < n_all - n; ++j) out[j] = o.accumulate ? out[j] + values[j] : values[j];
 }
 
 template <Format kFormat>
@@ -466,24 +450,26 @@ inline void mix_group(const Attend& job, const float* p, std::size_t ld_p, int p
 
 // scores[0..visible) -> e^(score - max), zero up to `padded`; returns 1 / their sum.
 inline float soften(float* scores, int visible, int padded) {
-  float largest[16];
-  for (float& lane : largest) lane = -kInfinity;
   for (int i = visible; i < padded; ++i) scores[i] = -kInfinity;
+  F16 largest = F16::load(scores);
+  for (int i = 16; i < padded; i += 16) largest = most(largest, F16::load(scores + i));
+  float lanes[16];
+  largest.store(lanes);
+  float top = lanes[0];
+  for (float lane : lanes) top = lane > top ? lane : top;
+  const F16 shift = F16::splat(-top);
+  F16 sums = F16::zero();
   for (int i = 0; i < padded; i += 16) {
-    for (int j = 0; j < 16; ++j) largest[j] = scores[i + j] > largest[j] ? scores[i + j] : largest[j];
+    const F16 power = exp16(add(F16::load(scores + i), shift));
+    power.store(scores + i);
+    if (i + 16 <= visible) {
+      sums = add(sums, power);
+      continue;
+    }
+    for (int j = visible > i ? visible - i : 0; j < 16; ++j) scores[i + j] = 0.0f;
+    sums = add(sums, F16::load(scores + i));
   }
-  float top = largest[0];
-  for (float lane : largest) top = lane > top ? lane : top;
-  float sums[16] = {};
-  for (int i = 0; i < padded; i += 16) {
-    for (int j = 0; j < 16; ++j) scores[i + j] = exp_of(scores[i + j] - top);
-    const int seen = visible - i < 16 ? (visible > i ? visible - i : 0) : 16;
-    for (int j = seen; j < 16; ++j) scores[i + j] = 0.0f;
-    for (int j = 0; j < 16; ++j) sums[j] += scores[i + j];
-  }
-  float total = 0;
-  for (float lane : sums) total += lane;
-  return 1.0f / total;
+  return 1.0f / sum(sums);
 }
 
 // C queries from query i on. scratch: scores (C, padded), queries (C, dp).

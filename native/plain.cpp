@@ -61,6 +61,47 @@ inline F16 fma(const F16& a, const F16& b, F16 c) {
   return c;
 }
 
+inline F16 mul(F16 a, const F16& b) {
+  for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
+  return a;
+}
+
+inline F16 div(F16 a, const F16& b) {
+  for (int i = 0; i < 16; ++i) a.v[i] /= b.v[i];
+  return a;
+}
+
+inline F16 least(F16 a, const F16& b) {
+  for (int i = 0; i < 16; ++i) a.v[i] = b.v[i] < a.v[i] ? b.v[i] : a.v[i];
+  return a;
+}
+
+inline F16 most(F16 a, const F16& b) {
+  for (int i = 0; i < 16; ++i) a.v[i] = b.v[i] > a.v[i] ? b.v[i] : a.v[i];
+  return a;
+}
+
+// e^x for x <= 88; below -87 it is flushed to e^-87. Cephes' expf: range reduction and a polynomial of degree 5.
+inline float exp_of(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
+  const float n = shifted - 12582912.0f;
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const std::int32_t power = (std::bit_cast<std::int32_t>(shifted) << 23) + 0x3F800000;
+  return (p * r * r + r + 1.0f) * std::bit_cast<float>(power);
+}
+
+inline F16 exp16(F16 a) {
+  for (float& lane : a.v) lane = exp_of(lane);
+  return a;
+}
+
 inline F16 add_above(const F16& x, float limit, float step, F16 c) {
   for (int i = 0; i < 16; ++i) c.v[i] += x.v[i] > limit ? step : 0.0f;
   return c;
