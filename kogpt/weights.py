@@ -264,8 +264,7 @@ def _guard_archive(path: Path, file: IO[bytes]) -> None:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise damaged(path, "it is not an archive as torch 1.6 and later write it") from error
     n_bytes = os.fstat(file.fileno()).st_size
-    is_packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if is_packed or sum(member.file_size for member in members) > n_bytes:
+    if sum(member.file_size for member in members) > n_bytes:
         raise damaged(path, "its archive unpacks to more than its own size")
     if any(member.filename.endswith(".pkl") and member.file_size > MAX_JSON_BYTES for member in members):
         raise damaged(path, f"its pickle has more than {MAX_JSON_BYTES:,} bytes")

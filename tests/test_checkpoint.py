@@ -75,6 +75,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, config: ModelConfig, shard_byte
     assert list(loaded.tensors) == list(config.tensor_shapes())
     assert {stored.dtype for stored in loaded.tensors.values()} == {dtype}
     for name, expected in in_torch(tensors, getattr(torch, dtype)).items():
+        assert loaded.tensors[name].array.flags.aligned, name
         assert (loaded.tensors[name].to("float64") == expected.double().numpy()).all(), name
     n_files = len(list(tmp_path.glob("model*.safetensors")))
     assert (n_files == 1) == (shard_bytes == 1 << 30)
@@ -107,6 +108,14 @@ def test_conversions_are_torch_s(source: str, target: str) -> None:
         expected = expected.view(torch.uint16)
     assert converted.dtype == expected.numpy().dtype
     assert (converted == expected.numpy()).all()
+
+
+def test_no_nan_becomes_infinite_in_bfloat16() -> None:
+    """A NaN whose mantissa has low bits only would, if they were cut off."""
+    patterns = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0x7F800000, 0xFF800000], np.uint32)
+    bits = Stored("float32", patterns.view(np.float32)).to("bfloat16")
+    values = Stored("bfloat16", bits).to("float32")
+    assert np.isnan(values[:3]).all() and np.isinf(values[3:]).all()
 
 
 def test_nothing_is_copied_and_nothing_can_be_written(tiny_folder: Path) -> None:

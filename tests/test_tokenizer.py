@@ -145,6 +145,19 @@ def test_any_added_token_spelled_by_a_user_is_text(tiny_tokenizer: Path, tmp_pat
     assert tokenizer.decode([512, 513]) == "<요약>"
 
 
+def test_special_text_as_a_whole_word_is_text(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """With ignore_merges the library looks whole words up in its vocabulary before it merges anything."""
+
+    def keep_words(document: dict[str, Any]) -> None:
+        document["model"]["ignore_merges"] = True
+        document["pre_tokenizer"]["use_regex"] = False
+
+    tokenizer = Tokenizer.from_file(edited(tiny_tokenizer, tmp_path, keep_words))
+    for name in ("[BOS]", "[EOS]", "[PAD]"):
+        ids = tokenizer.encode(name)
+        assert not tokenizer.special_ids & set(ids) and tokenizer.decode(ids) == name
+
+
 def test_foreign_names_of_special_tokens(tiny_tokenizer: Path, tmp_path: Path) -> None:
     def rename(document: dict[str, Any]) -> None:
         document["added_tokens"] = [{"id": 0, "content": "<|endoftext|>", "special": True}]
