@@ -4,6 +4,8 @@
 #include <chrono>
 #include <vector>
 
+#include "codebook.h"
+
 namespace kogpt {
 
 namespace {
@@ -42,7 +44,10 @@ double matrix_speed(Pool& pool, const Kernels& kernels, Format format, int size)
   Buffer data(acts_bytes(Format::f32, width, width)), token_scales(width * sizeof(float));
   std::vector<Buffer> scratch;
   for (int i = 0; i < pool.threads(); ++i) scratch.emplace_back(kernels.scratch_bytes(size, 1, 1));
-  Linear w{format, size, size, size, weights.data(), scales.floats(), reinterpret_cast<std::int32_t*>(sums.data()), nullptr};
+  const Linear w{format,          size,
+                 size,            size,
+                 weights.data(),  scales.floats(),
+                 reinterpret_cast<const std::int32_t*>(sums.data()), kTable.data()};
   const Acts acts{format, size, size, data.data(), token_scales.floats()};
   for (int m = 0; m < size; m += kMaxWidth) kernels.prepare(x.floats(), width, m, m + kMaxWidth, acts, scratch[0].data());
   const Output out{y.floats(), width, nullptr, false, false};

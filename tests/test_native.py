@@ -160,8 +160,9 @@ def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         NativeRunner(TINY, TENSORS, "float32")
 
 
-def test_machine_limits_are_measured() -> None:
-    runner = NativeRunner(TINY, TENSORS, "bfloat16")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_machine_limits_are_measured(dtype: str) -> None:
+    runner = NativeRunner(TINY, TENSORS, dtype)
     assert runner.read_bandwidth(np.ones(1 << 20)) > 1e8
     assert runner.matrix_speed(256) > 1e8
 
