@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from kogpt.checkpoint import atomic_write
-from kogpt.errors import InputError
+from kogpt.errors import ConfigError, InputError
 from kogpt.pretraining import sample
 from kogpt.pretraining.corpus import Reading
 from kogpt.pretraining.pack import pack
 from kogpt.pretraining.parts import MAX_BAD_SHARE, Options
-from kogpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 CONTEXT = 256
 MIN_BYTES = 20_000  # less text has too few words for even the smallest vocabulary
 BYTES_PER_WORD = 100  # of text for each entry of the vocabulary, so that most are seen often
-VOCABULARY = (384, 4096)  # smallest and largest
+VOCABULARY = (320, 4096)  # smallest and largest
 
 # About three million weights: some 100 seconds on two cores, less on a laptop.
 RECIPE = """\
@@ -81,7 +83,7 @@ def prepare(
     files: Sequence[Path], reading: Reading, folder: Path, steps: int, progress: Callable[[int], None]
 ) -> Toy:
     """Tokenizer, shards and recipe in `folder`; what is there already is kept."""
-    from kogpt.pretraining.tokenizer_training import save_tokenizer, train_tokenizer
+    from kogpt.pretraining.tokenizer_training import save_tokenizer
 
     size = sum(len(text.encode()) for text in sample.read_texts(files, reading, MAX_BAD_SHARE))
     if size < MIN_BYTES:
@@ -92,9 +94,7 @@ def prepare(
     tokenizer = folder / "tokenizer" / "tokenizer.json"
     if not tokenizer.exists():
         n_vocab = min(max(size // BYTES_PER_WORD // 64 * 64, VOCABULARY[0]), VOCABULARY[1])
-        trained = train_tokenizer(sample.read_texts(files, reading, MAX_BAD_SHARE), n_vocab)
-        save_tokenizer(trained, tokenizer.parent, CONTEXT)
-        Tokenizer.from_file(tokenizer)
+        save_tokenizer(_trained(files, reading, n_vocab), tokenizer.parent, CONTEXT)
     options = Options(reading=reading, left_out=("all",))  # whoever has one file means all of it
     pack(files, tokenizer, folder / "shards", options, 1, progress)
     toy = Toy(folder)
@@ -103,6 +103,19 @@ def prepare(
         with atomic_write(toy.recipe) as file:
             file.write(text.encode())
     return toy
+
+
+def _trained(files: Sequence[Path], reading: Reading, n_vocab: int) -> tokenizers.Tokenizer:
+    """A tokenizer of that size, or of the first half, quarter, ... that a text of few words can fill."""
+    from kogpt.pretraining.tokenizer_training import train_tokenizer
+
+    while True:
+        try:
+            return train_tokenizer(sample.read_texts(files, reading, MAX_BAD_SHARE), n_vocab)
+        except ConfigError:
+            if n_vocab <= VOCABULARY[0]:
+                raise
+            n_vocab = max(n_vocab // 2, VOCABULARY[0])
 
 
 def train(toy: Toy, live: TextIO) -> bool:

@@ -204,3 +204,8 @@ def test_a_toy_from_one_text_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(command) == 0  # nothing is left to do
     assert "step" not in capsys.readouterr().err
+    picture, other = tmp_path / "loss.png", tmp_path / "other"
+    again = ["pretrain", "run", str(out / "recipe.toml"), "--out", str(other), "--plot", str(picture)]
+    assert main([*again, "--set", "schedule.steps=1", "--set", "model.n_layers=1"]) == 0
+    assert KoGPT.from_pretrained(str(other / "model")).config.n_layers == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
