@@ -124,7 +124,7 @@ def _row(report: dict[str, Any]) -> tuple[str, ...]:
     last = max(by_shots)
     return (
         task.title,
-        metric.replace("_", "-"),
+        metric.replace("_f1", "-F1"),
         f"{first['n']:,} of {first['n_test_file']:,}",
         f"{100 * max(constants):.1f}" if constants else "–",
         f"{100 * pool:.1f}" if pool is not None else "–",
