@@ -9,6 +9,7 @@ import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -35,7 +36,20 @@ MACHINE = platform.machine().lower().replace("amd64", "x86_64").replace("arm64",
 SOURCES = COMMON | BY_MACHINE.get(MACHINE, {})
 
 
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+
 class build_native(build_ext):
+    user_options: ClassVar = [
+        *build_ext.user_options,
+        ("sanitize", None, "with the sanitizers: scripts/sanitize"),
+    ]
+    boolean_options: ClassVar = [*build_ext.boolean_options, "sanitize"]
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.sanitize = False
+
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
 
@@ -49,14 +63,19 @@ class build_native(build_ext):
             return
         self.compiler.set_executable("compiler_so_cxx", compiler_of(self.compiler))
 
+        checks = SANITIZERS if self.sanitize else []
+
         def compile_one(item: tuple[str, list[str]]) -> str:
             name, flags = item
             source = [f"native/{name}.cpp"]
-            return self.compiler.compile(source, self.build_temp, extra_postargs=[*FLAGS, *flags])[0]
+            options = [*FLAGS, *flags, *checks]
+            return self.compiler.compile(source, self.build_temp, extra_postargs=options)[0]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, SOURCES.items()))
-        self.compiler.link_shared_object(objects, str(target), extra_postargs=["-pthread"], target_lang="c++")
+        self.compiler.link_shared_object(
+            objects, str(target), extra_postargs=["-pthread", *checks], target_lang="c++"
+        )
 
 
 def compiler_of(compiler: object) -> list[str]:

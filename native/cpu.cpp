@@ -54,8 +54,6 @@ std::vector<const Kernels*> present() {
   if (has_amx()) sets.push_back(&kAmx);
   if (has_avx512()) sets.push_back(&kAvx512);
   if (has_avx2()) sets.push_back(&kAvx2);
-#elif defined(__aarch64__)
-  sets.push_back(&kNeon);
 #endif
   sets.push_back(&kPlain);
   return sets;

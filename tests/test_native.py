@@ -25,7 +25,7 @@ from kogpt.runner import Array, Chunk, Runner
 
 pytestmark = pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
 
-ISAS = ("amx", "avx512", "avx2", "neon", "plain")
+ISAS = ("amx", "avx512", "avx2", "plain")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
 TENSORS = {name: stored(array) for name, array in random_tensors(TINY).items()}
 RNG = np.random.default_rng(0)
