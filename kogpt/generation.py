@@ -172,8 +172,8 @@ class KoGPT:
         """Load a folder, a hub name or the built-in kogpt-mini.
 
         device: auto, cpu, cuda, cuda:N; cuda:0,cuda:1 or cuda:all (every GPU) splits the model over them.
-        dtype: auto, float32, bfloat16, float16 and what the runner
-        for that device knows besides. Raises CheckpointError, TokenizerError, NotEnoughMemory.
+        dtype: auto, float32, bfloat16, float16 and what the runner for that device knows besides. Raises
+        CheckpointError, TokenizerError, NotEnoughMemory.
         """
         stored = checkpoint.load(name, revision)
         tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")

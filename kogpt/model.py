@@ -91,7 +91,7 @@ class Transformer(nn.Module):
 
 
 class GPTJ(nn.Module):
-    """The model in three steps, so that a soft prompt may enter and only wanted logits be computed."""
+    """The model in steps, so that a soft prompt may enter and only wanted logits be computed."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -108,10 +108,18 @@ class GPTJ(nn.Module):
 
     def trunk(self, x: Tensor, positions: Tensor, attend: Attend = causal) -> Tensor:
         """(B, T, E) embeddings at (B, T) or (T,) positions -> (B, T, E) after the last LayerNorm."""
+        return self.norm(self.blocks(x, positions, attend, range(self.config.n_layers)))
+
+    def blocks(self, x: Tensor, positions: Tensor, attend: Attend, layers: range) -> Tensor:
+        """Some of the blocks, one after the other; (B, T, E) -> (B, T, E)."""
         precision = torch.promote_types(x.dtype, torch.float32)  # half-width q and k are turned in float32
         rotation = rotary_table(positions, self.config.rotary_dim, precision)
-        for layer, block in enumerate(self.transformer.h):
-            x = block(x, rotation, layer, attend)
+        for layer in layers:
+            x = self.transformer.h[layer](x, rotation, layer, attend)
+        return x
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The last LayerNorm; (B, T, E) -> (B, T, E)."""
         x = self.transformer.ln_f(x)
         return x
 

@@ -3,6 +3,8 @@
 The new positions of all rows are packed into one (1, N, E) batch, so that rows of unequal length need no
 padding and every weight is read once a step; only attention is split, into groups of rows that read
 equally many new positions (all decoding rows are one group).
+Over several devices the blocks are split into stages that run one after the other, each beside its part of
+the cache: memory adds up, speed does not.
 Shapes: N new positions of all rows, T those of one row, S cached positions, B rows of a group, H heads,
 D head width, E model width, V vocabulary, M outputs wanted.
 """
@@ -10,9 +12,11 @@ D head width, E model width, V vocabulary, M outputs wanted.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from math import prod
 
 import numpy as np
 import torch
@@ -35,9 +39,10 @@ DTYPES = {
 
 
 class TorchRunner:
-    """A Runner on one torch device; see runner.py for what its methods promise.
+    """A Runner on one torch device or several; see runner.py for what its methods promise.
 
-    `tensors` are those of `config.tensor_shapes()`, in any dtype. On the CPU those that already have `dtype`
+    `tensors` are those of `config.tensor_shapes()`, in any dtype. `device` is cpu, cuda, cuda:N, several of
+    them joined by commas (the order of the stages), or cuda:all. On the CPU tensors that already have `dtype`
     are used where they lie in the file, without a copy. NotEnoughMemory if weights or cache do not fit,
     KoGPTError if there is no such dtype or device.
     """
@@ -54,11 +59,15 @@ class TorchRunner:
         require_dtype(dtype, DTYPES, self.name)
         self.config = config
         self.dtype = dtype
-        self._device = _device(device)
-        n_bytes = config.n_parameters * DTYPES[dtype].itemsize
-        require_memory(n_bytes, "this model", "이 모델", _free_bytes(self._device))
-        self._model = _model(config, tensors, DTYPES[dtype], self._device)
-        self._cache = Cache(config, DTYPES[dtype], self._device)
+        devices = _devices(device)
+        self._stages = [
+            Stage(*both) for both in zip(devices, split_layers(config, len(devices)), strict=True)
+        ]
+        for place, n_parameters in _parameters(config, self._stages).items():
+            n_bytes = n_parameters * DTYPES[dtype].itemsize
+            require_memory(n_bytes, f"this model on {place}", f"이 모델({place})", _free_bytes(place))
+        self._model = _model(config, tensors, DTYPES[dtype], self._stages)
+        self._cache = Cache(config, DTYPES[dtype], self._stages)
 
     def open(self) -> int:
         return self._cache.open()
@@ -87,21 +96,49 @@ class TorchRunner:
     def _trunk(self, chunks: Sequence[Chunk]) -> Tensor:
         """Read the chunks; (M, E), the wanted outputs of all of them end to end."""
         check_chunks(self, chunks)
-        reading = Reading(self._cache, [(chunk.row, len(chunk.inputs)) for chunk in chunks])
-        x = self._model.trunk(self._embed(chunks), reading.positions, reading.attend)
-        reading.finish()
-        return x[0, torch.from_numpy(output_places(chunks)).to(self._device)]
+        sizes = [(chunk.row, len(chunk.inputs)) for chunk in chunks]
+        self._cache.reserve(max(self._cache.lengths[row] + size for row, size in sizes))
+        # All before the first kernel is launched: a copy to a device waits for the work queued there.
+        readings = [Reading(self._cache, sizes, stage.device) for stage in self._stages]
+        x = self._embed(chunks)
+        for stage, reading in zip(self._stages, readings, strict=True):
+            x = self._model.blocks(x.to(stage.device), reading.positions, reading.attend, stage.layers)
+        x = self._model.norm(x)
+        self._cache.count(sizes)
+        return x[0, torch.from_numpy(output_places(chunks)).to(x.device)]
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """(1, N, E): the embeddings of all ids by one look-up; soft prompts are written over theirs."""
         ids = [c.inputs if c.inputs.ndim == 1 else np.zeros(len(c.inputs), np.int64) for c in chunks]
-        x = self._model.embed(torch.from_numpy(np.concatenate(ids)).to(self._device)[None])
+        device = self._stages[0].device
+        x = self._model.embed(torch.from_numpy(np.concatenate(ids)).to(device)[None])
         start = 0
         for chunk in chunks:
             if chunk.inputs.ndim == 2:
-                x[0, start : start + len(chunk.inputs)] = torch.tensor(chunk.inputs, device=self._device)
+                x[0, start : start + len(chunk.inputs)] = torch.tensor(chunk.inputs, device=device)
             start += len(chunk.inputs)
         return x
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A device and the blocks that it holds; the first also has the embedding, the last ln_f and the head."""
+
+    device: torch.device
+    layers: range
+
+
+def split_layers(config: ModelConfig, n: int) -> list[range]:
+    """The layers in n runs; each border is as near as whole blocks allow to an equal share of all weights.
+
+    The embedding counts to the first run, ln_f and head to the last: one of these may be left without blocks.
+    """
+    sizes = {name: prod(shape) for name, shape in _untied(config).items()}
+    block = sum(size for name, size in sizes.items() if name.startswith("transformer.h.0."))
+    share = sum(sizes.values()) / n
+    ideals = [round((i * share - sizes["transformer.wte.weight"]) / block) for i in range(1, n)]
+    borders = [0, *(min(max(ideal, 0), config.n_layers) for ideal in ideals), config.n_layers]
+    return [range(start, stop) for start, stop in pairwise(borders)]
 
 
 class Cache:
@@ -111,13 +148,13 @@ class Cache:
     length can be read together: masked positions get weight 0, and 0 x NaN of a diverged row would be NaN.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, stages: Sequence[Stage]) -> None:
         self.lengths: dict[int, int] = {}  # handle of a row, which is also its slot -> positions read
-        self.device = device
         self._n_ctx = config.n_ctx
+        self._devices = [stage.device for stage in stages for _ in stage.layers]  # of each layer
         shape = (0, config.n_heads, 0, config.d_head)
         self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layers)] for _ in range(2)
+            [torch.zeros(shape, dtype=dtype, device=device) for device in self._devices] for _ in range(2)
         )
 
     def open(self) -> int:
@@ -150,18 +187,23 @@ class Cache:
         if length > room:
             self._grow(slots, min(max(length, 2 * room, 64), self._n_ctx))
 
+    def count(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Row and number of positions read; after a pass: what an interrupted one wrote does not count."""
+        for row, size in sizes:
+            self.lengths[row] += size
+
     @torch.inference_mode()
     def _grow(self, slots: int, room: int) -> None:
-        """Reallocate layer by layer, so that only one layer is held twice."""
+        """Reallocate layer by layer, so that a device holds only one layer twice."""
         old_slots, n_heads, old_room, d_head = self.keys[0].shape
         layer_bytes = 2 * slots * n_heads * room * d_head * self.keys[0].itemsize
-        old_bytes = 2 * sum(tensor.nbytes for tensor in self.keys)
-        require_memory(
-            layer_bytes * (len(self.keys) + 1) - old_bytes,
-            f"a cache of {slots} texts of {room} tokens",
-            f"{room}토큰 글 {slots}개의 캐시",
-            _free_bytes(self.device),
-        )
+        for device, n_layers in Counter(self._devices).items():
+            require_memory(
+                layer_bytes * (n_layers + 1) - 2 * self.keys[0].nbytes * n_layers,
+                f"a cache of {slots} texts of {room} tokens on {device}",
+                f"{room}토큰 글 {slots}개의 캐시({device})",
+                _free_bytes(device),
+            )
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 tensors[layer] = old.new_zeros((slots, n_heads, room, d_head))
@@ -180,18 +222,16 @@ class Group:
 
 
 class Reading:
-    """One forward pass over the cache: where the new positions go, and who may look at what."""
+    """One forward pass over a device's cache: where the new positions go, and who may look at what."""
 
-    def __init__(self, cache: Cache, sizes: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, cache: Cache, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:
         """`sizes`: row and number of its new positions, in the order of the packed batch."""
         self._cache = cache
         self._sizes = sizes
-        starts = [cache.lengths[row] for row, _ in sizes]
-        cache.reserve(max(start + size for start, (_, size) in zip(starts, sizes, strict=True)))
-        positions = [np.arange(start, start + size) for start, (_, size) in zip(starts, sizes, strict=True)]
+        positions = [np.arange(cache.lengths[row], cache.lengths[row] + size) for row, size in sizes]
         rows = np.repeat([row for row, _ in sizes], [size for _, size in sizes])
         # One copy to the device for both: (2, N).
-        places = torch.from_numpy(np.stack([rows, np.concatenate(positions)])).to(cache.device)
+        places = torch.from_numpy(np.stack([rows, np.concatenate(positions)])).to(device)
         self._rows, self.positions = places[0], places[1]
         self._groups = list(self._grouped())
 
@@ -201,11 +241,6 @@ class Reading:
         keys[self._rows, :, self.positions] = k[0].transpose(0, 1)  # (N, H, D)
         values[self._rows, :, self.positions] = v[0].transpose(0, 1)
         return torch.cat([self._attend_group(group, q, keys, values) for group in self._groups], dim=2)
-
-    def finish(self) -> None:
-        """Count the new positions as read; last: what an interrupted pass wrote does not count."""
-        for row, size in self._sizes:
-            self._cache.lengths[row] += size
 
     def _grouped(self) -> Iterator[Group]:
         start = 0
@@ -249,28 +284,56 @@ def _to_numpy(x: Tensor) -> Array:
     return wide
 
 
-def _device(name: str) -> torch.device:
-    n_gpus = torch.cuda.device_count()  # 0 where there is no driver, or this torch was built without CUDA
-    if name not in ("cpu", "cuda" if n_gpus else "cpu", *(f"cuda:{i}" for i in range(n_gpus))):
+def _devices(names: str) -> list[torch.device]:
+    """What `device` of TorchRunner stands for."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]  # none where torch was built without CUDA
+    if names == "cuda" and gpus:
+        return [torch.device("cuda")]  # torch's current one
+    chosen = gpus if names == "cuda:all" and gpus else names.split(",")
+    if not {"cpu", *gpus}.issuperset(chosen):
         raise KoGPTError(
-            f"device is {name!r}, but torch {torch.__version__} finds {n_gpus} GPUs: use --device cpu, or "
-            "install a driver and a build of torch that fit each other",
-            f"device 값 {name!r}: torch {torch.__version__}에서 찾은 GPU는 {n_gpus}개입니다. "
+            f"device is {names!r}, but torch {torch.__version__} finds {len(gpus)} GPUs: use --device cpu, "
+            "or install a driver and a build of torch that fit each other",
+            f"device 값 {names!r}: torch {torch.__version__}에서 찾은 GPU는 {len(gpus)}개입니다. "
             "--device cpu를 쓰거나 서로 맞는 드라이버와 torch를 설치해 주세요",
         )
-    return torch.device(name)
+    return [torch.device(name) for name in chosen]
 
 
 def _model(
-    config: ModelConfig, tensors: Mapping[str, Stored], dtype: torch.dtype, device: torch.device
+    config: ModelConfig, tensors: Mapping[str, Stored], dtype: torch.dtype, stages: Sequence[Stage]
 ) -> GPTJ:
     with torch.device("meta"):
         model = GPTJ(config)  # names and shapes only
-    state = {name: _mapped(tensor).to(device, dtype) for name, tensor in tensors.items()}
+    state = {name: _mapped(tensor).to(_place(name, stages), dtype) for name, tensor in tensors.items()}
     if config.tied_head:
-        state["lm_head.weight"] = state["transformer.wte.weight"]
+        state["lm_head.weight"] = state["transformer.wte.weight"].to(stages[-1].device)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False)
+
+
+def _parameters(config: ModelConfig, stages: Sequence[Stage]) -> Counter[torch.device]:
+    """How many weights and biases each device holds."""
+    one_copy = stages[0].device == stages[-1].device  # of the embedding, where it is the head too
+    parameters: Counter[torch.device] = Counter()
+    for name, shape in (config.tensor_shapes() if one_copy else _untied(config)).items():
+        parameters[_place(name, stages)] += prod(shape)
+    return parameters
+
+
+def _untied(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor, the weight of a tied head once more."""
+    return replace(config, tied_head=False).tensor_shapes()
+
+
+def _place(name: str, stages: Sequence[Stage]) -> torch.device:
+    """The device of a tensor."""
+    if name.startswith("transformer.wte."):
+        return stages[0].device
+    if name.startswith("transformer.h."):
+        layer = int(name.split(".")[2])
+        return next(stage.device for stage in stages if layer in stage.layers)
+    return stages[-1].device
 
 
 def _mapped(stored: Stored) -> Tensor:

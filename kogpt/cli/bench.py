@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kogpt.cli.options import add_model_options
+from kogpt.cli.options import add_model_options, device_from
 from kogpt.errors import ConfigError, KoGPTError, MissingExtra, localized
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def _choose(args: argparse.Namespace) -> tuple[str, str, str]:
 
     from kogpt import generation, native_runner
 
-    automatic = generation.runner_name(args.device)
+    wanted = device_from(args)
+    automatic = generation.runner_name(wanted)
     name: str = automatic if args.runner == "auto" else args.runner
     if name == "native" and not native_runner.available():
         raise KoGPTError(
@@ -121,7 +122,7 @@ def _choose(args: argparse.Namespace) -> tuple[str, str, str]:
         raise MissingExtra("--runner torch", "torch")
     device = "cpu"
     if name == "torch" and automatic == "torch":  # what --device means where there is a GPU
-        device = "cuda" if args.device == "auto" else args.device
+        device = "cuda" if wanted == "auto" else wanted
     allowed = RUNNER_DTYPES[name]
     dtype: str = args.dtype
     if dtype == "auto":

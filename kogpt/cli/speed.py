@@ -138,10 +138,12 @@ def _limit_tasks(runner: Runner, plan: Plan) -> dict[str, Callable[[], float | N
             "float32": partial(limits.matrix_speed, "float32", plan.threads),
             "bfloat16": partial(limits.matrix_speed, "bfloat16", plan.threads),
         }
+    # Of a model over several GPUs one computes at a time: the limits of one are the limits of all.
+    gpu = "cuda:0" if plan.device == "cuda:all" else plan.device.split(",")[0]
     return {
-        "read": partial(limits.gpu_read_bandwidth, n_bytes, plan.device),
-        "float32": partial(limits.gpu_matrix_speed, "float32", plan.device),
-        "bfloat16": partial(limits.gpu_matrix_speed, "bfloat16", plan.device),
+        "read": partial(limits.gpu_read_bandwidth, n_bytes, gpu),
+        "float32": partial(limits.gpu_matrix_speed, "float32", gpu),
+        "bfloat16": partial(limits.gpu_matrix_speed, "bfloat16", gpu),
     }
 
 
