@@ -281,13 +281,25 @@ class KoGPT:
                 f"프롬프트가 {len(ids)} 토큰인데 max_length 값이 {sampling.max_length}입니다:"
                 " 프롬프트를 줄이거나 max_length 값을 늘려 주십시오",
             )
+        self._require_known(sampling)
         request = Request(ids, sampling, limit, frozenset({self.config.eos_token_id}))
         job = _Job(prompt, request, time.perf_counter())
         for sample in range(sampling.n):
             job.answers[sample] = _Answer(self.tokenizer.decoder(), StopStrings(sampling.stop))
         return job
 
+    def _require_known(self, sampling: Sampling) -> None:
+        token = max(sampling.logit_bias, default=0)
+        if token >= self.tokenizer.n_vocab:
+            raise SamplingError(
+                f"logit_bias has token id {token}, the vocabulary ends at {self.tokenizer.n_vocab - 1}",
+                f"logit_bias의 토큰 번호 {token}: 어휘의 마지막 번호는 {self.tokenizer.n_vocab - 1}입니다",
+            )
+
     def _prompt_ids(self, text: str, reserve: int) -> Ids:
+        # NFC leaves at least a quarter of the characters (UAX 15): a text far too long is refused unread.
+        if len(text) > 4 * self.config.n_ctx * self.tokenizer.longest:
+            self._require_room(len(text) // (4 * self.tokenizer.longest), reserve)
         ids = np.array(self.tokenizer.encode(text), dtype=np.int64)
         if not len(ids):
             raise _empty("the prompt", "프롬프트")

@@ -85,6 +85,7 @@ class Tokenizer:
         reserved = self.special_ids | {index for index, _ in added.values()}
         plain = {token: index for token, index in vocabulary.items() if index not in reserved}
         self._unknown = frozenset(byte for character, byte in BYTES.items() if character not in plain)
+        self.longest = max(map(len, self._bytes))  # bytes of UTF-8 in one token
         self._library = _build(document, plain, where)
 
     @classmethod

@@ -141,6 +141,19 @@ def test_prompts_that_cannot_be_read_are_refused(kogpt: KoGPT, prompt: str) -> N
     assert kogpt.engine.idle
 
 
+def test_a_text_far_too_long_is_refused_without_being_encoded(
+    kogpt: KoGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kogpt.tokenizer, "encode", lambda text: pytest.fail("encoded"))
+    with pytest.raises(PromptError, match="reads at most"):
+        kogpt.generate("가" * (5 * kogpt.config.n_ctx * kogpt.tokenizer.longest))
+
+
+def test_a_bias_for_a_token_that_does_not_exist_is_refused(kogpt: KoGPT) -> None:
+    with pytest.raises(SamplingError, match="logit_bias has token id 99999"):
+        kogpt.generate("가", Sampling(logit_bias={99999: 3.0}))
+
+
 def test_a_prompt_longer_than_max_length_is_refused_with_both_numbers(kogpt: KoGPT) -> None:
     n = len(kogpt.tokenizer.encode("오늘 서울의 날씨는"))
     with pytest.raises(PromptError, match=rf"{n} tokens, max_length is 2"):

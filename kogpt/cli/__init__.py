@@ -63,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "debug" in args
     if debug:
         _log_to_stderr()
+    if sys.stdout is None:
+        return _stop(FAILURE, localized("standard output is closed", "표준 출력이 닫혀 있습니다"), debug)
     try:
         code: int = module.run(args)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be answered
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be answered
         return code
     except KoGPTError as error:
         return _stop(MISTAKE, str(error), debug)
