@@ -64,7 +64,7 @@ def _on_pool(task: Task, rows: Rows, out: Path) -> Values | None:
     parts = [VERSION, task.name, task.version, rows.test_table.digest, table.digest, names]
     path = out / "baselines" / f"{sha256(repr(parts).encode()).hexdigest()[:32]}.json"
     if path.is_file():
-        kept: Values | None = json.loads(path.read_text())
+        kept: Values | None = json.loads(path.read_text(encoding="utf-8"))
         return kept
     values = regression(task, rows.scored, rows.pool)
     path.parent.mkdir(parents=True, exist_ok=True)

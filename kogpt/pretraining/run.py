@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ from kogpt import checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError
 from kogpt.model import GPTJ
-from kogpt.pretraining import corpus
+from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture
 from kogpt.pretraining.recipe import Recipe
 from kogpt.tokenizer import Tokenizer
@@ -115,20 +115,12 @@ def initial_model(config: ModelConfig, seed: int) -> GPTJ:
 def read_documents(path: Path, tokenizer: Tokenizer, max_bytes: float = math.inf) -> Iterator[Document]:
     """Documents of a file in order, those left out that would not fit into `max_bytes` any more."""
     taken = 0
-    for text in read_texts(path):
+    files = corpus.find_files([str(path)])
+    for text in sample.read_texts(files, corpus.Reading(), max_bad_share=0.0):
         size = len(text.encode())
         if taken + size <= max_bytes:
             taken += size
             yield Document(np.array(tokenizer.encode(text), dtype=np.int64), size)
-
-
-def read_texts(path: Path) -> Iterable[str]:
-    """Texts of one corpus file, in order, through the reader that packs corpora."""
-    reading = corpus.Reading()
-    for block in corpus.blocks(corpus.find_files([str(path)]), reading):
-        for document in corpus.documents(block, reading):
-            if isinstance(document, corpus.Document):
-                yield document.text
 
 
 def _settings(recipe: Recipe) -> Settings:
