@@ -7,6 +7,7 @@ Each instruction set is a translation unit with its own flags; which one runs is
 import os
 import platform
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +16,8 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-# Finite arithmetic only, errno and floating-point traps unused: what lets the compiler vectorize.
+# errno and floating-point traps are unused, which lets the compiler vectorize. A product and a sum are joined
+# only where the source says fma: integers rounded from them are then the same on every processor.
 FLAGS = [
     "-std=c++20",
     "-O3",
@@ -24,6 +26,7 @@ FLAGS = [
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-ffp-contract=off",
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16"]
@@ -31,8 +34,18 @@ AVX512 += ["-mprefer-vector-width=512"]
 COMMON = {name: [] for name in ("api", "cache", "cpu", "machine", "model", "plain", "pool", "weights")}
 BY_MACHINE = {
     "x86_64": {"avx2": AVX2, "avx512": AVX512, "amx": [*AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]},
+    "aarch64": {"neon": [], "dotprod": ["-march=armv8.2-a+dotprod"]},
 }
-MACHINE = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+
+
+def target() -> str:
+    """The processor to build for: this one, or what _PYTHON_HOST_PLATFORM names to a cross compiler."""
+    name = sysconfig.get_platform().rsplit("-", 1)[-1]
+    name = platform.machine().lower() if name == "universal2" else name
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+MACHINE = target()
 SOURCES = COMMON | BY_MACHINE.get(MACHINE, {})
 
 

@@ -66,7 +66,7 @@ def available() -> bool:
 
 
 def isa() -> str:
-    """The instruction set in use: amx, avx512, avx2 or plain. KOGPT_ISA forces a lesser one."""
+    """The set in use: amx, avx512, avx2, dotprod, neon or plain. KOGPT_ISA forces a lesser one."""
     kernels = library()
     assert kernels is not None
     name: bytes | None = kernels.kogpt_isa()

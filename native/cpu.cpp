@@ -8,6 +8,10 @@
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace kogpt {
@@ -44,6 +48,22 @@ bool has_amx() {
 #endif
 }
 
+#elif defined(__aarch64__)
+
+// FEAT_DotProd: int8 products summed in int32.
+bool has_dotprod() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // Documentation/arch/arm64/elf_hwcaps.rst
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+#elif defined(__APPLE__)
+  int value = 0;
+  std::size_t bytes = sizeof value;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &bytes, nullptr, 0) == 0 && value != 0;
+#else
+  return false;
+#endif
+}
+
 #endif
 
 // From best to plainest.
@@ -54,6 +74,9 @@ std::vector<const Kernels*> present() {
   if (has_amx()) sets.push_back(&kAmx);
   if (has_avx512()) sets.push_back(&kAvx512);
   if (has_avx2()) sets.push_back(&kAvx2);
+#elif defined(__aarch64__)
+  if (has_dotprod()) sets.push_back(&kDotprod);
+  sets.push_back(&kNeon);
 #endif
   sets.push_back(&kPlain);
   return sets;

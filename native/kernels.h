@@ -38,6 +38,9 @@ extern const Kernels kPlain;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 extern const Kernels kAmx;
+#elif defined(__aarch64__)
+extern const Kernels kNeon;
+extern const Kernels kDotprod;
 #endif
 
 // The best set that this processor and system have, or the one that KOGPT_ISA names if it is no better than

@@ -13,8 +13,10 @@ constexpr int kRows = 2, kCols = 2, kOffset = 0;
 constexpr bool kHalfProducts = false;
 
 inline float f16_to_float(std::uint16_t bits) {
-  const float magnitude = std::bit_cast<float>(static_cast<std::uint32_t>(bits & 0x7FFF) << 13) * 0x1p112f;
-  return bits & 0x8000 ? -magnitude : magnitude;  // subnormals included; weights hold no infinities
+  const std::uint32_t shifted = static_cast<std::uint32_t>(bits & 0x7FFF) << 13;
+  const float finite = std::bit_cast<float>(shifted) * 0x1p112f;  // subnormals included
+  const float magnitude = shifted < 0x7C00u << 13 ? finite : std::bit_cast<float>(shifted | 0x7F800000u);
+  return bits & 0x8000 ? -magnitude : magnitude;
 }
 
 struct F16 {

@@ -21,7 +21,7 @@ from kogpt.numpy_runner import NumpyRunner
 from kogpt.quantize import pack, unpack
 from kogpt.runner import Chunk
 
-ISAS = ("amx", "avx512", "avx2", "plain")
+ISAS = ("amx", "avx512", "avx2", "dotprod", "neon", "plain")
 
 
 def random_config(rng: np.random.Generator) -> ModelConfig:

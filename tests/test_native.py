@@ -6,6 +6,9 @@ Each instruction set of this machine runs in a process of its own: KOGPT_ISA is 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ from kogpt.runner import Array, Chunk, Runner
 
 pytestmark = pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
 
-ISAS = ("amx", "avx512", "avx2", "plain")
+ISAS = ("amx", "avx512", "avx2", "dotprod", "neon", "plain")
 DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
 TENSORS = {name: stored(array) for name, array in random_tensors(TINY).items()}
 RNG = np.random.default_rng(0)
@@ -165,6 +168,20 @@ def test_machine_limits_are_measured(dtype: str) -> None:
     runner = NativeRunner(TINY, TENSORS, dtype)
     assert runner.read_bandwidth(np.ones(1 << 20)) > 1e8
     assert runner.matrix_speed(256) > 1e8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("aarch64-linux-gnu-g++", "qemu-aarch64"))), reason="no cross compiler, no qemu"
+)
+def test_arm_kernels_are_equal_to_the_plain_ones() -> None:
+    """Cross-compiled and run under qemu, with dot products of int8 and without."""
+    script = Path(__file__).parents[1] / "scripts" / "arm"
+    done = subprocess.run(
+        [script], capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable}, timeout=1200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "neon: equal to plain" in done.stdout and "dotprod: equal to plain" in done.stdout
 
 
 def test_native_is_not_left_out_by_accident() -> None:

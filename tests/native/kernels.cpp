@@ -1,0 +1,445 @@
+// The kernels of every named instruction set beside the plain ones, without Python: scripts/arm runs it under qemu.
+//
+//   kernels SET...      the sets that this processor must have, best first; any other must be refused
+//
+// What is computed in integers (int8 and int4 projections, packing, conversions) is compared bit for bit; what is
+// summed in float32 to within its rounding. No output may depend on the tokens beside it, not by a bit.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../native/buffer.h"
+#include "../../native/codebook.h"
+#include "../../native/kernels.h"
+#include "../../native/model.h"
+#include "../../native/weights.h"
+
+extern "C" {
+const char* kogpt_isa();
+kogpt::Model* kogpt_create(const kogpt::Dims*, int, int);
+void kogpt_destroy(kogpt::Model*);
+int kogpt_load_projection(kogpt::Model*, int, int, const void*);
+void kogpt_load_vector(kogpt::Model*, int, const float*);
+void kogpt_borrow_embedding(kogpt::Model*, int, const void*);
+int kogpt_open(kogpt::Model*);
+int kogpt_fork(kogpt::Model*, int, int);
+void kogpt_close(kogpt::Model*, int);
+int kogpt_forward(kogpt::Model*, const kogpt::Chunk*, int, int, float*);
+}
+
+namespace {
+
+using namespace kogpt;
+using Floats = std::vector<float>;
+
+constexpr Format kFormats[] = {Format::f32, Format::f16, Format::bf16, Format::i8, Format::i4};
+constexpr const char* kFormatNames[] = {"float32", "float16", "bfloat16", "int8", "int4"};
+constexpr const char* kSets[] = {"amx", "avx512", "avx2", "dotprod", "neon", "plain"};
+
+int failures = 0;
+
+bool is_packed(Format format) { return format == Format::i8 || format == Format::i4; }
+
+std::size_t width_of(Format format) { return format == Format::f32 ? 4 : 2; }
+
+void fail(const std::string& what) {
+  std::printf("FAILED: %s\n", what.c_str());
+  ++failures;
+}
+
+// Each value within `tolerance` of the wanted one, in units of the largest wanted; 0 means the same bits.
+void expect(const Floats& found, const Floats& wanted, double tolerance, const std::string& what) {
+  if (found.size() != wanted.size()) return fail(what + ": sizes");
+  double largest = 0, error = 0;
+  for (float value : wanted) largest = std::fmax(largest, std::fabs(value));
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const double off = std::fabs(static_cast<double>(found[i]) - wanted[i]);
+    error = off >= error || std::isnan(off) ? off : error;
+    if (std::isnan(off)) break;
+  }
+  const bool same = std::memcmp(found.data(), wanted.data(), found.size() * sizeof(float)) == 0;
+  if (tolerance == 0 ? !same : !(error <= tolerance * largest)) {
+    fail(what + ": off by " + std::to_string(error) + " of " + std::to_string(largest));
+  }
+}
+
+Floats normal(std::mt19937& random, std::size_t n, float scale = 1.0f) {
+  std::normal_distribution<float> draw(0.0f, scale);
+  Floats values(n);
+  for (float& value : values) value = draw(random);
+  return values;
+}
+
+void set_isa(const char* name) { setenv("KOGPT_ISA", name, 1); }
+
+const Kernels& kernels_named(const char* name) {
+  set_isa(name);
+  const Kernels* found = choose_kernels();
+  if (found == nullptr) {
+    fail(std::string("this processor has no ") + name);
+    std::exit(1);
+  }
+  return *found;
+}
+
+// ---- conversions ----
+
+std::uint16_t narrow_one(Format to, float x) {  // towards zero; x is within float16
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (to == Format::bf16) return static_cast<std::uint16_t>(bits >> 16);
+  const std::uint32_t sign = bits >> 16 & 0x8000;
+  if ((bits & 0x7FFFFFFF) < 0x38800000) return static_cast<std::uint16_t>(sign);  // below 2^-14
+  return static_cast<std::uint16_t>(sign | ((bits & 0x7FFFFFFF) - 0x38000000) >> 13);
+}
+
+void check_widen(const Kernels& set, const std::string& name) {
+  std::vector<std::uint16_t> every;
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) every.push_back(static_cast<std::uint16_t>(bits));
+  for (Format format : {Format::f16, Format::bf16}) {
+    for (std::size_t n : {every.size(), std::size_t{1}, std::size_t{16}, std::size_t{37}}) {
+      Floats found(n), wanted(n);
+      set.widen(format, every.data(), n, found.data());
+      kPlain.widen(format, every.data(), n, wanted.data());
+      for (std::size_t i = 0; i < n; ++i) {  // which NaN is of no interest
+        if (std::isnan(found[i]) && std::isnan(wanted[i])) found[i] = wanted[i] = 0;
+      }
+      expect(found, wanted, 0, name + " widen " + kFormatNames[static_cast<int>(format)]);
+    }
+  }
+}
+
+void check_layer_norm(const Kernels& set, const std::string& name, std::mt19937& random) {
+  for (int n : {1, 15, 16, 17, 48, 130}) {
+    const auto width = static_cast<std::size_t>(n);
+    const Floats x = normal(random, width), weight = normal(random, width), bias = normal(random, width);
+    Floats found(width), wanted(width);
+    set.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, n, found.data());
+    kPlain.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, n, wanted.data());
+    expect(found, wanted, 2e-6, name + " layer_norm " + std::to_string(n));
+  }
+}
+
+// ---- weights ----
+
+struct Matrix {
+  Format format;
+  int n, k;
+  Floats values;                 // (16 ceil(n / 16), kp), what the kernels should multiply with
+  Buffer data, table_sums;
+  Floats scales;
+  std::vector<std::int32_t> sums;
+  Linear linear;
+};
+
+void unpack_all(const Kernels& set, const Matrix& w, std::vector<std::int8_t>& out) {  // tile after tile
+  const std::size_t bytes = w.format == Format::i4 ? kTile4 : kTile8;
+  const std::size_t tiles = packed_bytes(w.format, w.n, w.k) / bytes;
+  out.resize(tiles * kTile8);
+  for (std::size_t i = 0; i < tiles; ++i) {
+    const unsigned char* tile = w.data.data() + i * bytes;
+    if (w.format == Format::i4) {
+      set.unpack(tile, kTable.data(), out.data() + i * kTile8);
+    } else {
+      std::memcpy(out.data() + i * kTile8, tile, kTile8);
+    }
+  }
+}
+
+// Random weights (n, k) in one format, rounded by the plain kernels.
+std::unique_ptr<Matrix> make_matrix(Format format, int n, int k, std::mt19937& random) {
+  auto w = std::make_unique<Matrix>();
+  w->format = format;
+  w->n = n;
+  w->k = k;
+  const int kp = round_up(k, kDepth);
+  const auto rows = static_cast<std::size_t>(round_up(n, kPanel)), width = static_cast<std::size_t>(kp);
+  const Floats values = normal(random, static_cast<std::size_t>(n * k), 0.05f);
+  w->scales.assign(rows, 0.0f);
+  w->sums.assign(rows, 0);
+  if (is_packed(format)) {
+    w->data = Buffer(packed_bytes(format, n, k));
+    Pool pool(1);
+    quantize(pool, kPlain, format, {Format::f32, values.data(), n, k}, nullptr, w->data.data(), w->scales.data());
+    std::vector<std::int8_t> integers;
+    unpack_all(kPlain, *w, integers);
+    for (std::size_t i = 0; i < integers.size(); ++i) {
+      w->sums[i / (kTile8 * width / kDepth) * kPanel + i / kDepth % kPanel] += integers[i];
+    }
+  } else {
+    w->data = Buffer(rows * width * width_of(format));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::size_t at = i / static_cast<std::size_t>(k) * width + i % static_cast<std::size_t>(k);
+      if (format == Format::f32) {
+        w->data.floats()[at] = values[i];
+      } else {
+        reinterpret_cast<std::uint16_t*>(w->data.data())[at] = narrow_one(format, values[i]);
+      }
+    }
+  }
+  w->linear = {format, n, k, kp, w->data.data(), w->scales.data(), w->sums.data(), kTable.data()};
+  return w;
+}
+
+// y (m, n) of m tokens x (m, ld), outputs in two calls where there is more than one panel.
+Floats multiply(const Kernels& set, const Matrix& w, const Floats& x, std::size_t ld, int m, bool all_of_output) {
+  const auto tokens = static_cast<std::size_t>(m), width = static_cast<std::size_t>(w.linear.kp);
+  Buffer data(acts_bytes(Format::f32, tokens, width)), scale(tokens * sizeof(float));
+  Buffer scratch(set.scratch_bytes(w.linear.kp, 1, 2));
+  const Acts acts{w.format, m, w.linear.kp, data.data(), scale.floats()};
+  for (int m0 = 0; m0 < m; m0 += kMaxWidth) {
+    set.prepare(x.data(), ld, m0, m0 + kMaxWidth < m ? m0 + kMaxWidth : m, acts, scratch.data());
+  }
+  const auto n_out = static_cast<std::size_t>(w.n), ld_out = n_out + 3;
+  Floats out(tokens * ld_out), bias(static_cast<std::size_t>(round_up(w.n, kDepth)));
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(i % 13) - 6.0f;
+  for (std::size_t i = 0; i < n_out; ++i) bias[i] = static_cast<float>(i % 7) / 8.0f;
+  Output to{out.data(), ld_out, nullptr, false, false};
+  if (all_of_output) to = {out.data(), ld_out, bias.data(), true, true};
+  const int middle = w.n > kPanel ? kPanel : w.n;
+  set.linear(w.linear, acts, 0, middle, to, scratch.data());
+  if (middle < w.n) set.linear(w.linear, acts, middle, w.n, to, scratch.data());
+  return out;
+}
+
+void check_linear(const Kernels& set, const std::string& name, std::mt19937& random) {
+  const int shapes[][2] = {{1, 1}, {16, 64}, {17, 65}, {50, 130}, {96, 200}, {33, 4100}};
+  for (Format format : kFormats) {
+    for (const auto& shape : shapes) {
+      const auto w = make_matrix(format, shape[0], shape[1], random);
+      const auto kp = static_cast<std::size_t>(w->linear.kp), ld = kp + 5;
+      constexpr int kMost = 37;
+      Floats x(kMost * ld);
+      for (std::size_t i = 0; i < kMost; ++i) {
+        const Floats token = normal(random, static_cast<std::size_t>(w->k), i % 5 == 4 ? 40.0f : 1.0f);
+        std::copy(token.begin(), token.end(), x.begin() + static_cast<std::ptrdiff_t>(i * ld));
+      }
+      const std::string what = name + " linear " + kFormatNames[static_cast<int>(format)] + " " +
+                               std::to_string(shape[0]) + " x " + std::to_string(shape[1]);
+      for (bool all : {false, true}) {
+        // bfloat16 activations where there are products of them; GELU's exponential differs in the last bits
+        const double tolerance = format == Format::bf16 ? 8e-3 : is_packed(format) && !all ? 0 : 3e-6;
+        const Floats most = multiply(set, *w, x, ld, kMost, all);
+        expect(most, multiply(kPlain, *w, x, ld, kMost, all), tolerance, what);
+        for (int m : {1, 2, 3, 15, 16, 17}) {
+          const Floats few = multiply(set, *w, x, ld, m, all);
+          expect(few, Floats(most.begin(), most.begin() + static_cast<std::ptrdiff_t>(few.size())), 0,
+                 what + " alone and beside others, " + std::to_string(m));
+        }
+      }
+    }
+  }
+}
+
+void check_packing(const Kernels& set, const std::string& name, std::mt19937& random) {
+  constexpr int kN = 21, kK = 150;
+  const Floats values = normal(random, kN * kK);
+  Floats importance = normal(random, kK);
+  for (float& value : importance) value = value * value + 0.1f;
+  Pool pool(1);
+  for (Format format : {Format::i8, Format::i4}) {
+    const std::string what = name + " quantize " + kFormatNames[static_cast<int>(format)];
+    Matrix found, wanted;
+    for (Matrix* w : {&found, &wanted}) {
+      w->format = format;
+      w->n = kN;
+      w->k = kK;
+      w->data = Buffer(packed_bytes(format, kN, kK));
+      w->scales.assign(round_up(kN, kPanel), 0.0f);
+      quantize(pool, w == &found ? set : kPlain, format, {Format::f32, values.data(), kN, kK},
+               format == Format::i4 ? importance.data() : nullptr, w->data.data(), w->scales.data());
+    }
+    expect(found.scales, wanted.scales, 0, what + " scales");
+    std::vector<std::int8_t> one, other;
+    unpack_all(set, found, one);
+    unpack_all(kPlain, found, other);
+    if (one != other) fail(name + " unpack");
+    unpack_all(kPlain, wanted, other);
+    std::size_t unlike = 0;
+    for (std::size_t i = 0; i < one.size(); ++i) unlike += one[i] != other[i];
+    // int4 takes the best of many scales, by sums of float32: two that are equally good may change places
+    if (unlike > (format == Format::i8 ? 0 : one.size() / 50)) fail(what + ": " + std::to_string(unlike) + " unlike");
+  }
+  std::vector<std::uint8_t> codes(kPanel * 128), groups(kPanel * 4);
+  for (auto& code : codes) code = static_cast<std::uint8_t>(random() % kCodes);
+  for (auto& group : groups) group = static_cast<std::uint8_t>(random());
+  std::vector<unsigned char> found(2 * kTile4), wanted(2 * kTile4);
+  set.pack(codes.data(), groups.data(), 128, found.data());
+  kPlain.pack(codes.data(), groups.data(), 128, wanted.data());
+  if (found != wanted) fail(name + " pack");
+}
+
+// ---- attention ----
+
+// One head's outputs for t queries after `first` positions, the last block's tail filled with what must not matter.
+Floats attend(const Kernels& set, const Floats& q, const Floats& k, const Floats& v, int d, bool half, int first, int t) {
+  const auto dp = static_cast<std::size_t>(round_up(d, kHeadStep)), width = static_cast<std::size_t>(d);
+  const std::size_t side = kBlock * dp * (half ? 2 : 4);
+  const int positions = first + t;
+  std::vector<Buffer> blocks;
+  std::vector<unsigned char*> pointers;
+  for (int base = 0; base < positions; base += kBlock) pointers.push_back(blocks.emplace_back(2 * side).data());
+  for (int i = 0; i < positions; ++i) {
+    unsigned char* block = pointers[static_cast<std::size_t>(i / kBlock)];
+    set.store_key(k.data() + static_cast<std::size_t>(i) * width, d, half, i % kBlock, block);
+    set.store_value(v.data() + static_cast<std::size_t>(i) * width, d, half, i % kBlock, block + side);
+  }
+  Buffer scratch(set.scratch_bytes(64, positions, d));
+  Floats out(static_cast<std::size_t>(t) * (width + 2));
+  Attend job;
+  job.q = q.data() + static_cast<std::size_t>(first) * width;
+  job.ld = width;
+  job.t = t;
+  job.first = first;
+  job.d = d;
+  job.half = half;
+  job.blocks = pointers.data();
+  job.keys = 0;
+  job.values = side;
+  job.out = out.data();
+  job.ld_out = width + 2;
+  set.attend(job, scratch.data());
+  return out;
+}
+
+void check_attention(const Kernels& set, const std::string& name, std::mt19937& random) {
+  constexpr int kMost = 100;
+  for (int d : {1, 2, 13, 32, 70}) {
+    const auto n = static_cast<std::size_t>(kMost * d);
+    const Floats q = normal(random, n, 2.0f), k = normal(random, n), v = normal(random, n);
+    for (bool half : {false, true}) {
+      const std::string what = name + " attend, " + (half ? "bfloat16" : "float32") + ", d " + std::to_string(d);
+      const int places[][2] = {{0, 1}, {0, 5}, {15, 2}, {16, 1}, {30, 7}, {31, 1}, {32, 1}, {63, 3}, {64, 33}};
+      for (const auto& place : places) {
+        const Floats found = attend(set, q, k, v, d, half, place[0], place[1]);
+        const std::string where = what + " " + std::to_string(place[0]) + " + " + std::to_string(place[1]);
+        // bfloat16 products where the set has them
+        expect(found, attend(kPlain, q, k, v, d, half, place[0], place[1]), half ? 1e-2 : 3e-6, where);
+        for (int i = 0; i < place[1]; ++i) {
+          const Floats one = attend(set, q, k, v, d, half, place[0] + i, 1);
+          const auto from = found.begin() + static_cast<std::ptrdiff_t>(one.size()) * i;
+          expect(one, Floats(from, from + static_cast<std::ptrdiff_t>(one.size())), 0, where + " one by one");
+        }
+      }
+    }
+  }
+}
+
+// ---- a whole model ----
+
+struct Weights {
+  Dims dims{2, 3, 39, 65, 51, 90, 12, 1e-5f};
+  std::vector<Floats> projections, vectors;
+  Floats embedding;
+
+  explicit Weights(std::mt19937& random) {
+    const auto e = static_cast<std::size_t>(dims.d_model), f = static_cast<std::size_t>(dims.d_ff);
+    const auto v = static_cast<std::size_t>(dims.n_vocab);
+    embedding = normal(random, v * e);
+    for (int layer = 0; layer < dims.n_layers; ++layer) {
+      for (int i = 0; i < 4; ++i) projections.push_back(normal(random, e * e, 0.2f));
+      projections.push_back(normal(random, f * e, 0.2f));
+      projections.push_back(normal(random, e * f, 0.2f));
+      for (std::size_t width : {e, e, f, e}) vectors.push_back(normal(random, width));
+    }
+    projections.push_back(normal(random, v * e, 0.2f));
+    for (std::size_t width : {e, e, v}) vectors.push_back(normal(random, width));
+  }
+};
+
+// Logits of every position of texts of these lengths, read `step` positions at a time, all rows together or alone.
+Floats logits(const Weights& weights, const char* isa, Format format, int threads, int step, bool together) {
+  set_isa(isa);
+  Model* model = kogpt_create(&weights.dims, static_cast<int>(format), threads);
+  int index = 0;
+  for (const Floats& w : weights.projections) kogpt_load_projection(model, index++, 0, w.data());
+  index = 0;
+  for (const Floats& v : weights.vectors) kogpt_load_vector(model, index++, v.data());
+  kogpt_borrow_embedding(model, 0, weights.embedding.data());
+  const std::vector<int> lengths{40, 1, 17, 2, 33};
+  const auto vocabulary = static_cast<std::size_t>(weights.dims.n_vocab);
+  std::vector<std::int64_t> ids(64);
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int64_t>(i * 7 % vocabulary);
+  std::vector<Floats> texts(lengths.size());
+  std::vector<int> rows;
+  for (std::size_t i = 0; i < lengths.size(); ++i) rows.push_back(kogpt_open(model));
+  const auto read = [&](const std::vector<std::size_t>& chosen, int start) {
+    std::vector<Chunk> chunks;
+    std::size_t outputs = 0;
+    for (std::size_t i : chosen) {
+      const int count = std::min(step, lengths[i] - start);
+      if (count <= 0) continue;
+      chunks.push_back({rows[i], count, count, ids.data() + start, nullptr});
+      outputs += static_cast<std::size_t>(count);
+    }
+    if (chunks.empty()) return;
+    Floats out(outputs * vocabulary);
+    if (kogpt_forward(model, chunks.data(), static_cast<int>(chunks.size()), 0, out.data()) != 0) fail("forward");
+    auto from = out.begin();
+    for (const Chunk& chunk : chunks) {
+      const auto size = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(chunk.t) * vocabulary);
+      Floats& text = texts[static_cast<std::size_t>(chunk.row)];
+      text.insert(text.end(), from, from + size);
+      from += size;
+    }
+  };
+  for (int start = 0; start < 40; start += step) {
+    if (together) {
+      read({0, 1, 2, 3, 4}, start);
+    } else {
+      for (std::size_t i = 0; i < lengths.size(); ++i) read({i}, start);
+    }
+  }
+  Floats all;
+  for (const Floats& text : texts) all.insert(all.end(), text.begin(), text.end());
+  for (int row : rows) kogpt_close(model, row);
+  kogpt_destroy(model);
+  return all;
+}
+
+void check_model(const std::string& name, std::mt19937& random) {
+  const Weights weights(random);
+  for (Format format : kFormats) {
+    const std::string what = name + " model " + kFormatNames[static_cast<int>(format)];
+    const Floats found = logits(weights, name.c_str(), format, 2, 64, true);
+    const double tolerance = format == Format::f32 ? 1e-5 : format == Format::bf16 ? 0.05 : 0.01;  // bfloat16 cache
+    expect(found, logits(weights, "plain", format, 1, 64, true), tolerance, what);
+    expect(logits(weights, name.c_str(), format, 3, 64, false), found, 0, what + " row by row");
+    expect(logits(weights, name.c_str(), format, 1, 7, true), found, 0, what + " in chunks of 7");
+    expect(logits(weights, name.c_str(), format, 1, 1, false), found, 0, what + " one by one");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  set_isa("");
+  if (argc < 2 || std::strcmp(kogpt_isa(), argv[1]) != 0) {
+    fail(std::string("chosen: ") + kogpt_isa());
+    return 1;
+  }
+  for (const char* known : kSets) {
+    bool named = false;
+    for (int i = 1; i < argc; ++i) named = named || std::strcmp(argv[i], known) == 0;
+    set_isa(known);
+    if ((kogpt_isa() != nullptr) != named) fail(std::string(known) + (named ? " is missing" : " was not refused"));
+  }
+  for (int i = 1; i < argc; ++i) {
+    const Kernels& set = kernels_named(argv[i]);
+    if (&set == &kPlain) continue;
+    std::mt19937 random(7);
+    check_widen(set, argv[i]);
+    check_layer_norm(set, argv[i], random);
+    check_packing(set, argv[i], random);
+    check_linear(set, argv[i], random);
+    check_attention(set, argv[i], random);
+    check_model(argv[i], random);
+    std::printf("%s: %s\n", argv[i], failures == 0 ? "equal to plain" : "differs");
+  }
+  return failures == 0 ? 0 : 1;
+}
