@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,8 @@ from kogpt.evaluation.evaluate import Result, Rows
 from kogpt.evaluation.metrics import METRICS, Floats, Ints, Outcome
 from kogpt.evaluation.task import Example, Prompt, Task
 
-VERSION = 1  # raised whenever the regression would give other numbers
+VERSION = 2  # raised whenever the regression would give other numbers
+MAX_NGRAMS = 200_000  # the most frequent ones
 
 Values = dict[str, float]  # name of a metric -> its value
 
@@ -39,7 +40,7 @@ class Baselines:
 
 
 def of_task(task: Task, results: Sequence[Result], out: Path, tfidf: bool = True) -> Baselines:
-    """What stands beside a task's results; the regression on the whole pool is kept under `out`."""
+    """What stands beside a task's results; the regressions are kept under `out`."""
     rows = results[0].rows
     plain = constants(task, rows.scored, rows.pool)
     if not tfidf or importlib.util.find_spec("sklearn") is None:
@@ -50,27 +51,36 @@ def of_task(task: Task, results: Sequence[Result], out: Path, tfidf: bool = True
         for result in results
         if result.shots_used
     }
-    on_shots = {
-        count: [values for shots in runs if (values := regression(task, rows.scored, shots)) is not None]
-        for count, runs in drawn.items()
+    path = out / "baselines" / f"{_key(task, rows, drawn)[:32]}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(json.dumps(_trained(task, rows, drawn)).encode())
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return Baselines(plain, kept["pool"], {int(count): runs for count, runs in kept["shots"].items()})
+
+
+def _trained(task: Task, rows: Rows, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> dict[str, Any]:
+    """The regression on the whole pool and on each seed's shots; half a minute for a pool of 150,000 rows."""
+    features = Features(task, (*rows.scored, *rows.pool))
+    return {
+        "pool": regression(features, rows.scored, rows.pool),
+        "shots": {
+            str(count): [
+                values for shots in runs if (values := regression(features, rows.scored, shots)) is not None
+            ]
+            for count, runs in drawn.items()
+        },
     }
-    return Baselines(plain, _on_pool(task, rows, out), on_shots)
 
 
-def _on_pool(task: Task, rows: Rows, out: Path) -> Values | None:
-    """The regression on the whole pool, which takes a minute for 150,000 rows: kept by what it depends on."""
-    names = "\n".join(example.id for example in (*rows.scored, *rows.pool))
+def _key(task: Task, rows: Rows, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> str:
+    """Hash of what the regressions depend on."""
     table = rows.pool_table or rows.test_table
-    parts = [VERSION, task.name, task.version, rows.test_table.digest, table.digest, names]
-    path = out / "baselines" / f"{sha256(repr(parts).encode()).hexdigest()[:32]}.json"
-    if path.is_file():
-        kept: Values | None = json.loads(path.read_text(encoding="utf-8"))
-        return kept
-    values = regression(task, rows.scored, rows.pool)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(json.dumps(values).encode())
-    return values
+    examples = [rows.scored, rows.pool, *(shots for runs in drawn.values() for shots in runs)]
+    names = [[example.id for example in part] for part in examples]
+    parts = [VERSION, task.name, task.version, rows.test_table.digest, table.digest, list(drawn), names]
+    return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def constants(task: Task, scored: Sequence[Example], pool: Sequence[Example]) -> dict[str, Values]:
@@ -88,7 +98,7 @@ def constants(task: Task, scored: Sequence[Example], pool: Sequence[Example]) ->
     return values
 
 
-def regression(task: Task, scored: Sequence[Example], train: Sequence[Example]) -> Values | None:
+def regression(features: Features, scored: Sequence[Example], train: Sequence[Example]) -> Values | None:
     """TF-IDF of character 1- to 3-grams and logistic regression; None if the training rows have one answer.
 
     One text: its vector. Two texts: |a - b| and a * b. Choices: each is a text beside the item's own texts,
@@ -96,52 +106,73 @@ def regression(task: Task, scored: Sequence[Example], train: Sequence[Example]) 
     """
     if len({example.answer for example in train}) < 2:
         return None
-    sklearn = _import()
-    parts = _Features(sklearn, task, train)
-    model = sklearn.linear_model.LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000)
-    if parts.choices:
+    task, weigh = features.task, features.weighed_by(train)
+    model = _import().linear_model.LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000)
+    if features.choices:
         rows = [(example, choice) for example in train for choice in range(len(task.labels))]
-        model.fit(parts.of(rows), [int(example.answer == choice) for example, choice in rows])
+        model.fit(weigh(rows), [int(example.answer == choice) for example, choice in rows])
         asked = [(example, choice) for example in scored for choice in range(len(task.labels))]
-        table = model.predict_proba(parts.of(asked))[:, 1].reshape(len(scored), len(task.labels))
+        table = model.predict_proba(weigh(asked))[:, 1].reshape(len(scored), len(task.labels))
         return _measure(task, scored, table.argmax(axis=1))
-    model.fit(parts.of([(example, 0) for example in train]), [example.answer for example in train])
-    table = model.predict_proba(parts.of([(example, 0) for example in scored]))
+    model.fit(weigh([(example, 0) for example in train]), [example.answer for example in train])
+    table = model.predict_proba(weigh([(example, 0) for example in scored]))
     predictions = model.classes_[table.argmax(axis=1)]
     scores = table[:, list(model.classes_).index(1)] if 1 in model.classes_ else np.zeros(len(scored))
     return _measure(task, scored, predictions, scores)
 
 
-class _Features:
-    """Sparse features of (example, choice) pairs, with a vocabulary from the training rows."""
+class Features:
+    """Sparse features of (example, choice) pairs: n-grams counted once, weighed by any of the examples."""
 
-    def __init__(self, sklearn: Any, task: Task, train: Sequence[Example]) -> None:
+    def __init__(self, task: Task, examples: Sequence[Example]) -> None:
         self.task = task
         self.choices = _choice_prompt(task)
-        self.vectorizer = sklearn.feature_extraction.text.TfidfVectorizer(
-            analyzer="char_wb", ngram_range=(1, 3), sublinear_tf=True, max_features=200_000, dtype=np.float32
+        texts = dict.fromkeys(text for example in examples for text in self._texts(example))
+        self._place = {text: row for row, text in enumerate(texts)}
+        self._counter = _import().feature_extraction.text.CountVectorizer(
+            analyzer="char_wb", ngram_range=(1, 3), dtype=np.float32
         )
-        self.vectorizer.fit([text for example in train for text in self._texts(example)])
+        self._counts = self._counter.fit_transform(texts)  # (texts, n-grams)
 
-    def of(self, rows: Sequence[tuple[Example, int]]) -> Any:
-        """A sparse matrix, one line for each row."""
+    def names(self) -> list[str]:
+        """The n-grams, in the order of the columns."""
+        return list(self._counter.get_feature_names_out())
+
+    def weighed_by(self, train: Sequence[Example]) -> Callable[[Sequence[tuple[Example, int]]], Any]:
+        """What turns pairs into a sparse matrix: n-grams and their weights are those of the training rows."""
         from scipy import sparse
 
-        if self.choices is not None:
-            first: Sequence[str] = [" ".join(self._own(example)) for example, _ in rows]
-            second: Sequence[str] = [self.choices.options(example)[choice] for example, choice in rows]
-        elif len(self.task.content) == 1:
-            return self.vectorizer.transform([self._own(example)[0] for example, _ in rows])
-        else:
-            first, second = zip(*(self._own(example) for example, _ in rows), strict=True)
-        a, b = self.vectorizer.transform(first), self.vectorizer.transform(second)
-        return sparse.hstack([abs(a - b), a.multiply(b)]).tocsr()
+        own = self._counts[self._rows([text for example in train for text in self._texts(example)])]
+        totals = np.asarray(own.sum(axis=0))[0]
+        likeliest = np.argsort(-totals, kind="stable")[:MAX_NGRAMS]
+        columns = np.sort(likeliest[totals[likeliest] > 0])
+        weigher = _import().feature_extraction.text.TfidfTransformer(sublinear_tf=True).fit(own[:, columns])
 
-    def _own(self, example: Example) -> tuple[str, ...]:
-        return tuple(example.fields[name] for name in self.task.content)
+        def vectors(texts: Sequence[str]) -> Any:
+            return weigher.transform(self._counts[self._rows(texts)][:, columns])
+
+        def weigh(pairs: Sequence[tuple[Example, int]]) -> Any:
+            sides = list(zip(*(self._sides(*pair) for pair in pairs), strict=True))
+            if len(sides) == 1:
+                return vectors(sides[0])
+            a, b = map(vectors, sides)
+            return sparse.hstack([abs(a - b), a.multiply(b)]).tocsr()
+
+        return weigh
+
+    def _rows(self, texts: Sequence[str]) -> list[int]:
+        return [self._place[text] for text in texts]
+
+    def _sides(self, example: Example, choice: int) -> tuple[str, ...]:
+        """The text of a pair, or the two that are compared."""
+        own = tuple(example.fields[name] for name in self.task.content)
+        return own if self.choices is None else (" ".join(own), self.choices.options(example)[choice])
 
     def _texts(self, example: Example) -> tuple[str, ...]:
-        return self._own(example) + (self.choices.options(example) if self.choices is not None else ())
+        """All texts of an example, each once."""
+        if self.choices is None:
+            return self._sides(example, 0)
+        return (self._sides(example, 0)[0], *self.choices.options(example))
 
 
 def _choice_prompt(task: Task) -> Prompt | None:

@@ -24,6 +24,7 @@ from kogpt.evaluation.metrics import METRICS, Outcome
 from kogpt.evaluation.scoring import Scores
 from kogpt.evaluation.store import BatchStore
 from kogpt.evaluation.task import Example, Prompt, Scoring, Task
+from kogpt.native_runner import NativeRunner
 from kogpt.runner import Runner
 from kogpt.tokenizer import Tokenizer
 
@@ -114,10 +115,13 @@ def identity(folder: Path, runner: Runner) -> dict[str, str]:
         with path.open("rb") as file:
             model.update(hashlib.file_digest(file, "sha256").digest())
     tokenizer = sha256((folder / "tokenizer.json").read_bytes())
+    kernels = (
+        f", {runner.isa}" if isinstance(runner, NativeRunner) else ""
+    )  # their sums differ in the last bits
     return {
         "model_sha256": model.hexdigest(),
         "tokenizer_sha256": tokenizer.hexdigest(),
-        "runner": runner.name,
+        "runner": runner.name + kernels,
         "dtype": runner.dtype,
     }
 

@@ -17,7 +17,13 @@ from kogpt.evaluation import published
 from kogpt.evaluation.baselines import Baselines
 from kogpt.evaluation.evaluate import Result, SeedResult, Subject
 from kogpt.evaluation.perplexity import Perplexity
-from kogpt.evaluation.task import Task
+from kogpt.evaluation.task import Prompt, Task
+
+HOW_TO_READ = (
+    "Scores are percent: the mean over the runs, ± the sample standard deviation over the seeds that drew the"
+    " shots, and in brackets the 95 % bootstrap interval over the items. `report.json` has every run with the"
+    " ids and the text of its shots, every metric and every way of scoring; `items/` has every answer."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +125,12 @@ def versions() -> dict[str, str]:
 
 def as_markdown(report: Report) -> str:
     """The report for people: the table of each task, its baselines, what was published, what the data is."""
+    facts = {"parameters": f"{report.subject.runner.config.n_parameters:,}", **report.subject.identity}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
     parts = [f"# Evaluation of {report.subject.name}", f"`{report.command}`"]
-    parts.append("\n".join(f"- {key}: {value}" for key, value in report.subject.identity.items()))
+    parts.append("\n".join(f"- {key}: {value}" for key, value in facts.items()))
+    if report.results:
+        parts.append(HOW_TO_READ)
     parts += [_task_section(report, task) for task in report.tasks()]
     if report.texts:
         rows = [
@@ -150,9 +160,17 @@ def _task_section(report: Report, task: Task) -> str:
     results = [result for result in report.results if result.task is task]
     rows = []
     for result in results:
-        seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else "one run"
         n = f"{len(result.rows.scored):,} of {result.rows.n_test:,}"
-        rows.append((result.prompt.name, _shots_text(result), score_text(result), seeds, n, result.scoring))
+        rows.append(
+            (
+                result.prompt.name,
+                _shots_text(result),
+                score_text(result),
+                _runs_text(result),
+                n,
+                result.scoring,
+            )
+        )
     first = results[0]
     notes = [f"scored: {first.rows.test_table.note} (`{first.rows.test_table.digest[:23]}`)"]
     if first.rows.pool_table is not None:
@@ -161,11 +179,39 @@ def _task_section(report: Report, task: Task) -> str:
         notes.append("shots: a fixed tenth of the same file, set apart")
     notes.append(f"contamination: {task.contamination}; of other models nothing is known here")
     notes += report.baselines[task.name].notes if task.name in report.baselines else ()
+    notes += _counts(results)
     head = ("prompt", "shots", f"{task.metrics[0]}, mean ± std [95 %]", "runs", "items", "scoring")
     parts = [f"## {task.title} ({task.metrics[0]}, percent)", table(head, rows)]
-    parts.append(table(("beside it", "value"), _comparisons(report, task)))
+    parts += [
+        _prompt_text(prompt) for prompt in {result.prompt.name: result.prompt for result in results}.values()
+    ]
+    parts.append(table(("beside it", task.metrics[0]), _comparisons(report, task)))
     parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts)
+
+
+def _runs_text(result: Result) -> str:
+    if len(result.seeds) == 1:
+        return "one run"
+    return "seeds " + ", ".join(str(seed.seed) for seed in result.seeds)
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    """The wording of a question, and what is scored after it."""
+    choices = " ".join(f"`{choice}`" for choice in prompt.choices)
+    block = f"```text\n{prompt.instruction}{prompt.question}\n```"
+    return f"Prompt `{prompt.name}` ({prompt.source}); scored after it: {choices}\n\n{block}"
+
+
+def _counts(results: Sequence[Result]) -> list[str]:
+    """Of items that could not be asked as they are, where there are any."""
+    counts = {
+        "items cut at their beginning to fit the context": [
+            seed.run.n_cut for r in results for seed in r.seeds
+        ],
+        "items whose label begins inside a token": [seed.run.n_moved for r in results for seed in r.seeds],
+    }
+    return [f"{what}: {max(n):,} in a run at most" for what, n in counts.items() if max(n)]
 
 
 def _shots_text(result: Result) -> str:
@@ -285,34 +331,51 @@ def plot(report: Report, task: Task, path: Path) -> Path:
         results = sorted(results, key=lambda result: result.shots_used)
         means = [100 * result.mean(metric) for result in results]
         spread = [100 * (result.std(metric) or 0) for result in results]
-        left.errorbar([r.shots_used for r in results], means, spread, marker="o", capsize=3, label=name)
-    for name, value in _baseline_values(report, task, metric).items():
-        if name.startswith("majority") or name.endswith("whole pool"):
-            left.axhline(100 * value, color="grey", linestyle=":", linewidth=1)
-            left.annotate(name.encode("ascii", "ignore").decode(), (0, 100 * value), fontsize=7, color="grey")
-    left.set(xlabel="shots", ylabel=f"{metric}, percent", title=f"{task.title}: {report.subject.name}")
-    left.legend(fontsize=7)
+        label = f"{report.subject.name}, prompt {name}"
+        left.errorbar([r.shots_used for r in results], means, spread, marker="o", capsize=3, label=label)
+    for style, (name, value) in zip((":", "--", "-."), _lines(report, task), strict=False):
+        for axes in (left, right):
+            axes.axhline(100 * value, color="grey", linestyle=style, linewidth=1, label=name)
+    left.set(xlabel="shots", ylabel=f"{metric}, percent", title=f"{task.title}: score against shots")
     _plot_sizes(right, report, task)
+    for axes in (left, right):
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), 100)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return path
 
 
+def _lines(report: Report, task: Task) -> list[tuple[str, float]]:
+    """The baselines that are drawn: the best constant answer, and the regression on the whole pool."""
+    beside = report.baselines.get(task.name)
+    if beside is None:
+        return []
+    metric = task.metrics[0]
+    lines = [("TF-IDF + regression, whole pool", (beside.pool or {}).get(metric))]
+    lines.append(
+        (
+            "best constant answer",
+            max((v[metric] for v in beside.constants.values() if metric in v), default=None),
+        )
+    )
+    return [(name, value) for name, value in lines if value is not None]
+
+
 def _plot_sizes(axes: Any, report: Report, task: Task) -> None:
-    """Published values by billions of parameters, and the best of this report as a line of its own."""
+    """Published values by billions of parameters, and the best of this report."""
     best = max((r for r in report.results if r.task is task), key=lambda result: result.mean(task.metrics[0]))
     size = report.subject.runner.config.n_parameters / 1e9
-    axes.plot(
-        [size], [100 * best.mean(task.metrics[0])], "*", markersize=12, label=f"{report.subject.name}, here"
-    )
+    label = f"{report.subject.name}, measured, {best.shots_used} shots (its best)"
+    axes.plot([size], [100 * best.mean(task.metrics[0])], "*", markersize=12, label=label)
     families: dict[str, list[tuple[float, float]]] = {}
     for row, shots, value in published.of_task(task.name):
-        label = f"{row.model.rsplit(' ', 1)[0]}, published" + ("" if shots is None else f", {shots} shots")
+        label = f"{row.model.rsplit(' ', 1)[0]}, published, {'? ' if shots is None else f'{shots} '}shots"
         families.setdefault(label, []).append((row.parameters, value))
     for label, points in families.items():
         axes.plot(*zip(*sorted(points), strict=True), marker=".", linewidth=1, label=label)
-    axes.set(xscale="log", xlabel="parameters, billions", title="published rows as published")
-    axes.legend(fontsize=6)
+    axes.set(xscale="log", xlabel="parameters, billions", title="beside published values, by size")
 
 
 def _number(value: float | None) -> float | None:

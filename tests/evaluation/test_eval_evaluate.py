@@ -134,7 +134,9 @@ def test_what_a_report_holds(tmp_path: Path, tiny_tokenizer: Path) -> None:
     published = [row for row in document["published"] if row["task"] == "nsmc"]
     assert {"model": "KoGPT 6B", "value": 87.8}.items() <= published[5].items()
     text = (out / "report.md").read_text()
-    for part in ("mean ± std [95 %]", "published: KoGPT 6B", "always positive", "contamination", "test file"):
+    parts = ["mean ± std [95 %]", "published: KoGPT 6B", "always positive", "contamination", "test file"]
+    parts += ["seeds 1, 2", "one run", "{document}=\n```", "`부정` `긍정`", f"numpy {np.__version__}"]
+    for part in parts:
         assert part in text
     items = (out / "items" / "nsmc.equals.3.1.jsonl").read_text().splitlines()
     assert len(items) == 23 and set(json.loads(items[0])) == {"id", "answer", "prediction", "scores"}
