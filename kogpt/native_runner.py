@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.memory import require_memory
 from kogpt.runner import Array, Chunk, check_chunks, split_outputs
 
@@ -106,7 +106,13 @@ class NativeRunner:
         self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
         self._model = ctypes.c_void_p(kernels.kogpt_create(ctypes.byref(dims), FORMATS[dtype], self.threads))
-        assert self._model, "out of memory"
+        if not self._model:
+            raise NotEnoughMemory(
+                f"the system gives no memory for this model's buffers and {self.threads} threads: "
+                "close other programs, or raise the limits of this process (ulimit -u, ulimit -v)",
+                f"이 모델의 버퍼와 스레드 {self.threads}개를 만들 메모리를 얻지 못했습니다. "
+                "다른 프로그램을 닫거나 이 프로세스의 제한(ulimit -u, ulimit -v)을 늘려 주세요",
+            )
         self._borrowed: list[NDArray[Any]] = []  # arrays whose memory the model reads
         self._free = weakref.finalize(self, kernels.kogpt_destroy, self._model)
         self._load(tensors)

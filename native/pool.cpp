@@ -1,6 +1,10 @@
 #include "pool.h"
 
+#include <pthread.h>
+
 #include <chrono>
+#include <new>
+#include <system_error>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -25,13 +29,39 @@ inline void pause() {
 
 inline std::uint32_t epoch_of(std::uint64_t ticket) { return static_cast<std::uint32_t>(ticket >> 32); }
 
+std::atomic<unsigned> forks{0};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+
 }  // namespace
 
-Pool::Pool(int threads) {
-  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
-}
+Pool::Pool(int threads) : threads_(threads), forks_(forks.load()), crew_(new Crew(threads)) {}
 
 Pool::~Pool() {
+  if (!forked()) delete crew_;
+}
+
+bool Pool::forked() const { return forks_ != forks.load(std::memory_order_relaxed); }
+
+void Pool::dispatch(int n, Call call, const void* context) {
+  if (forked()) {
+    crew_ = new Crew(threads_);
+    forks_ = forks.load();
+  }
+  crew_->dispatch(n, call, context);
+}
+
+Pool::Crew::Crew(int threads) {
+  try {
+    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (const std::system_error&) {  // the limit on processes, or no memory for a stack
+    dismiss();
+    throw std::bad_alloc();
+  }
+}
+
+Pool::Crew::~Crew() { dismiss(); }
+
+void Pool::Crew::dismiss() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stop_.store(true);
@@ -40,7 +70,7 @@ Pool::~Pool() {
   for (auto& worker : workers_) worker.join();
 }
 
-bool Pool::take(std::uint32_t epoch, std::uint32_t& task) {
+bool Pool::Crew::take(std::uint32_t epoch, std::uint32_t& task) {
   std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
   for (;;) {
     task = static_cast<std::uint32_t>(ticket);
@@ -50,20 +80,25 @@ bool Pool::take(std::uint32_t epoch, std::uint32_t& task) {
 }
 
 // While a task of this epoch is held, dispatch() cannot return, so call_ and context_ are this epoch's.
-void Pool::perform(std::uint32_t epoch, int thread) {
+void Pool::Crew::perform(std::uint32_t epoch, int thread) {
   for (std::uint32_t task; take(epoch, task);) {
-    call_(context_, static_cast<int>(task), thread);
+    try {
+      call_(context_, static_cast<int>(task), thread);
+    } catch (const std::bad_alloc&) {
+      failed_.store(true, std::memory_order_relaxed);
+    }
     done_.fetch_add(1, std::memory_order_acq_rel);
   }
 }
 
-void Pool::dispatch(int n, Call call, const void* context) {
+void Pool::Crew::dispatch(int n, Call call, const void* context) {
   const std::uint32_t epoch = epoch_of(ticket_.load(std::memory_order_relaxed)) + 1;
   // No task of the last epoch is left, so nobody reads these until the ticket below is published.
   n_tasks_.store(0, std::memory_order_relaxed);
   call_ = call;
   context_ = context;
   done_.store(0, std::memory_order_relaxed);
+  failed_.store(false, std::memory_order_relaxed);
   ticket_.store(static_cast<std::uint64_t>(epoch) << 32, std::memory_order_release);
   n_tasks_.store(static_cast<std::uint32_t>(n), std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
@@ -78,9 +113,10 @@ void Pool::dispatch(int n, Call call, const void* context) {
       std::this_thread::yield();  // the holder of the last task may want this core
     }
   }
+  if (failed_.load(std::memory_order_relaxed)) throw std::bad_alloc();
 }
 
-void Pool::work(int thread) {
+void Pool::Crew::work(int thread) {
   std::uint32_t seen = 0;
   auto idle_since = std::chrono::steady_clock::now();
   while (!stop_.load(std::memory_order_relaxed)) {

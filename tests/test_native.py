@@ -108,6 +108,57 @@ def test_threads_do_not_change_a_bit(threads: int) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def run_python(code: str) -> str:
+    """What a process of its own prints, with `runner` made and `texts` read once; it must end well."""
+    start = """
+import os, sys
+import numpy as np
+from test_native import TENSORS, TEXTS, TINY, read_all
+from kogpt.errors import KoGPTError
+from kogpt.native_runner import NativeRunner
+runner = NativeRunner(TINY, TENSORS, "int8", threads=3)
+wanted = read_all(runner, TEXTS)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", start + code],  # CPython warns of fork() beside threads
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_computes_and_ends() -> None:
+    """It has none of its parent's threads: it must neither wait for them nor join them."""
+    found = run_python("""
+child = os.fork()
+for one, other in zip(read_all(runner, TEXTS), wanted, strict=True):
+    np.testing.assert_array_equal(one, other)
+if child:
+    print("ended with", os.waitpid(child, 0)[1])
+""")
+    assert found == "ended with 0\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space")
+def test_threads_that_the_system_refuses_are_an_error_not_an_abort() -> None:
+    found = run_python("""
+import resource
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+try:
+    NativeRunner(TINY, TENSORS, "int8", threads=200)
+except KoGPTError as error:
+    print(error.en)
+for one, other in zip(read_all(runner, TEXTS), wanted, strict=True):
+    np.testing.assert_array_equal(one, other)
+""")
+    assert "200 threads" in found
+
+
 def test_more_positions_than_one_pass_takes() -> None:
     config = ModelConfig(n_layers=2, n_heads=2, d_model=64, d_ff=64, n_vocab=64, n_ctx=1400, rotary_dim=32)
     tensors = {name: stored(array) for name, array in random_tensors(config).items()}
