@@ -124,7 +124,7 @@ wanted = read_all(runner, TEXTS)
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
