@@ -24,7 +24,7 @@ import transformers
 from transformers import GPTJForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from kogpt.config import ModelConfig
-from kogpt.pretraining.run import initial_model
+from kogpt.pretraining.start import initial_model
 from kogpt.training.loop import Batch, Run, Settings
 from kogpt.training.objective import Arithmetic, Objective
 from kogpt.training.optimisers import Rule

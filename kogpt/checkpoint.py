@@ -1,6 +1,6 @@
 """A model folder or hub name <-> (config, tensors).
 
-    read      load, find_folder, safe_join, read_json
+    read      load, find_folder, digest, safe_join, read_json
     write     save, write_manifest, atomic_write
 
 A folder holds config.json, model.safetensors (or shards and their index), tokenizer files, and
@@ -50,6 +50,7 @@ __all__ = [
     "Checkpoint",
     "Stored",
     "atomic_write",
+    "digest",
     "find_folder",
     "load",
     "read_json",
@@ -175,6 +176,16 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
             f"{name} 폴더가 없고, 허브에서 {at} 모델을 내려받을 수도 없습니다 ({kind}). "
             "네트워크에 연결하거나 이미 받은 폴더를 지정하세요",
         ) from error
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over config.json and the weights of a model folder: equal for what computes the same."""
+    weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    total = hashlib.sha256()
+    for path in (folder / "config.json", *weights):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def safe_join(folder: Path, name: str) -> Path:

@@ -50,6 +50,16 @@ class Attention(nn.Module):
         return out
 
 
+class Norm(nn.LayerNorm):
+    """LayerNorm in the precision of its input: training may gather its weights in a narrower one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., E) -> (..., E)."""
+        return F.layer_norm(
+            x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
+        )
+
+
 class MLP(nn.Module):
     """Two biased projections around the tanh approximation of GELU (arXiv 1606.08415, section 2)."""
 
@@ -69,7 +79,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.ln_1 = Norm(config.d_model, eps=config.layer_norm_epsilon)
         self.attn = Attention(config)
         self.mlp = MLP(config)
 
@@ -87,7 +97,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(config.n_vocab, config.d_model)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.ln_f = Norm(config.d_model, eps=config.layer_norm_epsilon)
 
 
 class GPTJ(nn.Module):
@@ -98,7 +108,11 @@ class GPTJ(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.d_model, config.n_vocab)
-        if config.tied_head:
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the head the embedding again, if it is to be: moving from the meta device parts them."""
+        if self.config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
 
     def embed(self, tokens: Tensor) -> Tensor:

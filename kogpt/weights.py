@@ -53,6 +53,10 @@ class Stored:
     dtype: str  # "float64", "float32", "float16" or "bfloat16"
     array: NDArray[Any]
 
+    def rows(self, first: int, end: int) -> Stored:
+        """Rows first..end, still not read."""
+        return Stored(self.dtype, self.array[first:end])
+
     def to(self, dtype: str) -> NDArray[Any]:
         """The values in `dtype`, to nearest even where it is narrower; `array` itself where it is equal."""
         if dtype == self.dtype:

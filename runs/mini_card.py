@@ -19,7 +19,9 @@ import torch
 
 from kogpt import KoGPT, Sampling, checkpoint
 from kogpt.model import GPTJ
-from kogpt.pretraining.run import read_documents, read_texts
+from kogpt.pretraining.corpus import Reading
+from kogpt.pretraining.run import read_documents
+from kogpt.pretraining.sample import read_texts
 from kogpt.tokenizer import Tokenizer
 from kogpt.training.objective import Arithmetic, Objective
 from kogpt.training.report import plot, read_metrics
@@ -80,7 +82,7 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
     for file in files:
         name = file.name.removeprefix("valid_").removesuffix(".jsonl.zst")
         documents = list(read_documents(file, tokenizer))
-        raw = "\n".join(read_texts(file)).encode()
+        raw = "\n".join(read_texts([file], Reading(), max_bad_share=0.0)).encode()
         rows[name] = {
             "bytes": sum(document.n_bytes for document in documents),
             "tokens": sum(len(document.ids) for document in documents),

@@ -1,6 +1,6 @@
 """kogpt-mini's tokenizer: byte-level BPE on a sample in which no source drowns the others.
 
-    python runs/mini_tokenizer.py CORPUS OUT
+    python runs/mini_tokenizer.py CORPUS OUT [VOCABULARY]
 
 The first documents of every source, up to so many megabytes; the large source from all of its files alike.
 A vocabulary of 16,384 is trained and its first 8,192 entries kept, so that sizes could be compared: bytes per
@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kogpt.pretraining.run import read_texts
+from kogpt.pretraining.corpus import Reading
+from kogpt.pretraining.sample import read_texts
 from kogpt.pretraining.tokenizer_training import save_tokenizer, smaller, train_tokenizer
 
 MEGABYTES = {
@@ -30,7 +31,7 @@ MEGABYTES = {
     "novels": 0.3,
     "pytorch": 0.6,
 }
-TRAINED, KEPT = 16384, 8192
+TRAINED, KEPT = 16384, 8192  # another size may be kept: VOCABULARY
 CONTEXT = 2048
 
 
@@ -42,7 +43,7 @@ def sample(corpus: Path) -> Iterator[str]:
             files = files[:1]
         for file in files:
             taken = 0
-            for text in read_texts(file):
+            for text in read_texts([file], Reading(), max_bad_share=0.0):
                 yield text
                 taken += len(text.encode())
                 if taken > megabytes * 1e6 / len(files):
@@ -50,5 +51,6 @@ def sample(corpus: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    corpus, out = map(Path, sys.argv[1:])
-    save_tokenizer(smaller(train_tokenizer(sample(corpus), TRAINED), KEPT), out, CONTEXT)
+    corpus, out = map(Path, sys.argv[1:3])
+    kept = int(sys.argv[3]) if len(sys.argv) > 3 else KEPT
+    save_tokenizer(smaller(train_tokenizer(sample(corpus), TRAINED), kept), out, CONTEXT)

@@ -147,7 +147,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change the recipe, as in schedule.steps=200",
     )
+    parser.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="start from the weights of a model folder, whose shape takes the place of the recipe's [model]",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write the metrics as event files into DIR/tensorboard too"
+    )
     parser.add_argument("--plot", metavar="PNG", help="draw the loss at the end")
     parser.epilog = "Many processes: torchrun --nproc-per-node 8 -m kogpt pretrain run RECIPE.toml --out DIR"
 
@@ -161,9 +169,10 @@ def _run(args: argparse.Namespace) -> int:
     from kogpt.training.workers import join
 
     path, out = Path(args.recipe), Path(args.out)
-    recipe = read_recipe(path, args.set)
+    init = args.init and (str(Path(args.init).resolve()) if Path(args.init).exists() else args.init)
+    recipe = read_recipe(path, args.set, init)
     with join(args.device) as workers:
-        finished = pretrain(recipe, path.parent, out, workers, sys.stderr)
+        finished = pretrain(recipe, path.parent, out, workers, sys.stderr, args.tensorboard)
         if workers.is_first and args.plot:
             plot(out / METRICS, Path(args.plot))
         if workers.is_first:

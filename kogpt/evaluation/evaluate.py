@@ -6,7 +6,6 @@ killed and resumed writes the same bytes as one that was not.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kogpt import checkpoint
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import data, fewshot, metrics, sampling_mode, scoring
 from kogpt.evaluation.data import Table
@@ -109,17 +109,12 @@ class Result:
 
 def identity(folder: Path, runner: Runner) -> dict[str, str]:
     """Hashes of a model folder's files, and how they are run; names every reason for scores to differ."""
-    weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-    model = sha256()
-    for path in (folder / "config.json", *weights):
-        with path.open("rb") as file:
-            model.update(hashlib.file_digest(file, "sha256").digest())
     tokenizer = sha256((folder / "tokenizer.json").read_bytes())
     kernels = (
         f", {runner.isa}" if isinstance(runner, NativeRunner) else ""
     )  # their sums differ in the last bits
     return {
-        "model_sha256": model.hexdigest(),
+        "model_sha256": checkpoint.digest(folder),
         "tokenizer_sha256": tokenizer.hexdigest(),
         "runner": runner.name + kernels,
         "dtype": runner.dtype,

@@ -46,6 +46,7 @@ class Mixture:
                 "the sources were packed with different tokenizers: pack them again with one",
                 "말뭉치마다 토크나이저가 다릅니다. 같은 토크나이저로 다시 묶으세요",
             )
+        self.tokenizer_sha256 = self.shards[0].index.tokenizer_sha256
         total = sum(source.weight for source in sources.values())
         self.weights = [source.weight / total for source in sources.values()]
         self.stages = sorted(stages, key=lambda stage: stage.first_step)

@@ -5,6 +5,7 @@ tokenizer = "tokenizer"                      # a folder with tokenizer.json; pat
 [model]                                      # n_vocab is the tokenizer's
 n_layers = 6
 ...
+                                             # or, instead of [model], init = "kogpt-mini": go on from a model
 [sources.wiki]
 shards = "shards/wiki"
 weight = 2.0
@@ -25,6 +26,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kogpt.errors import ConfigError
@@ -68,26 +70,38 @@ class Recipe:
     """All of a run."""
 
     tokenizer: str
-    model: Shape
     sources: Mapping[str, Source]
     stages: tuple[Stage, ...]
     schedule: Schedule
+    model: Shape | None = None  # of random weights
+    init: str | None = None  # the model folder, or name, whose weights and shape the run starts from
     optimiser: Rule = field(default_factory=Rule)
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     loop: Pace = field(default_factory=Pace)
     validation: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.init is None):
+            raise ConfigError(
+                "a recipe has either [model], the shape of random weights, or init, a model to go on from",
+                "[model](임의 가중치의 구조)과 init(이어서 학습할 모델) 중 하나만 적으세요",
+            )
 
-def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+
+def read_recipe(path: Path, changes: Sequence[str] = (), init: str | None = None) -> Recipe:
     """The recipe of a TOML file, changed by lines of TOML such as `schedule.steps = 200`.
 
-    ConfigError for a file that is missing or not TOML, and for a key that is unknown, missing or mistyped.
+    `init` takes the place of its [model]. ConfigError for a file that is missing or not TOML, and for a key
+    that is unknown, missing or mistyped.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         for change in changes:
             _merge(document, tomllib.loads(change))
+        if init is not None:
+            document.pop("model", None)
+            document["init"] = init
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
             f"recipe {path} cannot be read: {error}", f"{path} 설정을 읽을 수 없습니다: {error}"
@@ -114,6 +128,8 @@ def closed(kind: type[T], document: Mapping[str, Any], where: str) -> T:
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
+    if NoneType in inner:
+        return _value(inner[0], value, where)
     if is_dataclass(hint) and isinstance(value, dict):
         return closed(hint, value, where + ".")  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list):
@@ -123,7 +139,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return {name: _value(inner[1], item, f"{where}.{name}") for name, item in value.items()}
     elif hint is float and type(value) is int:
         return float(value)
-    elif type(value) is hint or type(value) in inner:
+    elif type(value) is hint:
         return value
     raise ConfigError(
         f"{where} is {value!r}, not of the type {getattr(hint, '__name__', hint)}",

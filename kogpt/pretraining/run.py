@@ -9,36 +9,59 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-from torch import nn
 
 from kogpt import checkpoint
+from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError
 from kogpt.model import GPTJ
 from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture
 from kogpt.pretraining.recipe import Recipe
+from kogpt.pretraining.start import (
+    find_start,
+    meta_model,
+    random_rows,
+    require_tokenizer,
+    stored_rows,
+)
 from kogpt.tokenizer import Tokenizer
 from kogpt.training import checkpoints
 from kogpt.training.loop import Run, Settings
 from kogpt.training.objective import Objective
-from kogpt.training.report import flops_per_token, measured_peak
+from kogpt.training.report import METRICS, flops_per_token, measured_peak, read_metrics
 from kogpt.training.validation import Document, bits_per_byte
 from kogpt.training.workers import Workers
 
 
-def pretrain(recipe: Recipe, root: Path, folder: Path, workers: Workers, live: TextIO | None = None) -> bool:
+def pretrain(
+    recipe: Recipe,
+    root: Path,
+    folder: Path,
+    workers: Workers,
+    live: TextIO | None = None,
+    tensorboard: bool = False,
+) -> bool:
     """Train until the schedule ends (True) or a signal (False); continues what `folder` holds.
 
     Paths of the recipe are relative to `root`. When it ends, `folder`/model is a model folder.
     """
     tokenizer = Tokenizer.from_file(tokenizer_file(recipe, root))
-    config = model_config(recipe, tokenizer)
     mixture = Mixture(recipe.sources, recipe.stages, recipe.seed, root)
-    objective = Objective(initial_model(config, recipe.seed), recipe.arithmetic)
-    workers.distribute(objective, objective.blocks())
+    require_tokenizer(tokenizer_file(recipe, root), mixture.tokenizer_sha256)
+    start = find_start(recipe.init, root) if recipe.init else None
+    if start:
+        require_tokenizer(start.folder / "tokenizer.json", mixture.tokenizer_sha256)
+    config = model_config(recipe, tokenizer, start)
+    torch.manual_seed(recipe.seed)
+    objective = Objective(meta_model(config), recipe.arithmetic)
+    # Not on CPUs: nothing travels far there, and torch sums an embedding's gradient in its own dtype.
+    gathered = objective.dtype if workers.device.type == "cuda" else None
+    workers.distribute(objective, objective.blocks(), gathered)
+    objective.model.tie()
     run = Run(folder, objective, _settings(recipe), workers)
     run.report.live = live if workers.is_first else None
+    run.report.tensorboard = tensorboard
     peak = workers.count * measured_peak(workers.device, objective.dtype)
     run.flops = lambda length: flops_per_token(config, length) / peak
     sets = {
@@ -50,7 +73,10 @@ def pretrain(recipe: Recipe, root: Path, folder: Path, workers: Workers, live: T
         length = mixture.stage(step - 1).length
         return {"length": length, "bits_per_byte": bits_per_byte(objective, sets, length, workers)}
 
-    run.resume()
+    if not run.resume():
+        workers.fill(objective.model, stored_rows(start) if start else random_rows(config, recipe.seed))
+    if start:
+        _remember_start(run, start, workers)
     finished = run.train(mixture.batch, validate if sets else None)
     if finished and workers.is_first:
         export(recipe, root, folder, folder / "model")
@@ -65,7 +91,8 @@ def export(recipe: Recipe, root: Path, folder: Path, out: Path, dtype: str = "fl
             f"{folder} holds no checkpoint: train first", f"{folder}에 체크포인트가 없습니다. 먼저 학습하세요"
         )
     tokenizer = tokenizer_file(recipe, root)
-    config = model_config(recipe, Tokenizer.from_file(tokenizer))
+    start = find_start(recipe.init, root) if recipe.init else None
+    config = model_config(recipe, Tokenizer.from_file(tokenizer), start)
     objective = Objective(GPTJ(config), recipe.arithmetic)
     checkpoints.load_weights(path, objective)
     state = objective.model.state_dict()
@@ -79,14 +106,23 @@ def tokenizer_file(recipe: Recipe, root: Path) -> Path:
     return path / "tokenizer.json" if path.is_dir() else path
 
 
-def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
-    """The shape with the tokenizer's vocabulary; ConfigError if a stage is longer than the context."""
-    shape = recipe.model
-    if (longest := max(stage.length for stage in recipe.stages)) > shape.n_ctx:
+def model_config(recipe: Recipe, tokenizer: Tokenizer, start: Checkpoint | None = None) -> ModelConfig:
+    """The shape of `start`, or the recipe's with the tokenizer's vocabulary.
+
+    ConfigError if a stage is longer than the context.
+    """
+    config = start.config if start else _own_config(recipe, tokenizer)
+    if (longest := max(stage.length for stage in recipe.stages)) > config.n_ctx:
         raise ConfigError(
-            f"a stage of {longest} tokens is longer than n_ctx, {shape.n_ctx}",
-            f"구간 길이 {longest}이(가) n_ctx {shape.n_ctx}보다 깁니다",
+            f"a stage of {longest} tokens is longer than n_ctx, {config.n_ctx}",
+            f"구간 길이 {longest}이(가) n_ctx {config.n_ctx}보다 깁니다",
         )
+    return config
+
+
+def _own_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
+    shape = recipe.model
+    assert shape is not None  # a recipe has it, or init
     return ModelConfig(
         n_layers=shape.n_layers,
         n_heads=shape.n_heads,
@@ -99,17 +135,22 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     )
 
 
-def initial_model(config: ModelConfig, seed: int) -> GPTJ:
-    """Random weights: every block starts as the identity, its inner matrices keep the variance."""
-    torch.manual_seed(seed)
-    model = GPTJ(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("out_proj.weight", "fc_out.weight", ".bias")):
-            nn.init.zeros_(parameter)
-        elif parameter.ndim == 2:
-            is_words = name.startswith(("transformer.wte", "lm_head"))
-            nn.init.normal_(parameter, std=0.02 if is_words else 1 / math.sqrt(config.d_model))
-    return model
+def _remember_start(run: Run, start: Checkpoint, workers: Workers) -> None:
+    """Note in the metrics which model the run starts from; ConfigError if it started from another one."""
+    path = run.folder / METRICS
+    workers.wait()  # the first process may have shortened the file
+    noted = [line for line in read_metrics(path) if "init" in line] if path.exists() else []
+    digest = checkpoint.digest(start.folder)
+    workers.wait()  # all have read it before it grows
+    if run.step and (not noted or noted[0]["init_sha256"] != digest):
+        began = noted[0]["init"] if noted else "random weights"
+        raise ConfigError(
+            f"{run.folder} began from {began}, not from {start.folder}: give another --out",
+            f"{run.folder}은(는) {start.folder}이(가) 아닌 {began}에서 시작했습니다. 다른 --out을 지정하세요",
+        )
+    if not run.step and workers.is_first:
+        place = {"step": 0, "tokens": 0, "seconds": 0.0}
+        run.report.write({**place, "init": str(start.folder), "init_sha256": digest})
 
 
 def read_documents(path: Path, tokenizer: Tokenizer, max_bytes: float = math.inf) -> Iterator[Document]:

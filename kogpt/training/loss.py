@@ -72,8 +72,8 @@ class _HeadLoss(torch.autograd.Function):
         w = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight)
-        d_bias = torch.zeros_like(bias)
+        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        d_bias = torch.zeros_like(bias, dtype=torch.float32)
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, start + CHUNK)
             loss, d_logits = kernel(hidden[rows] @ w.T, bias, targets[rows], z_loss)

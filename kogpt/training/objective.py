@@ -67,7 +67,8 @@ class Objective(nn.Module):
         if self.arithmetic.within_documents:
             attend = documents_apart(inputs, model.config.eos_token_id)
         with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = model.trunk(model.embed(inputs), positions, attend)
+            # The residual stream is float32, also where the embedding is gathered in less.
+            hidden = model.trunk(model.embed(inputs).float(), positions, attend)
         head = model.lm_head.weight, model.lm_head.bias
         z_loss = self.arithmetic.z_loss
         return head_loss(hidden.flatten(0, 1).to(self.dtype), head, targets.flatten(), z_loss, self.kernel)

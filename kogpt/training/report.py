@@ -1,38 +1,54 @@
-"""What a run says about itself: metrics.jsonl, one live line, and a picture of the loss."""
+"""What a run says about itself: metrics.jsonl, TensorBoard if wanted, a live line, a picture of the loss."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
+from kogpt.checkpoint import atomic_write
 from kogpt.config import ModelConfig
 from kogpt.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 
 
 class Report:
-    """Appends to metrics.jsonl; shows the last update in one line of `live`, over itself on a terminal."""
+    """Appends to metrics.jsonl; shows the last update in one line of `live`, over itself on a terminal.
+
+    With `tensorboard`, every number goes to event files in the folder of that name too.
+    """
 
     def __init__(self, folder: Path, live: TextIO | None = None) -> None:
         self.path = folder / METRICS
         self.live = live
+        self.tensorboard = False
+        self._events: SummaryWriter | None = None
 
     def begin(self, step: int) -> None:
-        """Forget what a run that was killed wrote after the checkpoint of `step`."""
+        """Forget what a run that was killed wrote after the checkpoint of `step`; all, if there is none."""
         if self.path.exists():
-            lines = [line for line in read_metrics(self.path) if line["step"] <= step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            lines = [line for line in read_metrics(self.path) if step and line["step"] <= step]
+            with atomic_write(self.path) as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        if self.tensorboard:
+            self._events = _event_writer(self.path.parent / "tensorboard", step + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """One line of JSON."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
+        if self._events:
+            for name, value in _scalars(metrics):
+                self._events.add_scalar(name, value, metrics["step"])
+            self._events.flush()
 
     def show(self, metrics: Mapping[str, Any], n_steps: int) -> None:
         """Step, loss, speed, share of the machine and time left."""
@@ -47,8 +63,29 @@ class Report:
         self.live.flush()
 
     def end(self) -> None:
+        """Finish the line and the event file."""
+        if self._events:
+            self._events.close()
         if self.live is not None and self.live.isatty():
             self.live.write("\n")
+
+
+def _event_writer(folder: Path, first_step: int) -> SummaryWriter:
+    """A new event file; readers forget what earlier ones say of `first_step` and later."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtra("--tensorboard", "tensorboard") from error
+    return SummaryWriter(str(folder), purge_step=first_step)
+
+
+def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a line by name, those of a table as TABLE/NAME; the step is their place."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{inner}", number) for inner, number in _scalars(value))
+        elif isinstance(value, int | float) and name != "step":
+            yield name, value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 CPU = torch.device("cpu")
+
+Rows = Callable[[str, int, int], NDArray[np.float32]]  # name of a parameter, first row, end -> those rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +45,37 @@ class Workers:
         if self.count > 1:
             dist.barrier()
 
-    def distribute(self, objective: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    def distribute(
+        self, objective: nn.Module, blocks: Iterable[nn.Module], gathered: torch.dtype | None = None
+    ) -> None:
         """Move to the device; with peers, keep a share of every weight and gather block by block (FSDP2).
 
-        Gradients are then means over the processes.
+        Weights are gathered in the dtype `gathered`, as they are if it is None; their shares, and the means
+        of their gradients over the processes, stay float32. From the meta device nothing is moved: the shares
+        are then left to `fill`.
         """
-        objective.to(self.device)
-        if self.count == 1:
-            return
-        mesh = init_device_mesh(self.device.type, (self.count,))
-        for module in [*blocks, objective]:
-            fully_shard(module, mesh=mesh)
+        if self.count > 1:
+            mesh = init_device_mesh(self.device.type, (self.count,))
+            # Inputs stay as they are: the residual stream is float32, autocast narrows what products read.
+            policy = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
+            for module in [*blocks, objective]:
+                fully_shard(module, mesh=mesh, mp_policy=policy)
+        if any(parameter.is_meta for parameter in objective.parameters()):
+            objective.to_empty(device=self.device)
+        else:
+            objective.to(self.device)
+
+    def fill(self, module: nn.Module, rows: Rows) -> None:
+        """Set every parameter, or the rows of it that this process holds, one after the other."""
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                mine, first = parameter.data, 0
+                if isinstance(parameter, DTensor):
+                    mine = parameter.to_local()
+                    first = self.rank * -(-len(parameter) // self.count)  # as torch.chunk divides
+                if len(mine):
+                    values = np.require(rows(name, first, first + len(mine)), requirements="W")
+                    mine.copy_(torch.from_numpy(values))
 
 
 @contextmanager

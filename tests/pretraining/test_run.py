@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from kogpt import checkpoint
-from kogpt.errors import CheckpointError, ConfigError
+from kogpt.config import ModelConfig
+from kogpt.errors import CheckpointError, ConfigError, InputError
 from kogpt.model import GPTJ
 from kogpt.pretraining import shards
-from kogpt.pretraining.recipe import read_recipe
-from kogpt.pretraining.run import export, initial_model, model_config, pretrain, read_documents
+from kogpt.pretraining.mixture import Mixture
+from kogpt.pretraining.recipe import Recipe, read_recipe
+from kogpt.pretraining.run import export, model_config, pretrain, read_documents
+from kogpt.pretraining.start import initial_model
 from kogpt.pretraining.tokenizer_training import save_tokenizer, train_tokenizer
 from kogpt.tokenizer import Tokenizer
+from kogpt.training.loop import Batch
 from kogpt.training.objective import Arithmetic, Objective
 from kogpt.training.report import read_metrics
 from kogpt.training.validation import Document, bits_per_byte, scored_windows
@@ -50,6 +58,10 @@ text = "held_out.txt"
 WORDS = ["나는", "너를", "오늘", "학교에", "갔다", "비가", "온다", "산과", "바다", "사람이", "말을", "했다"]
 
 
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
@@ -60,7 +72,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "shards").mkdir()
     documents = [np.array([*tokenizer.encode(text).ids, 1]) for text in texts]
     shard = shards.write_shard(folder / "shards", 0, documents, "uint16")
-    shards.write_index(folder / "shards", shards.Index("uint16", "", (shard,)))
+    digest = sha256(folder / "tokenizer" / "tokenizer.json")
+    shards.write_index(folder / "shards", shards.Index("uint16", digest, (shard,)))
     (folder / "held_out.txt").write_text(" ".join(rng.choices(WORDS, k=200)), encoding="utf-8")
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     return folder
@@ -92,6 +105,88 @@ def test_a_finished_run_is_not_run_again(root: Path, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
     assert pretrain(read_recipe(root / "recipe.toml"), root, trained, Workers())
     assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def continued(root: Path, start: Path, *changes: str) -> Recipe:
+    return read_recipe(
+        root / "recipe.toml",
+        ["schedule = { steps = 4, warmup_steps = 1, decay_steps = 1 }", *changes],
+        str(start),
+    )
+
+
+def test_a_run_starts_from_the_weights_and_shape_of_a_model_folder(
+    root: Path, trained: Path, tmp_path: Path
+) -> None:
+    start = trained / "model"
+    rates = "optimiser = { muon_rate = 0.0, adamw_rate = 0.0 }"
+    assert pretrain(continued(root, start, rates), root, tmp_path, Workers())
+    assert checkpoint.digest(tmp_path / "model") == checkpoint.digest(start)
+    first = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert first["init"] == str(start) and first["init_sha256"] == checkpoint.digest(start)
+
+
+def test_a_run_from_a_model_folder_resumes_bit_for_bit(
+    root: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = continued(root, trained / "model")
+    assert pretrain(recipe, root, tmp_path / "whole", Workers())
+    assert checkpoint.digest(tmp_path / "whole" / "model") != checkpoint.digest(trained / "model")
+    batch = Mixture.batch
+
+    def interrupted(mixture: Mixture, step: int) -> Batch:
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return batch(mixture, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mixture, "batch", interrupted)
+        assert not pretrain(recipe, root, tmp_path / "broken", Workers())
+    before = read_metrics(tmp_path / "broken" / "metrics.jsonl")[0]
+    other = tmp_path / "other"
+    checkpoint.save(other, *random_start(recipe, root, trained), tokenizer=root / "tokenizer")
+    with pytest.raises(ConfigError, match=r"began from .*not from .*other"):
+        pretrain(continued(root, other), root, tmp_path / "broken", Workers())
+    assert pretrain(recipe, root, tmp_path / "broken", Workers())
+    assert read_metrics(tmp_path / "broken" / "metrics.jsonl")[0] == before
+    assert checkpoint.digest(tmp_path / "broken" / "model") == checkpoint.digest(tmp_path / "whole" / "model")
+
+
+def random_start(
+    recipe: Recipe, root: Path, trained: Path
+) -> tuple[ModelConfig, dict[str, NDArray[np.float32]]]:
+    config = checkpoint.load(trained / "model").config
+    state = initial_model(config, seed=5).state_dict()
+    return config, {name: state[name].numpy() for name in config.tensor_shapes()}
+
+
+def test_a_run_from_random_weights_does_not_go_on_as_one_from_a_model(root: Path, trained: Path) -> None:
+    recipe = read_recipe(root / "recipe.toml", (), str(trained / "model"))
+    with pytest.raises(ConfigError, match="began from random weights"):
+        pretrain(recipe, root, trained, Workers())
+
+
+def test_another_tokenizer_than_that_of_the_shards_is_refused(
+    root: Path, trained: Path, tmp_path: Path
+) -> None:
+    save_tokenizer(train_tokenizer(["나라 말이 서로 달라 "] * 9 + WORDS * 3, 290), tmp_path / "own", n_ctx=32)
+    recipe = read_recipe(root / "recipe.toml", [f'tokenizer = "{tmp_path / "own"}"'])
+    with pytest.raises(ConfigError, match=r"packed with another tokenizer .*own"):
+        pretrain(recipe, root, tmp_path / "out", Workers())
+    start = tmp_path / "start"
+    config = replace(checkpoint.load(trained / "model").config, n_vocab=290)
+    tensors = {name: np.zeros(size, np.float32) for name, size in config.tensor_shapes().items()}
+    checkpoint.save(start, config, tensors, tokenizer=tmp_path / "own")
+    with pytest.raises(ConfigError, match=r"packed with another tokenizer .*start"):
+        pretrain(continued(root, start), root, tmp_path / "out", Workers())
+
+
+def test_a_bad_record_in_a_validation_file_is_refused(root: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(root / "tokenizer" / "tokenizer.json")
+    path = tmp_path / "v.jsonl"
+    path.write_text('{"text": "오늘 비가 온다"}\n' * 2000 + '{"text": 3}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"1 of 2001 records are bad.*v\.jsonl"):
+        list(read_documents(path, tokenizer))
 
 
 def test_export_without_a_checkpoint_says_so(root: Path, tmp_path: Path) -> None:
@@ -151,6 +246,8 @@ def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
         ("sources.text.weigth = 1.0", r"sources\.text\.weigth is no setting"),
         ("seed = ", "cannot be read"),
         ('optimiser.name = "sgd"', "'sgd' is unknown"),
+        ('init = "kogpt-mini"', r"either \[model\]"),
+        ("init = 3", "init is 3"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named(root: Path, change: str, message: str) -> None:

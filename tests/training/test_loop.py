@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from kogpt.training import checkpoints
 from kogpt.training.loop import Batch, TrainingStopped
 from kogpt.training.loss import IGNORED
 from kogpt.training.report import flops_per_token, plot, read_metrics
+from kogpt.training.schedule import Schedule
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -251,6 +253,28 @@ def test_validation_runs_when_due_and_at_the_end(tmp_path: Path) -> None:
     assert "step 6/6  loss 4." in shown and "tokens/s  MFU 0%  0:00:00 left" in shown
     plot(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_has_every_number_of_the_metrics(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def sitting(steps: int) -> None:
+        run = toy.make_run(
+            tmp_path, validate_every=3, save_every=1, schedule=Schedule(steps=steps, warmup_steps=2)
+        )
+        run.report.tensorboard = True
+        run.resume()
+        run.train(toy.batch, lambda step: {"bits_per_byte": {"noise": 5.0 + step}})
+
+    sitting(3)
+    shutil.rmtree(tmp_path / "step_00000003")  # so that the next sitting repeats step 3
+    sitting(5)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "gradient_norm", "rate", "tokens_per_second", "seconds_per_step"):
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx(logged(tmp_path, name)) and list(found) == [1, 2, 3, 4, 5], name
+    bits = [(event.step, event.value) for event in events.Scalars("bits_per_byte/noise")]
+    assert bits == [(3, 8.0), (5, 10.0)]
 
 
 def test_operations_per_token_are_those_of_the_matrix_products() -> None:

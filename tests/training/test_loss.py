@@ -79,6 +79,7 @@ def test_objective_is_the_models_cross_entropy(tiny: ModelConfig) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
 @pytest.mark.parametrize(
     "choice", [{"checkpoint_blocks": True}, pytest.param({"compile": "blocks"}, marks=pytest.mark.slow)]
 )

@@ -39,7 +39,7 @@ def make_run(folder: Path, workers: Workers | None = None, **settings: Any) -> R
     workers = workers or Workers()
     torch.manual_seed(0)
     objective = Objective(GPTJ(SHAPE), Arithmetic(compile="nothing"))
-    workers.distribute(objective, objective.blocks())
+    workers.distribute(objective, objective.blocks(), objective.dtype)
     chosen = {
         "schedule": Schedule(steps=STEPS, warmup_steps=2, decay_steps=2),
         "rule": Rule(),
