@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from kogpt import checkpoint
+from kogpt import checkpoint, native_runner
 from kogpt.cli.machine import Gpu, gpus
 from kogpt.config import SHAPES, ModelConfig
 from kogpt.errors import CheckpointError
@@ -128,8 +128,18 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines += ["", f"RAM free   {_size(facts['ram_free_bytes'])}"]
     for card in facts["gpus"]:
         lines.append(f"GPU        {card['name']}, {_size(card['free_bytes'])} free")
-    lines.append(f"runner     {facts['runner']}")
+    lines.append(f"runner     {_runner(facts['runner'])}")
     return lines
+
+
+def _runner(name: str) -> str:
+    if name == "native":
+        return f"native ({native_runner.isa()})"
+    if name == "numpy":
+        # without --no-cache-dir pip would take the wheel that it built before there was a compiler
+        again = "pip install --force-reinstall --no-cache-dir kogpt"
+        return f"numpy (the native kernels were not built: install a C++ compiler, then {again})"
+    return name
 
 
 def _size(n_bytes: int | None) -> str:
