@@ -26,7 +26,7 @@ from kogpt.memory import require_memory
 from kogpt.runner import Array, Chunk, check_chunks, split_outputs
 
 LIBRARY = Path(__file__).with_name("_native.so")
-ABI = 3
+ABI = 4
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.54}  # per weight
 PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
@@ -105,7 +105,9 @@ class NativeRunner:
         _require_room(config, tensors, dtype)
         self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
-        self._model = ctypes.c_void_p(kernels.kogpt_create(ctypes.byref(dims), FORMATS[dtype], self.threads))
+        cache = FORMATS["float32" if dtype == "float32" else "bfloat16"]
+        create = kernels.kogpt_create
+        self._model = ctypes.c_void_p(create(ctypes.byref(dims), FORMATS[dtype], cache, self.threads))
         if not self._model:
             raise NotEnoughMemory(
                 f"the system gives no memory for this model's buffers and {self.threads} threads: "
@@ -299,7 +301,7 @@ def library() -> ctypes.CDLL | None:
     pointer, number = ctypes.c_void_p, ctypes.c_int
     signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "kogpt_isa": (ctypes.c_char_p, ()),
-        "kogpt_create": (pointer, (pointer, number, number)),
+        "kogpt_create": (pointer, (pointer, number, number, number)),
         "kogpt_destroy": (None, (pointer,)),
         "kogpt_load_projection": (number, (pointer, number, number, pointer)),
         "kogpt_borrow_packed": (None, (pointer, number, number, pointer, pointer)),

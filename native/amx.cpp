@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -422,16 +423,16 @@ void linear_tiles(const Linear& w, const Acts& acts, int n0, int n1, const Outpu
   linear_rows(w, acts, n0, n1, o, scratch);
 }
 
-std::size_t scratch_tiles(int kp, int positions, int d) {
+std::size_t scratch_tiles(int kp, int d) {
   const std::size_t two_panels = static_cast<std::size_t>(kp) * 2 * kPanel;
-  const std::size_t rows = scratch_rows(kp, positions, d), blocks = kUnpackedBytes + kSumBytes;
+  const std::size_t rows = scratch_rows(kp, d), blocks = kUnpackedBytes + kSumBytes;
   const std::size_t most = two_panels > rows ? two_panels : rows;
   return most > blocks ? most : blocks;
 }
 
 }  // namespace
 
-const Kernels kAmx = {"amx",       layer_norm,  prepare_tiles, linear_tiles, store_key,
-                      store_value, attend_rows, scratch_tiles, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+const Kernels kAmx = {"amx",       layer_norm,  prepare_tiles, linear_tiles, store_rows,
+                      attend_rows, scratch_tiles, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

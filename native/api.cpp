@@ -16,7 +16,7 @@ using kogpt::Format;
 using kogpt::Model;
 
 // Raised whenever a signature below or the layout of Dims or Chunk changes.
-KOGPT_API int kogpt_abi() { return 3; }
+KOGPT_API int kogpt_abi() { return 4; }
 
 // Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine.
 KOGPT_API const char* kogpt_isa() {
@@ -24,9 +24,9 @@ KOGPT_API const char* kogpt_isa() {
   return kernels == nullptr ? nullptr : kernels->name;
 }
 
-KOGPT_API Model* kogpt_create(const Dims* dims, int format, int threads) {
+KOGPT_API Model* kogpt_create(const Dims* dims, int format, int cache_format, int threads) {
   try {
-    return new Model(*dims, static_cast<Format>(format), threads, *kogpt::choose_kernels());
+    return new Model(*dims, static_cast<Format>(format), static_cast<Format>(cache_format), threads, *kogpt::choose_kernels());
   } catch (const std::bad_alloc&) {
     return nullptr;
   }

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kRows = 2, kCols = 2, kOffset = 0;  // 8 of the 16 registers are sums
 constexpr bool kHalfProducts = false;
+constexpr int kQueries = 4, kVectors = 1;  // see attention.inl
 
 struct F16 {
   __m256 a, b;
@@ -77,6 +79,13 @@ inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
           _mm256_add_ps(c.b, _mm256_and_ps(steps, _mm256_cmp_ps(x.b, limits, _CMP_GT_OQ)))};
 }
 
+inline float largest(const F16& x) {
+  const __m256 eight = _mm256_max_ps(x.a, x.b);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
 inline float sum(const F16& x) {
   const __m256 eight = _mm256_add_ps(x.a, x.b);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -135,7 +144,7 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2",    layer_norm, prepare_rows, linear_rows, store_key,
-                       store_value, attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+const Kernels kAvx2 = {"avx2",    layer_norm, prepare_rows, linear_rows, store_rows,
+                       attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

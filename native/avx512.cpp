@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -61,7 +62,7 @@ inline void half_block(const Linear& w, const Acts& acts, int n, int m, float (*
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512",  layer_norm, prepare_rows, linear_rows, store_key,
-                         store_value, attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+const Kernels kAvx512 = {"avx512",  layer_norm, prepare_rows, linear_rows, store_rows,
+                         attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

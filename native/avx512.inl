@@ -46,6 +46,7 @@ inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
   const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GT_OQ);
   return {_mm512_mask_add_ps(c.v, above, c.v, _mm512_set1_ps(step))};
 }
+inline float largest(const F16& a) { return _mm512_reduce_max_ps(a.v); }
 inline float sum(const F16& a) { return _mm512_reduce_add_ps(a.v); }
 
 // See kTile4: 64 inputs of two outputs at a time; the table of a group fills the lanes of its 32 inputs.
@@ -66,4 +67,33 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
     _mm512_storeu_si512(out + n * kDepth, _mm512_shuffle_epi8(entries(scales + n * 2), first));
     _mm512_storeu_si512(out + (n + 1) * kDepth, _mm512_shuffle_epi8(entries(scales + n * 2 + 2), second));
   }
+}
+
+// ---- attention ----
+
+constexpr int kQueries = 8, kVectors = 2;  // 16 of the 32 registers are sums
+
+struct HalfCell {
+  using Scalar = std::uint16_t;
+  static constexpr std::size_t kBytes = 64;
+  __m512i pairs;
+  static HalfCell load(const unsigned char* p) { return {_mm512_loadu_si512(p)}; }
+  static void store(const F16& x, std::uint16_t* to) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), std::bit_cast<__m256i>(_mm512_cvtneps_pbh(x.v)));
+  }
+  // Integers of -127 to 127 are bfloat16 numbers. n is a multiple of 32.
+  static void widen(const std::int8_t* from, std::size_t n, std::uint16_t* to) {
+    for (std::size_t i = 0; i < n; i += 32) {
+      const auto* sixteen = reinterpret_cast<const __m128i*>(from + i);
+      const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(sixteen)));
+      const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(sixteen + 1)));
+      _mm512_storeu_si512(to + i, std::bit_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+    }
+  }
+};
+
+inline F16 dot_pair(const HalfCell& cell, const std::uint16_t* pair, const F16& sum) {
+  std::int32_t two;
+  std::memcpy(&two, pair, sizeof two);
+  return {_mm512_dpbf16_ps(sum.v, std::bit_cast<__m512bh>(cell.pairs), std::bit_cast<__m512bh>(_mm512_set1_epi32(two)))};
 }

@@ -2,11 +2,10 @@
 
 namespace kogpt {
 
-Cache::Cache(int n_layers, int n_heads, int d_head, bool half)
+Cache::Cache(int n_layers, int n_heads, int d_head, Format format)
     : n_heads_(n_heads),
-      half_(half),
-      head_bytes_(static_cast<std::size_t>(kBlock) * static_cast<std::size_t>(round_up(d_head, kHeadStep)) *
-                  (half ? 2 : 4)),
+      format_(format),
+      head_bytes_(head_bytes(format, d_head)),
       block_bytes_(head_bytes_ * 2 * static_cast<std::size_t>(n_layers) * static_cast<std::size_t>(n_heads)) {}
 
 int Cache::open() {

@@ -16,7 +16,7 @@ namespace kogpt {
 class Cache {
  public:
   // Offsets within a block are (layer, head, keys then values), see kHeadStep for the innermost layout.
-  Cache(int n_layers, int n_heads, int d_head, bool half);
+  Cache(int n_layers, int n_heads, int d_head, Format format);
 
   int open();
   int fork(int row, int length);
@@ -36,7 +36,7 @@ class Cache {
   std::size_t keys(int layer, int head) const { return head_bytes_ * 2 * index(layer, head); }
   std::size_t values(int layer, int head) const { return head_bytes_ * (2 * index(layer, head) + 1); }
   std::size_t block_bytes() const { return block_bytes_; }
-  bool half() const { return half_; }
+  Format format() const { return format_; }
 
  private:
   struct Row {
@@ -52,7 +52,7 @@ class Cache {
   bool last_is_shared(const Row& row) const;
 
   int n_heads_;
-  bool half_;
+  Format format_;
   std::size_t head_bytes_;
   std::size_t block_bytes_;
   std::vector<Row> rows_;

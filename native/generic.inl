@@ -359,7 +359,7 @@ void linear_rows(const Linear& w, const Acts& acts, int n0, int n1, const Output
 
 #include "attention.inl"
 
-[[maybe_unused]] std::size_t scratch_rows(int kp, int positions, int d) {
-  const std::size_t panel = static_cast<std::size_t>(kp) * kPanel, attend = scratch_attend(positions, d);
+[[maybe_unused]] std::size_t scratch_rows(int kp, int d) {
+  const std::size_t panel = static_cast<std::size_t>(kp) * kPanel, attend = Attention<FloatCell>::scratch_bytes(d);
   return panel > attend ? panel : attend;
 }

@@ -14,12 +14,12 @@ struct Kernels {
   void (*prepare)(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch);
   // Outputs [n0, n1); n0 is a multiple of kPanel.
   void (*linear)(const Linear& w, const Acts& acts, int n0, int n1, const Output& out, unsigned char* scratch);
-  // One head's keys or values of position `slot` into a block.
-  void (*store_key)(const float* k, int d, bool half, int slot, unsigned char* keys);
-  void (*store_value)(const float* v, int d, bool half, int slot, unsigned char* values);
+  // One head's key and value of position `slot` into a block of the cache.
+  void (*store)(const float* k, const float* v, int d, Format format, int slot, unsigned char* keys,
+                unsigned char* values);
   void (*attend)(const Attend& job, unsigned char* scratch);
-  // Bytes that `prepare`, `linear` (kp) and `attend` (positions, d) need in scratch.
-  std::size_t (*scratch_bytes)(int kp, int positions, int d);
+  // Bytes that `prepare`, `linear` (kp) and `attend` (d) need in scratch.
+  std::size_t (*scratch_bytes)(int kp, int d);
   // 16 outputs (16, kp) to int8 or int4 tiles and scales; importance (kp) weighs errors (int4), scratch: 18 kp bytes.
   void (*quantize)(Format format, const float* rows, int kp, const float* importance, const std::int8_t* table,
                    unsigned char* tiles, float* scales, std::uint8_t* scratch);

@@ -12,7 +12,6 @@ namespace kogpt {
 constexpr int kDepth = 64;       // K is padded to this many inputs
 constexpr int kPanel = 16;       // quantised weights come in panels of this many outputs
 constexpr int kBlock = 32;       // positions of one cache block
-constexpr int kHalfBlock = 16;   // keys of a block lie in two such groups
 constexpr int kGroup = 32;       // weights that share one int4 scale
 constexpr int kCodes = 16;       // entries of the int4 codebook
 constexpr int kMaxWidth = 16;    // tokens in one packed block of activations
@@ -70,25 +69,42 @@ struct Output {
   bool gelu = false;
 };
 
-// One block of the cache holds, for each layer and head, keys then values of 32 positions, in float32 or
-// bfloat16. Dp is D rounded up to 32.
-//   keys    (2, Dp, 16)          float32     (2, Dp / 2, 16, 2)   bfloat16: pairs of dimensions
-//   values  (32, Dp)             float32     (16, Dp, 2)          bfloat16: pairs of positions
+// One block of the cache holds, for each layer and head, keys then values of 32 positions, Dp being D rounded up to 32:
+//   keys    (2, Dp / 2) cells     16 positions x a pair of dimensions
+//   values  (16, Dp / 16) cells   16 dimensions x a pair of positions
+// A cell is (2, 16) float32, (16, 2) bfloat16 or (16, 2) int8. int8 cells are followed by a float32 for each position:
+// what its integers are multiplied with.
 constexpr int kHeadStep = 32;
 
-// Attention of one head over one row's cache.
+constexpr std::size_t head_bytes(Format format, int d) {
+  const auto n = static_cast<std::size_t>(kBlock) * static_cast<std::size_t>(round_up(d, kHeadStep));
+  return format == Format::i8 ? n + kBlock * sizeof(float) : n * (format == Format::f32 ? 4 : 2);
+}
+
+constexpr int kMaxQueries = 64;  // of one job
+constexpr int kTileBlocks = 4;   // blocks that attention reads at a time
+constexpr int kTile = kTileBlocks * kBlock;
+
+// Queries of one row, at positions first, first + 1 and so on; each sees the positions up to its own.
+struct Span {
+  int start = 0;  // place of the first among all queries
+  int t = 0;
+  int first = 0;
+  const unsigned char* const* blocks = nullptr;  // the row's
+};
+
+// Attention of one head, for at most kMaxQueries queries.
 struct Attend {
-  const float* q = nullptr;             // (T, D) at stride ld, rotated
+  const Span* spans = nullptr;
+  int n_spans = 0;
+  int shared = 0;            // tiles that lie before all queries and are the same memory in all spans
+  const float* q = nullptr;  // (., D) at stride ld, rotated
+  float* out = nullptr;      // likewise
   std::size_t ld = 0;
-  int t = 0;                            // queries
-  int first = 0;                        // position of the first query; query i sees positions [0, first + i]
   int d = 0;
-  bool half = false;                    // bfloat16 cache
-  const unsigned char* const* blocks = nullptr;  // the row's blocks
-  std::size_t keys = 0;                 // byte offsets of this layer and head within a block
+  Format format = Format::f32;  // of the cache: f32, bf16 or i8
+  std::size_t keys = 0;         // byte offsets of this layer and head within a block
   std::size_t values = 0;
-  float* out = nullptr;                 // (T, D) at stride ld_out
-  std::size_t ld_out = 0;
 };
 
 }  // namespace kogpt

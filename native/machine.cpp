@@ -43,7 +43,7 @@ double matrix_speed(Pool& pool, const Kernels& kernels, Format format, int size)
   Buffer x(width * width * sizeof(float)), y(width * width * sizeof(float));
   Buffer data(acts_bytes(Format::f32, width, width)), token_scales(width * sizeof(float));
   std::vector<Buffer> scratch;
-  for (int i = 0; i < pool.threads(); ++i) scratch.emplace_back(kernels.scratch_bytes(size, 1, 1));
+  for (int i = 0; i < pool.threads(); ++i) scratch.emplace_back(kernels.scratch_bytes(size, 1));
   const Linear w{format,          size,
                  size,            size,
                  weights.data(),  scales.floats(),

@@ -22,12 +22,12 @@ int task_outputs(int outputs, int threads, int m) {
 
 }  // namespace
 
-Model::Model(const Dims& dims, Format format, int threads, const Kernels& kernels)
+Model::Model(const Dims& dims, Format format, Format cache, int threads, const Kernels& kernels)
     : dims_(dims),
       format_(format),
       kernels_(kernels),
       pool_(threads),
-      cache_(dims.n_layers, dims.n_heads, dims.d_model / dims.n_heads, format != Format::f32),
+      cache_(dims.n_layers, dims.n_heads, dims.d_model / dims.n_heads, cache),
       d_head_(dims.d_model / dims.n_heads),
       e_(round_up(dims.d_model, kDepth)),
       f_(round_up(dims.d_ff, kDepth)),
@@ -56,7 +56,7 @@ Model::Model(const Dims& dims, Format format, int threads, const Kernels& kernel
       sin_.push_back(static_cast<float>(std::sin(angle)));
     }
   }
-  const std::size_t bytes = kernels.scratch_bytes(std::max(e_, f_), dims.n_ctx, d_head_);
+  const std::size_t bytes = kernels.scratch_bytes(std::max(e_, f_), d_head_);
   for (Buffer& scratch : scratch_) scratch = Buffer(bytes);
 }
 
@@ -152,8 +152,9 @@ void Model::forward(const Chunk* chunks, int n_chunks, bool hidden, float* out) 
 
 void Model::pass(const std::vector<Piece>& pieces, int m) {
   reserve(m);
+  plan_attention(pieces);
   for (const Piece& piece : pieces) embed(piece);
-  for (int layer = 0; layer < dims_.n_layers; ++layer) block(layer, pieces, m);
+  for (int layer = 0; layer < dims_.n_layers; ++layer) block(layer, m);
   const int norm = dims_.n_layers * kVectors;
   for (const Piece& piece : pieces) {
     for (int i = 0; i < piece.chunk.n_outputs; ++i) {
@@ -179,7 +180,7 @@ void Model::embed(const Piece& piece) {
 }
 
 // x += attention(h) + mlp(h), h the layer norm of x.
-void Model::block(int layer, const std::vector<Piece>& pieces, int m) {
+void Model::block(int layer, int m) {
   const auto e = static_cast<std::size_t>(e_), f = static_cast<std::size_t>(f_);
   const Linear* w = &projections_[static_cast<std::size_t>(layer * kProjections)];
   const int vectors = layer * kVectors;
@@ -201,12 +202,7 @@ void Model::block(int layer, const std::vector<Piece>& pieces, int m) {
                     {&w[kV], &normal, {v_.floats(), e, nullptr, false, false}}};
   project(in, 4);
 
-  const int heads = dims_.n_heads;
-  double products = 0;
-  for (const Piece& piece : pieces) products += 2.0 * piece.chunk.t * (piece.first + piece.chunk.t) * dims_.d_model;
-  run(heads * static_cast<int>(pieces.size()), products, [&](int task, int thread) {
-    attend(layer, pieces[static_cast<std::size_t>(task / heads)], task % heads, thread);
-  });
+  attend(layer);
   acts(mixed, acts_data_[0], acts_scale_[0], m, e_);
   acts(wide, acts_data_[1], acts_scale_[1], m, f_);
   by_tokens(m, [&](int m0, int m1, int thread) {
@@ -235,32 +231,63 @@ void Model::rotate(float* x, int position) const {
   }
 }
 
-void Model::attend(int layer, const Piece& piece, int head, int thread) {
+// Rows that share the tiles of a prefix read them together: one after the other they would wait for memory each time.
+void Model::plan_attention(const std::vector<Piece>& pieces) {
+  spans_.clear();
+  groups_.clear();
+  stored_apart_ = false;
+  for (const Piece& piece : pieces) {
+    const unsigned char* const* blocks = cache_.blocks(piece.chunk.row);
+    if (piece.chunk.t > kMaxQueries) stored_apart_ = true;
+    for (int i = 0; i < piece.chunk.t; i += kMaxQueries) {
+      spans_.push_back({piece.start + i, std::min(kMaxQueries, piece.chunk.t - i), piece.first + i, blocks});
+      groups_.push_back({static_cast<int>(spans_.size()) - 1, 1, 0});
+    }
+  }
+}
+
+// Turns queries and keys by their positions and writes keys and values into the cache.
+void Model::store(int layer, int head, const Span& span) {
   const auto e = static_cast<std::size_t>(e_);
-  const std::size_t at = static_cast<std::size_t>(piece.start) * e + static_cast<std::size_t>(head * d_head_);
-  unsigned char* const* blocks = cache_.blocks(piece.chunk.row);
+  const std::size_t at = static_cast<std::size_t>(span.start) * e + static_cast<std::size_t>(head * d_head_);
   const std::size_t keys = cache_.keys(layer, head), values = cache_.values(layer, head);
-  for (int i = 0; i < piece.chunk.t; ++i) {
+  for (int i = 0; i < span.t; ++i) {
     const std::size_t row = at + static_cast<std::size_t>(i) * e;
-    const int position = piece.first + i;
+    const int position = span.first + i;
     rotate(q_.floats() + row, position);
     rotate(k_.floats() + row, position);
-    unsigned char* block = blocks[position / kBlock];
-    kernels_.store_key(k_.floats() + row, d_head_, cache_.half(), position % kBlock, block + keys);
-    kernels_.store_value(v_.floats() + row, d_head_, cache_.half(), position % kBlock, block + values);
+    unsigned char* block = const_cast<unsigned char*>(span.blocks[position / kBlock]);
+    kernels_.store(k_.floats() + row, v_.floats() + row, d_head_, cache_.format(), position % kBlock, block + keys,
+                   block + values);
   }
-  Attend job;
-  job.q = q_.floats() + at;
-  job.ld = job.ld_out = e;
-  job.t = piece.chunk.t;
-  job.first = piece.first;
-  job.d = d_head_;
-  job.half = cache_.half();
-  job.blocks = blocks;
-  job.keys = keys;
-  job.values = values;
-  job.out = attended_.floats() + at;
-  kernels_.attend(job, scratch_[static_cast<std::size_t>(thread)].data());
+}
+
+void Model::attend(int layer) {
+  const int heads = dims_.n_heads;
+  double products = 0;
+  for (const Span& span : spans_) products += 2.0 * span.t * (span.first + span.t) * dims_.d_model;
+  if (stored_apart_) {
+    run(heads * static_cast<int>(spans_.size()), products, [&](int task, int) {
+      store(layer, task % heads, spans_[static_cast<std::size_t>(task / heads)]);
+    });
+  }
+  run(heads * static_cast<int>(groups_.size()), products, [&](int task, int thread) {
+    const Group& group = groups_[static_cast<std::size_t>(task / heads)];
+    const int head = task % heads;
+    Attend job;
+    job.spans = &spans_[static_cast<std::size_t>(group.span)];
+    job.n_spans = group.n;
+    job.shared = group.shared;
+    job.q = q_.floats() + head * d_head_;
+    job.out = attended_.floats() + head * d_head_;
+    job.ld = static_cast<std::size_t>(e_);
+    job.d = d_head_;
+    job.format = cache_.format();
+    job.keys = cache_.keys(layer, head);
+    job.values = cache_.values(layer, head);
+    for (int i = 0; i < group.n && !stored_apart_; ++i) store(layer, head, job.spans[i]);
+    kernels_.attend(job, scratch_[static_cast<std::size_t>(thread)].data());
+  });
 }
 
 void Model::head(float* out, int m) {

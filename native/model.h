@@ -36,7 +36,7 @@ enum Vector { kNormWeight, kNormBias, kFcInBias, kFcOutBias, kVectors };
 
 class Model {
  public:
-  Model(const Dims& dims, Format format, int threads, const Kernels& kernels);
+  Model(const Dims& dims, Format format, Format cache, int threads, const Kernels& kernels);
 
   // Borrows `source` (n, k) if it is in the model's format and layout already, else converts a copy; true if
   // borrowed. Quantised formats are rounded to nearest here.
@@ -65,10 +65,19 @@ class Model {
     int output;  // where its outputs begin among all
   };
 
+  // Spans of a pass that attention takes together.
+  struct Group {
+    int span;
+    int n;
+    int shared;  // leading tiles that all of them share
+  };
+
   void pass(const std::vector<Piece>& pieces, int m);
   void embed(const Piece& piece);
-  void block(int layer, const std::vector<Piece>& pieces, int m);
-  void attend(int layer, const Piece& piece, int head, int thread);
+  void block(int layer, int m);
+  void plan_attention(const std::vector<Piece>& pieces);
+  void attend(int layer);
+  void store(int layer, int head, const Span& span);
   void rotate(float* x, int position) const;
   void head(float* out, int m);
   void reserve(int m);
@@ -104,6 +113,9 @@ class Model {
   const unsigned char* embedding_ = nullptr;
   std::vector<float> cos_, sin_;  // (n_ctx, R / 2)
 
+  std::vector<Span> spans_;
+  std::vector<Group> groups_;
+  bool stored_apart_ = false;  // whether some row's queries are in several groups
   Buffer x_, h_, q_, k_, v_, attended_, ff_, last_;
   Buffer acts_data_[2], acts_scale_[2];
   std::vector<Buffer> scratch_;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kRows = 2, kCols = 2, kOffset = 0;  // 16 of the 32 registers are sums
 constexpr bool kHalfProducts = false;
+constexpr int kQueries = 4, kVectors = 1;  // see attention.inl
 
 #include "neon.inl"
 
@@ -30,7 +32,7 @@ inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
 
 }  // namespace
 
-const Kernels kNeon = {"neon",    layer_norm, prepare_rows, linear_rows, store_key,
-                       store_value, attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+const Kernels kNeon = {"neon",    layer_norm, prepare_rows, linear_rows, store_rows,
+                       attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

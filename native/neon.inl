@@ -78,6 +78,10 @@ inline F16 add_above(const F16& x, float limit, float step, F16 c) {
   return c;
 }
 
+inline float largest(const F16& a) {
+  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[2]), vmaxq_f32(a.v[1], a.v[3])));
+}
+
 inline float sum(const F16& a) {
   const float32x4_t four = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));

@@ -2,6 +2,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -11,6 +12,7 @@ namespace {
 
 constexpr int kRows = 2, kCols = 2, kOffset = 0;
 constexpr bool kHalfProducts = false;
+constexpr int kQueries = 4, kVectors = 1;  // see attention.inl
 
 inline float f16_to_float(std::uint16_t bits) {
   const std::uint32_t shifted = static_cast<std::uint32_t>(bits & 0x7FFF) << 13;
@@ -109,6 +111,13 @@ inline F16 add_above(const F16& x, float limit, float step, F16 c) {
   return c;
 }
 
+inline float largest(F16 a) {
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) a.v[i] = a.v[i + width] > a.v[i] ? a.v[i + width] : a.v[i];
+  }
+  return a.v[0];
+}
+
 inline float sum(F16 a) {
   for (int width = 8; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
@@ -145,7 +154,7 @@ void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t
 
 }  // namespace
 
-const Kernels kPlain = {"plain",   layer_norm, prepare_rows, linear_rows, store_key,
-                        store_value, attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+const Kernels kPlain = {"plain",   layer_norm, prepare_rows, linear_rows, store_rows,
+                        attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

@@ -100,6 +100,35 @@ def test_a_row_does_not_depend_on_its_neighbours(isa: str, dtype: str) -> None:
             np.testing.assert_array_equal(found, wanted)
 
 
+LONG = ModelConfig(n_layers=2, n_heads=3, d_model=120, d_ff=64, n_vocab=64, n_ctx=400, rotary_dim=8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_attention_over_many_tiles(isa: str, dtype: str) -> None:
+    """Bit for bit, over contexts of several tiles of attention and chunks of several of its jobs."""
+    tensors = {name: stored(array) for name, array in random_tensors(LONG).items()}
+    runner = NativeRunner(LONG, tensors, dtype, threads=2)
+    texts = [np.arange(n) * 7 % 64 for n in (270, 130, 200)]
+    together = read_all(runner, texts)
+    wanted = read_all(NumpyRunner(LONG, rounded_weights(LONG, tensors, dtype)), texts)
+    tolerance = {"float32": 1e-4, "bfloat16": 0.12}.get(dtype, 0.04)
+    for one, other in zip(together, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+    for size in (1, 5, 129):
+        rows = [runner.open() for _ in texts]
+        for start in range(0, len(texts[0]), size):
+            chunks = [
+                Chunk(row, piece, len(piece))
+                for row, ids in zip(rows, texts, strict=True)
+                if len(piece := ids[start : start + size])
+            ]
+            for chunk, found in zip(chunks, runner.forward(chunks), strict=True):
+                want = together[rows.index(chunk.row)][start : start + size]
+                np.testing.assert_array_equal(found, want)
+        for row in rows:
+            runner.close(row)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     wanted = read_all(NativeRunner(TINY, TENSORS, "bfloat16", threads=2), TEXTS)

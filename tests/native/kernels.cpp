@@ -21,7 +21,7 @@
 
 extern "C" {
 const char* kogpt_isa();
-kogpt::Model* kogpt_create(const kogpt::Dims*, int, int);
+kogpt::Model* kogpt_create(const kogpt::Dims*, int, int, int);
 void kogpt_destroy(kogpt::Model*);
 int kogpt_load_projection(kogpt::Model*, int, int, const void*);
 void kogpt_load_vector(kogpt::Model*, int, const float*);
@@ -190,7 +190,7 @@ std::unique_ptr<Matrix> make_matrix(Format format, int n, int k, std::mt19937& r
 Floats multiply(const Kernels& set, const Matrix& w, const Floats& x, std::size_t ld, int m, bool all_of_output) {
   const auto tokens = static_cast<std::size_t>(m), width = static_cast<std::size_t>(w.linear.kp);
   Buffer data(acts_bytes(Format::f32, tokens, width)), scale(tokens * sizeof(float));
-  Buffer scratch(set.scratch_bytes(w.linear.kp, 1, 2));
+  Buffer scratch(set.scratch_bytes(w.linear.kp, 2));
   const Acts acts{w.format, m, w.linear.kp, data.data(), scale.floats()};
   for (int m0 = 0; m0 < m; m0 += kMaxWidth) {
     set.prepare(x.data(), ld, m0, m0 + kMaxWidth < m ? m0 + kMaxWidth : m, acts, scratch.data());
@@ -276,57 +276,77 @@ void check_packing(const Kernels& set, const std::string& name, std::mt19937& ra
 
 // ---- attention ----
 
-// One head's outputs for t queries after `first` positions, the last block's tail filled with what must not matter.
-Floats attend(const Kernels& set, const Floats& q, const Floats& k, const Floats& v, int d, bool half, int first, int t) {
-  const auto dp = static_cast<std::size_t>(round_up(d, kHeadStep)), width = static_cast<std::size_t>(d);
-  const std::size_t side = kBlock * dp * (half ? 2 : 4);
-  const int positions = first + t;
+// One head's outputs for the queries of `texts`, each t queries after `first` positions. All texts are one beginning of
+// (k, v), in blocks of their own but for the tiles that `shared` says.
+struct Text {
+  int first, t;
+};
+
+Floats attend(const Kernels& set, const Floats& q, const Floats& k, const Floats& v, int d, Format format,
+              const std::vector<Text>& texts, int shared = 0) {
+  const auto width = static_cast<std::size_t>(d);
+  const std::size_t side = head_bytes(format, d);
   std::vector<Buffer> blocks;
-  std::vector<unsigned char*> pointers;
-  for (int base = 0; base < positions; base += kBlock) pointers.push_back(blocks.emplace_back(2 * side).data());
-  for (int i = 0; i < positions; ++i) {
-    unsigned char* block = pointers[static_cast<std::size_t>(i / kBlock)];
-    set.store_key(k.data() + static_cast<std::size_t>(i) * width, d, half, i % kBlock, block);
-    set.store_value(v.data() + static_cast<std::size_t>(i) * width, d, half, i % kBlock, block + side);
+  std::vector<std::vector<unsigned char*>> pointers;
+  std::vector<Span> spans;
+  Floats queries;
+  for (const Text& text : texts) {
+    pointers.emplace_back();
+    const int positions = text.first + text.t, common = pointers.size() > 1 ? shared * kTile : 0;
+    for (int base = 0; base < positions; base += kBlock) {
+      const bool borrowed = base < common;
+      pointers.back().push_back(borrowed ? pointers[0][static_cast<std::size_t>(base / kBlock)]
+                                         : blocks.emplace_back(2 * side).data());
+    }
+    for (int i = common; i < positions; ++i) {
+      unsigned char* block = pointers.back()[static_cast<std::size_t>(i / kBlock)];
+      const std::size_t at = static_cast<std::size_t>(i) * width;
+      set.store(k.data() + at, v.data() + at, d, format, i % kBlock, block, block + side);
+    }
+    spans.push_back({static_cast<int>(queries.size() / width), text.t, text.first, nullptr});
+    const auto from = q.begin() + static_cast<std::ptrdiff_t>(text.first) * d;
+    queries.insert(queries.end(), from, from + static_cast<std::ptrdiff_t>(text.t) * d);
   }
-  Buffer scratch(set.scratch_bytes(64, positions, d));
-  Floats out(static_cast<std::size_t>(t) * (width + 2));
-  Attend job;
-  job.q = q.data() + static_cast<std::size_t>(first) * width;
-  job.ld = width;
-  job.t = t;
-  job.first = first;
-  job.d = d;
-  job.half = half;
-  job.blocks = pointers.data();
-  job.keys = 0;
-  job.values = side;
-  job.out = out.data();
-  job.ld_out = width + 2;
+  for (std::size_t i = 0; i < spans.size(); ++i) spans[i].blocks = pointers[i].data();
+  Buffer scratch(set.scratch_bytes(64, d));
+  Floats out(queries.size());
+  const Attend job{spans.data(), static_cast<int>(spans.size()), shared, queries.data(), out.data(), width, d, format, 0, side};
   set.attend(job, scratch.data());
   return out;
 }
 
 void check_attention(const Kernels& set, const std::string& name, std::mt19937& random) {
-  constexpr int kMost = 100;
+  constexpr int kMost = 300;
   for (int d : {1, 2, 13, 32, 70}) {
     const auto n = static_cast<std::size_t>(kMost * d);
     const Floats q = normal(random, n, 2.0f), k = normal(random, n), v = normal(random, n);
-    for (bool half : {false, true}) {
-      const std::string what = name + " attend, " + (half ? "bfloat16" : "float32") + ", d " + std::to_string(d);
-      const int places[][2] = {{0, 1}, {0, 5}, {15, 2}, {16, 1}, {30, 7}, {31, 1}, {32, 1}, {63, 3}, {64, 33}};
-      for (const auto& place : places) {
-        const Floats found = attend(set, q, k, v, d, half, place[0], place[1]);
-        const std::string where = what + " " + std::to_string(place[0]) + " + " + std::to_string(place[1]);
+    for (Format format : {Format::f32, Format::bf16, Format::i8}) {
+      const std::string what = name + " attend, " + kFormatNames[static_cast<int>(format)] + ", d " + std::to_string(d);
+      const auto rows = [&](const Floats& all, std::size_t from, int t) {
+        const auto at = all.begin() + static_cast<std::ptrdiff_t>(from);
+        return Floats(at, at + static_cast<std::ptrdiff_t>(t) * d);
+      };
+      for (const Text& text : {Text{0, 1}, {0, 5}, {15, 2}, {31, 1}, {32, 1}, {63, 3}, {64, 33}, {100, 64}, {255, 1}, {256, 44}}) {
+        const Floats found = attend(set, q, k, v, d, format, {text});
+        const std::string where = what + " " + std::to_string(text.first) + " + " + std::to_string(text.t);
         // bfloat16 products where the set has them
-        expect(found, attend(kPlain, q, k, v, d, half, place[0], place[1]), half ? 1e-2 : 3e-6, where);
-        for (int i = 0; i < place[1]; ++i) {
-          const Floats one = attend(set, q, k, v, d, half, place[0] + i, 1);
-          const auto from = found.begin() + static_cast<std::ptrdiff_t>(one.size()) * i;
-          expect(one, Floats(from, from + static_cast<std::ptrdiff_t>(one.size())), 0, where + " one by one");
+        expect(found, attend(kPlain, q, k, v, d, format, {text}), format == Format::f32 ? 3e-6 : 3e-2, where);
+        for (int i = 0; i < text.t; ++i) {
+          const Floats one = attend(set, q, k, v, d, format, {{text.first + i, 1}});
+          expect(one, rows(found, static_cast<std::size_t>(i * d), 1), 0, where + " one by one");
         }
       }
+      const std::vector<Text> family{{256, 3}, {290, 1}, {270, 9}, {256, 44}};
+      const Floats found = attend(set, q, k, v, d, format, family, 2);
+      std::size_t from = 0;
+      for (const Text& text : family) {
+        expect(attend(set, q, k, v, d, format, {text}), rows(found, from, text.t), 0, what + " sharing tiles");
+        from += static_cast<std::size_t>(text.t * d);
+      }
     }
+    // What int8 costs: a step is 1/254 of a position's largest value.
+    const Floats exact = attend(set, q, k, v, d, Format::f32, {{0, 64}});
+    expect(attend(set, q, k, v, d, Format::i8, {{0, 64}}), exact, 0.03, name + " int8 beside float32, d " + std::to_string(d));
   }
 }
 
@@ -355,7 +375,7 @@ struct Weights {
 // Logits of every position of texts of these lengths, read `step` positions at a time, all rows together or alone.
 Floats logits(const Weights& weights, const char* isa, Format format, int threads, int step, bool together) {
   set_isa(isa);
-  Model* model = kogpt_create(&weights.dims, static_cast<int>(format), threads);
+  Model* model = kogpt_create(&weights.dims, static_cast<int>(format), static_cast<int>(format == Format::f32 ? format : Format::bf16), threads);
   int index = 0;
   for (const Floats& w : weights.projections) kogpt_load_projection(model, index++, 0, w.data());
   index = 0;
