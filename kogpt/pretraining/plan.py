@@ -1,8 +1,8 @@
 """What a pretraining run would need: memory per GPU, tokens per day, days and cost. No torch, no measurement.
 
 Arithmetic of a run of `kogpt pretrain run` under torchrun: weights, gradients and optimiser state in float32,
-each GPU holding its share of them (ZeRO stage 3, arXiv 1910.02054; torch's fully_shard), blocks gathered one
-at a time, matrix products in bfloat16 by autocast, the loss made in chunks of tokens.
+each GPU holding its share of them (ZeRO stage 3, arXiv 1910.02054; torch's fully_shard), blocks gathered in
+bfloat16 one at a time, gradients reduced in float32, the loss made in chunks of tokens.
 
 Letters: N parameters, L layers, H heads, E model width, F ff width, V vocabulary, T context, G GPUs; bytes
 and seconds unless another unit is named.
@@ -48,7 +48,8 @@ STATE_BYTES = {
     "adamw": 8,
     "muon": 4,
 }  # per parameter: two moments, or one; Muon is for the blocks' matrices only
-GATHERED_BYTES = 4  # per parameter: float32 weights travel, and so do float32 gradients
+GATHERED_BYTES = 2  # per parameter: weights travel in bfloat16
+REDUCED_BYTES = 4  # per parameter: gradients travel in float32
 LOSS_CHUNK = 1024  # tokens whose logits exist at a time (kogpt/training/loss.py)
 RECOMPUTED = 4 / 3  # forward, backward at twice the cost, and the forward again
 
@@ -115,7 +116,8 @@ class Plan:
             return 0.0
         rate = self.job.gpu.link if self.job.n_gpus <= GPUS_PER_NODE else self.job.gpu.network
         share = (self.job.n_gpus - 1) / self.job.n_gpus
-        return self.micro_steps * 3 * GATHERED_BYTES * self.job.config.n_parameters * share / rate
+        moved = (2 * GATHERED_BYTES + REDUCED_BYTES) * self.job.config.n_parameters
+        return self.micro_steps * moved * share / rate
 
     @property
     def tokens_per_day(self) -> float:
@@ -179,14 +181,17 @@ def memory(job: Job, rows: int, checkpointing: bool) -> dict[str, float]:
     state = STATE_BYTES[job.optimizer] * matrices + STATE_BYTES["adamw"] * (outer + vectors)
     layer = rows * config.n_ctx * activation_bytes(config)
     inputs = rows * config.n_ctx * 4 * config.d_model * config.n_layers
-    # The block at work and the next one on its way, the outer weights all the time, and one block's gradient;
-    # autocast's bfloat16 copies of weights live until the backward pass has used them.
-    gathered = GATHERED_BYTES * (3 * block + outer) if job.n_gpus > 1 else 0
+    if job.n_gpus > 1:
+        # The block at work, the buffer that it came in and that of the next on its way; one block's gradients
+        # twice, as made and as sent; the outer weights, and their gradients until the last.
+        working = GATHERED_BYTES * (3 * block + outer) + (2 + REDUCED_BYTES) * block + 2 * outer
+    else:  # autocast's bfloat16 copies, which live until the backward pass has used them
+        working = 2 * block * (1 if checkpointing else config.n_layers)
     return {
         "weights": 4 * config.n_parameters * share,
         "gradients": 4 * config.n_parameters * share,
         "optimizer": state * share,
-        "working weights": gathered + 2 * block * (1 if checkpointing else config.n_layers),
+        "working weights": working,
         "activations": inputs + layer if checkpointing else config.n_layers * layer,
         "loss": _loss_bytes(config, rows),
     }
