@@ -3,6 +3,7 @@
 #
 #     CORPUS=path/to/corpus WORK=/tmp/mini runs/mini.sh
 #
+# RECIPE=runs/mini_continued.toml goes on from the model that the package has, instead of random weights.
 # CORPUS holds train_SOURCE_NN.jsonl.zst and valid_SOURCE.jsonl.zst; `petitions` is not trained on, it accuses
 # living people. Each step is skipped or resumed if WORK has it already. The first edition's run had two processes
 # of one thread each, because others used its two cores too; the losses are the same but for rounding.
@@ -13,7 +14,7 @@ MACHINE=${MACHINE:-$(uname -m), $(nproc) cores}
 export PYTHONPATH=$PWD
 mkdir -p "$WORK"
 ln -sfn "$(realpath "$CORPUS")" "$WORK/corpus"
-cp runs/mini.toml "$WORK/mini.toml"
+cp "${RECIPE:-runs/mini.toml}" "$WORK/mini.toml"
 
 [ -f "$WORK/tokenizer/tokenizer.json" ] || python runs/mini_tokenizer.py "$CORPUS" "$WORK/tokenizer"
 

@@ -96,7 +96,10 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
 def card(folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine: str) -> str:
     """The text of README.md."""
     config = checkpoint.load(folder).config
-    last = read_metrics(metrics)[-1]
+    first, *_, last = read_metrics(metrics)
+    start = (
+        f"a model whose SHA-256 is {first['init_sha256'][:16]}..." if "init" in first else "random weights"
+    )
     table = [
         f"| {name} | {row['bytes']:,} | {row['bits_per_byte']:.3f} | {row['xz']:.3f} |"
         for name, row in rows.items()
@@ -106,6 +109,7 @@ def card(folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine
         millions=config.n_parameters / 1e6,
         mebibytes=(folder / "model.safetensors").stat().st_size / 2**20,
         bytes_per_token=_total(rows, "bytes") / _total(rows, "tokens"),
+        start=start,
         steps=last["step"],
         tokens=last["tokens"],
         hours=last["seconds"] / 3600,

@@ -14,7 +14,6 @@ from kogpt import checkpoint
 from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError
-from kogpt.model import GPTJ
 from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture
 from kogpt.pretraining.recipe import Recipe
@@ -93,11 +92,8 @@ def export(recipe: Recipe, root: Path, folder: Path, out: Path, dtype: str = "fl
     tokenizer = tokenizer_file(recipe, root)
     start = find_start(recipe.init, root) if recipe.init else None
     config = model_config(recipe, Tokenizer.from_file(tokenizer), start)
-    objective = Objective(GPTJ(config), recipe.arithmetic)
-    checkpoints.load_weights(path, objective)
-    state = objective.model.state_dict()
-    tensors = {name: state[name].numpy() for name in config.tensor_shapes()}
-    checkpoint.save(out, config, tensors, dtype, tokenizer.parent)
+    weights = checkpoints.Weights(path, config.tensor_shapes(), "model.")
+    checkpoint.save(out, config, weights, dtype, tokenizer.parent)
 
 
 def tokenizer_file(recipe: Recipe, root: Path) -> Path:

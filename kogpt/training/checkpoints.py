@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader
@@ -133,11 +135,26 @@ def restore(path: Path, module: nn.Module, optimisers: list[Optimizer]) -> dict[
     return dict(facts)
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
-    """Only the weights, into a module that lives in one process."""
-    state = {"module": module.state_dict()}
-    with _quiet():
-        state_dict_loader.load(state, checkpoint_id=path, no_dist=True)
+class Weights(Mapping[str, NDArray[np.float32]]):
+    """The weights in a checkpoint by name, each read when it is asked for: nobody has to hold them all."""
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> None:
+        self.path = path
+        self.shapes = shapes  # of those that are to be had, without `prefix`
+        self.prefix = prefix  # of their names in the module that was trained
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        tensor = torch.empty(self.shapes[name])
+        with _quiet():
+            state = {"module": {self.prefix + name: tensor}}
+            state_dict_loader.load(state, checkpoint_id=self.path, no_dist=True)
+        return tensor.numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
 
 def _remove_old(folder: Path, keep: int) -> None:
