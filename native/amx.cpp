@@ -2,10 +2,11 @@
 // (Intel 64 optimization manual, chapter 20).
 //
 // Weights are the first operand, 16 outputs x 64 bytes of inputs, straight from where they lie, row by row in the
-// mapped file or tile by tile. Activations are the second, in columns: a token each, or two for int8 (see Acts).
+// mapped file or tile by tile. Activations are the second, a token to a column.
 // The product is therefore transposed, outputs x columns, and turned on its way out.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -37,6 +38,7 @@ template <int C>
 inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
 
 #include "generic.inl"
+#include "blocks.inl"
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;
@@ -57,39 +59,9 @@ void configure(int columns0, int columns1) {
   _tile_loadconfig(&config);
 }
 
-constexpr int planes_of(Format format) { return format == Format::bf16 ? 1 : kPlanes; }
 constexpr int steps_of(Format format, int kp) { return format == Format::bf16 ? kp / 32 : kp / 64; }
 
 // ---- activations: blocks of 16 columns, (steps, 16, columns, 4 bytes) ----
-
-using Line = __m512i[16];
-
-// 16 x 16 dwords, rows to columns.
-inline void transpose(Line& v) {
-  Line t;
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xDD);
-    t[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xDD);
-  }
-  for (int i = 0; i < 4; ++i) {
-    v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
-    v[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    v[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
-  }
-}
 
 // `count` <= 16 rows of `bytes` each -> one block. count may be 1: then it is a copy.
 void pack_block(const unsigned char* rows, std::size_t bytes, int count, unsigned char* out) {
@@ -112,26 +84,32 @@ void round_token(const float* x, int kp, std::uint16_t* out) {
   }
 }
 
-// A block of columns is at most 16 tokens of bfloat16 or 8 of int8.
-void prepare_tiles(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* rows) {
-  if (acts.format == Format::f32 || acts.format == Format::f16) return prepare_rows(x, ld, m0, m1, acts, rows);
+// A block of columns is 16 tokens. The high plane of a block without outliers is not written.
+void prepare_tiles(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
+  if (acts.format == Format::f32 || acts.format == Format::f16) {
+    return (acts.m < kMany ? prepare_rows : prepare_stripes)(x, ld, m0, m1, acts, scratch);
+  }
   const bool half = acts.format == Format::bf16;
-  const int planes = planes_of(acts.format), tokens = 16 / planes;
-  const std::size_t row = static_cast<std::size_t>(acts.kp) * (half ? 2 : 1);
-  auto* data = static_cast<unsigned char*>(acts.data);
-  for (int m = m0; m < m1; m += tokens) {
-    const int count = acts.m - m < tokens ? acts.m - m : tokens;
+  const auto kp = static_cast<std::size_t>(acts.kp), row = kp * (half ? 2 : 1);
+  auto* maxima = reinterpret_cast<float*>(scratch + 32 * kp);  // after the rows of both planes
+  for (int m = m0; m < m1; m += 16) {
+    const int count = acts.m - m < 16 ? acts.m - m : 16;
+    unsigned char* high = scratch + 16 * kp;  // after the low rows
+    bool outliers = false;
     for (int i = 0; i < count; ++i) {
       const float* token = x + static_cast<std::size_t>(m + i) * ld;
-      unsigned char* to = rows + static_cast<std::size_t>(i * planes) * row;
+      const auto at = static_cast<std::size_t>(i) * row;
       if (half) {
-        round_token(token, acts.kp, reinterpret_cast<std::uint16_t*>(to));
+        round_token(token, acts.kp, reinterpret_cast<std::uint16_t*>(scratch + at));
       } else {
-        auto* high = reinterpret_cast<std::int8_t*>(to);
-        acts.scale[m + i] = quantize_token(token, acts.kp, high, high + row);
+        acts.token(m + i) = quantize_token(token, acts.kp, reinterpret_cast<std::int8_t*>(scratch + at),
+                                           reinterpret_cast<std::int8_t*>(high + at), acts.blocks(m + i), maxima);
+        outliers |= acts.token(m + i).outliers;
       }
     }
-    pack_block(rows, row, count * planes, data + static_cast<std::size_t>(m * planes) * row);
+    unsigned char* to = acts.data + static_cast<std::size_t>(m) * row;
+    pack_block(scratch, row, count, to);
+    if (outliers) pack_block(high, row, count, to + acts.plane_bytes());
   }
 }
 
@@ -196,44 +174,40 @@ inline void multiply_any(const Weights& w, const Columns& x, int steps, bool two
   return multiply<kFormat, false, false>(w, x, steps);
 }
 
-// One tile of sums, (16 outputs, columns), to the tokens that its columns belong to.
+// One tile of sums, (16 outputs, tokens), to where they go; high: those of the high planes, nullptr if there are none.
 template <Format kFormat>
-void emit(const Linear& w, const Acts& acts, const unsigned char* tile, int columns, int n, int column, const Output& o) {
-  Line v;
-  if (columns == 1) {
-    v[0] = _mm512_loadu_si512(tile);
-  } else {
-    for (int i = 0; i < 16; ++i) v[i] = _mm512_loadu_si512(tile + 64 * i);
-    transpose(v);
-  }
-  constexpr int planes = planes_of(kFormat);
-  for (int c = 0; c < columns; c += planes) {
-    const int m = (column + c) / planes;
-    alignas(64) float y[kPanel];
+void emit(const Linear& w, const Acts& acts, const unsigned char* low, const unsigned char* high, int tokens, int n,
+          int m, const Output& o) {
+  Line lows, highs;
+  const auto load = [&](const unsigned char* tile, Line& v) {
+    for (int i = 0; i < (tokens == 1 ? 1 : 16); ++i) v[i] = _mm512_loadu_si512(tile + 64 * i);
+    if (tokens > 1) transpose(v);
+  };
+  load(low, lows);
+  if (high != nullptr) load(high, highs);
+  for (int c = 0; c < tokens; ++c) {
     if constexpr (kFormat == Format::bf16) {
-      _mm512_store_si512(y, v[c]);
+      finish(F16{_mm512_castsi512_ps(lows[c])}, o, m + c, n, w.n);
     } else {
-      const __m512 low = _mm512_mul_ps(_mm512_cvtepi32_ps(v[c + 1]), _mm512_set1_ps(kLowStep));
-      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(acts.scale[m]), _mm512_loadu_ps(w.scale + n));
-      _mm512_store_ps(y, _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(v[c]), low), scale));
+      __m512 y = _mm512_cvtepi32_ps(lows[c]);
+      if (high != nullptr) y = _mm512_fmadd_ps(_mm512_set1_ps(kHighStep), _mm512_cvtepi32_ps(highs[c]), y);
+      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(acts.token(m + c).scale), _mm512_loadu_ps(w.scale + n));
+      finish(F16{_mm512_mul_ps(y, scale)}, o, m + c, n, w.n);
     }
-    finish(y, o, m, n, w.n);
   }
 }
 
-template <Format kFormat>
-void emit_all(const Linear& w, const Acts& acts, const Columns& x, int n, int column, bool two_groups, const Output& o) {
-  alignas(64) unsigned char tiles[4][1024];
+// The sums of tiles 0..3, (two groups, two blocks).
+struct Sums {
+  alignas(64) unsigned char tiles[2][2][1024];
+};
+
+void store_sums(const Columns& x, bool two_groups, Sums& sums) {
   const auto stride = [&](int block) { return static_cast<std::size_t>(x.count[block] == 1 ? 4 : 64); };
-  _tile_stored(0, tiles[0], stride(0));
-  if (x.count[1] > 0) _tile_stored(1, tiles[1], stride(1));
-  if (two_groups) _tile_stored(2, tiles[2], stride(0));
-  if (two_groups && x.count[1] > 0) _tile_stored(3, tiles[3], stride(1));
-  for (int group = 0; group < (two_groups ? 2 : 1); ++group) {
-    for (int block = 0; block < 2 && x.count[block] > 0; ++block) {
-      emit<kFormat>(w, acts, tiles[2 * group + block], x.count[block], n + 16 * group, column + 16 * block, o);
-    }
-  }
+  _tile_stored(0, sums.tiles[0][0], stride(0));
+  if (x.count[1] > 0) _tile_stored(1, sums.tiles[0][1], stride(1));
+  if (two_groups) _tile_stored(2, sums.tiles[1][0], stride(0));
+  if (two_groups && x.count[1] > 0) _tile_stored(3, sums.tiles[1][1], stride(1));
 }
 
 constexpr int kInner = 16;       // slices of two blocks of columns that stay in the first-level cache: 32 KB
@@ -248,7 +222,7 @@ template <Format kFormat>
 class Pass {
  public:
   Pass(const Linear& w, const Acts& acts, const Output& o, unsigned char* scratch)
-      : w_(w), acts_(acts), o_(o), scratch_(scratch), columns_(acts.m * planes_of(kFormat)) {}
+      : w_(w), acts_(acts), o_(o), scratch_(scratch), columns_(acts.m) {}
 
   void run(int n0, int n1) {
     if (columns_ <= 32) return narrow(n0, n1);
@@ -271,7 +245,7 @@ class Pass {
       } else {
         multiply_any<kFormat>(weights(n), x, steps(), two_groups);
       }
-      emit_all<kFormat>(w_, acts_, x, n, 0, two_groups, o_);
+      emit_all(x, n, 0, two_groups);
     }
   }
 
@@ -293,7 +267,7 @@ class Pass {
             inner == 0 ? clear() : resume(sums);
             multiply_any<kFormat>(weights_from(n, n0, outer, end, inner), from(x, inner), count, n + 16 < n1);
             if (inner + count == steps()) {
-              emit_all<kFormat>(w_, acts_, x, n, column, n + 16 < n1, o_);
+              emit_all(x, n, column, n + 16 < n1);
             } else {
               suspend(sums);
             }
@@ -327,6 +301,65 @@ class Pass {
     _tile_loadd(1, sums + 1024, 64);
     _tile_loadd(2, sums + 2048, 64);
     _tile_loadd(3, sums + 3072, 64);
+  }
+
+  void emit_all(const Columns& x, int n, int column, bool two_groups) {
+    Sums low, high;
+    store_sums(x, two_groups, low);
+    bool outliers = false;
+    if constexpr (kFormat != Format::bf16) outliers = multiply_outliers(x, n, column, two_groups);
+    if (outliers) store_sums(x, two_groups, high);
+    for (int group = 0; group < (two_groups ? 2 : 1); ++group) {
+      for (int block = 0; block < 2 && x.count[block] > 0; ++block) {
+        emit<kFormat>(w_, acts_, low.tiles[group][block], outliers ? high.tiles[group][block] : nullptr, x.count[block],
+                      n + 16 * group, column + 16 * block, o_);
+      }
+    }
+  }
+
+  // The high planes of these columns, in the slices that any of them has; false if there are none.
+  bool multiply_outliers(Columns x, int n, int column, bool two_groups) {
+    const int m1 = column + x.count[0] + x.count[1];
+    bool written[2] = {};  // prepare_tiles leaves out whole blocks
+    for (int m = column; m < m1; ++m) written[(m - column) / 16] |= acts_.token(m).outliers;
+    if (!written[0] && !written[1]) return false;
+    clear();
+    for (int block = 0; block < 2; ++block) {
+      x.at[block] = written[block] ? x.at[block] + acts_.plane_bytes() : zeros();
+    }
+    for (int slice = 0; slice < steps(); ++slice) {
+      bool any = false;
+      for (int m = column; m < m1; ++m) any |= (acts_.blocks(m)[slice / 64] >> (slice % 64) & 1) != 0;
+      if (!any) continue;
+      Columns here = from(x, slice);
+      for (int block = 0; block < 2; ++block) {
+        if (!written[block]) here.at[block] = zeros();
+      }
+      multiply_any<kFormat>(weights_of_slice(n, slice, two_groups), here, 1, two_groups);
+    }
+    return true;
+  }
+
+  static const unsigned char* zeros() {
+    alignas(64) static const unsigned char tile[1024] = {};
+    return tile;
+  }
+
+  // One slice of both groups, unpacked if they are int4.
+  Weights weights_of_slice(int n, int slice, bool two_groups) {
+    Weights w = weights(n);
+    for (int group = 0; group < (two_groups ? 2 : 1); ++group) {
+      if (w_.format != Format::i4) {
+        w.at[group] += static_cast<std::size_t>(slice) * kTile8;
+        continue;
+      }
+      const std::size_t tile = (static_cast<std::size_t>(n) / 16 + static_cast<std::size_t>(group)) *
+                                   static_cast<std::size_t>(steps()) + static_cast<std::size_t>(slice);
+      unpack_tile(static_cast<const std::uint8_t*>(w_.w) + tile * kTile4, w_.table,
+                  reinterpret_cast<std::int8_t*>(slice_[group]));
+      w.at[group] = slice_[group];
+    }
+    return w;
   }
 
   static Columns from(Columns x, int slice) {
@@ -390,7 +423,7 @@ class Pass {
 
   Columns columns(int column) const {
     const std::size_t bytes = static_cast<std::size_t>(steps()) * 64;
-    const auto* base = static_cast<const unsigned char*>(acts_.data) + static_cast<std::size_t>(column) * bytes;
+    const unsigned char* base = acts_.data + static_cast<std::size_t>(column) * bytes;
     const int left = columns_ - column;
     const int first = left < 16 ? left : 16, second = left - first < 16 ? left - first : 16;
     return {{base, base + 16 * bytes}, {first, second}};
@@ -409,6 +442,7 @@ class Pass {
   unsigned char* scratch_;
   int columns_;
   int shaped_[2] = {-1, -1};
+  alignas(64) unsigned char slice_[2][kTile8];
 };
 
 template <Format kFormat>
@@ -420,14 +454,13 @@ void linear_format(const Linear& w, const Acts& acts, int n0, int n1, const Outp
 void linear_tiles(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
   if (w.format == Format::bf16) return linear_format<Format::bf16>(w, acts, n0, n1, o, scratch);
   if (w.format == Format::i8 || w.format == Format::i4) return linear_format<Format::i8>(w, acts, n0, n1, o, scratch);
-  linear_rows(w, acts, n0, n1, o, scratch);
+  (acts.m < kMany ? linear_rows : linear_stripes)(w, acts, n0, n1, o, scratch);
 }
 
 std::size_t scratch_tiles(int kp, int d) {
-  const std::size_t two_panels = static_cast<std::size_t>(kp) * 2 * kPanel;
-  const std::size_t rows = scratch_rows(kp, d), blocks = kUnpackedBytes + kSumBytes;
-  const std::size_t most = two_panels > rows ? two_panels : rows;
-  return most > blocks ? most : blocks;
+  const std::size_t two_panels = static_cast<std::size_t>(kp) * (2 * kPanel + 1);
+  const std::size_t stripe = static_cast<std::size_t>(kp) * kStripe * sizeof(float);
+  return std::max({two_panels, stripe, scratch_rows(kp, d), kUnpackedBytes + kSumBytes});
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // AVX2, FMA and F16C: x86 since 2013 (Haswell) and 2017 (Zen).
 #include <immintrin.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -41,6 +42,12 @@ struct F16 {
     _mm256_storeu_ps(p, a);
     _mm256_storeu_ps(p + 8, b);
   }
+  void store8(std::int8_t* p) const {
+    const __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));  // 0-3, 8-11, 4-7, 12-15
+    const __m256i words = _mm256_permute4x64_epi64(pairs, 0xD8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
 };
 
 inline F16 add(const F16& x, const F16& y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
@@ -53,6 +60,11 @@ inline F16 mul(const F16& x, const F16& y) { return {_mm256_mul_ps(x.a, y.a), _m
 inline F16 div(const F16& x, const F16& y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 inline F16 least(const F16& x, const F16& y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 inline F16 most(const F16& x, const F16& y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+
+inline F16 whole(const F16& x) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, kNearest), _mm256_round_ps(x.b, kNearest)};
+}
 
 inline __m256 exp8(__m256 x) {
   x = _mm256_max_ps(x, _mm256_set1_ps(-87.0f));

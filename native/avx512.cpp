@@ -1,6 +1,7 @@
 // AVX-512 with VNNI and BF16: Cooper Lake, Sapphire Rapids, Zen 4 and later.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -18,7 +19,7 @@ namespace kogpt {
 namespace {
 
 constexpr int kRows = 4, kCols = 2;
-constexpr int kOffset = 128;  // vpdpbusd multiplies unsigned activations by signed weights
+constexpr int kOffset = 128;  // vpdpbusd multiplies unsigned weights by signed activations
 constexpr bool kHalfProducts = true;
 
 #include "avx512.inl"
@@ -29,7 +30,8 @@ struct I16 {
 };
 
 inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
-  return {_mm512_dpbusd_epi32(a.v, _mm512_loadu_si512(x), _mm512_loadu_si512(w))};
+  const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8(-128));
+  return {_mm512_dpbusd_epi32(a.v, weights, _mm512_loadu_si512(x))};
 }
 
 inline std::int32_t sum(const I16& a) { return _mm512_reduce_add_epi32(a.v); }
@@ -38,7 +40,7 @@ inline std::int32_t sum(const I16& a) { return _mm512_reduce_add_epi32(a.v); }
 template <int C>
 inline void half_block(const Linear& w, const Acts& acts, int n, int m, float (*y)[kPanel], int column) {
   const auto kp = static_cast<std::size_t>(w.kp);
-  const auto* x = static_cast<const std::uint16_t*>(acts.data) + static_cast<std::size_t>(m) * kp;
+  const auto* x = reinterpret_cast<const std::uint16_t*>(acts.data) + static_cast<std::size_t>(m) * kp;
   const auto* row = static_cast<const std::uint16_t*>(w.w) + static_cast<std::size_t>(n) * kp;
   __m512 sums[kRows][C];
   for (auto& line : sums) {
@@ -59,10 +61,24 @@ inline void half_block(const Linear& w, const Acts& acts, int n, int m, float (*
 }
 
 #include "generic.inl"
+#include "blocks.inl"
+
+void prepare(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
+  (acts.m < kMany ? prepare_rows : prepare_stripes)(x, ld, m0, m1, acts, scratch);
+}
+
+void linear(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
+  (acts.m < kMany ? linear_rows : linear_stripes)(w, acts, n0, n1, o, scratch);
+}
+
+std::size_t scratch_bytes(int kp, int d) {
+  const std::size_t rows = scratch_rows(kp, d), stripe = static_cast<std::size_t>(kp) * kStripe * sizeof(float);
+  return rows > stripe ? rows : stripe;
+}
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512",  layer_norm, prepare_rows, linear_rows, store_rows,
-                         attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+const Kernels kAvx512 = {"avx512",    layer_norm,    prepare,        linear,       store_rows,  attend_rows,
+                         scratch_bytes, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

@@ -18,6 +18,9 @@ struct F16 {
     second.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))));
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store8(std::int8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
 };
 
 inline F16 add(const F16& a, const F16& b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -47,6 +50,7 @@ inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
   return {_mm512_mask_add_ps(c.v, above, c.v, _mm512_set1_ps(step))};
 }
 inline float largest(const F16& a) { return _mm512_reduce_max_ps(a.v); }
+inline F16 whole(const F16& a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
 inline float sum(const F16& a) { return _mm512_reduce_add_ps(a.v); }
 
 // See kTile4: 64 inputs of two outputs at a time; the table of a group fills the lanes of its 32 inputs.

@@ -1,6 +1,7 @@
 // NEON with dot products of int8: ARM since 2018 (Cortex-A75 and A55, Neoverse N1, Apple A13 and M1).
 #include <arm_neon.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>

@@ -2,10 +2,11 @@
 // unit, inside an anonymous namespace, after defining
 //
 //   F16       16 floats:  zero, load, store, splat, add, fma, sum, load_bf16, load_f16, load_pairs,
-//             mul, div, least, most, exp16 (see plain.cpp), add_above (c + step where x > limit)
+//             mul, div, least, most, exp16 (see plain.cpp), add_above (c + step where x > limit),
+//             whole (the nearest integer, ties to even), store8 (such integers to int8)
 //   I16       16 int32:   zero, dot64 (adds 64 products), sum
 //   kRows     outputs and kCols tokens that a register block of `linear` holds at once
-//   kOffset   what is added to the int8 activations in memory (VNNI multiplies unsigned by signed)
+//   kOffset   what dot64 adds to the weights (VNNI multiplies unsigned by signed)
 //
 // Sums run in one order whatever the number of tokens: an output never depends on its neighbours in a batch.
 
@@ -61,43 +62,68 @@ void widen(Format from, const void* source, std::size_t n, float* out) {
 
 // ---- activations ----
 
-// One token as two rows of int8 of kp values each; returns the scale of the first.
-float quantize_token(const float* x, int kp, std::int8_t* high, std::int8_t* low) {
-  float lanes[16] = {};
-  for (int i = 0; i < kp; i += 16) {
-    for (int j = 0; j < 16; ++j) {
-      const float magnitude = std::fabs(x[i + j]);
-      lanes[j] = magnitude > lanes[j] ? magnitude : lanes[j];
+inline F16 magnitude(const F16& x) { return most(x, mul(x, F16::splat(-1.0f))); }
+
+// One token of kp inputs in two planes, see Acts; all of both is written. maxima: room for kp / kDepth.
+//
+// The scale is that of the largest value if this is at most kBulk times the median of the blocks' largest values (of
+// 2048 normal values it is 1.4 times that median), else that of kBulk times the median.
+Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high, std::uint64_t* blocks, float* maxima) {
+  constexpr float kBulk = 4.0f;
+  const int n_blocks = kp / kDepth;
+  float highest = 0;
+  for (int i = 0; i < n_blocks; ++i) {
+    F16 top = F16::zero();
+    for (int j = 0; j < kDepth; j += 16) top = most(top, magnitude(F16::load(x + i * kDepth + j)));
+    maxima[i] = largest(top);
+    highest = maxima[i] > highest ? maxima[i] : highest;
+  }
+  std::nth_element(maxima, maxima + n_blocks / 2, maxima + n_blocks);
+  const float bulk = kBulk * maxima[n_blocks / 2];
+  const float reach = highest / (kHighStep + 1);  // of the high plane
+  const float unit = highest <= bulk ? highest : bulk > reach ? bulk : reach;
+  const F16 inverse = F16::splat(highest > 0 ? kLargest / unit : 0.0f);
+  for (int word = 0; word < (kp / kDepth + 63) / 64; ++word) blocks[word] = 0;
+  std::memset(high, 0, static_cast<std::size_t>(kp));
+  F16 low_sum = F16::zero(), high_sum = F16::zero();
+  bool outliers = false;
+  for (int i = 0; i < kp; i += kDepth) {
+    F16 values[kDepth / 16], top = F16::zero();
+    for (int j = 0; j < kDepth / 16; ++j) {
+      values[j] = whole(mul(F16::load(x + i + 16 * j), inverse));
+      top = most(top, magnitude(values[j]));
+    }
+    if (highest > unit && largest(top) > kLargest) {
+      outliers = true;
+      blocks[i / kDepth / 64] |= std::uint64_t{1} << (i / kDepth % 64);
+      for (int j = 0; j < kDepth / 16; ++j) {
+        const F16 steps = whole(mul(values[j], F16::splat(1.0f / kHighStep)));
+        values[j] = fma(steps, F16::splat(-kHighStep), values[j]);
+        steps.store8(high + i + 16 * j);
+        high_sum = add(high_sum, steps);
+      }
+    }
+    for (int j = 0; j < kDepth / 16; ++j) {
+      values[j].store8(low + i + 16 * j);
+      low_sum = add(low_sum, values[j]);
     }
   }
-  float largest = 0;
-  for (float lane : lanes) largest = lane > largest ? lane : largest;
-  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  constexpr float kRound = 12582912.0f;  // adding and taking away 1.5 * 2^23 rounds to the nearest integer
-  for (int i = 0; i < kp; ++i) {
-    const float scaled = x[i] * inverse;
-    const float whole = (scaled + kRound) - kRound;
-    const float rest = ((scaled - whole) / kLowStep + kRound) - kRound;
-    high[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(whole) + kOffset);
-    low[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(rest) + kOffset);
-  }
-  return largest / 127.0f;
+  // Sums of whole numbers below 2^24 are exact.
+  return {unit / kLargest, static_cast<std::int32_t>(sum(low_sum)), static_cast<std::int32_t>(sum(high_sum)), outliers};
 }
 
-// Row by row: float32 (m, kp), bfloat16 (m, kp) or int8 (m, 2, kp). x is padded with zeros up to kp.
-[[maybe_unused]] void prepare_rows(const float* x, std::size_t ld, int m0, int m1, const Acts& acts,
-                                   unsigned char*) {
+void prepare_rows(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
   const auto kp = static_cast<std::size_t>(acts.kp);
   for (int m = m0; m < m1; ++m) {
     const float* row = x + static_cast<std::size_t>(m) * ld;
     if (acts.format == Format::i8 || acts.format == Format::i4) {
-      std::int8_t* high = static_cast<std::int8_t*>(acts.data) + static_cast<std::size_t>(m) * kp * kPlanes;
-      acts.scale[m] = quantize_token(row, acts.kp, high, high + kp);
+      acts.token(m) = quantize_token(row, acts.kp, acts.low(m), acts.high(m), acts.blocks(m),
+                                     reinterpret_cast<float*>(scratch));
     } else if (acts.format == Format::bf16 && kHalfProducts) {
-      auto* out = static_cast<std::uint16_t*>(acts.data) + static_cast<std::size_t>(m) * kp;
+      auto* out = reinterpret_cast<std::uint16_t*>(acts.data) + static_cast<std::size_t>(m) * kp;
       for (std::size_t i = 0; i < kp; ++i) out[i] = bf16_of(row[i]);
     } else {
-      std::memcpy(static_cast<float*>(acts.data) + static_cast<std::size_t>(m) * kp, row, kp * sizeof(float));
+      std::memcpy(reinterpret_cast<float*>(acts.data) + static_cast<std::size_t>(m) * kp, row, kp * sizeof(float));
     }
   }
 }
@@ -106,10 +132,10 @@ float quantize_token(const float* x, int kp, std::int8_t* high, std::int8_t* low
 
 // One output: the scale that takes its largest weight to 127.
 void quantize_row8(const float* row, int kp, std::int8_t* tile, float* scale) {
+  constexpr float kRound = 12582912.0f;  // adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even
   float largest = 0;
   for (int i = 0; i < kp; ++i) largest = std::fabs(row[i]) > largest ? std::fabs(row[i]) : largest;
   const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  constexpr float kRound = 12582912.0f;  // see quantize_token
   for (int k = 0; k < kp; k += kDepth) {
     std::int8_t* to = tile + k / kDepth * kTile8;
     for (int i = 0; i < kDepth; ++i) {
@@ -220,9 +246,8 @@ void quantize_panel(Format format, const float* rows, int kp, const float* impor
 
 // ---- projections ----
 
-// y[0..16) of one token to its outputs.
-inline void finish(const float* y, const Output& o, int m, int n, int n_all) {
-  F16 value = F16::load(y);
+// 16 outputs of one token to where they go.
+inline void finish(F16 value, const Output& o, int m, int n, int n_all) {
   if (o.bias != nullptr) value = add(value, F16::load(o.bias + n));
   if (o.gelu) value = gelu16(value);
   float* out = o.out + static_cast<std::size_t>(m) * o.ld + n;
@@ -247,7 +272,7 @@ inline F16 load_weight(const void* w, std::size_t i) {
 template <Format kFormat, int C>
 inline void float_block(const Linear& w, const Acts& acts, int n, int m, float (*y)[kPanel], int column) {
   const auto kp = static_cast<std::size_t>(w.kp);
-  const float* x = static_cast<const float*>(acts.data) + static_cast<std::size_t>(m) * kp;
+  const float* x = reinterpret_cast<const float*>(acts.data) + static_cast<std::size_t>(m) * kp;
   const std::size_t row = static_cast<std::size_t>(n) * kp;
   F16 sums[kRows][C];
   for (auto& line : sums) {
@@ -266,32 +291,48 @@ inline void float_block(const Linear& w, const Acts& acts, int n, int m, float (
   }
 }
 
+// Adds the products of one block of 64 inputs; `line` is kRows outputs of a tile, x the tokens' planes from there on.
+template <int C>
+inline void int_step(I16 (&sums)[kRows][C], const std::int8_t* line, const std::int8_t* x, std::size_t kp) {
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < C; ++c) {
+      sums[r][c] = dot64(sums[r][c], line + r * kDepth, x + static_cast<std::size_t>(c) * kp);
+    }
+  }
+}
+
 // kRows outputs x C tokens of int8; `tiles` is the panel's (Kp / 64, 16, 64).
 template <int C>
 inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& acts, int n, int m,
                       float (*y)[kPanel], int column) {
-  const auto kp = static_cast<std::size_t>(w.kp);
-  const std::int8_t* x = static_cast<const std::int8_t*>(acts.data) + static_cast<std::size_t>(m) * kp * kPlanes;
-  I16 sums[kRows][C * kPlanes];
-  for (auto& line : sums) {
-    for (auto& value : line) value = I16::zero();
+  const auto kp = static_cast<std::size_t>(w.kp), steps = kp / kDepth;
+  const std::int8_t* lines = tiles + column * kDepth;
+  I16 sums[kRows][C] = {};
+  for (std::size_t i = 0; i < steps; ++i) int_step<C>(sums, lines + i * kTile8, acts.low(m) + i * kDepth, kp);
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < C; ++c) y[c][column + r] = static_cast<float>(sum(sums[r][c]) - kOffset * acts.token(m + c).low_sum);
   }
-  const std::int8_t* line = tiles + column * kDepth;
-  for (std::size_t k = 0; k < kp; k += kDepth, line += kTile8) {
+  bool outliers = false;
+  for (int c = 0; c < C; ++c) outliers |= acts.token(m + c).outliers;
+  if (outliers) {
+    I16 high[kRows][C] = {};
+    for (int word = 0; word < acts.words(); ++word) {
+      std::uint64_t bits = 0;
+      for (int c = 0; c < C; ++c) bits |= acts.blocks(m + c)[word];
+      for (; bits != 0; bits &= bits - 1) {
+        const auto i = static_cast<std::size_t>(64 * word + std::countr_zero(bits));
+        int_step<C>(high, lines + i * kTile8, acts.high(m) + i * kDepth, kp);
+      }
+    }
     for (int r = 0; r < kRows; ++r) {
-      for (int c = 0; c < C * kPlanes; ++c) {
-        sums[r][c] = dot64(sums[r][c], line + r * kDepth, x + static_cast<std::size_t>(c) * kp + k);
+      for (int c = 0; c < C; ++c) {
+        const auto steps_of = static_cast<float>(sum(high[r][c]) - kOffset * acts.token(m + c).high_sum);
+        y[c][column + r] = std::fma(static_cast<float>(kHighStep), steps_of, y[c][column + r]);
       }
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    const int output = n + column + r;
-    const std::int32_t excess = kOffset * w.sums[output];
-    for (int c = 0; c < C; ++c) {
-      const auto high = static_cast<float>(sum(sums[r][c * kPlanes]) - excess);
-      const auto low = static_cast<float>(sum(sums[r][c * kPlanes + 1]) - excess);
-      y[c][column + r] = (high + low * kLowStep) * (acts.scale[m + c] * w.scale[output]);
-    }
+    for (int c = 0; c < C; ++c) y[c][column + r] *= acts.token(m + c).scale * w.scale[n + column + r];
   }
 }
 
@@ -335,7 +376,7 @@ inline void panel_block(const Linear& w, const std::int8_t* tiles, const Acts& a
       default: int_block<C>(w, tiles, acts, n, m, y, column); break;
     }
   }
-  for (int c = 0; c < C; ++c) finish(y[c], o, m + c, n, w.n);
+  for (int c = 0; c < C; ++c) finish(F16::load(y[c]), o, m + c, n, w.n);
 }
 
 // Tokens are taken in blocks whose activations stay in the second-level cache while all outputs pass by.

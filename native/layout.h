@@ -32,7 +32,6 @@ struct Linear {
   int kp = 0;
   const void* w = nullptr;
   const float* scale = nullptr;          // i8, i4: (16 ceil(N / 16)), real weight = scale[n] * integer
-  const std::int32_t* sums = nullptr;    // i8, i4: (16 ceil(N / 16)), sum over K of the integers
   const std::int8_t* table = nullptr;    // i4: codebook.h; integer = table[group scale][code]
 };
 
@@ -41,23 +40,48 @@ struct Linear {
 constexpr int kTile8 = kPanel * kDepth;
 constexpr int kTile4 = kTile8 / 2 + kPanel * (kDepth / kGroup);
 
-// Activations made ready for one format by Kernels::prepare. `data` is written in blocks of kMaxWidth tokens;
-// what a block looks like is the instruction set's own business.
-//   i8, i4: a token is two rows of int8, x = scale * (high + low / 254), which keeps 15 bits of it
+// What the integers of a token stand for: x = scale * (low + kHighStep * high).
+struct Token {
+  float scale = 0;
+  std::int32_t low_sum = 0;   // over K
+  std::int32_t high_sum = 0;
+  bool outliers = false;      // some block has a high plane
+};
+
+constexpr int kHighStep = 254;  // so that low and high both lie within [-127, 127]
+constexpr int kLargest = 127;
+
+// Activations made ready for one format by Kernels::prepare.
+//   f32, f16   float32 (m, kp)
+//   bf16       bfloat16 (m, kp); float32 where there are no bfloat16 products
+//   i8, i4     int8, plane `low` (m, kp), then plane `high` (m, kp), tokens (m) and a bitmap of blocks for each
+// An instruction set may lay out the first three, and the planes, in another order: it is the only one that reads them.
+//
+// A few features of a large model are far larger than the others (LLM.int8(), arXiv 2208.07339). The scale of a token
+// fits the others; `high` is zero but in the blocks of kDepth inputs that hold larger values, and only there does its
+// product cost anything. The bitmap names those blocks.
 struct Acts {
   Format format = Format::f32;
   int m = 0;
   int kp = 0;
-  void* data = nullptr;      // acts_bytes(format, m, kp)
-  float* scale = nullptr;    // (m)
+  unsigned char* data = nullptr;  // acts_bytes(format, m, kp)
+
+  std::size_t plane_bytes() const { return static_cast<std::size_t>(m) * static_cast<std::size_t>(kp); }
+  std::int8_t* low(int token) const {
+    return reinterpret_cast<std::int8_t*>(data) + static_cast<std::size_t>(token) * static_cast<std::size_t>(kp);
+  }
+  std::int8_t* high(int token) const { return low(token) + plane_bytes(); }
+  Token& token(int i) const { return reinterpret_cast<Token*>(data + 2 * plane_bytes())[i]; }
+  int words() const { return (kp / kDepth + 63) / 64; }
+  std::uint64_t* blocks(int token) const {
+    auto* first = reinterpret_cast<std::uint64_t*>(data + 2 * plane_bytes() + static_cast<std::size_t>(m) * sizeof(Token));
+    return first + static_cast<std::size_t>(token) * static_cast<std::size_t>(words());
+  }
 };
 
-constexpr int kPlanes = 2;               // int8 rows per token
-constexpr float kLowStep = 1.0f / 254;   // of the second row, in units of the first
-
 constexpr std::size_t acts_bytes(Format format, std::size_t m, std::size_t kp) {
-  const bool quantized = format == Format::i8 || format == Format::i4;
-  return m * kp * (quantized ? kPlanes : sizeof(float));  // bf16: float32 where there are no bf16 products
+  if (format != Format::i8 && format != Format::i4) return m * kp * sizeof(float);
+  return m * (2 * kp + sizeof(Token) + (kp / kDepth + 63) / 64 * sizeof(std::uint64_t));
 }
 
 // Outputs [n0, n1) of a projection for all tokens: out[m * ld + n] (+)= gelu?(W x + bias).

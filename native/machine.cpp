@@ -39,16 +39,13 @@ double read_bandwidth(Pool& pool, const unsigned char* data, std::size_t bytes) 
 double matrix_speed(Pool& pool, const Kernels& kernels, Format format, int size) {
   constexpr int kStep = 256;
   const auto width = static_cast<std::size_t>(size);
-  Buffer weights(width * width * sizeof(float)), scales(width * sizeof(float)), sums(width * sizeof(std::int32_t));
+  Buffer weights(width * width * sizeof(float)), scales(width * sizeof(float));
   Buffer x(width * width * sizeof(float)), y(width * width * sizeof(float));
-  Buffer data(acts_bytes(Format::f32, width, width)), token_scales(width * sizeof(float));
+  Buffer data(acts_bytes(format, width, width));
   std::vector<Buffer> scratch;
   for (int i = 0; i < pool.threads(); ++i) scratch.emplace_back(kernels.scratch_bytes(size, 1));
-  const Linear w{format,          size,
-                 size,            size,
-                 weights.data(),  scales.floats(),
-                 reinterpret_cast<const std::int32_t*>(sums.data()), kTable.data()};
-  const Acts acts{format, size, size, data.data(), token_scales.floats()};
+  const Linear w{format, size, size, size, weights.data(), scales.floats(), kTable.data()};
+  const Acts acts{format, size, size, data.data()};
   for (int m = 0; m < size; m += kMaxWidth) kernels.prepare(x.floats(), width, m, m + kMaxWidth, acts, scratch[0].data());
   const Output out{y.floats(), width, nullptr, false, false};
   const double start = now();

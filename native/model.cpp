@@ -17,7 +17,7 @@ constexpr double kSmall = 1 << 18;  // products that are not worth a dispatch: a
 // Outputs of one task: small enough to even out threads that are held up.
 int task_outputs(int outputs, int threads, int m) {
   const int tasks = threads * (m <= kFewTokens ? 16 : 6);
-  return std::min(round_up(outputs / tasks + 1, 2 * kPanel), kTaskOutputs);
+  return std::min(round_up(outputs / tasks + 1, m <= kFewTokens ? 2 * kPanel : 4 * kPanel), kTaskOutputs);
 }
 
 }  // namespace
@@ -67,9 +67,8 @@ void Model::reserve(int m) {
   const std::size_t wide = rows * static_cast<std::size_t>(f_) * sizeof(float);
   for (Buffer* buffer : {&x_, &h_, &q_, &k_, &v_, &attended_}) buffer->reserve(narrow);
   ff_.reserve(wide);
-  acts_data_[0].reserve(acts_bytes(Format::f32, rows, static_cast<std::size_t>(e_)));
-  acts_data_[1].reserve(acts_bytes(Format::f32, rows, static_cast<std::size_t>(std::max(e_, f_))));
-  for (Buffer& scale : acts_scale_) scale.reserve(rows * sizeof(float));
+  acts_[0].reserve(acts_bytes(Format::f32, rows, static_cast<std::size_t>(e_)));  // the largest of all formats
+  acts_[1].reserve(acts_bytes(Format::f32, rows, static_cast<std::size_t>(f_)));
 }
 
 // f(task, thread), on this thread alone if it is little work in all.
@@ -87,14 +86,6 @@ void Model::by_tokens(int m, const F& f) {
   run(blocks, kPerValue * m * e_, [&](int i, int thread) {
     f(i * kMaxWidth, std::min(m, (i + 1) * kMaxWidth), thread);
   });
-}
-
-Acts& Model::acts(Acts& to, Buffer& data, Buffer& scale, int m, int kp) const {
-  to.m = m;
-  to.kp = kp;
-  to.data = data.data();
-  to.scale = scale.floats();
-  return to;
 }
 
 void Model::project(const Job* jobs, int n_jobs) {
@@ -186,8 +177,7 @@ void Model::block(int layer, int m) {
   const int vectors = layer * kVectors;
   const auto scratch = [&](int thread) { return scratch_[static_cast<std::size_t>(thread)].data(); };
 
-  Acts normal{w[kQ].format}, mixed{w[kOut].format}, wide{w[kFcOut].format};
-  acts(normal, acts_data_[0], acts_scale_[0], m, e_);
+  const Acts normal{w[kQ].format, m, e_, acts_[0].data()};
   by_tokens(m, [&](int m0, int m1, int thread) {
     for (int i = m0; i < m1; ++i) {
       const std::size_t at = static_cast<std::size_t>(i) * e;
@@ -203,8 +193,7 @@ void Model::block(int layer, int m) {
   project(in, 4);
 
   attend(layer);
-  acts(mixed, acts_data_[0], acts_scale_[0], m, e_);
-  acts(wide, acts_data_[1], acts_scale_[1], m, f_);
+  const Acts mixed{w[kOut].format, m, e_, acts_[0].data()}, wide{w[kFcOut].format, m, f_, acts_[1].data()};
   by_tokens(m, [&](int m0, int m1, int thread) {
     kernels_.prepare(attended_.floats(), e, m0, m1, mixed, scratch(thread));
     kernels_.prepare(ff_.floats(), f, m0, m1, wide, scratch(thread));
@@ -295,8 +284,7 @@ void Model::head(float* out, int m) {
   for (int m0 = 0; m0 < m; m0 += kHeadPass) {
     const int count = std::min(kHeadPass, m - m0);
     reserve(count);
-    Acts last{w.format};
-    acts(last, acts_data_[0], acts_scale_[0], count, e_);
+    const Acts last{w.format, count, e_, acts_[0].data()};
     const float* from = last_.floats() + static_cast<std::ptrdiff_t>(m0) * e_;
     by_tokens(count, [&](int i0, int i1, int thread) {
       kernels_.prepare(from, static_cast<std::size_t>(e_), i0, i1, last, scratch_[static_cast<std::size_t>(thread)].data());

@@ -93,7 +93,6 @@ class Model {
   void run(int tasks, double products, const F& f);
   template <class F>
   void by_tokens(int m, const F& f);
-  Acts& acts(Acts& to, Buffer& data, Buffer& scale, int m, int kp) const;
 
   void convert(const Linear& w, Format from, const void* source, unsigned char* out);
   const float* vector(int index) const { return vectors_[static_cast<std::size_t>(index)].floats(); }
@@ -107,7 +106,7 @@ class Model {
 
   std::vector<Linear> projections_;
   std::vector<Buffer> owned_;         // weights that were converted
-  std::vector<Buffer> owned_scales_;  // of each quantised projection: scales, then sums
+  std::vector<Buffer> owned_scales_;  // of each quantised projection
   std::vector<Buffer> vectors_;
   Format embedding_format_ = Format::f32;
   const unsigned char* embedding_ = nullptr;
@@ -117,7 +116,7 @@ class Model {
   std::vector<Group> groups_;
   bool stored_apart_ = false;  // whether some row's queries are in several groups
   Buffer x_, h_, q_, k_, v_, attended_, ff_, last_;
-  Buffer acts_data_[2], acts_scale_[2];
+  Buffer acts_[2];
   std::vector<Buffer> scratch_;
 };
 

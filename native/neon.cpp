@@ -1,6 +1,7 @@
 // NEON: every 64-bit ARM.
 #include <arm_neon.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>

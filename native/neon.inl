@@ -29,6 +29,12 @@ struct F16 {
   void store(float* p) const {
     for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, v[i]);
   }
+  void store8(std::int8_t* p) const {
+    const auto eight = [&](int i) {
+      return vcombine_s16(vmovn_s32(vcvtq_s32_f32(v[i])), vmovn_s32(vcvtq_s32_f32(v[i + 1])));
+    };
+    vst1q_s8(p, vcombine_s8(vmovn_s16(eight(0)), vmovn_s16(eight(2))));
+  }
 };
 
 template <class F>
@@ -41,6 +47,11 @@ inline F16 mul(const F16& a, const F16& b) { return each(a, b, vmulq_f32); }
 inline F16 div(const F16& a, const F16& b) { return each(a, b, vdivq_f32); }
 inline F16 least(const F16& a, const F16& b) { return each(a, b, vminq_f32); }
 inline F16 most(const F16& a, const F16& b) { return each(a, b, vmaxq_f32); }
+
+inline F16 whole(F16 a) {
+  for (float32x4_t& lanes : a.v) lanes = vrndnq_f32(lanes);
+  return a;
+}
 
 inline F16 fma(const F16& a, const F16& b, F16 c) {
   for (int i = 0; i < 4; ++i) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);

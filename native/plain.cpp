@@ -1,4 +1,5 @@
 // Any processor: the compiler's own vectors, whatever they are.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -53,6 +54,9 @@ struct F16 {
     }
   }
   void store(float* p) const { std::memcpy(p, v, sizeof v); }
+  void store8(std::int8_t* p) const {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(v[i]);
+  }
 };
 
 inline F16 add(F16 a, const F16& b) {
@@ -82,6 +86,11 @@ inline F16 least(F16 a, const F16& b) {
 
 inline F16 most(F16 a, const F16& b) {
   for (int i = 0; i < 16; ++i) a.v[i] = b.v[i] > a.v[i] ? b.v[i] : a.v[i];
+  return a;
+}
+
+inline F16 whole(F16 a) {
+  for (float& lane : a.v) lane = (lane + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23
   return a;
 }
 

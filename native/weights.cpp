@@ -121,27 +121,13 @@ void Model::convert(const Linear& w, Format from, const void* source, unsigned c
 
 void Model::borrow_packed(int index, Format format, const unsigned char* tiles, const float* scales) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
-  const std::size_t outputs = static_cast<std::size_t>(round_up(w.n, kPanel));
-  Buffer& owned = owned_scales_[static_cast<std::size_t>(index)] =
-      Buffer(outputs * (sizeof(float) + sizeof(std::int32_t)));
-  std::memcpy(owned.data(), scales, outputs * sizeof(float));
-  auto* sums = reinterpret_cast<std::int32_t*>(owned.floats() + outputs);
+  const auto bytes = static_cast<std::size_t>(round_up(w.n, kPanel)) * sizeof(float);
+  Buffer& owned = owned_scales_[static_cast<std::size_t>(index)] = Buffer(bytes);
+  std::memcpy(owned.data(), scales, bytes);
   w.format = format;
   w.w = tiles;
   w.scale = owned.floats();
-  w.sums = sums;
   w.table = kTable.data();
-  const auto n_tiles = static_cast<std::size_t>(w.kp / kDepth);
-  const std::size_t bytes = format == Format::i4 ? kTile4 : kTile8;
-  pool_.run(static_cast<int>(outputs) / kPanel, [&](int panel, int) {
-    std::int8_t unpacked[kTile8];
-    for (std::size_t t = 0; t < n_tiles; ++t) {
-      const unsigned char* from = tiles + (static_cast<std::size_t>(panel) * n_tiles + t) * bytes;
-      if (format == Format::i4) kernels_.unpack(from, w.table, unpacked);
-      const auto* tile = format == Format::i4 ? unpacked : reinterpret_cast<const std::int8_t*>(from);
-      for (int i = 0; i < kTile8; ++i) sums[panel * kPanel + i / kDepth] += tile[i];
-    }
-  });
 }
 
 void Model::load_vector(int index, const float* source) {
