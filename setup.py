@@ -49,19 +49,18 @@ MACHINE = target()
 SOURCES = COMMON | BY_MACHINE.get(MACHINE, {})
 
 
-SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = ["-O1", "-g", "-fno-sanitize-recover=all"]
 
 
 class build_native(build_ext):
     user_options: ClassVar = [
         *build_ext.user_options,
-        ("sanitize", None, "with the sanitizers: scripts/sanitize"),
+        ("sanitize=", None, "what -fsanitize shall be: scripts/sanitize"),
     ]
-    boolean_options: ClassVar = [*build_ext.boolean_options, "sanitize"]
 
     def initialize_options(self) -> None:
         super().initialize_options()
-        self.sanitize = False
+        self.sanitize = None
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
@@ -76,7 +75,7 @@ class build_native(build_ext):
             return
         self.compiler.set_executable("compiler_so_cxx", compiler_of(self.compiler))
 
-        checks = SANITIZERS if self.sanitize else []
+        checks = [*SANITIZERS, f"-fsanitize={self.sanitize}"] if self.sanitize else []
 
         def compile_one(item: tuple[str, list[str]]) -> str:
             name, flags = item

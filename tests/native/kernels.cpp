@@ -1,9 +1,12 @@
 // The kernels of every named instruction set beside the plain ones, without Python: scripts/arm runs it under qemu.
 //
-//   kernels SET...      the sets that this processor must have, best first; any other must be refused
+//   kernels             all sets of this processor
+//   kernels SET...      the sets that it must have, best first; any other must be refused
 //
 // What is computed in integers (int8 and int4 projections, packing, conversions) is compared bit for bit; what is
 // summed in float32 to within its rounding. No output may depend on the tokens beside it, not by a bit.
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +14,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../../native/buffer.h"
@@ -77,14 +81,46 @@ Floats normal(std::mt19937& random, std::size_t n, float scale = 1.0f) {
 
 void set_isa(const char* name) { setenv("KOGPT_ISA", name, 1); }
 
-const Kernels& kernels_named(const char* name) {
+const Kernels* kernels_named(const char* name) {
   set_isa(name);
-  const Kernels* found = choose_kernels();
-  if (found == nullptr) {
-    fail(std::string("this processor has no ") + name);
-    std::exit(1);
+  return choose_kernels();
+}
+
+// ---- threads ----
+
+// Every task once, whatever the number of threads and however long they have slept; crews that end while they sleep.
+void check_pool() {
+  for (int threads : {1, 2, 3, 16}) {
+    Pool pool(threads);
+    std::vector<std::atomic<int>> counts(300);
+    std::vector<std::atomic<int>> busy(static_cast<std::size_t>(threads));
+    int wanted = 0;
+    for (int round = 0; round < 60; ++round) {
+      const int n = round * 5 % 301;
+      wanted += n;
+      if (round % 20 == 19) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      pool.run(n, [&](int task, int thread) {
+        if (busy[static_cast<std::size_t>(thread)]++ != 0) fail("two tasks at once for one thread");
+        ++counts[static_cast<std::size_t>(task)];
+        --busy[static_cast<std::size_t>(thread)];
+      });
+    }
+    int found = 0;
+    for (const auto& count : counts) found += count;
+    if (found != wanted) fail("tasks of the pool: " + std::to_string(found) + " of " + std::to_string(wanted));
+    bool thrown = false;
+    std::atomic<int> others{0};
+    try {
+      pool.run(40, [&](int task, int) {
+        if (task == 0 && threads > 1) throw std::bad_alloc();
+        ++others;
+      });
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    if (threads > 1 && (!thrown || others != 39)) fail("a task without memory");
+    if (threads == 3) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
-  return *found;
 }
 
 // ---- conversions ----
@@ -429,31 +465,37 @@ void check_model(const std::string& name, std::mt19937& random) {
   }
 }
 
+// The sets to check: those named, which must be all that there are, or all that there are.
+std::vector<std::string> chosen_sets(int named, char** names) {
+  std::vector<std::string> wanted(names, names + named), present;
+  for (const char* known : kSets) {
+    if (kernels_named(known) != nullptr) present.emplace_back(known);
+  }
+  set_isa("");
+  if (present.front() != kogpt_isa()) fail(std::string("chosen: ") + kogpt_isa());
+  if (named > 0 && wanted != present) {
+    std::string all;
+    for (const std::string& name : present) all += " " + name;
+    fail("this processor has" + all);
+  }
+  return present;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  set_isa("");
-  if (argc < 2 || std::strcmp(kogpt_isa(), argv[1]) != 0) {
-    fail(std::string("chosen: ") + kogpt_isa());
-    return 1;
-  }
-  for (const char* known : kSets) {
-    bool named = false;
-    for (int i = 1; i < argc; ++i) named = named || std::strcmp(argv[i], known) == 0;
-    set_isa(known);
-    if ((kogpt_isa() != nullptr) != named) fail(std::string(known) + (named ? " is missing" : " was not refused"));
-  }
-  for (int i = 1; i < argc; ++i) {
-    const Kernels& set = kernels_named(argv[i]);
+  check_pool();
+  for (const std::string& name : chosen_sets(argc - 1, argv + 1)) {
+    const Kernels& set = *kernels_named(name.c_str());
     if (&set == &kPlain) continue;
     std::mt19937 random(7);
-    check_widen(set, argv[i]);
-    check_layer_norm(set, argv[i], random);
-    check_packing(set, argv[i], random);
-    check_linear(set, argv[i], random);
-    check_attention(set, argv[i], random);
-    check_model(argv[i], random);
-    std::printf("%s: %s\n", argv[i], failures == 0 ? "equal to plain" : "differs");
+    check_widen(set, name);
+    check_layer_norm(set, name, random);
+    check_packing(set, name, random);
+    check_linear(set, name, random);
+    check_attention(set, name, random);
+    check_model(name, random);
+    std::printf("%s: %s\n", name.c_str(), failures == 0 ? "equal to plain" : "differs");
   }
   return failures == 0 ? 0 : 1;
 }
