@@ -1,5 +1,7 @@
 #include "cache.h"
 
+#include <algorithm>
+
 namespace kogpt {
 
 Cache::Cache(int n_layers, int n_heads, int d_head, Format format)
@@ -41,7 +43,8 @@ bool Cache::last_is_shared(const Row& row) const {
 int Cache::blocks_needed(int row, int tokens) const {
   const Row& from = rows_[static_cast<std::size_t>(row)];
   const int whole = (from.length + tokens + kBlock - 1) / kBlock;
-  return whole - static_cast<int>(from.blocks.size()) + (last_is_shared(from) ? 1 : 0);
+  const int missing = whole - static_cast<int>(from.blocks.size());  // negative after a step that ran out of memory
+  return std::max(missing, 0) + (last_is_shared(from) ? 1 : 0);
 }
 
 void Cache::reserve(int handle, int tokens) {

@@ -48,16 +48,19 @@ Model::Model(const Dims& dims, Format format, Format cache, int threads, const K
   owned_.resize(projections_.size());
   owned_scales_.resize(projections_.size());
   vectors_.resize(static_cast<std::size_t>(dims.n_layers * kVectors + 3));
-  const int pairs = dims.rotary_dim / 2;
-  for (int position = 0; position < dims.n_ctx; ++position) {
-    for (int j = 0; j < pairs; ++j) {  // RoFormer, equation 15
-      const double angle = position * std::pow(10000.0, -2.0 * j / dims.rotary_dim);
-      cos_.push_back(static_cast<float>(std::cos(angle)));
-      sin_.push_back(static_cast<float>(std::sin(angle)));
-    }
-  }
   const std::size_t bytes = kernels.scratch_bytes(std::max(e_, f_), d_head_);
   for (Buffer& scratch : scratch_) scratch = Buffer(bytes);
+}
+
+// Turns for positions below `positions`. n_ctx only says how many there may be: all of them could fill the memory.
+void Model::reach(int positions) {
+  const int pairs = dims_.rotary_dim / 2;
+  for (int position = static_cast<int>(turns_.size()) / pairs; position < positions; ++position) {
+    for (int j = 0; j < pairs; ++j) {  // RoFormer, equation 15
+      const double angle = position * std::pow(10000.0, -2.0 * j / dims_.rotary_dim);
+      turns_.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))});
+    }
+  }
 }
 
 // Buffers for m positions. Padding beyond the model's widths is written by nobody and stays zero.
@@ -110,7 +113,10 @@ void Model::forward(const Chunk* chunks, int n_chunks, bool hidden, float* out) 
   int outputs = 0;
   for (int i = 0; i < n_chunks; ++i) outputs += chunks[i].n_outputs;
   last_.reserve(static_cast<std::size_t>(std::max(outputs, 1)) * static_cast<std::size_t>(e_) * sizeof(float));
-  for (int i = 0; i < n_chunks; ++i) cache_.reserve(chunks[i].row, chunks[i].t);
+  for (int i = 0; i < n_chunks; ++i) {
+    cache_.reserve(chunks[i].row, chunks[i].t);
+    reach(cache_.length(chunks[i].row) + chunks[i].t);
+  }
   std::vector<Piece> pieces;
   int m = 0, output = 0;
   for (int i = 0; i < n_chunks; ++i) {
@@ -213,7 +219,7 @@ void Model::rotate(float* x, int position) const {
   const int pairs = dims_.rotary_dim / 2;
   const std::size_t row = static_cast<std::size_t>(position) * static_cast<std::size_t>(pairs);
   for (int j = 0; j < pairs; ++j) {
-    const float c = cos_[row + static_cast<std::size_t>(j)], s = sin_[row + static_cast<std::size_t>(j)];
+    const auto [c, s] = turns_[row + static_cast<std::size_t>(j)];
     const float even = x[2 * j], odd = x[2 * j + 1];
     x[2 * j] = even * c - odd * s;
     x[2 * j + 1] = odd * c + even * s;

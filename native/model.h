@@ -78,6 +78,7 @@ class Model {
   void plan_attention(const std::vector<Piece>& pieces);
   void attend(int layer);
   void store(int layer, int head, const Span& span);
+  void reach(int positions);
   void rotate(float* x, int position) const;
   void head(float* out, int m);
   void reserve(int m);
@@ -110,7 +111,10 @@ class Model {
   std::vector<Buffer> vectors_;
   Format embedding_format_ = Format::f32;
   const unsigned char* embedding_ = nullptr;
-  std::vector<float> cos_, sin_;  // (n_ctx, R / 2)
+  struct Turn {
+    float cos, sin;
+  };
+  std::vector<Turn> turns_;  // (positions so far, R / 2)
 
   std::vector<Span> spans_;
   std::vector<Group> groups_;

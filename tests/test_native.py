@@ -212,6 +212,20 @@ for one, other in zip(read_all(runner, TEXTS), wanted, strict=True):
     assert "200 threads" in found
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space")
+def test_a_long_context_costs_nothing_until_it_is_read() -> None:
+    """What a config promises is no reason to fill the memory with tables."""
+    run_python("""
+import resource
+from dataclasses import replace
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20),) * 2)
+endless = NativeRunner(replace(TINY, n_ctx=2**24), TENSORS, "int8", threads=1)
+for one, other in zip(read_all(endless, TEXTS), wanted, strict=True):
+    np.testing.assert_array_equal(one, other)
+""")
+
+
 def test_more_positions_than_one_pass_takes() -> None:
     config = ModelConfig(n_layers=2, n_heads=2, d_model=64, d_ff=64, n_vocab=64, n_ctx=1400, rotary_dim=32)
     tensors = {name: stored(array) for name, array in random_tensors(config).items()}
