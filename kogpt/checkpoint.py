@@ -34,8 +34,21 @@ from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, KoGPTError, localized
+from kogpt.quantize import (
+    EMBEDDING,
+    FORMATS,
+    HEAD,
+    Floats,
+    Part,
+    Quantized,
+    matrices,
+    parts,
+    read_statement,
+    statement,
+)
 from kogpt.weights import (
     MAX_JSON_BYTES,
+    SIZES,
     WIDTHS,
     Stored,
     WeightsFile,
@@ -69,6 +82,7 @@ LEGACY_INDEX = "pytorch_model.bin.index.json"
 MANIFEST = "kogpt.manifest.json"
 MANIFEST_VERSION = 1
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+LICENSE = "LICENSE"
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 FILE_NAME = re.compile(r"(?!\.{1,2}$)[^\\/:\x00-\x1f\ud800-\udfff]{1,255}")  # one part of a path
@@ -80,11 +94,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model on disk; `tensors` has exactly the keys and shapes of `config.tensor_shapes()`."""
+    """A model on disk; `tensors` has exactly the keys and shapes of `config.tensor_shapes()`.
+
+    quantization: None, or "int8" or "int4": the matrices are then Quantized (see quantize.py), and a tied
+    head is there as lm_head.weight.
+    """
 
     folder: Path
     config: ModelConfig
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, Stored | Quantized]
+    quantization: str | None = None
+
+    def floats(self) -> Mapping[str, Stored]:
+        """The tensors as floats, quantised ones unpacked as they are asked for."""
+        return Floats(self.config, self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +116,14 @@ class _Entry:
 
     n_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What the manifest says: of each file, and how the weights are quantised, if they are."""
+
+    files: Mapping[str, _Entry]
+    quantization: Any
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -115,14 +146,37 @@ def load(name: str | Path, revision: str | None = None) -> Checkpoint:
 def _load_folder(folder: Path) -> Checkpoint:
     manifest = _read_manifest(folder)
     config = ModelConfig.from_json(read_json(safe_join(folder, "config.json")))
+    stated = None if manifest is None else manifest.quantization
+    quantization = read_statement(stated, config, str(folder / MANIFEST))
     # Describing a tensor takes about 110 bytes: five times as much, and room for metadata.
-    max_header = min(MAX_JSON_BYTES, (64 << 10) + 512 * len(config.tensor_shapes()))
+    max_header = min(MAX_JSON_BYTES, (64 << 10) + 512 * len(_layout(config, quantization)))
     with ExitStack() as stack:
-        shards = [open_weights(path, stack, max_header) for path in _weight_files(folder)]
+        files = _weight_files(folder)
+        shards = [open_weights(path, stack, max_header, quantization is not None) for path in files]
         _require_index(folder, shards)
-        tensors = _select(config, shards)
-        _verify(folder, shards, manifest)
-    return Checkpoint(folder, config, tensors)
+        tensors = _select(config, shards, quantization)
+        _verify(folder, shards, None if manifest is None else manifest.files)
+    return Checkpoint(folder, config, tensors, quantization)
+
+
+def stored_format(folder: Path) -> tuple[str, int] | None:
+    """In what the weights of a local folder are stored, and their bytes; None where they are not there.
+
+    Reads the manifest and the headers of the weights, not the weights.
+    """
+    try:
+        files = _weight_files(folder)
+    except CheckpointError:
+        return None
+    manifest = _read_manifest(folder)
+    config = ModelConfig.from_json(read_json(safe_join(folder, "config.json")))
+    stated = None if manifest is None else manifest.quantization
+    dtype = read_statement(stated, config, str(folder / MANIFEST))
+    if dtype is None:
+        with ExitStack() as stack:
+            tensors = open_weights(files[0], stack).tensors
+        dtype = max(tensors.values(), key=lambda tensor: tensor.array.nbytes).dtype
+    return dtype, sum(path.stat().st_size for path in files)
 
 
 def find_folder(name: str | Path, revision: str | None = None, weights: bool = True) -> Path:
@@ -271,21 +325,45 @@ def _require_index(folder: Path, shards: list[WeightsFile]) -> None:
                 raise damaged(folder / index, f"{tensor} is in {shard.path.name}, which it does not say")
 
 
-def _select(config: ModelConfig, shards: Iterable[WeightsFile]) -> dict[str, Stored]:
+def _select(
+    config: ModelConfig, shards: Iterable[WeightsFile], quantization: str | None
+) -> dict[str, Stored | Quantized]:
     """The tensors that the config asks for, in its order: none missing, none left over, all in shape."""
     found: dict[str, Stored] = {}
     for shard in shards:
         if twice := next((name for name in shard.tensors if name in found), None):
             raise damaged(shard.path, f"{twice} is in another shard already")
         found |= shard.tensors
-    if config.tied_head and "lm_head.weight" in found:
-        _require_copy(found.pop("lm_head.weight"), found.get("transformer.wte.weight"))
-    expected = config.tensor_shapes()
+    if config.tied_head and quantization is None and HEAD in found:
+        _require_copy(found.pop(HEAD), found.get(EMBEDDING))
+    layout = _layout(config, quantization)
+    expected = {part: kind for group in layout.values() for part, kind in group.items()}
     _require_names(expected, found)
-    for name, shape in expected.items():
+    for name, (dtype, shape) in expected.items():
         if found[name].array.shape != shape:
             raise wrong_shape(name, shape, found[name].array.shape)
-    return {name: found[name] for name in expected}
+        kinds = WIDTHS if dtype in WIDTHS else (dtype,)
+        if found[name].dtype not in kinds:
+            raise _wrong_dtype(name, " or ".join(kinds), found[name].dtype)
+    tensors: dict[str, Stored | Quantized] = {name: found[name] for name in layout}
+    if quantization is not None:
+        for name, shape in matrices(config).items():
+            tensors[name] = Quantized.of_parts(name, quantization, shape, found)
+    return tensors
+
+
+def _layout(config: ModelConfig, dtype: str | None, embedding: str = "float16") -> dict[str, dict[str, Part]]:
+    """Each tensor of the model -> the tensors of a file that hold it, with their dtypes and shapes.
+
+    dtype: of all floats (None: float32 stands for any), or int8 or int4; only then the embedding has its own.
+    """
+    if dtype not in FORMATS:
+        return {name: {name: (dtype or "float32", shape)} for name, shape in config.tensor_shapes().items()}
+    kinds = {EMBEDDING: embedding}
+    layout = {
+        name: {name: (kinds.get(name, "float32"), shape)} for name, shape in config.tensor_shapes().items()
+    }
+    return layout | {name: parts(name, dtype, shape) for name, shape in matrices(config).items()}
 
 
 def _require_names(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -305,6 +383,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
+def _wrong_dtype(name: str, expected: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"tensor {name}: {expected} expected, found {found}; get the folder again, or export it again",
+        f"텐서 {name}: 필요한 형식은 {expected}, 발견한 형식은 {found}. 폴더를 다시 받거나 다시 내보내세요",
+    )
+
+
 def _require_copy(head: Stored, embedding: Stored | None) -> None:
     """A tied head may be stored once more, as some writers do, but not with values of its own."""
     if embedding is None or head.dtype != embedding.dtype or not (head.array == embedding.array).all():
@@ -319,8 +404,8 @@ def _require_copy(head: Stored, embedding: Stored | None) -> None:
 # ------------------------------------------------------------------------------------------- every byte
 
 
-def _read_manifest(folder: Path) -> dict[str, _Entry] | None:
-    """What the manifest says, by file name; None, and a line in the log, where there is none."""
+def _read_manifest(folder: Path) -> _Manifest | None:
+    """What the manifest says; None, and a line in the log, where there is none."""
     if not os.path.lexists(folder / MANIFEST):
         en = f"{folder} has no {MANIFEST}: its files could not be verified"
         logger.warning(localized(en, f"{folder}: {MANIFEST} 파일이 없어 무결성을 확인하지 못했습니다"))
@@ -333,16 +418,11 @@ def _read_manifest(folder: Path) -> dict[str, _Entry] | None:
             f"{path} has version {shown}, this KoGPT reads version {MANIFEST_VERSION}: upgrade kogpt",
             f"{path}: 버전 {shown} (지원: {MANIFEST_VERSION}). kogpt를 업그레이드하세요",
         )
-    if (quantization := document.get("quantization")) is not None:
-        shown = str(quantization)[:80]
-        raise CheckpointError(
-            f"{folder} holds quantised weights, {shown}, which this KoGPT cannot read: upgrade kogpt",
-            f"{folder}: 양자화된 가중치({shown})는 읽을 수 없습니다. kogpt를 업그레이드하세요",
-        )
     files = document.get("files")
     if type(files) is not dict:
         raise damaged(path, "files is not an object")
-    return {name: _entry(path, name, entry) for name, entry in files.items()}
+    entries = {name: _entry(path, name, entry) for name, entry in files.items()}
+    return _Manifest(entries, document.get("quantization"))
 
 
 def _entry(path: Path, name: str, entry: Any) -> _Entry:
@@ -398,26 +478,32 @@ def _differs(path: Path, expected: str, found: str) -> CheckpointError:
 def save(
     folder: Path,
     config: ModelConfig,
-    tensors: Mapping[str, NDArray[Any] | Stored],
+    tensors: Mapping[str, NDArray[Any] | Stored | Quantized],
     dtype: str = "float16",
     tokenizer: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model folder that this package and transformers read.
+    """Write a model folder that this package reads, and transformers where dtype is one of floats.
 
-    `tensors` may be lazy: each is asked for once and written in pieces. `tokenizer` is a tokenizer.json or a
-    folder that has one. Saving over a model, even one that is in use, replaces it as a whole or not at all.
+    dtype: of all tensors; or int8 or int4, then `tensors` has the matrices Quantized, vectors are stored in
+    float32 and the embedding in its own 16 bits, or in float16. `tensors` may be lazy: each is asked for once
+    and written in pieces. `tokenizer` is a tokenizer.json or a folder that has one, whose licence is taken
+    along. Saving over a model, even one that is in use, replaces it as a whole or not at all.
     CheckpointError if a tensor is missing, extra, of another shape or too large for `dtype`.
     """
-    if dtype not in WIDTHS:
+    if dtype not in WIDTHS and dtype not in FORMATS:
         raise CheckpointError(
-            f"weights cannot be stored as {dtype!r}, only as {', '.join(WIDTHS)}",
-            f"가중치를 {dtype!r} 형식으로 저장할 수 없습니다 (가능: {', '.join(WIDTHS)})",
+            f"weights cannot be stored as {dtype!r}, only as {', '.join((*WIDTHS, *FORMATS))}",
+            f"가중치를 {dtype!r} 형식으로 저장할 수 없습니다 (가능: {', '.join((*WIDTHS, *FORMATS))})",
         )
-    shapes = config.tensor_shapes()
-    _require_names(shapes, tensors)
-    shards = _plan_shards(config, dtype, shard_bytes)
-    documents = _documents(config, dtype, shards) | _tokenizer_documents(config, tokenizer)
+    float_dtype = dtype
+    if dtype in FORMATS:
+        given = tensors.get(EMBEDDING)  # a mapped file's, or an array: it is asked for twice
+        float_dtype = "bfloat16" if isinstance(given, Stored) and given.dtype == "bfloat16" else "float16"
+    layout = _layout(config, dtype, float_dtype)
+    _require_names(layout, tensors)
+    shards = _plan_shards(layout, shard_bytes)
+    documents = _documents(config, float_dtype, shards) | _tokenizer_documents(config, tokenizer)
     names = [*shards, *documents, MANIFEST]
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -425,12 +511,12 @@ def save(
         with _replace_all(folder, names, stale=OWN_WEIGHTS) as files:
             entries = _digest_folder(folder, lambda name: name in names or OWN_WEIGHTS.fullmatch(name))
             for name, group in shards.items():
-                group_shapes = {tensor: shapes[tensor] for tensor in group}
-                entries[name] = _Entry(*write_safetensors(files[name], group_shapes, tensors, dtype))
+                entries[name] = _Entry(*write_safetensors(files[name], group, _parts(group, tensors)))
             for name, data in documents.items():
                 files[name].write(data)
                 entries[name] = _Entry(len(data), hashlib.sha256(data).hexdigest())
-            files[MANIFEST].write(_manifest(entries))
+            stated = statement(config, dtype) if dtype in FORMATS else None
+            files[MANIFEST].write(_manifest(entries, stated))
     except BaseException:
         if is_new:
             with suppress(OSError):  # another process may have put something there
@@ -438,11 +524,12 @@ def save(
         raise
 
 
-def write_manifest(folder: Path, quantization: Mapping[str, Any] | None = None) -> None:
-    """(Re)write kogpt.manifest.json over every file that now lies in the folder."""
+def write_manifest(folder: Path) -> None:
+    """(Re)write kogpt.manifest.json over every file in the folder now; how it is quantised stays."""
+    stated = read_json(folder / MANIFEST).get("quantization") if (folder / MANIFEST).exists() else None
     entries = _digest_folder(folder, MANIFEST.__eq__)
     with atomic_write(folder / MANIFEST) as file:
-        file.write(_manifest(entries, quantization))
+        file.write(_manifest(entries, stated))
 
 
 @contextmanager
@@ -512,23 +599,37 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _plan_shards(config: ModelConfig, dtype: str, shard_bytes: int) -> dict[str, list[str]]:
-    """The tensors of each file, by its name: one file if all of them fit into `shard_bytes`."""
-    groups: list[list[str]] = [[]]
+def _plan_shards(layout: Mapping[str, Mapping[str, Part]], shard_bytes: int) -> dict[str, dict[str, Part]]:
+    """What each file holds, by its name: one file if all fits into `shard_bytes`, a tensor never cut."""
+    groups: list[dict[str, Part]] = [{}]
     room = shard_bytes
-    for name, shape in config.tensor_shapes().items():
-        size = math.prod(shape) * WIDTHS[dtype]
+    for tensor in layout.values():
+        size = sum(math.prod(shape) * SIZES[dtype] for dtype, shape in tensor.values())
         if size > room and groups[-1]:
-            groups.append([])
+            groups.append({})
             room = shard_bytes
-        groups[-1].append(name)
+        groups[-1].update(tensor)
         room -= size
     if len(groups) == 1:
         return {WEIGHTS: groups[0]}
     return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
-def _documents(config: ModelConfig, dtype: str, shards: Mapping[str, list[str]]) -> dict[str, bytes]:
+def _parts(
+    names: Iterable[str], tensors: Mapping[str, NDArray[Any] | Stored | Quantized]
+) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a file one by one; each of the model's is asked for once, for its first part."""
+    for name in names:
+        if name not in tensors:
+            continue  # a further part of the matrix before it
+        tensor = tensors[name]
+        if isinstance(tensor, Quantized):
+            yield from tensor.parts(name).items()
+        else:
+            yield name, tensor if isinstance(tensor, Stored) else Stored(tensor.dtype.name, tensor)
+
+
+def _documents(config: ModelConfig, dtype: str, shards: Mapping[str, Mapping[str, Part]]) -> dict[str, bytes]:
     """config.json, generation_config.json and, for shards, the index."""
     settings = {"torch_dtype": dtype, "tokenizer_class": "PreTrainedTokenizerFast", "use_cache": True}
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
@@ -537,17 +638,22 @@ def _documents(config: ModelConfig, dtype: str, shards: Mapping[str, list[str]])
     documents = {"config.json": config.to_json() | settings, "generation_config.json": generation}
     if len(shards) > 1:
         weight_map = {tensor: name for name, group in shards.items() for tensor in group}
-        total = {"total_size": config.n_parameters * WIDTHS[dtype]}
+        kinds = [kind for group in shards.values() for kind in group.values()]
+        total = {"total_size": sum(math.prod(shape) * SIZES[dtype] for dtype, shape in kinds)}
         documents[INDEX] = {"metadata": total, "weight_map": weight_map}
     return {name: _dump(document) for name, document in documents.items()}
 
 
 def _tokenizer_documents(config: ModelConfig, tokenizer: Path | None) -> dict[str, bytes]:
-    """The tokenizer's files as they are, and the settings that transformers needs where there are none."""
+    """The tokenizer's files and licence as they are, and transformers' settings where there are none."""
     if tokenizer is None:
         return {}
     folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    documents = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    documents = {
+        name: (folder / name).read_bytes()
+        for name in (*TOKENIZER_FILES, LICENSE)
+        if (folder / name).is_file()
+    }
     if not tokenizer.is_dir():
         documents["tokenizer.json"] = tokenizer.read_bytes()
     if "tokenizer.json" not in documents:

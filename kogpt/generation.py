@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from kogpt import checkpoint, native_runner
 from kogpt.checkpoint import Checkpoint
 from kogpt.engine import Engine, Event, FinishReason, Ids, Request
 from kogpt.errors import KoGPTError, MissingExtra, PromptError, SamplingError
+from kogpt.memory import require_memory
+from kogpt.quantize import FORMATS, wrong_dtype
 from kogpt.runner import Runner
 from kogpt.sampling import Drawn, Sampling
 from kogpt.tokenizer import StreamDecoder, Tokenizer
@@ -172,8 +174,9 @@ class KoGPT:
         """Load a folder, a hub name or the built-in kogpt-mini.
 
         device: auto, cpu, cuda, cuda:N; cuda:0,cuda:1 or cuda:all (every GPU) splits the model over them.
-        dtype: auto, float32, bfloat16, float16 and what the runner for that device knows besides. Raises
-        CheckpointError, TokenizerError, NotEnoughMemory.
+        dtype: auto, float32, bfloat16, float16 and what the runner for that device knows besides; of a
+        quantised folder auto is the format that it is stored in, where the runner multiplies in that.
+        Raises CheckpointError, TokenizerError, NotEnoughMemory.
         """
         stored = checkpoint.load(name, revision)
         tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
@@ -323,18 +326,35 @@ def sorted_results(results: Iterable[tuple[int, Result]]) -> list[Result]:
 def make_runner(stored: Checkpoint, device: str = "auto", dtype: str = "auto") -> Runner:
     """The runner for a device, with the checkpoint's weights in it."""
     name = runner_name(device)
+    dtype, tensors = weights_for(stored, name, dtype)
     if name == "torch":
         from kogpt.torch_runner import TorchRunner  # 1.5 s of import, only where it is used
 
-        target = "cuda" if device == "auto" else device
-        return TorchRunner(stored.config, stored.tensors, "float16" if dtype == "auto" else dtype, target)
+        return TorchRunner(stored.config, tensors, dtype, "cuda" if device == "auto" else device)
     if name == "native":
-        return native_runner.NativeRunner(
-            stored.config, stored.tensors, "bfloat16" if dtype == "auto" else dtype
-        )
+        return native_runner.NativeRunner(stored.config, tensors, dtype)
     from kogpt.numpy_runner import NumpyRunner
 
-    return NumpyRunner(stored.config, stored.tensors, "float32" if dtype == "auto" else dtype)
+    return NumpyRunner(stored.config, tensors, dtype)
+
+
+def weights_for(stored: Checkpoint, runner: str, dtype: str) -> tuple[str, Mapping[str, Any]]:
+    """The dtype that "auto" means for a runner ("numpy", "native" or "torch"), and the weights for it.
+
+    A quantised folder keeps its format in the native runner; for any format of floats, and the other runners,
+    it is unpacked. KoGPTError where it would be rounded a second time.
+    """
+    quantization = stored.quantization
+    if runner == "native" and quantization is not None and dtype in ("auto", quantization):
+        return quantization, stored.tensors
+    if quantization not in (None, dtype) and dtype in FORMATS:
+        raise wrong_dtype(str(quantization), dtype)
+    defaults = {"numpy": "float32", "native": "bfloat16", "torch": "float16"}
+    tensors = stored.floats()
+    if runner == "numpy" and quantization is not None:  # which keeps all of them
+        require_memory(4 * stored.config.n_parameters, "this model unpacked", "압축을 푼 이 모델")
+        tensors = dict(tensors)
+    return defaults[runner] if dtype == "auto" else dtype, tensors
 
 
 def runner_name(device: str = "auto") -> str:

@@ -11,7 +11,6 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.memory import require_memory
+from kogpt.quantize import EMBEDDING, HEAD, Quantized, matrices
 from kogpt.runner import Array, Chunk, check_chunks, split_outputs
 
 LIBRARY = Path(__file__).with_name("_native.so")
@@ -32,16 +32,6 @@ BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0
 PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
 DIMENSIONS = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
 VECTORS = ("ln_1.weight", "ln_1.bias", "mlp.fc_in.bias", "mlp.fc_out.bias")
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A matrix in int8 or int4, as quantize.py makes it and the kernels read it (native/layout.h)."""
-
-    dtype: str  # "int8" or "int4"
-    shape: tuple[int, int]
-    tiles: NDArray[np.uint8]
-    scales: NDArray[np.float32]  # one for each output, padded to a multiple of 16
 
 
 class Dims(ctypes.Structure):
@@ -91,7 +81,7 @@ class NativeRunner:
     def __init__(
         self,
         config: ModelConfig,
-        tensors: Mapping[str, Stored | Packed],
+        tensors: Mapping[str, Stored | Quantized],
         dtype: str = "bfloat16",
         threads: int | None = None,
     ) -> None:
@@ -102,7 +92,7 @@ class NativeRunner:
         self.dtype = dtype
         self.isa = isa()
         self.threads = threads or usable_cpus()
-        _require_room(config, tensors, dtype)
+        _require_room(config, dtype)
         self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
         cache = FORMATS["float32" if dtype == "float32" else "bfloat16"]
@@ -187,8 +177,8 @@ class NativeRunner:
             length = max(self.length(chunk.row) + len(chunk.inputs) for chunk in chunks)
             require_memory(needed, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시")
 
-    def _load(self, tensors: Mapping[str, Stored | Packed]) -> None:
-        embedding = _contiguous(_plain(tensors, "transformer.wte.weight"))
+    def _load(self, tensors: Mapping[str, Stored | Quantized]) -> None:
+        embedding = _contiguous(_plain(tensors, EMBEDDING))
         self._library.kogpt_borrow_embedding(
             self._model, FORMATS[embedding.dtype], embedding.array.ctypes.data
         )
@@ -196,15 +186,12 @@ class NativeRunner:
         for index, name in enumerate(_vector_names(self.config)):
             vector = np.ascontiguousarray(_plain(tensors, name).to("float32"))
             self._library.kogpt_load_vector(self._model, index, vector.ctypes.data)
-        for index, name in enumerate(_projection_names(self.config)):
+        for index, name in enumerate(_projection_names(self.config, tensors)):
             self._load_projection(index, tensors[name])
 
-    def _load_projection(self, index: int, tensor: Stored | Packed) -> None:
-        if isinstance(tensor, Packed):
-            tiles, scales = tensor.tiles, tensor.scales
-            arguments = (index, FORMATS[tensor.dtype], tiles.ctypes.data, scales.ctypes.data)
-            self._library.kogpt_borrow_packed(self._model, *arguments)
-            self._borrowed.append(tiles)
+    def _load_projection(self, index: int, tensor: Stored | Quantized) -> None:
+        if isinstance(tensor, Quantized):
+            self._load_codes(index, tensor)
             return
         weight = _contiguous(tensor)
         result = self._library.kogpt_load_projection(
@@ -215,6 +202,21 @@ class NativeRunner:
             self._borrowed.append(weight.array)
         else:
             drop_pages(weight.array)
+
+    def _load_codes(self, index: int, matrix: Quantized) -> None:
+        assert matrix.dtype == self.dtype, (matrix.dtype, self.dtype)
+        codes = np.ascontiguousarray(matrix.codes)
+        groups = None if matrix.groups is None else np.ascontiguousarray(matrix.groups)
+        addresses = (
+            codes.ctypes.data,
+            None if groups is None else groups.ctypes.data,
+            matrix.scales.ctypes.data,
+        )
+        failed = self._library.kogpt_load_codes(self._model, index, *addresses)
+        assert not failed, "out of memory"
+        for array in (matrix.codes, matrix.groups):
+            if array is not None:
+                drop_pages(array)
 
 
 def usable_cpus() -> int:
@@ -250,10 +252,10 @@ def _contiguous(tensor: Stored) -> Stored:
     return Stored(tensor.dtype, np.require(tensor.array, requirements=("C", "A")))
 
 
-def _projection_names(config: ModelConfig) -> Iterator[str]:
+def _projection_names(config: ModelConfig, tensors: Mapping[str, Any]) -> Iterator[str]:
     for layer in range(config.n_layers):
         yield from (f"transformer.h.{layer}.{name}.weight" for name in PROJECTIONS)
-    yield "transformer.wte.weight" if config.tied_head else "lm_head.weight"
+    yield HEAD if HEAD in tensors else EMBEDDING  # a tied head
 
 
 def _vector_names(config: ModelConfig) -> Iterator[str]:
@@ -270,23 +272,16 @@ def _check_dtype(dtype: str) -> None:
         )
 
 
-def _plain(tensors: Mapping[str, Stored | Packed], name: str) -> Stored:
+def _plain(tensors: Mapping[str, Stored | Quantized], name: str) -> Stored:
     """A tensor that is never quantised."""
     tensor = tensors[name]
     assert isinstance(tensor, Stored), name
     return tensor
 
 
-def _bytes_of(tensor: Stored | Packed, dtype: str) -> int:
-    """Memory of a projection once it is loaded."""
-    if isinstance(tensor, Packed):
-        return tensor.tiles.nbytes
-    return tensor.array.nbytes if tensor.dtype == dtype else int(tensor.array.size * BYTES[dtype])
-
-
-def _require_room(config: ModelConfig, tensors: Mapping[str, Stored | Packed], dtype: str) -> None:
+def _require_room(config: ModelConfig, dtype: str) -> None:
     """Refuse a model whose weights do not fit, before anything is allocated."""
-    needed = sum(_bytes_of(tensors[name], dtype) for name in _projection_names(config))
+    needed = int(sum(n * k for n, k in matrices(config).values()) * BYTES[dtype])
     require_memory(needed, f"this model in {dtype}", f"{dtype} 형식의 이 모델")
 
 
@@ -304,12 +299,9 @@ def library() -> ctypes.CDLL | None:
         "kogpt_create": (pointer, (pointer, number, number, number)),
         "kogpt_destroy": (None, (pointer,)),
         "kogpt_load_projection": (number, (pointer, number, number, pointer)),
-        "kogpt_borrow_packed": (None, (pointer, number, number, pointer, pointer)),
-        "kogpt_packed_bytes": (ctypes.c_size_t, (number, number, number)),
-        "kogpt_quantize": (None, (number, number, number, pointer, number, number, *(pointer,) * 3)),
+        "kogpt_load_codes": (number, (pointer, number, pointer, pointer, pointer)),
+        "kogpt_quantize": (None, (*(number,) * 2, pointer, *(number,) * 2, pointer, number, *(pointer,) * 3)),
         "kogpt_search": (None, (pointer, number, pointer, pointer)),
-        "kogpt_pack": (None, (pointer, pointer, number, number, pointer)),
-        "kogpt_unpack": (None, (number, pointer, number, number, pointer)),
         "kogpt_int4_table": (pointer, ()),
         "kogpt_load_vector": (None, (pointer, number, pointer)),
         "kogpt_borrow_embedding": (None, (pointer, number, pointer)),

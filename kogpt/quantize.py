@@ -1,162 +1,205 @@
-"""int8 and int4 weights: tensors -> packed tensors, and back. The arithmetic is native/'s.
+"""int8 and int4 weights as files hold them, row by row: codes and scales, and back to floats.
 
-int8    one scale for each output; 8 bits a weight
-int4    groups of 32 inputs, each with a scale of eight bits, over one of 16 values of a fixed codebook
-        (native/codebook.h), and one scale for each output; 4.25 bits a weight
+int8    weight = scale of its output x code; 8 bits a weight, codes -127 to 127
+int4    weight = scale of its output x entry(group scale, code); 4.25 bits a weight. 32 inputs share a group
+        scale of one byte: entry = CODEBOOK[code] x (group scale & 127) / 127, rounded, and with its sign
+        turned where the group scale is 128 or more
 
-Rounding to nearest with searched group scales needs no data. `calibrated` does better from a text: GPTQ
-(arXiv 2210.17323), which makes the inputs not yet rounded take up the error of those that are, as the second
-moments of the inputs tell.
+A file holds neither the kernels' tiles nor anything else of one processor: what is fast to multiply with
+changes with every kernel, and a folder must outlive that. Tiles are made when a model is loaded, at the speed
+of memory, and into huge pages, from which they are read faster than from a mapped file.
+
+A matrix NAME (N, K) lies in a safetensors file as
+
+    NAME          int8: I8 (1, N, K); int4: U8 (1, N, ceil(K / 2)), the even input in the low four bits
+    NAME.groups   int4: U8 (N, ceil(K / 32))
+    NAME.scales   F32 (N,)
+
+The first has three dimensions so that a program which takes it for the weights stops at its shape, as
+transformers does. The manifest says that a folder is quantised, and how; nothing is guessed from names.
+Every projection is quantised; the embedding keeps 16 bits, vectors have float32. A head that is tied to the
+embedding is stored once more, as `lm_head.weight`.
+
+Knows nothing of files and rounding: checkpoint.py, export/rounding.py.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
-from kogpt.native_runner import FORMATS, Packed, library, usable_cpus
-from kogpt.numpy_runner import NumpyRunner
-from kogpt.runner import Array, Chunk
+from kogpt.errors import CheckpointError, KoGPTError
+from kogpt.weights import Stored
 
-PANEL, DEPTH, GROUP, CODES = 16, 64, 32, 16  # native/layout.h
-DAMPING = 0.01  # of the mean second moment, added to all: GPTQ, section 3.3
-WINDOW = 512  # positions of the calibration text that are read together
+FORMATS = ("int8", "int4")
+VERSION = 1
+GROUP = 32
+CODEBOOK = (-127, -100, -79, -62, -47, -34, -21, -9, 2, 14, 25, 37, 50, 65, 83, 107)  # native/codebook.h
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+ROWS_BYTES = 1 << 22  # of float32 that are unpacked at a time
 
-
-def pack(tensor: Stored, dtype: str, importance: NDArray[np.float32] | None = None) -> Packed:
-    """A matrix (N, K) rounded to nearest; importance (K,): how much an error on each input weighs (int4)."""
-    assert dtype in ("int8", "int4") and tensor.array.ndim == 2, (dtype, tensor.array.shape)
-    n, k = tensor.array.shape
-    source = tensor if tensor.dtype in FORMATS else Stored("float32", tensor.to("float32"))
-    array = np.require(source.array, requirements=("C", "A"))
-    tiles, scales = _empty(dtype, n, k)
-    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    pointer = None if weights is None else weights.ctypes.data
-    arguments = (usable_cpus(), FORMATS[dtype], FORMATS[source.dtype], array.ctypes.data, n, k, pointer)
-    _kernels().kogpt_quantize(*arguments, tiles.ctypes.data, scales.ctypes.data)
-    return Packed(dtype, (n, k), tiles, scales)
+Part = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor in a file
 
 
-def unpack(packed: Packed) -> NDArray[np.float32]:
-    """The values that the kernels multiply with, (N, K)."""
-    n, k = packed.shape
-    rows, width = _padded(n, k)
-    integers = np.empty((rows, width), np.int8)
-    arguments = (FORMATS[packed.dtype], packed.tiles.ctypes.data, rows // PANEL, width)
-    _kernels().kogpt_unpack(*arguments, integers.ctypes.data)
-    values: NDArray[np.float32] = (integers * packed.scales[:, None])[:n, :k]
-    return values
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A matrix (N, K) in int8 or int4; the module's docstring says what the arrays mean."""
+
+    dtype: str  # "int8" or "int4"
+    shape: tuple[int, int]
+    codes: NDArray[Any]  # int8 (N, K), or uint8 (N, ceil(K / 2))
+    groups: NDArray[np.uint8] | None  # int4: (N, ceil(K / 32))
+    scales: NDArray[np.float32]  # (N,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together."""
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.groups is None else self.groups.nbytes)
+
+    def rows(self, first: int, end: int) -> Self:
+        """Rows first..end, still not unpacked."""
+        groups = None if self.groups is None else self.groups[first:end]
+        shape = (min(end, self.shape[0]) - first, self.shape[1])
+        return replace(
+            self, shape=shape, codes=self.codes[first:end], groups=groups, scales=self.scales[first:end]
+        )
+
+    def to(self, dtype: str) -> NDArray[Any]:
+        """The weights in a format of floats, as Stored.to gives them."""
+        return Stored("float32", self.unpack()).to(dtype)
+
+    def unpack(self) -> NDArray[np.float32]:
+        """The weights that the codes stand for, (N, K) float32."""
+        values = np.empty(self.shape, np.float32)
+        step = max(1, ROWS_BYTES // (4 * self.shape[1]))
+        for start in range(0, len(values), step):
+            rows = slice(start, start + step)
+            np.multiply(self._integers(rows), self.scales[rows, None], out=values[rows])
+        return values
+
+    def _integers(self, rows: slice) -> NDArray[np.int8]:
+        if self.groups is None:
+            integers: NDArray[np.int8] = self.codes[rows]
+            return integers
+        pairs, groups = self.codes[rows], self.groups[rows]
+        codes = np.zeros((len(pairs), groups.shape[1] * GROUP), np.uint8)
+        codes[:, 0 : 2 * pairs.shape[1] : 2] = pairs & 15
+        codes[:, 1 : 2 * pairs.shape[1] : 2] = pairs >> 4
+        entries = table()[groups[:, :, None], codes.reshape(len(pairs), -1, GROUP)]
+        return entries.reshape(codes.shape)[:, : self.shape[1]]
+
+    @classmethod
+    def of_parts(cls, name: str, dtype: str, shape: tuple[int, int], found: Mapping[str, Stored]) -> Self:
+        """The matrix `name` from the tensors of a file; their dtypes and shapes are those of `parts`."""
+        groups = found[f"{name}.groups"].array if dtype == "int4" else None
+        scales = np.require(found[f"{name}.scales"].to("float32"), requirements=("C", "A"))
+        return cls(dtype, shape, found[name].array[0], groups, scales)
+
+    def parts(self, name: str) -> dict[str, Stored]:
+        """The tensors of a file that hold the matrix `name`, in the file's order."""
+        arrays = {name: self.codes[None], f"{name}.scales": self.scales}
+        if self.groups is not None:
+            arrays[f"{name}.groups"] = self.groups
+        return {
+            part: Stored(arrays[part].dtype.name, arrays[part])
+            for part in parts(name, self.dtype, self.shape)
+        }
 
 
-def calibrated(
-    config: ModelConfig, tensors: Mapping[str, Stored], ids: NDArray[np.int64]
-) -> dict[str, Stored | Packed]:
-    """All tensors, the projections in int4 by GPTQ; `ids`: the text to calibrate on, some 10,000 tokens."""
-    moments = second_moments(config, tensors, ids)
-    packed: dict[str, Stored | Packed] = dict(tensors)
-    for name, moment in moments.items():
-        packed[name] = gptq(tensors[name].to("float32"), moment)
-    return packed
+class Floats(Mapping[str, Stored]):
+    """A quantised model's tensors as floats, each unpacked when it is asked for."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored | Quantized]) -> None:
+        self._tensors = tensors
+        self._names = tuple(config.tensor_shapes())
+
+    def __getitem__(self, name: str) -> Stored:
+        tensor = self._tensors[name]
+        return tensor if isinstance(tensor, Stored) else Stored("float32", tensor.unpack())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
-def second_moments(
-    config: ModelConfig, tensors: Mapping[str, Stored], ids: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
-    """Name of each projection -> (K, K), the sum of x x^T over its inputs while the text is read.
-
-    The head of a model that ties it to its embedding is left out: that matrix stays as it is.
-    """
-    observer = _Observer(config, tensors)
-    window = min(WINDOW, config.n_ctx)
-    for start in range(0, len(ids) - window + 1, window):
-        row = observer.open()
-        observer.forward([Chunk(row, ids[start : start + window], window)])
-        observer.close(row)
-    return {f"{name}.weight": moment for name, moment in observer.moments.items()}
-
-
-def gptq(weight: NDArray[np.float32], moment: NDArray[np.float64]) -> Packed:
-    """One matrix (N, K) in int4, its error made small where its inputs (second moments (K, K)) are large."""
-    n, k = weight.shape
-    rows, width = _padded(n, k)
-    left = np.zeros((rows, width), np.float32)  # what is still to be rounded, with the errors so far
-    left[:n, :k] = weight
-    unit = np.maximum(np.abs(left).max(1), np.finfo(np.float32).tiny) / 120  # as quantize_row4 in native/
-    factor = _inverse_factor(moment, width)
-    codes = np.zeros((rows, width), np.uint8)
-    groups = np.zeros((rows, width // GROUP), np.uint8)
-    for start in range(0, width, GROUP):
-        end = start + GROUP
-        triangle = factor[start:end, start:end]
-        groups[:, start // GROUP] = _search(left[:, start:end] / unit[:, None], np.diag(triangle) ** -2)
-        values = _table()[groups[:, start // GROUP]] * unit[:, None]  # (rows, 16)
-        errors = np.empty((rows, GROUP), np.float32)
-        for j in range(GROUP):
-            column = left[:, start + j]
-            code = np.abs(values - column[:, None]).argmin(1)
-            codes[:, start + j] = code
-            errors[:, j] = (column - values[np.arange(rows), code]) / triangle[j, j]
-            left[:, start + j + 1 : end] -= np.outer(errors[:, j], triangle[j, j + 1 :])
-        left[:, end:] -= errors @ factor[start:end, end:]
-    tiles, scales = _empty("int4", n, k)
-    scales[:] = unit
-    arguments = (codes.ctypes.data, groups.ctypes.data, rows // PANEL, width)
-    _kernels().kogpt_pack(*arguments, tiles.ctypes.data)
-    return Packed("int4", (n, k), tiles, scales)
-
-
-class _Observer(NumpyRunner):
-    """The reference runner, which remembers the second moments of what its projections read."""
-
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
-        super().__init__(config, tensors)
-        self.moments: dict[str, NDArray[np.float64]] = {}
-
-    def _linear(self, x: Array, name: str) -> Array:
-        if not (self.config.tied_head and name == "lm_head"):
-            self.moments[name] = self.moments.get(name, 0.0) + (x.T @ x).astype(np.float64)
-        return super()._linear(x, name)
-
-
-def _inverse_factor(moment: NDArray[np.float64], width: int) -> NDArray[np.float32]:
-    """Upper Cholesky factor of the inverse of the damped moments, padded by the identity to `width`."""
-    damped = np.eye(width)
-    k = len(moment)
-    damped[:k, :k] = moment + DAMPING * max(float(np.diag(moment).mean()), 1e-12) * np.eye(k)
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
-
-
-def _search(x: Array, importance: Array) -> NDArray[np.uint8]:
-    """Group scale of each row of (N, 32) values in units of their output's scale."""
-    values = np.ascontiguousarray(x, np.float32)
-    weights = np.ascontiguousarray(importance, np.float32)
-    groups = np.empty(len(x), np.uint8)
-    _kernels().kogpt_search(values.ctypes.data, len(x), weights.ctypes.data, groups.ctypes.data)
-    return groups
-
-
-def _table() -> NDArray[np.float32]:
+def table() -> NDArray[np.int8]:
     """(256, 16): the integer of each group scale and code."""
-    address = _kernels().kogpt_int4_table()
-    entries = np.frombuffer(ctypes.string_at(address, 256 * CODES), np.int8)
-    return entries.reshape(256, CODES).astype(np.float32)
+    sizes = np.arange(256)
+    products = np.array(CODEBOOK) * (sizes & 127)[:, None] / 127
+    entries: NDArray[np.int8] = np.rint(np.where(sizes[:, None] < 128, products, -products)).astype(np.int8)
+    return entries
 
 
-def _padded(n: int, k: int) -> tuple[int, int]:
-    return -(-n // PANEL) * PANEL, -(-k // DEPTH) * DEPTH
+def parts(name: str, dtype: str, shape: tuple[int, int]) -> dict[str, Part]:
+    """Dtype and shape of each tensor of a file that holds the matrix `name`."""
+    n, k = shape
+    if dtype == "int8":
+        return {name: ("int8", (1, n, k)), f"{name}.scales": ("float32", (n,))}
+    return {
+        name: ("uint8", (1, n, -(-k // 2))),
+        f"{name}.groups": ("uint8", (n, -(-k // GROUP))),
+        f"{name}.scales": ("float32", (n,)),
+    }
 
 
-def _empty(dtype: str, n: int, k: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    size = _kernels().kogpt_packed_bytes(FORMATS[dtype], n, k)
-    return np.zeros(size, np.uint8), np.zeros(_padded(n, k)[0], np.float32)
+def matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Name and shape of every matrix that a quantised folder quantises: all but the embedding."""
+    shapes = {name: shape for name, shape in config.tensor_shapes().items() if len(shape) == 2}
+    embedding = shapes.pop(EMBEDDING)
+    shapes.setdefault(HEAD, embedding)
+    return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
 
 
-def _kernels() -> ctypes.CDLL:
-    kernels = library()
-    assert kernels is not None, "kogpt._native was not built"
-    return kernels
+def statement(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """What the manifest says of a quantised folder."""
+    facts: dict[str, Any] = {"format": dtype, "version": VERSION}
+    if dtype == "int4":
+        facts |= {"group_size": GROUP, "codebook": list(CODEBOOK)}
+    return facts | {"tensors": list(matrices(config))}
+
+
+def read_statement(document: Any, config: ModelConfig, where: str) -> str | None:
+    """The format that a manifest states, None for floats; CheckpointError if it is none that is read here."""
+    if document is None:
+        return None
+    facts = document if type(document) is dict else {}
+    dtype = facts.get("format")
+    if dtype not in FORMATS or facts.get("version") != VERSION:
+        shown = f"{dtype!r} {facts.get('version')!r}"[:80]
+        raise CheckpointError(
+            f"{where} states quantised weights of format and version {shown}, this KoGPT reads "
+            f"{' and '.join(FORMATS)} of version {VERSION}: upgrade kogpt",
+            f"{where}: 양자화 형식과 버전이 {shown}입니다 (지원: {', '.join(FORMATS)}, 버전 {VERSION}). "
+            "kogpt를 업그레이드하세요",
+        )
+    expected = statement(config, dtype)
+    for key in expected.keys() | facts.keys():
+        if facts.get(key) != expected.get(key):
+            shown = str(facts.get(key))[:80]
+            raise CheckpointError(
+                f"{where} states quantised weights with {key[:40]!r} = {shown}, not what {dtype} of this "
+                "model has: get the folder again, or export it again",
+                f"{where}: 양자화 항목 {key[:40]!r}의 값 {shown}이(가) 이 모델의 {dtype} 형식과 다릅니다. "
+                "폴더를 다시 받거나 다시 내보내세요",
+            )
+    return str(dtype)
+
+
+def wrong_dtype(stored: str, wanted: str) -> KoGPTError:
+    """The error for rounding a second time what was rounded once."""
+    return KoGPTError(
+        f"the model is stored in {stored} and cannot become {wanted}, which would round it twice: use "
+        "--dtype auto, a float format, or the model that it was exported from",
+        f"모델이 {stored} 형식으로 저장되어 있어 {wanted} 형식으로 다시 양자화하지 않습니다. --dtype auto나 "
+        "실수 형식을 쓰거나, 내보내기 전의 원래 모델을 쓰십시오",
+    )

@@ -16,7 +16,7 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes per 
 EXPONENTS = {"float64": 0x7FF << 52, "float32": 0xFF << 23, "float16": 0x1F << 10, "bfloat16": 0xFF << 7}
 SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 MASK_TYPES = {"BOOL": "bool", "U8": "uint8"}
+INTEGER_TYPES = {"I8": "int8", "U8": "uint8"}  # codes of quantised weights
+SIZES = WIDTHS | {"int8": 1, "uint8": 1, "bool": 1}
 
 # The causal mask, which transformers stored with every layer until 2023. It is read over.
 MASK = re.compile(r"transformer\.h\.\d{1,5}\.attn\.(bias|masked_bias)")
@@ -50,7 +52,7 @@ class Stored:
     Files written before 2023 may start a tensor at an odd address (`array.flags.aligned`).
     """
 
-    dtype: str  # "float64", "float32", "float16" or "bfloat16"
+    dtype: str  # "float64", "float32", "float16" or "bfloat16"; codes of quantised weights: "int8", "uint8"
     array: NDArray[Any]
 
     def rows(self, first: int, end: int) -> Stored:
@@ -92,23 +94,28 @@ class WeightsFile:
                     raise damaged(self.path, f"it ends within {name}")
                 if with_digest:
                     digest.update(block)
-                if dtype is not None and not _is_finite(np.frombuffer(block, np.uint8), dtype):
-                    raise _not_finite(self.path, name)
+                if dtype is not None and not _is_sound(np.frombuffer(block, np.uint8), dtype):
+                    raise _unsound(self.path, name, dtype)
         return digest.hexdigest() if with_digest else None
 
 
-def open_weights(path: Path, stack: ExitStack, max_header: int = MAX_JSON_BYTES) -> WeightsFile:
-    """Open a .safetensors or .bin file, which stays open as long as `stack`. Raises CheckpointError."""
+def open_weights(
+    path: Path, stack: ExitStack, max_header: int = MAX_JSON_BYTES, quantized: bool = False
+) -> WeightsFile:
+    """Open a .safetensors or .bin file, which stays open as long as `stack`. Raises CheckpointError.
+
+    quantized: integers are read too, the codes of quantised weights.
+    """
     file = stack.enter_context(path.open("rb"))
     if path.suffix == ".safetensors":
-        return _open_safetensors(path, file, max_header)
+        return _open_safetensors(path, file, max_header, quantized)
     return _open_legacy(path, file)
 
 
 # ------------------------------------------------------------------------------------------ safetensors
 
 
-def _open_safetensors(path: Path, file: IO[bytes], max_header: int) -> WeightsFile:
+def _open_safetensors(path: Path, file: IO[bytes], max_header: int, quantized: bool) -> WeightsFile:
     """Check a header and map its tensors.
 
     Format (github.com/huggingface/safetensors): a little-endian u64 n, n bytes of JSON, the tensors' bytes.
@@ -126,7 +133,7 @@ def _open_safetensors(path: Path, file: IO[bytes], max_header: int) -> WeightsFi
     weights = WeightsFile(path, file, {}, [("its header", None, start)])
     data = mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
     end = start
-    for name, dtype, shape, begin, size in _layout(path, header):
+    for name, dtype, shape, begin, size in _layout(path, header, quantized):
         if start + begin != end:
             raise damaged(path, f"{name} begins at {begin:,}, expected {end - start:,}: a gap or an overlap")
         if start + begin + size > n_bytes:
@@ -143,7 +150,9 @@ def _open_safetensors(path: Path, file: IO[bytes], max_header: int) -> WeightsFi
     return weights
 
 
-def _layout(path: Path, header: dict[str, Any]) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+def _layout(
+    path: Path, header: dict[str, Any], quantized: bool
+) -> list[tuple[str, str, tuple[int, ...], int, int]]:
     """Name, dtype, shape, first byte and bytes of each tensor of a header, in the file's order."""
     if len(header) > MAX_TENSORS:
         raise damaged(path, f"{len(header):,} tensors, at most {MAX_TENSORS:,} are read")
@@ -153,16 +162,20 @@ def _layout(path: Path, header: dict[str, Any]) -> list[tuple[str, str, tuple[in
             raise damaged(path, f"{name[:100]!r} is no tensor name")
         if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise damaged(path, f"{name} is not described by dtype, shape and data_offsets")
-        types = SAFETENSORS_TYPES | (MASK_TYPES if MASK.fullmatch(name) else {})
+        types = SAFETENSORS_TYPES | (INTEGER_TYPES if quantized else {})
+        types |= MASK_TYPES if MASK.fullmatch(name) else {}
         dtype = types.get(str(entry["dtype"]))
         if dtype is None:
-            raise damaged(path, f"{name} has dtype {str(entry['dtype'])[:40]!r}, only floats are weights")
+            shown = str(entry["dtype"])[:40]
+            raise damaged(
+                path, f"{name} has dtype {shown!r}, only floats are weights where no manifest says more"
+            )
         shape, offsets = entry["shape"], entry["data_offsets"]
         if not _are_counts(shape, 4) or not all(shape):
             raise damaged(path, f"{name} has shape {str(shape)[:80]}")
         if not _are_counts(offsets, 2) or len(offsets) != 2:
             raise damaged(path, f"{name} has data_offsets {str(offsets)[:80]}")
-        size = math.prod(shape) * WIDTHS.get(dtype, 1)
+        size = math.prod(shape) * SIZES[dtype]
         if offsets[1] - offsets[0] != size:
             raise damaged(path, f"{name} spans {offsets[1] - offsets[0]:,} bytes, its shape says {size:,}")
         layout.append((name, dtype, tuple(shape), offsets[0], size))
@@ -177,40 +190,36 @@ def _are_counts(value: object, at_most: int) -> bool:
 
 
 def write_safetensors(
-    file: IO[bytes],
-    shapes: Mapping[str, tuple[int, ...]],
-    tensors: Mapping[str, NDArray[Any] | Stored],
-    dtype: str,
+    file: IO[bytes], parts: Mapping[str, tuple[str, tuple[int, ...]]], tensors: Iterable[tuple[str, Stored]]
 ) -> tuple[int, str]:
-    """Write the named tensors in `dtype` and return the file's size and SHA-256.
+    """Write tensors and return the file's size and SHA-256.
 
-    Each tensor is asked for once and converted a little at a time. CheckpointError if one has another shape
-    than `shapes` says, or a value that is no number or too large for `dtype`.
+    parts: dtype and shape of each, in the file's order, in which `tensors` then gives them, one at a time;
+    each is converted a little at a time. CheckpointError if one has another shape, or a value that is no
+    number or too large for its dtype.
     """
-    kind = next(key for key, value in SAFETENSORS_TYPES.items() if value == dtype)
+    kinds = {dtype: kind for kind, dtype in (SAFETENSORS_TYPES | INTEGER_TYPES).items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
     end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + math.prod(shape) * WIDTHS[dtype]
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    for name, (dtype, shape) in parts.items():
+        begin, end = end, end + math.prod(shape) * SIZES[dtype]
+        header[name] = {"dtype": kinds[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that every tensor starts at a multiple of its width
     start = len(text).to_bytes(8, "little") + text
     file.write(start)
     digest = hashlib.sha256(start)
-    for name, shape in shapes.items():
-        for piece in _converted(name, shape, tensors[name], dtype):
+    for (name, (dtype, shape)), (given, tensor) in zip(parts.items(), tensors, strict=True):
+        assert name == given, (name, given)
+        for piece in _converted(name, shape, tensor, dtype):
             file.write(piece)
             digest.update(piece)
     return len(start) + end, digest.hexdigest()
 
 
-def _converted(
-    name: str, shape: tuple[int, ...], tensor: NDArray[Any] | Stored, dtype: str
-) -> Iterator[memoryview]:
+def _converted(name: str, shape: tuple[int, ...], stored: Stored, dtype: str) -> Iterator[memoryview]:
     """The little-endian bytes of a tensor in `dtype`, piece by piece."""
-    stored = tensor if isinstance(tensor, Stored) else Stored(tensor.dtype.name, tensor)
-    assert stored.dtype in WIDTHS, (name, stored.dtype)
+    assert stored.dtype in WIDTHS or stored.dtype == dtype, (name, stored.dtype, dtype)
     if stored.array.shape != shape:
         raise wrong_shape(name, shape, stored.array.shape)
     flat = stored.array.reshape(-1)
@@ -219,7 +228,7 @@ def _converted(
         with np.errstate(over="ignore"):  # what overflows is refused by name, just below
             piece = Stored(stored.dtype, flat[start : start + n_piece]).to(dtype)
         data = np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).view(np.uint8)
-        if not _is_finite(data, dtype):
+        if not _is_sound(data, dtype):
             raise CheckpointError(
                 f"tensor {name} does not fit {dtype}: it holds NaN, infinite or too large weights; "
                 "if the model itself is sound, store it as bfloat16 or float32",
@@ -288,20 +297,22 @@ def _from_torch(path: Path, name: str, tensor: Any) -> Stored:
     array.flags.writeable = False
     flat = array.reshape(-1).view(np.uint8)
     for start in range(0, flat.size, BUFFER_BYTES):
-        if not _is_finite(flat[start : start + BUFFER_BYTES], dtype):
-            raise _not_finite(path, name)
+        if not _is_sound(flat[start : start + BUFFER_BYTES], dtype):
+            raise _unsound(path, name, dtype)
     return Stored(dtype, array)
 
 
 # ------------------------------------------------------------------------------------------------- bits
 
 
-def _is_finite(data: NDArray[np.uint8], dtype: str) -> bool:
-    """Whether no weight in these bytes has every bit of its exponent set.
+def _is_sound(data: NDArray[np.uint8], dtype: str) -> bool:
+    """Whether no weight in these bytes has every bit of its exponent set, or is int8's unused -128.
 
     Read as integers, infinities and NaN are the largest of the patterns without a sign, and of those with
     one: two maxima find them at 40 GB/s, without a temporary array.
     """
+    if dtype not in EXPONENTS:
+        return dtype != "int8" or int(data.view(np.int8).min()) > -128
     exponent, width = EXPONENTS[dtype], WIDTHS[dtype]
     largest_positive = int(data.view(f"<i{width}").max())
     largest = int(data.view(f"<u{width}").max())
@@ -360,7 +371,9 @@ def wrong_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) ->
     )
 
 
-def _not_finite(path: Path, name: str) -> CheckpointError:
+def _unsound(path: Path, name: str, dtype: str) -> CheckpointError:
+    if dtype == "int8":
+        return damaged(path, f"{name} holds -128, codes are -127 to 127")
     return CheckpointError(
         f"{path}: tensor {name} holds NaN or infinite weights; the checkpoint is broken, get it again",
         f"{path}: 텐서 {name}에 NaN 또는 무한대 값이 있습니다. 체크포인트를 다시 받으세요",

@@ -466,6 +466,6 @@ std::size_t scratch_tiles(int kp, int d) {
 }  // namespace
 
 const Kernels kAmx = {"amx",       layer_norm,  prepare_tiles, linear_tiles, store_rows,
-                      attend_rows, scratch_tiles, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+                      attend_rows, scratch_tiles, quantize_row, search_scales, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

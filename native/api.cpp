@@ -43,57 +43,31 @@ KOGPT_API int kogpt_load_projection(Model* model, int index, int from, const voi
   }
 }
 
-KOGPT_API void kogpt_borrow_packed(Model* model, int index, int format, const unsigned char* tiles, const float* scales) {
-  model->borrow_packed(index, static_cast<Format>(format), tiles, scales);
+// int8 and int4 models: a matrix as files hold it (weights.h). 0 done, -1 out of memory.
+KOGPT_API int kogpt_load_codes(Model* model, int index, const std::uint8_t* codes, const std::uint8_t* groups,
+                               const float* scales) {
+  try {
+    model->load_codes(index, codes, groups, scales);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
 }
 
-KOGPT_API std::size_t kogpt_packed_bytes(int format, int n, int k) {
-  return kogpt::packed_bytes(static_cast<Format>(format), n, k);
-}
-
-// A matrix (n, k) to tiles and scales, see weights.h; importance may be nullptr.
-KOGPT_API void kogpt_quantize(int threads, int format, int from, const void* source, int n, int k,
-                              const float* importance, unsigned char* tiles, float* scales) {
+// A matrix (n, k) rounded to nearest, see weights.h; importance may be nullptr, groups too for int8.
+KOGPT_API void kogpt_quantize(int threads, int from, const void* source, int n, int k, const float* importance, int format,
+                              std::uint8_t* codes, std::uint8_t* groups, float* scales) {
   kogpt::Pool pool(threads);
-  kogpt::quantize(pool, *kogpt::choose_kernels(), static_cast<Format>(format), {static_cast<Format>(from), source, n, k},
-                  importance, tiles, scales);
+  kogpt::quantize(pool, *kogpt::choose_kernels(), {static_cast<Format>(from), source, n, k}, importance,
+                  {static_cast<Format>(format), codes, groups, scales});
 }
 
 // int4 only: the best group scale for each of n rows of 32 values, in units of the output's scale.
 KOGPT_API void kogpt_search(const float* x, int n, const float* importance, std::uint8_t* groups) {
-  const kogpt::Kernels* kernels = kogpt::choose_kernels();
-  std::int32_t codes[kogpt::kGroup];
-  for (int i = 0; i < n; ++i) {
-    groups[i] = static_cast<std::uint8_t>(
-        kernels->search(x + static_cast<std::ptrdiff_t>(i) * kogpt::kGroup, importance, kogpt::kTable.data(), codes));
-  }
-}
-
-// int4 only: codes (16 ceil(n / 16), kp), a byte each, and group scales (., kp / 32) to tiles; kp a multiple of 64.
-KOGPT_API void kogpt_pack(const std::uint8_t* codes, const std::uint8_t* groups, int panels, int kp, unsigned char* tiles) {
-  const std::size_t bytes = kogpt::packed_bytes(Format::i4, kogpt::kPanel, kp);
-  const auto width = static_cast<std::size_t>(kp);
-  for (std::size_t panel = 0; panel < static_cast<std::size_t>(panels); ++panel) {
-    kogpt::choose_kernels()->pack(codes + panel * kogpt::kPanel * width, groups + panel * kogpt::kPanel * width / kogpt::kGroup,
-                                  kp, tiles + panel * bytes);
-  }
-}
-
-// Tiles back to integers: (16 panels, kp) int8.
-KOGPT_API void kogpt_unpack(int format, const unsigned char* tiles, int panels, int kp, std::int8_t* out) {
-  const std::size_t n_tiles = static_cast<std::size_t>(kp) / kogpt::kDepth;
-  const std::size_t bytes = static_cast<Format>(format) == Format::i4 ? kogpt::kTile4 : kogpt::kTile8;
-  std::int8_t unpacked[kogpt::kTile8];
-  for (std::size_t i = 0; i < static_cast<std::size_t>(panels) * n_tiles; ++i) {
-    const unsigned char* tile = tiles + i * bytes;
-    if (static_cast<Format>(format) == Format::i4) {
-      kogpt::choose_kernels()->unpack(tile, kogpt::kTable.data(), unpacked);
-      tile = reinterpret_cast<const unsigned char*>(unpacked);
-    }
-    for (std::size_t n = 0; n < kogpt::kPanel; ++n) {
-      std::memcpy(out + (i / n_tiles * kogpt::kPanel + n) * static_cast<std::size_t>(kp) + i % n_tiles * kogpt::kDepth,
-                  tile + n * kogpt::kDepth, kogpt::kDepth);
-    }
+  constexpr int kTogether = 16;
+  for (int i = 0; i < n; i += kTogether) {
+    kogpt::choose_kernels()->search(x + static_cast<std::ptrdiff_t>(i) * kogpt::kGroup, importance, 0,
+                                    n - i < kTogether ? n - i : kTogether, groups + i);
   }
 }
 

@@ -85,10 +85,10 @@ inline __m256 exp8(__m256 x) {
 
 inline F16 exp16(const F16& x) { return {exp8(x.a), exp8(x.b)}; }
 
-inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
-  const __m256 steps = _mm256_set1_ps(step), limits = _mm256_set1_ps(limit);
-  return {_mm256_add_ps(c.a, _mm256_and_ps(steps, _mm256_cmp_ps(x.a, limits, _CMP_GT_OQ))),
-          _mm256_add_ps(c.b, _mm256_and_ps(steps, _mm256_cmp_ps(x.b, limits, _CMP_GT_OQ)))};
+inline F16 count_above(const F16& x, const F16& limit, const F16& c) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  return {_mm256_add_ps(c.a, _mm256_and_ps(one, _mm256_cmp_ps(x.a, limit.a, _CMP_GT_OQ))),
+          _mm256_add_ps(c.b, _mm256_and_ps(one, _mm256_cmp_ps(x.b, limit.b, _CMP_GT_OQ)))};
 }
 
 inline float largest(const F16& x) {
@@ -97,6 +97,21 @@ inline float largest(const F16& x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
+
+inline F16 select_less(const F16& a, const F16& b, const F16& x, const F16& y) {
+  return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+          _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
+}
+
+// Eight of 32 entries: bits 3 and 4 of an index, moved to the sign, choose among the four registers of the table.
+inline __m256 pick8(const float (&table)[32], __m256 index) {
+  const __m256i at = _mm256_cvttps_epi32(index);
+  const auto entries = [&](int i) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8 * i), at); };
+  const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)), bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 27));
+  return _mm256_blendv_ps(_mm256_blendv_ps(entries(0), entries(1), bit3), _mm256_blendv_ps(entries(2), entries(3), bit3), bit4);
+}
+
+inline F16 pick(const float (&table)[32], const F16& index) { return {pick8(table, index.a), pick8(table, index.b)}; }
 
 inline float sum(const F16& x) {
   const __m256 eight = _mm256_add_ps(x.a, x.b);
@@ -157,6 +172,6 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
 }  // namespace
 
 const Kernels kAvx2 = {"avx2",    layer_norm, prepare_rows, linear_rows, store_rows,
-                       attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+                       attend_rows, scratch_rows, quantize_row, search_scales, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

@@ -79,6 +79,6 @@ std::size_t scratch_bytes(int kp, int d) {
 }  // namespace
 
 const Kernels kAvx512 = {"avx512",    layer_norm,    prepare,        linear,       store_rows,  attend_rows,
-                         scratch_bytes, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+                         scratch_bytes, quantize_row, search_scales, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

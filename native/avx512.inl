@@ -45,12 +45,23 @@ inline F16 exp16(const F16& a) {
   return {_mm512_scalef_ps(p, n)};
 }
 
-inline F16 add_above(const F16& x, float limit, float step, const F16& c) {
-  const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GT_OQ);
-  return {_mm512_mask_add_ps(c.v, above, c.v, _mm512_set1_ps(step))};
+inline F16 count_above(const F16& x, const F16& limit, const F16& c) {
+  const __mmask16 above = _mm512_cmp_ps_mask(x.v, limit.v, _CMP_GT_OQ);
+  return {_mm512_mask_add_ps(c.v, above, c.v, _mm512_set1_ps(1.0f))};
 }
+
 inline float largest(const F16& a) { return _mm512_reduce_max_ps(a.v); }
 inline F16 whole(const F16& a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
+
+inline F16 select_less(const F16& a, const F16& b, const F16& x, const F16& y) {
+  return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), x.v)};
+}
+
+inline F16 pick(const float (&table)[32], const F16& index) {
+  const __m512 low = _mm512_loadu_ps(table), high = _mm512_loadu_ps(table + 16);
+  return {_mm512_permutex2var_ps(low, _mm512_cvttps_epi32(index.v), high)};
+}
+
 inline float sum(const F16& a) { return _mm512_reduce_add_ps(a.v); }
 
 // See kTile4: 64 inputs of two outputs at a time; the table of a group fills the lanes of its 32 inputs.

@@ -29,4 +29,31 @@ constexpr std::array<std::int8_t, 256 * kCodes> make_table() {
 
 inline constexpr std::array<std::int8_t, 256 * kCodes> kTable = make_table();
 
+// The codebook cut into bins so narrow that each holds at most one border between two codes.
+constexpr int kBins = 32;
+constexpr float kBinWidth = 11.5f;  // the least distance of two borders
+
+struct BinTable {
+  float code[kBins] = {};    // of the lower end of the bin
+  float middle[kBins] = {};  // above it the next code is nearer
+  float value[kBins] = {};   // of a code
+};
+
+constexpr BinTable make_bin_table() {
+  BinTable table{};
+  for (int bin = 0; bin < kBins; ++bin) {
+    const float low = kBinWidth * static_cast<float>(bin - kBins / 2), high = low + kBinWidth;
+    table.middle[bin] = 1e9f;
+    for (std::size_t code = 0; code + 1 < kCodes; ++code) {
+      const float middle = 0.5f * static_cast<float>(kCodebook[code] + kCodebook[code + 1]);
+      if (middle < low) table.code[bin] += 1.0f;
+      if (middle >= low && middle < high) table.middle[bin] = middle;
+    }
+    if (bin < kCodes) table.value[bin] = static_cast<float>(kCodebook[static_cast<std::size_t>(bin)]);
+  }
+  return table;
+}
+
+inline constexpr BinTable kBinTable = make_bin_table();
+
 }  // namespace kogpt

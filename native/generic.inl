@@ -2,8 +2,9 @@
 // unit, inside an anonymous namespace, after defining
 //
 //   F16       16 floats:  zero, load, store, splat, add, fma, sum, load_bf16, load_f16, load_pairs,
-//             mul, div, least, most, exp16 (see plain.cpp), add_above (c + step where x > limit),
-//             whole (the nearest integer, ties to even), store8 (such integers to int8)
+//             mul, div, least, most, exp16 (see plain.cpp), count_above (c + 1 where x > limit),
+//             whole (the nearest integer, ties to even), store8 (such integers to int8),
+//             select_less (x where a < b, else y), pick (entries of a table of 32, by whole numbers)
 //   I16       16 int32:   zero, dot64 (adds 64 products), sum
 //   kRows     outputs and kCols tokens that a register block of `linear` holds at once
 //   kOffset   what dot64 adds to the weights (VNNI multiplies unsigned by signed)
@@ -130,93 +131,129 @@ void prepare_rows(const float* x, std::size_t ld, int m0, int m1, const Acts& ac
 
 // ---- weights ----
 
-// One output: the scale that takes its largest weight to 127.
-void quantize_row8(const float* row, int kp, std::int8_t* tile, float* scale) {
-  constexpr float kRound = 12582912.0f;  // adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even
-  float largest = 0;
-  for (int i = 0; i < kp; ++i) largest = std::fabs(row[i]) > largest ? std::fabs(row[i]) : largest;
-  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  for (int k = 0; k < kp; k += kDepth) {
-    std::int8_t* to = tile + k / kDepth * kTile8;
-    for (int i = 0; i < kDepth; ++i) {
-      to[i] = static_cast<std::int8_t>(static_cast<std::int32_t>((row[k + i] * inverse + kRound) - kRound));
-    }
+inline float largest_of(const float* row, int kp) {
+  F16 top = F16::zero();
+  for (int i = 0; i < kp; i += 16) {
+    top = most(top, magnitude(F16::load(row + i)));
   }
-  *scale = largest / 127.0f;
+  return largest(top);
 }
 
-// The nearest entry of an int4 table row to each of 32 values: codes, and the weighted squared error.
-inline float nearest_codes(const float* x, const float* importance, const std::int8_t* entries, std::int32_t* codes) {
-  const bool falling = entries[0] > entries[kCodes - 1];  // a mirrored row is searched upside down
-  float rising[kCodes];
-  for (int j = 0; j < kCodes; ++j) rising[j] = entries[falling ? kCodes - 1 - j : j];
+// One output in int8: the scale takes its largest weight to 127.
+float quantize_row8(const float* row, int kp, std::int8_t* codes) {
+  const float top = largest_of(row, kp);
+  const F16 inverse = F16::splat(top > 0 ? 127.0f / top : 0.0f);
+  for (int i = 0; i < kp; i += 16) whole(mul(F16::load(row + i), inverse)).store8(codes + i);
+  return top / 127.0f;
+}
+
+// 16 groups side by side: lane g of x[i] is value i of group g, and its error weighs importance[i].
+struct Groups {
+  F16 x[kGroup], importance[kGroup];
+};
+
+// The codes of values in units of the codebook. A value's bin tells the only two that it can have.
+inline F16 nearest_code(const F16& t) {
+  const F16 wide = add(mul(t, F16::splat(1.0f / kBinWidth)), F16::splat(kBins / 2));
+  const F16 bin = least(most(wide, F16::zero()), F16::splat(kBins - 1));
+  return count_above(t, pick(kBinTable.middle, bin), pick(kBinTable.code, bin));
+}
+
+// Weighted squared error of each group at its own scale; below zero the codebook is mirrored. Without fused products:
+// every processor finds the same scales and codes.
+inline F16 group_errors(const Groups& groups, const F16& scale) {
+  const F16 step = mul(scale, F16::splat(1.0f / 127)), inverse = div(F16::splat(1.0f), step);
   F16 errors = F16::zero();
-  for (int half = 0; half < kGroup; half += 16) {
-    const F16 wanted = F16::load(x + half);
-    F16 value = F16::splat(rising[0]), count = F16::zero();
-    for (int j = 0; j + 1 < kCodes; ++j) {
-      const float step = rising[j + 1] - rising[j], middle = rising[j] + 0.5f * step;
-      value = add_above(wanted, middle, step, value);
-      count = add_above(wanted, middle, 1.0f, count);
-    }
-    const F16 error = fma(value, F16::splat(-1.0f), wanted);
-    errors = fma(fma(error, F16::load(importance + half), F16::zero()), error, errors);
-    float counts[16];
-    count.store(counts);
-    for (int i = 0; i < 16; ++i) {
-      const auto code = static_cast<std::int32_t>(counts[i]);
-      codes[half + i] = falling ? kCodes - 1 - code : code;
-    }
+  for (int i = 0; i < kGroup; ++i) {
+    const F16 code = nearest_code(mul(groups.x[i], inverse));
+    const F16 entry = whole(mul(pick(kBinTable.value, code), step));
+    const F16 error = add(entry, mul(groups.x[i], F16::splat(-1.0f)));
+    errors = add(errors, mul(mul(error, groups.importance[i]), error));
   }
-  return sum(errors);
+  return errors;
 }
 
-// The group scale with the least error among those that put its largest weight near either end of the codebook.
-inline int search_scale(const float* x, const float* importance, const std::int8_t* table, std::int32_t* codes) {
-  float largest = 0;
-  for (int i = 0; i < kGroup; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
-  int best = 0, last = -1;
-  float least = kInfinity;
-  std::int32_t tried[kGroup];
-  for (int step = 0; step <= 10; ++step) {
-    int scale = static_cast<int>(largest * (0.75f + 0.05f * static_cast<float>(step)) + 0.5f);
-    scale = scale < 1 ? 1 : scale > 127 ? 127 : scale;
-    if (scale == last) continue;
-    last = scale;
-    for (int candidate = scale; candidate < 256; candidate += 128) {
-      const float error = nearest_codes(x, importance, table + candidate * kCodes, tried);
-      if (error >= least) continue;
-      least = error;
-      best = candidate;
-      std::memcpy(codes, tried, sizeof tried);
+// The group scales with the least errors: seven sizes of either codebook from one that clips the largest value to one that
+// holds it, then the neighbours of the best. x: 32 values of each of `count` <= 16 groups, in units of their output's
+// scale; importance: of group g at g * ld, or nullptr.
+void search_scales(const float* x, const float* importance, std::size_t ld, int count, std::uint8_t* scales) {
+  Groups groups;
+  F16 top = F16::zero(), bottom = F16::zero();
+  for (int i = 0; i < kGroup; ++i) {
+    float values[16] = {}, weights[16] = {};
+    for (int g = 0; g < count; ++g) values[g] = x[g * kGroup + i];
+    groups.x[i] = F16::load(values);
+    groups.importance[i] = F16::splat(1.0f);
+    if (importance != nullptr) {
+      for (int g = 0; g < count; ++g) weights[g] = importance[static_cast<std::size_t>(g) * ld + static_cast<std::size_t>(i)];
+      groups.importance[i] = F16::load(weights);
+    }
+    top = most(top, groups.x[i]);
+    bottom = least(bottom, groups.x[i]);
+  }
+  F16 best = F16::splat(1.0f), fewest = F16::splat(kInfinity);
+  const auto consider = [&](const F16& size, const F16& sign) {
+    const F16 scale = mul(least(most(whole(size), F16::splat(1.0f)), F16::splat(127.0f)), sign);
+    const F16 errors = group_errors(groups, scale);
+    best = select_less(errors, fewest, scale, best);
+    fewest = least(errors, fewest);
+  };
+  for (const float sign : {1.0f, -1.0f}) {  // the codebook reaches from -127 to 107
+    const F16 highest = mul(sign > 0 ? top : bottom, F16::splat(sign * 127.0f / kCodebook[kCodes - 1]));
+    const F16 holding = most(highest, mul(sign > 0 ? bottom : top, F16::splat(-sign)));
+    for (int size = 0; size < 7; ++size) {
+      consider(mul(holding, F16::splat(0.72f + 0.05f * static_cast<float>(size))), F16::splat(sign));
     }
   }
-  return best;
+  const F16 found = best;
+  const F16 sign = select_less(found, F16::zero(), F16::splat(-1.0f), F16::splat(1.0f));
+  for (const float step : {1.0f, -1.0f}) consider(add(mul(found, sign), F16::splat(step)), sign);
+  float lanes[16];
+  best.store(lanes);
+  for (int g = 0; g < count; ++g) {
+    scales[g] = static_cast<std::uint8_t>(lanes[g] < 0 ? 128.0f - lanes[g] : lanes[g]);
+  }
 }
 
-// One output's groups, codes one to a byte: (kp) and scales (kp / 32); see kTile4 for how they are then packed.
-float quantize_row4(const float* row, int kp, const float* importance, const std::int8_t* table, std::uint8_t* codes,
-                    std::uint8_t* groups) {
-  float largest = 0;
-  for (int i = 0; i < kp; ++i) largest = std::fabs(row[i]) > largest ? std::fabs(row[i]) : largest;
-  const float unit = largest / 120.0f;  // leaves the largest group room to be scaled up
-  const float inverse = largest > 0 ? 1.0f / unit : 0.0f;
-  for (int k = 0; k < kp; k += kGroup) {
-    float x[kGroup];
-    std::int32_t found[kGroup];
-    for (int i = 0; i < kGroup; ++i) x[i] = row[k + i] * inverse;
-    groups[k / kGroup] = static_cast<std::uint8_t>(search_scale(x, importance + k, table, found));
-    for (int i = 0; i < kGroup; ++i) codes[k + i] = static_cast<std::uint8_t>(found[i]);
+// One output in int4: kp codes of a byte each and kp / 32 group scales. The row is scaled in place.
+float quantize_row4(float* row, int kp, const float* importance, std::uint8_t* codes, std::uint8_t* groups) {
+  const float top = largest_of(row, kp), unit = top / 120.0f;  // leaves the largest group room to be scaled up
+  const float inverse = top > 0 ? 1.0f / unit : 0.0f;
+  for (int i = 0; i < kp; ++i) row[i] *= inverse;
+  const int n_groups = kp / kGroup;
+  for (int g = 0; g < n_groups; g += 16) {
+    const float* weights = importance == nullptr ? nullptr : importance + g * kGroup;
+    search_scales(row + g * kGroup, weights, kGroup, n_groups - g < 16 ? n_groups - g : 16, groups + g);
+  }
+  for (int g = 0; g < n_groups; ++g) {
+    const int size = groups[g] & 127;
+    const F16 inverse = F16::splat((groups[g] < 128 ? 127.0f : -127.0f) / static_cast<float>(size > 0 ? size : 1));
+    for (int i = g * kGroup; i < (g + 1) * kGroup; i += 16) {
+      float found[16];
+      nearest_code(mul(F16::load(row + i), inverse)).store(found);
+      for (int j = 0; j < 16; ++j) codes[i + j] = static_cast<std::uint8_t>(static_cast<std::int32_t>(found[j]));
+    }
   }
   return unit;
 }
 
-// 16 outputs of kp codes and kp / 32 group scales each -> tiles of int4.
-void pack_panel(const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles) {
+// One output: codes (kp), a byte each, group scales (kp / 32) where it is int4; returns its scale.
+float quantize_row(Format format, float* row, int kp, const float* importance, std::uint8_t* codes,
+                   std::uint8_t* groups) {
+  return format == Format::i8 ? quantize_row8(row, kp, reinterpret_cast<std::int8_t*>(codes))
+                              : quantize_row4(row, kp, importance, codes, groups);
+}
+
+// 16 outputs, codes (16, kp) and group scales (16, kp / 32), to tiles.
+void pack_panel(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles) {
   constexpr int kGroups = kDepth / kGroup;
-  for (int k = 0; k < kp; k += kDepth, tiles += kTile4) {
+  for (int k = 0; k < kp; k += kDepth) {
     for (int n = 0; n < kPanel; ++n) {
       const std::uint8_t* row = codes + n * kp + k;
+      if (format == Format::i8) {
+        std::memcpy(tiles + n * kDepth, row, kDepth);
+        continue;
+      }
       unsigned char* to = tiles + n / 2 * kDepth;
       for (int i = 0; i < kDepth; ++i) {
         to[i] = static_cast<unsigned char>(n % 2 == 0 ? row[i] : to[i] | row[i] << 4);
@@ -225,23 +262,8 @@ void pack_panel(const std::uint8_t* codes, const std::uint8_t* groups, int kp, u
         tiles[kTile8 / 2 + n * kGroups + g] = groups[n * (kp / kGroup) + k / kGroup + g];
       }
     }
+    tiles += format == Format::i8 ? kTile8 : kTile4;
   }
-}
-
-// 16 outputs (16, kp) to tiles and scales. importance (kp): how much an error on each input weighs, int4 only.
-// scratch: 16 kp codes and 16 kp / 32 group scales.
-void quantize_panel(Format format, const float* rows, int kp, const float* importance, const std::int8_t* table,
-                    unsigned char* tiles, float* scales, std::uint8_t* scratch) {
-  std::uint8_t* groups = scratch + kPanel * kp;
-  for (int n = 0; n < kPanel; ++n) {
-    const float* row = rows + static_cast<std::size_t>(n) * static_cast<std::size_t>(kp);
-    if (format == Format::i8) {
-      quantize_row8(row, kp, reinterpret_cast<std::int8_t*>(tiles) + n * kDepth, scales + n);
-    } else {
-      scales[n] = quantize_row4(row, kp, importance, table, scratch + n * kp, groups + n * (kp / kGroup));
-    }
-  }
-  if (format == Format::i4) pack_panel(scratch, groups, kp, tiles);
 }
 
 // ---- projections ----

@@ -1,6 +1,7 @@
 // The arithmetic, once per instruction set, chosen when a model is made.
 #pragma once
 
+#include "codebook.h"
 #include "layout.h"
 
 namespace kogpt {
@@ -20,13 +21,14 @@ struct Kernels {
   void (*attend)(const Attend& job, unsigned char* scratch);
   // Bytes that `prepare`, `linear` (kp) and `attend` (d) need in scratch.
   std::size_t (*scratch_bytes)(int kp, int d);
-  // 16 outputs (16, kp) to int8 or int4 tiles and scales; importance (kp) weighs errors (int4), scratch: 18 kp bytes.
-  void (*quantize)(Format format, const float* rows, int kp, const float* importance, const std::int8_t* table,
-                   unsigned char* tiles, float* scales, std::uint8_t* scratch);
-  // The best group scale for 32 values in units of the output's scale, and their codes.
-  int (*search)(const float* x, const float* importance, const std::int8_t* table, std::int32_t* codes);
-  // Codes (16, kp) and group scales (16, kp / 32) to int4 tiles.
-  void (*pack)(const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles);
+  // One output to codes (kp), a byte each, and for int4 group scales (kp / 32); returns its scale. The row is scaled in
+  // place; importance (kp), or nullptr, weighs errors (int4).
+  float (*quantize)(Format format, float* row, int kp, const float* importance, std::uint8_t* codes, std::uint8_t* groups);
+  // The best scales for up to 16 groups of 32 values in units of their outputs' scales; importance of group g at g * ld, or
+  // nullptr.
+  void (*search)(const float* x, const float* importance, std::size_t ld, int count, std::uint8_t* scales);
+  // 16 outputs, codes (16, kp) and group scales (16, kp / 32), to tiles.
+  void (*pack)(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles);
   // One int4 tile to int8, see kTile4.
   void (*unpack)(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
   // n values of a stored format to float32.

@@ -41,8 +41,8 @@ class Model {
   // Borrows `source` (n, k) if it is in the model's format and layout already, else converts a copy; true if
   // borrowed. Quantised formats are rounded to nearest here.
   bool load_projection(int index, Format from, const void* source);
-  // Weights quantised before: tiles and scales as `quantize` makes them; the tiles are borrowed.
-  void borrow_packed(int index, Format format, const unsigned char* tiles, const float* scales);
+  // Weights in the model's format, int8 or int4, as files hold them (see Codes in weights.h); copied into tiles.
+  void load_codes(int index, const std::uint8_t* codes, const std::uint8_t* groups, const float* scales);
   void load_vector(int index, const float* source);
   void borrow_embedding(Format format, const void* source);
   // Size of projection `index`: outputs and inputs.
@@ -95,6 +95,8 @@ class Model {
   template <class F>
   void by_tokens(int m, const F& f);
 
+  template <class F>
+  void make_tiles(int index, const F& code_row);
   void convert(const Linear& w, Format from, const void* source, unsigned char* out);
   const float* vector(int index) const { return vectors_[static_cast<std::size_t>(index)].floats(); }
 

@@ -80,17 +80,28 @@ inline F16 exp16(F16 a) {
   return a;
 }
 
-inline F16 add_above(const F16& x, float limit, float step, F16 c) {
-  const uint32x4_t steps = vreinterpretq_u32_f32(vdupq_n_f32(step));
+inline F16 count_above(const F16& x, const F16& limit, F16 c) {
+  const uint32x4_t one = vreinterpretq_u32_f32(vdupq_n_f32(1.0f));
   for (int i = 0; i < 4; ++i) {
-    const uint32x4_t above = vcgtq_f32(x.v[i], vdupq_n_f32(limit));
-    c.v[i] = vaddq_f32(c.v[i], vreinterpretq_f32_u32(vandq_u32(above, steps)));
+    c.v[i] = vaddq_f32(c.v[i], vreinterpretq_f32_u32(vandq_u32(vcgtq_f32(x.v[i], limit.v[i]), one)));
   }
   return c;
 }
 
 inline float largest(const F16& a) {
   return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[2]), vmaxq_f32(a.v[1], a.v[3])));
+}
+
+inline F16 select_less(const F16& a, const F16& b, const F16& x, F16 y) {
+  for (int i = 0; i < 4; ++i) y.v[i] = vbslq_f32(vcltq_f32(a.v[i], b.v[i]), x.v[i], y.v[i]);
+  return y;
+}
+
+inline F16 pick(const float (&table)[32], const F16& index) {
+  float lanes[16];
+  index.store(lanes);
+  for (float& lane : lanes) lane = table[static_cast<int>(lane)];
+  return F16::load(lanes);
 }
 
 inline float sum(const F16& a) {

@@ -115,8 +115,8 @@ inline F16 exp16(F16 a) {
   return a;
 }
 
-inline F16 add_above(const F16& x, float limit, float step, F16 c) {
-  for (int i = 0; i < 16; ++i) c.v[i] += x.v[i] > limit ? step : 0.0f;
+inline F16 count_above(const F16& x, const F16& limit, F16 c) {
+  for (int i = 0; i < 16; ++i) c.v[i] += x.v[i] > limit.v[i] ? 1.0f : 0.0f;
   return c;
 }
 
@@ -125,6 +125,16 @@ inline float largest(F16 a) {
     for (int i = 0; i < width; ++i) a.v[i] = a.v[i + width] > a.v[i] ? a.v[i + width] : a.v[i];
   }
   return a.v[0];
+}
+
+inline F16 select_less(const F16& a, const F16& b, const F16& x, F16 y) {
+  for (int i = 0; i < 16; ++i) y.v[i] = a.v[i] < b.v[i] ? x.v[i] : y.v[i];
+  return y;
+}
+
+inline F16 pick(const float (&table)[32], F16 index) {
+  for (float& lane : index.v) lane = table[static_cast<int>(lane)];
+  return index;
 }
 
 inline float sum(F16 a) {
@@ -164,6 +174,6 @@ void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t
 }  // namespace
 
 const Kernels kPlain = {"plain",   layer_norm, prepare_rows, linear_rows, store_rows,
-                        attend_rows, scratch_rows, quantize_panel, search_scale, pack_panel, unpack_tile, widen};
+                        attend_rows, scratch_rows, quantize_row, search_scales, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

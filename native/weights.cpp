@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "codebook.h"
 #include "model.h"
 
 namespace kogpt {
@@ -48,6 +47,14 @@ void narrow(Format to, const float* source, int n, void* out) {
   }
 }
 
+// Row n of a matrix as float32; the padding of `row` is zero.
+void widen_row(const Kernels& kernels, const Source& from, int n, std::vector<float>& row) {
+  const auto k = static_cast<std::size_t>(from.k);
+  const auto* source = static_cast<const unsigned char*>(from.data) + static_cast<std::size_t>(n) * k * width_of(from.format);
+  kernels.widen(from.format, source, k, row.data());
+  std::fill(row.begin() + from.k, row.end(), 0.0f);
+}
+
 bool is_quantized(Format format) { return format == Format::i8 || format == Format::i4; }
 
 }  // namespace
@@ -63,24 +70,31 @@ std::size_t packed_bytes(Format format, int n, int k) {
   return tiles * (format == Format::i4 ? kTile4 : kTile8);
 }
 
-void quantize(Pool& pool, const Kernels& kernels, Format format, const Source& from, const float* importance,
-              unsigned char* tiles, float* scales) {
+void quantize(Pool& pool, const Kernels& kernels, const Source& from, const float* importance, const Codes& to) {
   const int kp = round_up(from.k, kDepth);
   const auto width = static_cast<std::size_t>(kp), k = static_cast<std::size_t>(from.k);
-  std::vector<float> weights(width, importance == nullptr ? 1.0f : 0.0f);
+  std::vector<float> weights(importance == nullptr ? 0 : width);
   if (importance != nullptr) std::copy(importance, importance + k, weights.begin());
-  const std::size_t panel_bytes = packed_bytes(format, kPanel, from.k);
+  const float* padded = importance == nullptr ? nullptr : weights.data();
   pool.run((from.n + kPanel - 1) / kPanel, [&](int panel, int) {
-    std::vector<float> rows(width * kPanel);
-    std::vector<std::uint8_t> scratch(width * (kPanel + 2));
-    for (int r = 0; r < kPanel && panel * kPanel + r < from.n; ++r) {
-      const auto n = static_cast<std::size_t>(panel * kPanel + r);
-      kernels.widen(from.format, static_cast<const unsigned char*>(from.data) + n * k * width_of(from.format), k,
-                    rows.data() + static_cast<std::size_t>(r) * width);
+    std::vector<float> row(width);
+    std::vector<std::uint8_t> codes(width), groups(width / kGroup);
+    for (int n = panel * kPanel; n < from.n && n < (panel + 1) * kPanel; ++n) {
+      const auto at = static_cast<std::size_t>(n);
+      widen_row(kernels, from, n, row);
+      to.scales[at] = kernels.quantize(to.format, row.data(), kp, padded, codes.data(), groups.data());
+      if (to.format == Format::i8) {
+        std::memcpy(to.codes + at * k, codes.data(), k);
+        continue;
+      }
+      std::uint8_t* pairs = to.codes + at * ((k + 1) / 2);
+      if (k % 2 != 0) codes[k] = 0;
+      for (std::size_t i = 0; i < (k + 1) / 2; ++i) {
+        pairs[i] = static_cast<std::uint8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
+      }
+      const std::size_t n_groups = (k + kGroup - 1) / kGroup;
+      std::memcpy(to.groups + at * n_groups, groups.data(), n_groups);
     }
-    const auto at = static_cast<std::size_t>(panel);
-    kernels.quantize(format, rows.data(), kp, weights.data(), kTable.data(), tiles + at * panel_bytes,
-                     scales + at * kPanel, scratch.data());
   });
 }
 
@@ -92,17 +106,17 @@ bool Model::load_projection(int index, Format from, const void* source) {
     w.w = source;
     return true;
   }
-  Buffer& data = owned_[static_cast<std::size_t>(index)];
   if (is_quantized(format_)) {
-    std::vector<float> scales(static_cast<std::size_t>(round_up(w.n, kPanel)));
-    data = Buffer(packed_bytes(format_, w.n, w.k));
-    quantize(pool_, kernels_, format_, {from, source, w.n, w.k}, nullptr, data.data(), scales.data());
-    borrow_packed(index, format_, data.data(), scales.data());
-  } else {
-    data = Buffer(static_cast<std::size_t>(round_up(w.n, kPanel)) * static_cast<std::size_t>(w.kp) * width_of(w.format));
-    convert(w, from, source, data.data());
-    w.w = data.data();
+    make_tiles(index, [&](int n, std::vector<float>& row, std::uint8_t* codes, std::uint8_t* groups) {
+      widen_row(kernels_, {from, source, w.n, w.k}, n, row);
+      return kernels_.quantize(w.format, row.data(), w.kp, nullptr, codes, groups);
+    });
+    return false;
   }
+  Buffer& data = owned_[static_cast<std::size_t>(index)];
+  data = Buffer(static_cast<std::size_t>(round_up(w.n, kPanel)) * static_cast<std::size_t>(w.kp) * width_of(w.format));
+  convert(w, from, source, data.data());
+  w.w = data.data();
   return false;
 }
 
@@ -119,14 +133,47 @@ void Model::convert(const Linear& w, Format from, const void* source, unsigned c
   });
 }
 
-void Model::borrow_packed(int index, Format format, const unsigned char* tiles, const float* scales) {
+void Model::load_codes(int index, const std::uint8_t* codes, const std::uint8_t* groups, const float* scales) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
-  const auto bytes = static_cast<std::size_t>(round_up(w.n, kPanel)) * sizeof(float);
-  Buffer& owned = owned_scales_[static_cast<std::size_t>(index)] = Buffer(bytes);
-  std::memcpy(owned.data(), scales, bytes);
-  w.format = format;
-  w.w = tiles;
-  w.scale = owned.floats();
+  w.format = format_;
+  const auto k = static_cast<std::size_t>(w.k), pairs = (k + 1) / 2, n_groups = (k + kGroup - 1) / kGroup;
+  make_tiles(index, [&](int n, std::vector<float>&, std::uint8_t* to, std::uint8_t* group_scales) {
+    const auto at = static_cast<std::size_t>(n);
+    if (w.format == Format::i8) {
+      std::memcpy(to, codes + at * k, k);
+    } else {
+      const std::uint8_t* row = codes + at * pairs;
+      for (std::size_t i = 0; i < pairs; ++i) {
+        to[2 * i] = row[i] & 15;
+        to[2 * i + 1] = row[i] >> 4;
+      }
+      std::memcpy(group_scales, groups + at * n_groups, n_groups);
+    }
+    return scales[at];
+  });
+}
+
+// Tiles of a quantised projection, panel by panel. code_row(n, row, codes, groups) -> scale gives output n: kp codes and
+// kp / 32 group scales; `row` is room for kp floats.
+template <class F>
+void Model::make_tiles(int index, const F& code_row) {
+  Linear& w = projections_[static_cast<std::size_t>(index)];
+  const auto outputs = static_cast<std::size_t>(round_up(w.n, kPanel)), width = static_cast<std::size_t>(w.kp);
+  Buffer& tiles = owned_[static_cast<std::size_t>(index)] = Buffer(packed_bytes(w.format, w.n, w.k));
+  Buffer& scales = owned_scales_[static_cast<std::size_t>(index)] = Buffer(outputs * sizeof(float));
+  const std::size_t panel_bytes = packed_bytes(w.format, kPanel, w.k);
+  pool_.run(static_cast<int>(outputs) / kPanel, [&](int panel, int) {
+    std::vector<float> row(width);
+    std::vector<std::uint8_t> codes(width * kPanel), groups(width / kGroup * kPanel);
+    for (std::size_t r = 0; r < kPanel && panel * kPanel + static_cast<int>(r) < w.n; ++r) {
+      const int n = panel * kPanel + static_cast<int>(r);
+      scales.floats()[n] = code_row(n, row, codes.data() + r * width, groups.data() + r * width / kGroup);
+    }
+    kernels_.pack(w.format, codes.data(), groups.data(), w.kp,
+                  tiles.data() + static_cast<std::size_t>(panel) * panel_bytes);
+  });
+  w.w = tiles.data();
+  w.scale = scales.floats();
   w.table = kTable.data();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels.h"
 #include "pool.h"
@@ -19,8 +20,15 @@ struct Source {
 // Bytes of the tiles of an int8 or int4 matrix.
 std::size_t packed_bytes(Format format, int n, int k);
 
-// tiles: packed_bytes(); scales: (16 ceil(n / 16)). importance (k) or nullptr: see Kernels::quantize.
-void quantize(Pool& pool, const Kernels& kernels, Format format, const Source& from, const float* importance,
-              unsigned char* tiles, float* scales);
+// A matrix (n, k) in int8 or int4 as files hold it, row by row: kogpt/quantize.py says what each array is.
+struct Codes {
+  Format format;
+  std::uint8_t* codes;
+  std::uint8_t* groups;  // int4 only
+  float* scales;
+};
+
+// Rounds a matrix to nearest; importance (k) or nullptr: see Kernels::quantize.
+void quantize(Pool& pool, const Kernels& kernels, const Source& from, const float* importance, const Codes& to);
 
 }  // namespace kogpt

@@ -16,9 +16,9 @@ from runners import stored
 from kogpt import native_runner
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
+from kogpt.export.rounding import nearest
 from kogpt.native_runner import FORMATS, NativeRunner
 from kogpt.numpy_runner import NumpyRunner
-from kogpt.quantize import pack, unpack
 from kogpt.runner import Chunk
 
 ISAS = ("amx", "avx512", "avx2", "dotprod", "neon", "plain")
@@ -60,7 +60,7 @@ def one_round(rng: np.random.Generator) -> None:
         other = NativeRunner(config, tensors, dtype, threads=2)
         (found,) = other.forward([Chunk(other.open(), ids, len(ids))])
         assert np.isfinite(found).all(), (config, dtype)
-    unpack(pack(tensors["transformer.wte.weight"], "int4"))
+    nearest(tensors["transformer.wte.weight"], "int4").unpack()
 
 
 def main(library: str, rounds: int) -> None:

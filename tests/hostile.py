@@ -21,6 +21,7 @@ import numpy as np
 
 from kogpt import checkpoint
 from kogpt.errors import CheckpointError, ConfigError, KoGPTError
+from kogpt.export.folder import export
 
 WTE = "transformer.wte.weight"
 FC_IN = "transformer.h.0.mlp.fc_in.weight"
@@ -400,6 +401,70 @@ case("manifest: other weights", "not as kogpt.manifest.json describes")(
 manifest_case("newer version", "version 2, this KoGPT reads version 1", lambda d: d.update(version=2))
 manifest_case("no version", "version None", lambda d: d.pop("version"))
 manifest_case("quantised", "quantised weights", lambda d: d.update(quantization={"format": "int3"}))
+manifest_case("quantised, it says", "states quantised weights", lambda d: d.update(quantization="int4"))
+
+
+def quantized_case(name: str, message: str, edit: Callable[[Path], object], dtype: str = "int4") -> None:
+    """A case in which a sound quantised folder is made bad."""
+
+    def write(folder: Path) -> None:
+        export(checkpoint.load(folder), dtype, folder / "made")
+        for path in (folder / "made").iterdir():
+            path.replace(folder / path.name)
+        (folder / "made").rmdir()
+        edit(folder)
+
+    case(f"manifest: {dtype}, {name}", message)(write)
+
+
+def quantized_entry(name: str, message: str, tensor: str, of: str = "int4", **values: Any) -> None:
+    def edit(folder: Path) -> None:
+        header, data = read_header(folder)
+        header[tensor].update(values)
+        write_weights(folder, header, data)
+
+    quantized_case(name, message, edit, of)
+
+
+def poke(tensor: str, data: bytes) -> Edit:
+    """Other bytes at the start of a tensor."""
+
+    def edit(folder: Path) -> None:
+        header, _ = read_header(folder)
+        old = (folder / "model.safetensors").read_bytes()
+        begin = 8 + int.from_bytes(old[:8], "little") + header[tensor]["data_offsets"][0]
+        (folder / "model.safetensors").write_bytes(old[:begin] + data + old[begin + len(data) :])
+
+    return edit
+
+
+def state(**values: Any) -> Edit:
+    """Other facts about the quantisation."""
+    return lambda f: edit_json(f / "kogpt.manifest.json", lambda d: d["quantization"].update(values))
+
+
+quantized_case("no manifest", "has dtype 'U8', only floats", lambda f: (f / "kogpt.manifest.json").unlink())
+quantized_case("not stated", "has dtype 'U8', only floats", lambda f: edit_json(
+    f / "kogpt.manifest.json", lambda d: d.update(quantization=None)))  # fmt: skip
+quantized_case("a newer version", "version 'int4' 2, this KoGPT reads", state(version=2))
+quantized_case("another format", "'int3' 1, this KoGPT reads int8 and int4", state(format="int3"))
+quantized_case("another group size", "'group_size' = 64", state(group_size=64))
+quantized_case("another codebook", "'codebook' =", state(codebook=list(range(16))))
+quantized_case("other tensors", "'tensors' =", state(tensors=[FC_IN]))
+quantized_case("one fact more", "'act_order' = True", state(act_order=True))
+quantized_case("stated as int8", "states quantised weights with", state(format="int8"))
+quantized_case("file cut", "is damaged", lambda f: os.truncate(f / "model.safetensors", 100_000))
+quantized_case(
+    "a bit of a code", "is not as kogpt.manifest.json describes it", flip("model.safetensors", -5000)
+)
+quantized_case("NaN scale", "holds NaN or infinite", poke(f"{FC_IN}.scales", b"\0\0\xc0\x7f"))
+quantized_case("infinite scale", "holds NaN or infinite", poke(f"{FC_IN}.scales", b"\0\0\x80\x7f"))
+quantized_case("a code of -128", "holds -128", poke(FC_IN, b"\x80"), "int8")
+quantized_entry("codes too narrow", r"fc_in.weight: .* found \[2, 256, 16\]", FC_IN, shape=[2, 256, 16])
+quantized_entry("codes of two dimensions", r"shape \[1, 256, 64\], found", FC_IN, "int8", shape=[256, 64])
+quantized_entry("codes of another type", "uint8 expected, found int8", FC_IN, dtype="I8")
+quantized_entry("groups missing their rows", r"groups: .* found \[512\]", f"{FC_IN}.groups", shape=[512])
+quantized_entry("scales are integers", "its shape says", f"{FC_IN}.scales", dtype="U8")
 manifest_case("weights unlisted", "expected no such file", lambda d: d["files"].pop("model.safetensors"))
 manifest_case("config unlisted", "expected no such file", lambda d: d["files"].pop("config.json"))
 manifest_case("no files", "files is not an object", lambda d: d.pop("files"))

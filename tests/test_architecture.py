@@ -20,7 +20,7 @@ MAX_LINES, MAX_PARAMETERS = 70, 6  # of a function
 
 # What each file of the core may import, in the order of data flow: nothing but these.
 STANDARD = set(sys.stdlib_module_names)
-ARITHMETIC = {"checkpoint", "config", "errors", "memory", "runner", "weights", "numpy"}
+ARITHMETIC = {"checkpoint", "config", "errors", "memory", "quantize", "runner", "weights", "numpy"}
 CORE: dict[str, set[str]] = {
     "__init__": {"config", "errors", "generation", "sampling"},
     "__main__": {"cli"},
@@ -28,8 +28,17 @@ CORE: dict[str, set[str]] = {
     "config": {"errors"},
     "memory": {"errors"},
     "weights": {"errors", "numpy", "safetensors", "torch"},
-    "checkpoint": {"config", "errors", "weights", "numpy", "safetensors", "huggingface_hub", "torch"},
-    "quantize": ARITHMETIC | {"native_runner", "numpy_runner"},
+    "quantize": {"config", "errors", "weights", "numpy"},
+    "checkpoint": {
+        "config",
+        "errors",
+        "quantize",
+        "weights",
+        "numpy",
+        "safetensors",
+        "huggingface_hub",
+        "torch",
+    },
     "tokenizer": {"checkpoint", "config", "errors", "tokenizers"},
     "runner": {"config", "errors", "numpy"},
     "sampling": {"errors", "runner", "numpy"},
@@ -43,8 +52,10 @@ CORE: dict[str, set[str]] = {
         "config",
         "engine",
         "errors",
+        "memory",
         "native_runner",
         "numpy_runner",
+        "quantize",
         "runner",
         "sampling",
         "tokenizer",

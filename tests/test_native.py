@@ -21,9 +21,10 @@ from kogpt import checkpoint, native_runner
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
-from kogpt.native_runner import NativeRunner, Packed
+from kogpt.export.rounding import nearest
+from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
-from kogpt.quantize import pack, unpack
+from kogpt.quantize import Quantized
 from kogpt.runner import Array, Chunk, Runner
 
 pytestmark = pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
@@ -67,7 +68,7 @@ def rounded_weights(config: ModelConfig, tensors: dict[str, Stored], dtype: str)
         if tensor.array.ndim == 1 or "wte" in name:
             continue
         if dtype in ("int8", "int4"):
-            result[name] = stored(unpack(pack(tensor, dtype)))
+            result[name] = stored(nearest(tensor, dtype).unpack())
         else:
             result[name] = stored(Stored(dtype, tensor.to(dtype)).to("float32"))
     return result
@@ -263,13 +264,17 @@ def test_weights_stay_on_the_pages_of_the_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits[0], logits[1])  # dropped pages are read again
 
 
-def test_packed_tensors_are_taken_as_they_are() -> None:
-    packed: dict[str, Stored | Packed] = dict(TENSORS)
-    for name, tensor in TENSORS.items():
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_codes_of_a_file_and_rounding_at_load_are_the_same(config: ModelConfig, dtype: str) -> None:
+    tensors = {name: stored(array) for name, array in random_tensors(config).items()}
+    codes: dict[str, Stored | Quantized] = dict(tensors)
+    for name, tensor in tensors.items():
         if tensor.array.ndim == 2 and "wte" not in name:
-            packed[name] = pack(tensor, "int4")
-    found = read_all(NativeRunner(TINY, packed, "int4"), TEXTS)
-    for one, other in zip(found, read_all(NativeRunner(TINY, TENSORS, "int4"), TEXTS), strict=True):
+            codes[name] = nearest(tensor, dtype)
+    texts = [RNG.integers(0, config.n_vocab, n) for n in (1, 9)]
+    found = read_all(NativeRunner(config, codes, dtype), texts)
+    for one, other in zip(found, read_all(NativeRunner(config, tensors, dtype), texts), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "info": ("kogpt.cli.info", "a model's hyperparameters, and whether it fits this machine"),
     "bench": ("kogpt.cli.bench", "the speed of a model beside the limits of the machine"),
     "eval": ("kogpt.cli.eval", "few-shot evaluation"),
+    "export": ("kogpt.cli.export", "write a model folder anew: quantised, or in another precision"),
     "pretrain": ("kogpt.cli.pretrain", "a tokenizer and a model from raw text"),
 }
 

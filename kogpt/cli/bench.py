@@ -17,7 +17,6 @@ from kogpt.cli.options import add_model_options, device_from
 from kogpt.errors import ConfigError, KoGPTError, MissingExtra, localized
 
 if TYPE_CHECKING:
-    from kogpt.checkpoint import Stored
     from kogpt.cli.speed import Plan
     from kogpt.config import ModelConfig
     from kogpt.runner import Runner
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     plan = _plan(args, runner.config, threads, device)
     facts = {
         "shape": args.shape or args.model,
-        "dtype": dtype,
+        "dtype": runner.dtype,
         "runner": name,
         "threads": threads,
         "load_seconds": _rounded(seconds),
@@ -145,16 +144,18 @@ def _load(args: argparse.Namespace, name: str, dtype: str, threads: int, device:
         started = time.perf_counter()
     else:
         from kogpt import checkpoint
+        from kogpt.generation import weights_for
 
         started = time.perf_counter()
         stored = checkpoint.load(args.model, args.revision)
-        config, tensors = stored.config, stored.tensors
+        config = stored.config
+        dtype, tensors = weights_for(stored, name, dtype if stored.quantization is None else args.dtype)
     runner = make_runner(name, config, tensors, dtype, threads, device)
     return runner, time.perf_counter() - started
 
 
 def make_runner(
-    name: str, config: ModelConfig, tensors: Mapping[str, Stored], dtype: str, threads: int, device: str
+    name: str, config: ModelConfig, tensors: Mapping[str, Any], dtype: str, threads: int, device: str
 ) -> Runner:
     """A runner by its name."""
     if name == "native":

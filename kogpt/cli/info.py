@@ -38,8 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    config = _config(args.model, args.revision)
+    config, folder = _find(args.model, args.revision)
     facts = describe(args.model, config, available_memory(), gpus())
+    found = None if folder is None else checkpoint.stored_format(folder)
+    facts["stored"] = None if found is None else {"format": found[0], "bytes": found[1]}
     print(json.dumps(facts, ensure_ascii=False) if args.json else "\n".join(_lines(facts)))
     return 0
 
@@ -101,17 +103,18 @@ def cache_bytes(config: ModelConfig, dtype: str) -> int:
     return 2 * config.n_layers * config.d_model * TOKENS * (4 if dtype == "float32" else 2)
 
 
-def _config(model: str, revision: str | None) -> ModelConfig:
-    """The dimensions of a named shape or of a model's config.json; its weights are not read."""
+def _find(model: str, revision: str | None) -> tuple[ModelConfig, Path | None]:
+    """The dimensions of a named shape, or of a model's config.json and its folder; no weights are read."""
     if model in SHAPES and not Path(model).exists():
         if revision is not None:
             raise CheckpointError(
                 f"{model} is a shape and has no revision {revision!r}: leave the revision out",
                 f"{model}: 이름만 있는 모델 구조에는 리비전({revision!r})이 없습니다. 리비전을 빼 주십시오",
             )
-        return SHAPES[model]
+        return SHAPES[model], None
     folder = checkpoint.find_folder(model, revision, weights=False)
-    return ModelConfig.from_json(checkpoint.read_json(checkpoint.safe_join(folder, "config.json")))
+    document = checkpoint.read_json(checkpoint.safe_join(folder, "config.json"))
+    return ModelConfig.from_json(document), folder
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -125,7 +128,10 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"{dtype:10}{weights:>12}{cache:>15}{_yes(row['fits_ram']):>11}{_yes(row['fits_gpu']):>11}"
         )
-    lines += ["", f"RAM free   {_size(facts['ram_free_bytes'])}"]
+    lines.append("")
+    if stored := facts.get("stored"):
+        lines.append(f"stored as  {stored['format']}, {_size(stored['bytes'])}")
+    lines += [f"RAM free   {_size(facts['ram_free_bytes'])}"]
     for card in facts["gpus"]:
         lines.append(f"GPU        {card['name']}, {_size(card['free_bytes'])} free")
     lines.append(f"runner     {_runner(facts['runner'])}")

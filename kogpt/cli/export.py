@@ -1,0 +1,59 @@
+"""`kogpt export`: a model folder written anew in another precision."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from kogpt import checkpoint
+from kogpt.cli.progress import Progress
+from kogpt.cli.reading import decode, read_bytes
+from kogpt.errors import localized
+
+FORMATS = {  # -> what it is
+    "int4": "4.25 bits a weight, for KoGPT's native runner",
+    "int8": "8 bits a weight, for KoGPT's native runner",
+    "float16": "as transformers reads it",
+    "bfloat16": "as transformers reads it",
+    "float32": "as transformers reads it",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `kogpt export` takes."""
+    formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+    parser.add_argument("format", choices=FORMATS, metavar="FORMAT", help=formats)
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        default="kogpt-mini",
+        help="a folder, a hub name or a built-in model (default: %(default)s)",
+    )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new model folder")
+    parser.add_argument("--force", action="store_true", help="replace a model that is in DIR")
+    parser.add_argument(
+        "--calibration",
+        metavar="TEXTFILE",
+        help="int4: round so that the model reads this text as before (GPTQ); 32,000 tokens of it are used",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the folder; its size goes to stderr."""
+    from kogpt.export.folder import export, require_place
+
+    source = checkpoint.find_folder(args.model, args.revision, weights=False)
+    require_place(args.out, source, args.force)
+    text = None
+    if args.calibration is not None:
+        text = decode(read_bytes(args.calibration), args.calibration)
+    stored = checkpoint.load(args.model, args.revision)
+    with Progress(stored.config.n_parameters) as progress:
+        export(stored, args.format, args.out, text, progress.advance)
+    n_bytes = sum(path.stat().st_size for path in args.out.iterdir())
+    size = f"{n_bytes / 1e6:,.1f} MB"
+    line = localized(f"{args.out}: {args.format}, {size}", f"{args.out}: {args.format} 형식, {size}")
+    print(line, file=sys.stderr)
+    return 0

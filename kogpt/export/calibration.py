@@ -1,0 +1,186 @@
+"""Floats to int4 with the help of a text: GPTQ (arXiv 2210.17323), layer by layer.
+
+The inputs of a matrix that are not yet rounded take up the error of those that are, as the second moments of
+the inputs tell; every layer reads what the rounded layers before it make of the text. One layer's floats and
+three (K, K) moments are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kogpt.checkpoint import Stored
+from kogpt.config import ModelConfig
+from kogpt.errors import InputError
+from kogpt.export.rounding import kernels
+from kogpt.native_runner import drop_pages
+from kogpt.numpy_runner import NumpyRunner, Row, rotary_table
+from kogpt.quantize import EMBEDDING, GROUP, HEAD, Quantized, matrices, table
+from kogpt.runner import Array
+
+DAMPING = 0.01  # of the mean second moment, added to all: GPTQ, section 3.3
+WINDOW = 512  # positions of the calibration text that are read together
+MAX_WINDOWS = 64  # more did not lower the bits per byte of kogpt-mini
+
+# Matrices of a block by what they read: the same moments serve all of a line.
+READERS = (
+    ("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in"),
+    ("attn.out_proj",),
+    ("mlp.fc_out",),
+)
+
+
+class Calibrated(Mapping[str, Stored | Quantized]):
+    """A model's tensors with every matrix in int4 by GPTQ.
+
+    A layer is rounded when its first matrix is asked for, and each matrix is given once, in the order of the
+    layers: as checkpoint.save asks. ids: the text to calibrate on, of which windows are taken
+    at even distances. InputError if it is shorter than a window.
+    """
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored], ids: NDArray[np.int64]) -> None:
+        self._config = config
+        self._tensors = tensors
+        self._matrices = matrices(config)
+        self._names = tuple(dict.fromkeys((*config.tensor_shapes(), *self._matrices)))
+        window = min(WINDOW, config.n_ctx)
+        n_windows = min(len(ids) // window, MAX_WINDOWS)
+        if not n_windows:
+            raise InputError(
+                f"the calibration text has {len(ids)} tokens, at least {window} are needed: use a longer one",
+                f"보정용 글이 {len(ids)}토큰입니다. {window}토큰 이상이 필요합니다",
+            )
+        embedding = tensors[EMBEDDING]
+        starts = np.linspace(0, len(ids) - window, n_windows).astype(int)
+        windows = [ids[start : start + window] for start in starts]
+        self._x = [Stored(embedding.dtype, embedding.array[w]).to("float32") for w in windows]
+        self._ready: dict[str, Quantized] = {}
+        self._n_done = 0
+
+    def __getitem__(self, name: str) -> Stored | Quantized:
+        if name not in self._matrices:
+            return self._tensors[name]
+        while name not in self._ready:
+            assert self._n_done <= self._config.n_layers, f"{name} was given already"
+            self._round_next()
+        return self._ready.pop(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _round_next(self) -> None:
+        """Round the next layer, or after the last the head, and let the text pass through it."""
+        layer, self._n_done = self._n_done, self._n_done + 1
+        if layer == self._config.n_layers:
+            reader = _Reader(self._config, self._floats(("transformer.ln_f.weight", "transformer.ln_f.bias")))
+            moment = _moment(np.concatenate([reader.norm(x) for x in self._x]))
+            head = self._tensors[HEAD if HEAD in self._tensors else EMBEDDING]
+            self._ready[HEAD] = gptq(head.to("float32"), inverse_factor(moment))
+            return
+        block = f"transformer.h.{layer}"
+        weights = self._floats(
+            [name for name in self._config.tensor_shapes() if name.startswith(f"{block}.")]
+        )
+        reader = _Reader(self._config, weights)
+        for x in self._x:
+            reader.read(x, layer)
+        for names in READERS:
+            factor = inverse_factor(reader.moments.pop(f"{block}.{names[0]}"))
+            for short in names:
+                name = f"{block}.{short}.weight"
+                matrix = gptq(weights[name].array, factor)
+                self._ready[name] = matrix
+                weights[name] = Stored("float32", matrix.unpack())
+        rounded = _Reader(self._config, weights)
+        self._x = [rounded.read(x, layer) for x in self._x]
+
+    def _floats(self, names: Iterator[str] | list[str] | tuple[str, ...]) -> dict[str, Stored]:
+        floats = {}
+        for name in names:
+            floats[name] = Stored("float32", self._tensors[name].to("float32"))
+            drop_pages(self._tensors[name].array)
+        return floats
+
+
+def gptq(weight: NDArray[np.float32], factor: NDArray[np.float32]) -> Quantized:
+    """One matrix (N, K) in int4, its error small where its inputs are large; factor: of inverse_factor."""
+    n, k = weight.shape
+    width = len(factor)
+    left = np.zeros((n, width), np.float32)  # what is still to be rounded, with the errors so far
+    left[:, :k] = weight
+    unit = np.maximum(np.abs(left).max(1), np.finfo(np.float32).tiny) / 120  # as quantize_row4 in native/
+    entries = table().astype(np.float32)
+    codes = np.zeros((n, width), np.uint8)
+    groups = np.zeros((n, width // GROUP), np.uint8)
+    for start in range(0, width, GROUP):
+        end = start + GROUP
+        triangle = factor[start:end, start:end]
+        groups[:, start // GROUP] = _search(left[:, start:end] / unit[:, None], np.diag(triangle) ** -2)
+        values = entries[groups[:, start // GROUP]] * unit[:, None]  # (N, 16)
+        errors = np.empty((n, GROUP), np.float32)
+        for j in range(GROUP):
+            column = left[:, start + j]
+            code = np.abs(values - column[:, None]).argmin(1)
+            codes[:, start + j] = code
+            errors[:, j] = (column - values[np.arange(n), code]) / triangle[j, j]
+            left[:, start + j + 1 : end] -= np.outer(errors[:, j], triangle[j, j + 1 :])
+        left[:, end:] -= errors @ factor[start:end, end:]
+    pairs = (codes[:, 0::2] | codes[:, 1::2] << 4)[:, : -(-k // 2)]
+    return Quantized("int4", (n, k), np.ascontiguousarray(pairs), groups, unit)
+
+
+def inverse_factor(moment: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Upper Cholesky factor of the inverse of the damped moments (K, K), padded by the identity to groups."""
+    k = len(moment)
+    damped = np.eye(-(-k // GROUP) * GROUP)
+    damped[:k, :k] = moment + DAMPING * max(float(np.diag(moment).mean()), 1e-12) * np.eye(k)
+    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+
+
+class _Reader(NumpyRunner):
+    """The reference runner for one block, which remembers the second moments of what its matrices read."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Stored]) -> None:
+        self.config = config
+        self.dtype = "float32"
+        self.moments: dict[str, NDArray[np.float64]] = {}
+        self._tensors = dict(weights)
+
+    def read(self, x: Array, layer: int) -> Array:
+        """One window (T, E) through the block."""
+        row = Row(self.config, self.dtype)
+        row.reserve(len(x))
+        rotation = rotary_table(np.arange(len(x), dtype=np.float64), self.config.rotary_dim, self.dtype)
+        return self._block(x, layer, rotation, [(row, len(x))])
+
+    def norm(self, x: Array) -> Array:
+        """What the head reads, (T, E)."""
+        return self._layer_norm(x, "transformer.ln_f")
+
+    def _linear(self, x: Array, name: str) -> Array:
+        if name.endswith(tuple(names[0] for names in READERS)):
+            self.moments[name] = self.moments.get(name, 0.0) + _moment(x)
+        return super()._linear(x, name)
+
+
+def _moment(x: Array) -> NDArray[np.float64]:
+    """(T, K) -> (K, K), the sum of x x^T."""
+    return (x.T @ x).astype(np.float64)
+
+
+def _search(x: Array, importance: Array) -> NDArray[np.uint8]:
+    """Group scale of each row of (N, 32) values in units of their output's scale."""
+    values = np.ascontiguousarray(x, np.float32)
+    weights = np.ascontiguousarray(importance, np.float32)
+    groups = np.empty(len(x), np.uint8)
+    kernels().kogpt_search(values.ctypes.data, len(x), weights.ctypes.data, groups.ctypes.data)
+    return groups

@@ -1,0 +1,115 @@
+"""A model folder -> a model folder in another precision: floats, int8 or int4.
+
+Tensors pass one at a time, so that a model of any size needs the memory of its largest matrix. The new folder
+takes its place as a whole or not at all; nothing is written into a folder that is there, unless it is a model
+to replace.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from kogpt import checkpoint
+from kogpt.checkpoint import Checkpoint, Stored
+from kogpt.errors import CheckpointError, KoGPTError
+from kogpt.export.calibration import Calibrated
+from kogpt.export.rounding import Rounded, kernels
+from kogpt.native_runner import drop_pages
+from kogpt.quantize import FORMATS, Quantized, wrong_dtype
+from kogpt.tokenizer import Tokenizer
+
+FLOATS = ("float32", "float16", "bfloat16")
+CALIBRATION_CHARACTERS = 1_000_000  # of a longer text the rest is not read
+
+
+def export(
+    stored: Checkpoint,
+    dtype: str,
+    out: Path,
+    calibration: str | None = None,
+    advance: Callable[[int], None] = lambda n_weights: None,
+) -> None:
+    """Write `stored` to the folder `out` in one of FLOATS or quantize.FORMATS.
+
+    calibration: a text, for GPTQ; int4 only. advance(n) is told of every n weights done. KoGPTError where a
+    quantised model would be quantised again, for a calibration of another format, without the kernels.
+    """
+    if calibration is not None and dtype != "int4":
+        raise KoGPTError(
+            f"a calibration text serves int4 only, the format is {dtype}: leave --calibration out",
+            f"보정용 글은 int4에만 쓰입니다 (지정한 형식: {dtype}). --calibration을 빼 주십시오",
+        )
+    if dtype in FORMATS and stored.quantization is not None:
+        raise wrong_dtype(stored.quantization, dtype)
+    floats = stored.floats()
+    tensors: Mapping[str, Stored | Quantized] = floats
+    if dtype in FORMATS:
+        kernels()
+        tensors = Rounded(stored.config, floats, dtype)
+    if calibration is not None:
+        tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
+        ids = np.array(tokenizer.encode(calibration[:CALIBRATION_CHARACTERS]), np.int64)
+        tensors = Calibrated(stored.config, floats, ids)
+    checkpoint.save(out, stored.config, _Watched(tensors, advance), dtype, stored.folder)
+
+
+def require_place(out: Path, source: Path, force: bool) -> None:
+    """CheckpointError where a new folder must not be written: see the module's docstring."""
+    if not os.path.lexists(out):
+        return
+    if out.resolve() == source.resolve():
+        raise CheckpointError(
+            f"{out} is the model itself: name another folder",
+            f"{out}: 원래 모델의 폴더입니다. 다른 폴더를 지정하세요",
+        )
+    if not out.is_dir():
+        raise CheckpointError(
+            f"{out} is not a folder: name a new one", f"{out}: 폴더가 아닙니다. 새 폴더를 지정하세요"
+        )
+    if not any(out.iterdir()):
+        return
+    if not (out / "config.json").is_file():
+        raise CheckpointError(
+            f"{out} holds other files than a model's: name a new folder",
+            f"{out}: 모델이 아닌 파일이 들어 있습니다. 새 폴더를 지정하세요",
+        )
+    if not force:
+        raise CheckpointError(
+            f"{out} holds a model already: name a new folder, or replace it with --force",
+            f"{out}: 이미 모델이 있습니다. 새 폴더를 지정하거나 --force로 바꾸세요",
+        )
+
+
+class _Watched(Mapping[str, Stored | Quantized]):
+    """Tensors whose pages are given back when the next is asked for, and which are counted then."""
+
+    def __init__(self, tensors: Mapping[str, Stored | Quantized], advance: Callable[[int], None]) -> None:
+        self._tensors = tensors
+        self._advance = advance
+        self._last: tuple[str, Stored | Quantized] | None = None
+
+    def __getitem__(self, name: str) -> Stored | Quantized:
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        if self._last is not None:
+            last, self._last = self._last[1], None
+            if isinstance(last, Stored):
+                drop_pages(last.array)
+            self._advance(math.prod(last.array.shape if isinstance(last, Stored) else last.shape))
+            del last
+        self._last = name, self._tensors[name]
+        return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

@@ -1,0 +1,72 @@
+"""Floats to int8 and int4 by rounding to nearest, with searched group scales: needs no data."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kogpt.checkpoint import Stored
+from kogpt.config import ModelConfig
+from kogpt.errors import KoGPTError
+from kogpt.native_runner import FORMATS, drop_pages, library, usable_cpus
+from kogpt.quantize import EMBEDDING, Quantized, matrices, parts
+
+
+class Rounded(Mapping[str, Stored | Quantized]):
+    """A model's tensors with every matrix in int8 or int4, each rounded when it is asked for."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored], dtype: str) -> None:
+        self._tensors = tensors
+        self._dtype = dtype
+        self._matrices = matrices(config)
+        self._names = tuple(dict.fromkeys((*config.tensor_shapes(), *self._matrices)))
+
+    def __getitem__(self, name: str) -> Stored | Quantized:
+        if name not in self._matrices:
+            return self._tensors[name]
+        tensor = self._tensors[name if name in self._tensors else EMBEDDING]  # a tied head
+        rounded = nearest(tensor, self._dtype)
+        drop_pages(tensor.array)
+        return rounded
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def nearest(tensor: Stored, dtype: str, importance: NDArray[np.float32] | None = None) -> Quantized:
+    """A matrix (N, K) rounded to nearest; importance (K,): how much an error on each input weighs (int4)."""
+    assert dtype in ("int8", "int4") and tensor.array.ndim == 2, (dtype, tensor.array.shape)
+    n, k = tensor.array.shape
+    source = tensor if tensor.dtype in FORMATS else Stored("float32", tensor.to("float32"))
+    array = np.require(source.array, requirements=("C", "A"))
+    arrays = [np.empty(shape, kind) for kind, shape in parts("", dtype, (n, k)).values()]
+    codes, scales, groups = arrays[0][0], arrays[-1], arrays[1] if dtype == "int4" else None
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    arguments = (FORMATS[source.dtype], array.ctypes.data, n, k, _address(weights), FORMATS[dtype])
+    outputs = (codes.ctypes.data, _address(groups), scales.ctypes.data)
+    kernels().kogpt_quantize(usable_cpus(), *arguments, *outputs)
+    return Quantized(dtype, (n, k), codes, groups, scales)
+
+
+def kernels() -> ctypes.CDLL:
+    """The native library; KoGPTError where it was not built."""
+    loaded = library()
+    if loaded is None:
+        raise KoGPTError(
+            "quantising needs the native kernels, which were not built: install a C++ compiler, then KoGPT",
+            "네이티브 커널이 빌드되지 않아 양자화할 수 없습니다. C++ 컴파일러를 설치하고 다시 설치하십시오",
+        )
+    return loaded
+
+
+def _address(array: NDArray[np.float32] | NDArray[np.uint8] | None) -> int | None:
+    return None if array is None else array.ctypes.data

@@ -1,0 +1,84 @@
+"""`kogpt export`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from korean import PROSE
+
+from kogpt import checkpoint, native_runner
+from kogpt.cli import main
+
+pytestmark = [
+    pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built"),
+    pytest.mark.usefixtures("no_fsync"),
+]
+
+
+def export(*words: object) -> int:
+    return main(["export", *map(str, words)])
+
+
+def test_export_then_use(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, text = tmp_path / "out", tmp_path / "글.txt"
+    text.write_bytes("\n".join(PROSE * 20).encode("cp949"))
+    assert export("int4", "--model", tiny_folder, "--out", out, "--calibration", text) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "" and "int4" in printed.err and "MB" in printed.err
+    assert checkpoint.load(out).quantization == "int4"
+    assert main(["generate", "옛날", "--model", str(out), "--max-tokens", "3"]) == 0
+    assert main(["info", str(out), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["stored"] == {
+        "format": "int4",
+        "bytes": sum(path.stat().st_size for path in out.glob("*.safetensors")),
+    }
+    assert main(["info", str(out)]) == 0
+    assert "stored as  int4" in capsys.readouterr().out
+    assert main(["info", str(tiny_folder)]) == 0
+    assert "stored as  float32" in capsys.readouterr().out
+
+
+def test_a_model_is_replaced_only_with_force(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert export("float16", "--model", tiny_folder, "--out", out) == 0
+    assert export("int8", "--model", tiny_folder, "--out", out) == 2
+    assert "--force" in capsys.readouterr().err
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert export("int8", "--model", tiny_folder, "--out", out) == 2
+    assert "이미 모델이 있습니다" in capsys.readouterr().err
+    assert export("int8", "--model", tiny_folder, "--out", out, "--force") == 0
+    assert "int8 형식" in capsys.readouterr().err
+    assert checkpoint.load(out).quantization == "int8"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["int4"], "--out"),
+        (["int5", "--out", "x"], "int5"),
+        (["int4", "--out", "x", "--model", "gone"], "no model folder"),
+        (["int4", "--out", "x", "--calibration", "gone.txt"], "cannot read gone.txt"),
+        (["int8", "--out", "x", "--calibration", "README.md"], "int4 only"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("글")
+    try:
+        code = export(*words)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    error = capfd.readouterr().err
+    assert code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,197 @@
+"""A folder exported in every format: what it holds, who reads it and who stops, and what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, random_tensors
+from korean import PROSE
+
+from kogpt import checkpoint, native_runner
+from kogpt.errors import CheckpointError, KoGPTError
+from kogpt.export import folder as export_folder
+from kogpt.export.folder import FLOATS, export, require_place
+from kogpt.generation import KoGPT, make_runner
+from kogpt.native_runner import NativeRunner
+from kogpt.quantize import Quantized, statement
+from kogpt.runner import Chunk
+from kogpt.sampling import Sampling
+
+pytestmark = [
+    pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built"),
+    pytest.mark.usefixtures("no_fsync"),
+]
+
+IDS = np.arange(5, 60)
+
+
+def logits(runner: object) -> np.ndarray:
+    return runner.forward([Chunk(runner.open(), IDS, len(IDS))])[0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 30_000])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_quantised_folder_runs_as_the_float_model_rounded_at_load(
+    dtype: str,
+    shard_bytes: int,
+    tied: bool,
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(TINY, tied_head=tied)
+    monkeypatch.setattr(checkpoint.save, "__defaults__", ("float16", None, shard_bytes))
+    checkpoint.save(tmp_path / "source", config, random_tensors(config), "bfloat16", tiny_tokenizer)
+    source = checkpoint.load(tmp_path / "source")
+    export(source, dtype, tmp_path / "out")
+    stored = checkpoint.load(tmp_path / "out")
+    assert stored.quantization == dtype and stored.config == config
+    assert checkpoint.stored_format(tmp_path / "out") == (
+        dtype,
+        sum(path.stat().st_size for path in tmp_path.glob("out/*.safetensors")),
+    )
+    assert stored.tensors["transformer.wte.weight"].dtype == "bfloat16"
+    assert isinstance(stored.tensors["lm_head.weight"], Quantized)
+    found = logits(make_runner(stored, "cpu", "auto"))
+    np.testing.assert_array_equal(found, logits(NativeRunner(config, source.tensors, dtype)))
+    assert (len(list(tmp_path.glob("out/*.safetensors"))) > 1) == (shard_bytes < 1 << 30)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_quantised_folder_is_unpacked_for_every_other_runner(
+    dtype: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    export(checkpoint.load(tiny_folder), dtype, tmp_path / "out")
+    stored = checkpoint.load(tmp_path / "out")
+    native = logits(make_runner(stored, "cpu", dtype))
+    floats = logits(make_runner(stored, "cpu", "float32"))
+    np.testing.assert_allclose(floats, native, atol=0.2)
+    assert np.abs(floats - native).mean() < 0.02
+    other = {"int8": "int4", "int4": "int8"}[dtype]
+    with pytest.raises(KoGPTError, match="round it twice"):
+        make_runner(stored, "cpu", other)
+    with pytest.raises(KoGPTError, match="round it twice"):
+        export(stored, other, tmp_path / "again")
+    export(stored, "float32", tmp_path / "floats")
+    again = checkpoint.load(tmp_path / "floats")
+    for name, tensor in stored.floats().items():
+        np.testing.assert_array_equal(again.tensors[name].to("float32"), tensor.to("float32"))
+
+
+def test_numpy_and_torch_read_the_same_weights(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(checkpoint.load(tiny_folder), "int4", tmp_path / "out")
+    stored = checkpoint.load(tmp_path / "out")
+    native = logits(make_runner(stored, "cpu", "float32"))
+    monkeypatch.setattr(native_runner, "available", lambda: False)
+    np.testing.assert_allclose(logits(make_runner(stored, "cpu", "auto")), native, atol=1e-4)
+    from kogpt.torch_runner import TorchRunner
+
+    np.testing.assert_allclose(logits(TorchRunner(TINY, stored.floats(), "float32")), native, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_floats_are_read_by_transformers(dtype: str, tiny_folder: Path, tmp_path: Path) -> None:
+    from transformers import GPTJForCausalLM
+
+    export(checkpoint.load(tiny_folder), dtype, tmp_path / "out")
+    model = GPTJForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert str(model.dtype) == f"torch.{dtype}"
+    for name, tensor in checkpoint.load(tmp_path / "out").tensors.items():
+        wanted = model.state_dict()[name].float().numpy()
+        np.testing.assert_array_equal(tensor.to("float32"), wanted, name)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_transformers_stops_at_a_quantised_folder(dtype: str, tiny_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, GPTJForCausalLM
+
+    export(checkpoint.load(tiny_folder), dtype, tmp_path / "out")
+    for reader in (AutoModelForCausalLM, GPTJForCausalLM):
+        with pytest.raises(RuntimeError, match="mismatched_sizes"):
+            reader.from_pretrained(tmp_path / "out")
+
+
+def test_the_manifest_states_the_format_and_every_file(tiny_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_folder, source)
+    (source / "LICENSE").write_text("theirs")
+    (source / "kogpt.manifest.json").unlink()
+    out = tmp_path / "out"
+    export(checkpoint.load(source), "int4", out)
+    document = json.loads((out / "kogpt.manifest.json").read_text())
+    names = {path.name for path in out.iterdir()} - {"kogpt.manifest.json"}
+    assert set(document["files"]) == names and "LICENSE" in names
+    assert document["quantization"] == statement(TINY, "int4")
+    assert document["quantization"]["group_size"] == 32 and len(document["quantization"]["tensors"]) == 19
+    checkpoint.write_manifest(out)
+    assert json.loads((out / "kogpt.manifest.json").read_text()) == document
+    text = KoGPT.from_pretrained(out).generate("옛날", Sampling(max_tokens=4, temperature=0)).tokens
+    assert len(text) == 4
+
+
+def test_a_calibrated_export_is_another_rounding(tiny_folder: Path, tmp_path: Path) -> None:
+    text = "\n".join(PROSE) * 20
+    done = []
+    export(checkpoint.load(tiny_folder), "int4", tmp_path / "out", text, done.append)
+    export(checkpoint.load(tiny_folder), "int4", tmp_path / "plain")
+    one, other = (checkpoint.load(tmp_path / name).floats() for name in ("out", "plain"))
+    assert (one["lm_head.weight"].array != other["lm_head.weight"].array).any()
+    assert 0.9 * TINY.n_parameters < sum(done) <= TINY.n_parameters
+    with pytest.raises(KoGPTError, match="int4 only"):
+        export(checkpoint.load(tiny_folder), "int8", tmp_path / "no", text)
+
+
+# --------------------------------------------------------------------------------------------- the place
+
+
+def test_where_a_folder_may_be_written(tiny_folder: Path, tmp_path: Path) -> None:
+    require_place(tmp_path / "new", tiny_folder, force=False)
+    require_place(tmp_path, tiny_folder, force=False)  # there, but empty
+    with pytest.raises(CheckpointError, match="the model itself"):
+        require_place(tiny_folder / "." / "", tiny_folder, force=True)
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    with pytest.raises(CheckpointError, match="--force"):
+        require_place(model, tiny_folder, force=False)
+    require_place(model, tiny_folder, force=True)
+    for force in (False, True):
+        with pytest.raises(CheckpointError, match="other files"):
+            require_place(tmp_path, tiny_folder, force)
+        with pytest.raises(CheckpointError, match="not a folder"):
+            require_place(model / "config.json", tiny_folder, force)
+
+
+def test_a_full_disk_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands in for the disk: a write beyond it fails as one on a full disk does."""
+    stored = checkpoint.load(tiny_folder)
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        for out in (tmp_path / "new", model):
+            with pytest.raises(OSError):
+                export(stored, "int4", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_pages_of_the_source_are_given_back(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[int] = []
+    monkeypatch.setattr(export_folder, "drop_pages", lambda array: dropped.append(array.size))
+    export(checkpoint.load(tiny_folder), "float16", tmp_path / "out")
+    assert sum(dropped) >= TINY.n_parameters - TINY.n_vocab  # all but the last, the head's bias
