@@ -28,4 +28,6 @@ export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALL
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 python -m kogpt pretrain run "$WORK/mini.toml" --out "$WORK/run"
 
-python runs/mini_card.py "$WORK/run/model" "$WORK/run/metrics.jsonl" "$CORPUS" --machine "$MACHINE"
+[ -f "$WORK/ngram.json" ] || python runs/ngram.py "$CORPUS" --out "$WORK/ngram.json"
+python runs/mini_card.py "$WORK/run/model" "$WORK/run/metrics.jsonl" "$CORPUS" --ngram "$WORK/ngram.json" \
+    --machine "$MACHINE"

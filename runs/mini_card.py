@@ -1,9 +1,10 @@
 """Measure kogpt-mini and write its model card: README.md and loss.png in the model's folder.
 
-    python runs/mini_card.py MODEL METRICS CORPUS --machine "2 cores of ..."
+    python runs/mini_card.py MODEL METRICS CORPUS --ngram ngram.json --machine "2 cores of ..."
 
-Bits per UTF-8 byte on every valid_*.jsonl.zst of CORPUS beside `xz -9e` on the same bytes, the course of the
-loss from METRICS (metrics.jsonl of the run), and samples as they come. Every number of the card is made here.
+Bits per UTF-8 byte on every valid_*.jsonl.zst of CORPUS beside `xz -9e` on the same bytes and what
+runs/ngram.py has measured, the course of the loss from METRICS (metrics.jsonl of the run), and samples as
+they come. Every other number of the card is made here.
 """
 
 from __future__ import annotations
@@ -61,9 +62,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("metrics", type=Path)
     parser.add_argument("corpus", type=Path)
+    parser.add_argument("--ngram", type=Path, required=True, help="what runs/ngram.py wrote")
     parser.add_argument("--machine", required=True)
     args = parser.parse_args()
     rows = measure(args.model, sorted(args.corpus.glob("valid_*.jsonl.zst")))
+    ngram = json.loads(args.ngram.read_text(encoding="utf-8"))
+    for name, row in rows.items():
+        row["kneser_ney"] = ngram["bits_per_byte"][name]
     plot(args.metrics, args.model / "loss.png")
     (args.model / "README.md").write_text(
         card(args.model, args.metrics, rows, args.machine), encoding="utf-8"
@@ -100,8 +105,9 @@ def card(folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine
     start = (
         f"a model whose SHA-256 is {first['init_sha256'][:16]}..." if "init" in first else "random weights"
     )
+    columns = ("bits_per_byte", "kneser_ney", "xz")
     table = [
-        f"| {name} | {row['bytes']:,} | {row['bits_per_byte']:.3f} | {row['xz']:.3f} |"
+        f"| {name} | {row['bytes']:,} | {' | '.join(f'{row[column]:.3f}' for column in columns)} |"
         for name, row in rows.items()
     ]
     return TEMPLATE.read_text(encoding="utf-8").format(
