@@ -275,9 +275,7 @@ inline void store_pairs(const float* k, const float* v, int d, int slot, void* k
   static_assert(sizeof(Pair) == 2 * sizeof(T));
   const int dp = round_up(d, kHeadStep);
   Pair* key = static_cast<Pair*>(keys) + slot / 16 * dp / 2 * 16 + slot % 16;
-  Pair* value = static_cast<Pair*>(values) + slot / 2 * dp;
-  const int shift = slot % 2 * static_cast<int>(8 * sizeof(T));
-  const auto kept = static_cast<Pair>(~(static_cast<Pair>(static_cast<T>(-1)) << shift));
+  T* value = static_cast<T*>(values) + slot / 2 * dp * 2 + slot % 2;  // another thread may write the other half
   for (int i = 0; i < d; i += kHeadStep) {
     const int n = d - i < kHeadStep ? d - i : kHeadStep;
     T of_key[kHeadStep] = {}, of_value[kHeadStep] = {};
@@ -286,9 +284,7 @@ inline void store_pairs(const float* k, const float* v, int d, int slot, void* k
     Pair pairs[kHeadStep / 2];
     std::memcpy(pairs, of_key, sizeof pairs);
     for (int j = 0; j < kHeadStep / 2; ++j) key[(i / 2 + j) * 16] = pairs[j];
-    for (int j = 0; j < kHeadStep; ++j) {
-      value[i + j] = static_cast<Pair>((value[i + j] & kept) | static_cast<Pair>(of_value[j]) << shift);
-    }
+    for (int j = 0; j < kHeadStep; ++j) value[(i + j) * 2] = of_value[j];
   }
 }
 
