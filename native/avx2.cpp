@@ -146,24 +146,16 @@ inline std::int32_t sum(const I16& x) {
 template <int C>
 inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
 
-// 32 inputs of two outputs at a time: they are one group, so that one table serves a whole register.
+// See kTile4: 32 inputs of one output at a time.
 inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
   static_assert(kGroup == 32 && kDepth == 64);
   const std::uint8_t* scales = tile + kTile8 / 2;
-  const __m256i low = _mm256_set1_epi8(15);
-  const auto entry = [&](int scale) {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + scale * kCodes)));
-  };
-  for (int n = 0; n < kPanel; n += 2) {
-    for (int group = 0; group < 2; ++group) {
-      const std::uint8_t* from = tile + n / 2 * kDepth + group * kGroup;
-      const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-      const __m256i first = _mm256_and_si256(codes, low);
-      const __m256i second = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low);
-      auto* to = reinterpret_cast<__m256i*>(out + n * kDepth + group * kGroup);
-      _mm256_storeu_si256(to, _mm256_shuffle_epi8(entry(scales[n * 2 + group]), first));
-      _mm256_storeu_si256(to + 2, _mm256_shuffle_epi8(entry(scales[n * 2 + 2 + group]), second));
-    }
+  for (int i = 0; i < 2 * kPanel; ++i) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 16 * i));
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(codes), _mm_srli_epi16(codes, 4), 1);
+    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + scales[i] * kCodes));
+    const __m256i values = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), _mm256_and_si256(both, _mm256_set1_epi8(15)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i % kPanel * kDepth + i / kPanel * kGroup), values);
   }
 }
 

@@ -64,23 +64,16 @@ inline F16 pick(const float (&table)[32], const F16& index) {
 
 inline float sum(const F16& a) { return _mm512_reduce_add_ps(a.v); }
 
-// See kTile4: 64 inputs of two outputs at a time; the table of a group fills the lanes of its 32 inputs.
+// See kTile4: 32 inputs of one output at a time.
 inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
   static_assert(kGroup == 32 && kDepth == 64);
   const std::uint8_t* scales = tile + kTile8 / 2;
-  const __m512i low = _mm512_set1_epi8(15);
-  const auto entries = [&](const std::uint8_t* two) {
-    const auto* first = reinterpret_cast<const __m128i*>(table + two[0] * kCodes);
-    const auto* second = reinterpret_cast<const __m128i*>(table + two[1] * kCodes);
-    return _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(_mm_loadu_si128(first)), 0xFF00,
-                                       _mm_loadu_si128(second));
-  };
-  for (int n = 0; n < kPanel; n += 2) {
-    const __m512i codes = _mm512_loadu_si512(tile + n / 2 * kDepth);
-    const __m512i first = _mm512_and_si512(codes, low);
-    const __m512i second = _mm512_and_si512(_mm512_srli_epi16(codes, 4), low);
-    _mm512_storeu_si512(out + n * kDepth, _mm512_shuffle_epi8(entries(scales + n * 2), first));
-    _mm512_storeu_si512(out + (n + 1) * kDepth, _mm512_shuffle_epi8(entries(scales + n * 2 + 2), second));
+  for (int i = 0; i < 2 * kPanel; ++i) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 16 * i));
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(codes), _mm_srli_epi16(codes, 4), 1);
+    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + scales[i] * kCodes));
+    const __m256i values = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), _mm256_and_si256(both, _mm256_set1_epi8(15)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i % kPanel * kDepth + i / kPanel * kGroup), values);
   }
 }
 

@@ -246,23 +246,17 @@ float quantize_row(Format format, float* row, int kp, const float* importance, s
 
 // 16 outputs, codes (16, kp) and group scales (16, kp / 32), to tiles.
 void pack_panel(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles) {
-  constexpr int kGroups = kDepth / kGroup;
-  for (int k = 0; k < kp; k += kDepth) {
-    for (int n = 0; n < kPanel; ++n) {
-      const std::uint8_t* row = codes + n * kp + k;
-      if (format == Format::i8) {
-        std::memcpy(tiles + n * kDepth, row, kDepth);
-        continue;
-      }
-      unsigned char* to = tiles + n / 2 * kDepth;
-      for (int i = 0; i < kDepth; ++i) {
-        to[i] = static_cast<unsigned char>(n % 2 == 0 ? row[i] : to[i] | row[i] << 4);
-      }
-      for (int g = 0; g < kGroups; ++g) {
-        tiles[kTile8 / 2 + n * kGroups + g] = groups[n * (kp / kGroup) + k / kGroup + g];
-      }
+  for (int k = 0; k < kp; k += kDepth, tiles += format == Format::i8 ? kTile8 : kTile4) {
+    if (format == Format::i8) {
+      for (int n = 0; n < kPanel; ++n) std::memcpy(tiles + n * kDepth, codes + n * kp + k, kDepth);
+      continue;
     }
-    tiles += format == Format::i8 ? kTile8 : kTile4;
+    for (int i = 0; i < 2 * kPanel; ++i) {
+      const int n = i % kPanel, first = k + i / kPanel * kGroup;
+      const std::uint8_t* row = codes + n * kp + first;
+      for (int j = 0; j < 16; ++j) tiles[16 * i + j] = static_cast<unsigned char>(row[j] | row[16 + j] << 4);
+      tiles[kTile8 / 2 + i] = groups[n * (kp / kGroup) + first / kGroup];
+    }
   }
 }
 
@@ -361,11 +355,13 @@ inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& act
 // See kTile4. The tables are read 16 bytes at a time by the vector versions.
 [[maybe_unused]] void unpack_plain(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
   const std::uint8_t* scales = tile + kTile8 / 2;
-  constexpr int kGroups = kDepth / kGroup;
-  for (int n = 0; n < kPanel; ++n) {
-    for (int k = 0; k < kDepth; ++k) {
-      const int code = tile[n / 2 * kDepth + k] >> (n % 2 * 4) & 15;
-      out[n * kDepth + k] = table[scales[n * kGroups + k / kGroup] * kCodes + code];
+  for (int group = 0; group < kDepth / kGroup; ++group) {
+    for (int n = 0; n < kPanel; ++n) {
+      const std::uint8_t* codes = tile + (group * kPanel + n) * kGroup / 2;
+      for (int i = 0; i < kGroup; ++i) {
+        const int code = codes[i % 16] >> (i / 16 * 4) & 15;
+        out[n * kDepth + group * kGroup + i] = table[scales[group * kPanel + n] * kCodes + code];
+      }
     }
   }
 }
@@ -402,7 +398,7 @@ inline void panel_block(const Linear& w, const std::int8_t* tiles, const Acts& a
 }
 
 // Tokens are taken in blocks whose activations stay in the second-level cache while all outputs pass by.
-void linear_rows(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
+[[maybe_unused]] void linear_rows(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
   constexpr std::size_t kCacheBytes = 512 * 1024;
   const std::size_t token_bytes = acts_bytes(w.format, 1, static_cast<std::size_t>(w.kp));
   const int fit = static_cast<int>(kCacheBytes / token_bytes) / kCols * kCols;

@@ -35,8 +35,9 @@ struct Linear {
   const std::int8_t* table = nullptr;    // i4: codebook.h; integer = table[group scale][code]
 };
 
-// One int4 tile, 16 outputs x 64 inputs: first 8 x 64 bytes, byte i of row pair p holding output 2p (low
-// four bits) and 2p + 1 (high) of input i; then the group scales of outputs 0..15, two groups each.
+// One int4 tile, 16 outputs x 64 inputs: codes (2 groups, 16 outputs, 16 bytes), byte i of a group holding inputs i (low
+// four bits) and 16 + i (high), so that 64 bytes are one group of four outputs, each in a lane with its own table; then
+// the group scales, (2 groups, 16 outputs).
 constexpr int kTile8 = kPanel * kDepth;
 constexpr int kTile4 = kTile8 / 2 + kPanel * (kDepth / kGroup);
 

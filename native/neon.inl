@@ -121,19 +121,15 @@ inline std::int32_t sum(const I16& a) { return vaddvq_s32(a.v); }
 template <int C>
 inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
 
-// See kTile4: 16 inputs of two outputs at a time, looked up in the sixteen bytes of their groups' tables.
+// See kTile4: one group of one output at a time.
 inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
   static_assert(kGroup == 32 && kDepth == 64);
   const std::uint8_t* scales = tile + kTile8 / 2;
-  for (int n = 0; n < kPanel; n += 2) {
-    for (int group = 0; group < 2; ++group) {
-      const int8x16_t first = vld1q_s8(table + scales[n * 2 + group] * kCodes);
-      const int8x16_t second = vld1q_s8(table + scales[n * 2 + 2 + group] * kCodes);
-      for (int k = group * kGroup; k < (group + 1) * kGroup; k += 16) {
-        const uint8x16_t codes = vld1q_u8(tile + n / 2 * kDepth + k);
-        vst1q_s8(out + n * kDepth + k, vqtbl1q_s8(first, vandq_u8(codes, vdupq_n_u8(15))));
-        vst1q_s8(out + (n + 1) * kDepth + k, vqtbl1q_s8(second, vshrq_n_u8(codes, 4)));
-      }
-    }
+  for (int i = 0; i < 2 * kPanel; ++i) {
+    const int8x16_t row = vld1q_s8(table + scales[i] * kCodes);
+    const uint8x16_t codes = vld1q_u8(tile + 16 * i);
+    std::int8_t* to = out + i % kPanel * kDepth + i / kPanel * kGroup;
+    vst1q_s8(to, vqtbl1q_s8(row, vandq_u8(codes, vdupq_n_u8(15))));
+    vst1q_s8(to + 16, vqtbl1q_s8(row, vshrq_n_u8(codes, 4)));
   }
 }
