@@ -11,6 +11,8 @@ namespace kogpt {
 
 namespace {
 
+constexpr std::size_t kCopy = std::size_t{2} << 20;  // bytes that one task copies
+
 constexpr std::size_t width_of(Format format) { return format == Format::f32 ? 4 : 2; }
 
 std::uint16_t to_bf16(float x) {
@@ -102,9 +104,20 @@ bool Model::load_projection(int index, Format from, const void* source) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
   w.format = format_;
   const bool aligned = reinterpret_cast<std::uintptr_t>(source) % width_of(from) == 0;
+  Buffer& data = owned_[static_cast<std::size_t>(index)];
   if (from == w.format && w.k == w.kp && w.n % kPanel == 0 && aligned) {
-    w.w = source;
-    return true;
+    const std::size_t bytes = static_cast<std::size_t>(w.n) * static_cast<std::size_t>(w.kp) * width_of(from);
+    if (!Buffer::huge(bytes)) {
+      w.w = source;
+      return true;
+    }
+    data = Buffer(bytes, Buffer::kUnset);
+    pool_.run(static_cast<int>((bytes + kCopy - 1) / kCopy), [&](int i, int) {
+      const std::size_t at = static_cast<std::size_t>(i) * kCopy;
+      std::memcpy(data.data() + at, static_cast<const unsigned char*>(source) + at, std::min(kCopy, bytes - at));
+    });
+    w.w = data.data();
+    return false;
   }
   if (is_quantized(format_)) {
     make_tiles(index, [&](int n, std::vector<float>& row, std::uint8_t* codes, std::uint8_t* groups) {
@@ -113,7 +126,6 @@ bool Model::load_projection(int index, Format from, const void* source) {
     });
     return false;
   }
-  Buffer& data = owned_[static_cast<std::size_t>(index)];
   data = Buffer(static_cast<std::size_t>(round_up(w.n, kPanel)) * static_cast<std::size_t>(w.kp) * width_of(w.format));
   convert(w, from, source, data.data());
   w.w = data.data();

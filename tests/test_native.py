@@ -264,6 +264,19 @@ def test_weights_stay_on_the_pages_of_the_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits[0], logits[1])  # dropped pages are read again
 
 
+def test_large_matrices_move_to_huge_pages(tmp_path: Path) -> None:
+    """From 2 MiB on they are copied, and read the same."""
+    config = ModelConfig(
+        n_layers=1, n_heads=4, d_model=512, d_ff=2048, n_vocab=32, n_ctx=32, rotary_dim=32
+    )
+    checkpoint.save(tmp_path, config, random_tensors(config), dtype="bfloat16")
+    tensors = checkpoint.load(tmp_path).tensors
+    runner = NativeRunner(config, tensors, "bfloat16")
+    assert len(runner._borrowed) == sum(t.array.ndim == 2 for t in tensors.values()) - 2  # fc_in, fc_out
+    wanted = read_all(NumpyRunner(config, tensors), [np.arange(9)])[0]
+    np.testing.assert_allclose(read_all(runner, [np.arange(9)])[0], wanted, rtol=0, atol=0.12)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_codes_of_a_file_and_rounding_at_load_are_the_same(config: ModelConfig, dtype: str) -> None:
