@@ -11,13 +11,26 @@ namespace {
 constexpr int kPass = 512;         // positions that go through the layers together
 constexpr int kHeadPass = 256;     // outputs that go through the head together
 constexpr int kFewTokens = 16;     // up to which a pass is bound by reading the weights
+constexpr std::size_t kTaskBytes = 128 * 1024;  // of weights in a task of few tokens: some 10 us
+constexpr int kTasks = 8;                       // of few tokens for each thread at least
 constexpr int kTaskOutputs = 256;  // of a task at most: what a thread's second-level cache holds of the weights
 constexpr double kSmall = 1 << 18;  // products that are not worth a dispatch: a few microseconds
 
-// Outputs of one task: small enough to even out threads that are held up.
-int task_outputs(int outputs, int threads, int m) {
-  const int tasks = threads * (m <= kFewTokens ? 16 : 6);
-  return std::min(round_up(outputs / tasks + 1, m <= kFewTokens ? 2 * kPanel : 4 * kPanel), kTaskOutputs);
+// Outputs of one task, each of `bytes` weights: small enough to even out threads that are held up.
+int task_outputs(int outputs, std::size_t bytes, int threads, int m) {
+  if (m > kFewTokens) return std::min(round_up(outputs / (threads * 6) + 1, 4 * kPanel), kTaskOutputs);
+  const int step = std::min(static_cast<int>(kTaskBytes / bytes), outputs / (threads * kTasks));
+  return std::max(step / kPanel, 1) * kPanel;
+}
+
+std::size_t output_bytes(const Linear& w) {
+  const auto kp = static_cast<std::size_t>(w.kp);
+  switch (w.format) {
+    case Format::f32: return kp * 4;
+    case Format::i8: return kp;
+    case Format::i4: return kp / kDepth * kTile4 / kPanel;
+    default: return kp * 2;
+  }
 }
 
 }  // namespace
@@ -31,7 +44,8 @@ Model::Model(const Dims& dims, Format format, Format cache, int threads, const K
       d_head_(dims.d_model / dims.n_heads),
       e_(round_up(dims.d_model, kDepth)),
       f_(round_up(dims.d_ff, kDepth)),
-      scratch_(static_cast<std::size_t>(threads)) {
+      scratch_(static_cast<std::size_t>(threads)),
+      ranges_(static_cast<std::size_t>(threads)) {
   const auto add = [&](int n, int k) {
     Linear w;
     w.n = n;
@@ -91,15 +105,34 @@ void Model::by_tokens(int m, const F& f) {
   });
 }
 
+// f(task, thread) as `run`, but each thread begins with a range of its own, so that it reads the weights in order;
+// who has done its range takes from the others'.
+template <class F>
+void Model::run_in_order(int tasks, double products, const F& f) {
+  const int threads = pool_.threads();
+  if (products <= kSmall || threads == 1) return run(tasks, products, f);
+  const auto begin = [&](int thread) { return static_cast<int>(static_cast<std::int64_t>(tasks) * thread / threads); };
+  for (int i = 0; i < threads; ++i) ranges_[static_cast<std::size_t>(i)].next.store(begin(i), std::memory_order_relaxed);
+  pool_.run(tasks, [&](int, int thread) {
+    for (int i = 0; i < threads; ++i) {  // as many calls as tasks: each finds one
+      const int owner = (thread + i) % threads;
+      Range& range = ranges_[static_cast<std::size_t>(owner)];
+      if (range.next.load(std::memory_order_relaxed) >= begin(owner + 1)) continue;
+      const int task = range.next.fetch_add(1, std::memory_order_relaxed);
+      if (task < begin(owner + 1)) return f(task, thread);
+    }
+  });
+}
+
 void Model::project(const Job* jobs, int n_jobs) {
   int outputs = 0;
   for (int i = 0; i < n_jobs; ++i) outputs += jobs[i].w->n;
-  const int step = task_outputs(outputs, pool_.threads(), jobs[0].acts->m);
+  const int step = task_outputs(outputs, output_bytes(*jobs[0].w), pool_.threads(), jobs[0].acts->m);
   int ends[kProjections];
   int tasks = 0;
   for (int i = 0; i < n_jobs; ++i) ends[i] = tasks += (jobs[i].w->n + step - 1) / step;
   const double products = static_cast<double>(outputs) * jobs[0].w->kp * jobs[0].acts->m;
-  run(tasks, products, [&](int task, int thread) {
+  run_in_order(tasks, products, [&](int task, int thread) {
     int i = 0;
     while (task >= ends[i]) ++i;
     const Job& job = jobs[i];
@@ -205,8 +238,8 @@ void Model::block(int layer, int m) {
     kernels_.prepare(ff_.floats(), f, m0, m1, wide, scratch(thread));
   });
   const int outputs = dims_.d_model;
-  const int step = task_outputs(outputs, pool_.threads(), m);
-  run((outputs + step - 1) / step, static_cast<double>(outputs) * (e_ + f_) * m, [&](int task, int thread) {
+  const int step = task_outputs(outputs, output_bytes(w[kOut]) + output_bytes(w[kFcOut]), pool_.threads(), m);
+  run_in_order((outputs + step - 1) / step, static_cast<double>(outputs) * (e_ + f_) * m, [&](int task, int thread) {
     const int n0 = task * step, n1 = std::min(n0 + step, outputs);
     kernels_.linear(w[kOut], mixed, n0, n1, {x_.floats(), e, nullptr, true, false}, scratch(thread));
     const Output last{x_.floats(), e, vector(vectors + kFcOutBias), true, false};

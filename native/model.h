@@ -4,6 +4,7 @@
 // zeros to a multiple of kDepth.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -93,6 +94,8 @@ class Model {
   template <class F>
   void run(int tasks, double products, const F& f);
   template <class F>
+  void run_in_order(int tasks, double products, const F& f);
+  template <class F>
   void by_tokens(int m, const F& f);
 
   template <class F>
@@ -124,6 +127,11 @@ class Model {
   Buffer x_, h_, q_, k_, v_, attended_, ff_, last_;
   Buffer acts_[2];
   std::vector<Buffer> scratch_;
+
+  struct alignas(64) Range {
+    std::atomic<int> next;
+  };
+  std::vector<Range> ranges_;  // of run_in_order, one for each thread
 };
 
 }  // namespace kogpt
