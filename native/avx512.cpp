@@ -7,6 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "codebook.h"
 #include "kernels.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -62,13 +63,14 @@ inline void half_block(const Linear& w, const Acts& acts, int n, int m, float (*
 
 #include "generic.inl"
 #include "blocks.inl"
+#include "few.inl"
 
 void prepare(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
   (acts.m < kMany ? prepare_rows : prepare_stripes)(x, ld, m0, m1, acts, scratch);
 }
 
 void linear(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
-  (acts.m < kMany ? linear_rows : linear_stripes)(w, acts, n0, n1, o, scratch);
+  (acts.m < kMany ? linear_few : linear_stripes)(w, acts, n0, n1, o, scratch);
 }
 
 std::size_t scratch_bytes(int kp, int d) {
