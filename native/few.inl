@@ -220,7 +220,7 @@ struct Tiles4 {
   }
 };
 
-constexpr std::size_t kAhead4 = 4096;  // bytes: unpacking leaves no room to wait, and fetches by itself only what is near
+constexpr std::size_t kAhead4 = 8192;  // bytes: unpacking leaves no room to wait, and fetches by itself only what is near
 
 template <int C, class F>
 inline void sum_tiles4(const unsigned char* tiles, const std::int8_t* x, std::size_t ld, __m512i (&out)[C], const F& each) {

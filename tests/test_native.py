@@ -266,9 +266,7 @@ def test_weights_stay_on_the_pages_of_the_file(tmp_path: Path) -> None:
 
 def test_large_matrices_move_to_huge_pages(tmp_path: Path) -> None:
     """From 2 MiB on they are copied, and read the same."""
-    config = ModelConfig(
-        n_layers=1, n_heads=4, d_model=512, d_ff=2048, n_vocab=32, n_ctx=32, rotary_dim=32
-    )
+    config = ModelConfig(n_layers=1, n_heads=4, d_model=512, d_ff=2048, n_vocab=32, n_ctx=32, rotary_dim=32)
     checkpoint.save(tmp_path, config, random_tensors(config), dtype="bfloat16")
     tensors = checkpoint.load(tmp_path).tensors
     runner = NativeRunner(config, tensors, "bfloat16")
