@@ -23,7 +23,7 @@ from kogpt.engine import Engine, Event, FinishReason, Ids, Request
 from kogpt.errors import KoGPTError, MissingExtra, PromptError, SamplingError
 from kogpt.memory import require_memory
 from kogpt.quantize import FORMATS, wrong_dtype
-from kogpt.runner import Runner
+from kogpt.runner import Runner, require_own_cache
 from kogpt.sampling import Drawn, Sampling
 from kogpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -170,18 +170,20 @@ class KoGPT:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        cache_dtype: str = "auto",
     ) -> Self:
         """Load a folder, a hub name or the built-in kogpt-mini.
 
         device: auto, cpu, cuda, cuda:N; cuda:0,cuda:1 or cuda:all (every GPU) splits the model over them.
         dtype: auto, float32, bfloat16, float16 and what the runner for that device knows besides; of a
         quantised folder auto is the format that it is stored in, where the runner multiplies in that.
+        cache_dtype: of keys and values; auto, or float32, bfloat16, int8 on the native runner.
         Raises CheckpointError, TokenizerError, NotEnoughMemory.
         """
         stored = checkpoint.load(name, revision)
         tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
         tokenizer.check_fits(stored.config)
-        runner = make_runner(stored, device, dtype)
+        runner = make_runner(stored, device, dtype, cache_dtype)
         return cls(tokenizer, Engine(runner, n_tokens=tokenizer.n_vocab))
 
     @overload
@@ -323,16 +325,20 @@ def sorted_results(results: Iterable[tuple[int, Result]]) -> list[Result]:
     return [result for _, result in sorted(results, key=lambda entry: (entry[0], entry[1].sample))]
 
 
-def make_runner(stored: Checkpoint, device: str = "auto", dtype: str = "auto") -> Runner:
+def make_runner(
+    stored: Checkpoint, device: str = "auto", dtype: str = "auto", cache_dtype: str = "auto"
+) -> Runner:
     """The runner for a device, with the checkpoint's weights in it."""
     name = runner_name(device)
+    if name != "native":
+        require_own_cache(cache_dtype, name)
     dtype, tensors = weights_for(stored, name, dtype)
     if name == "torch":
         from kogpt.torch_runner import TorchRunner  # 1.5 s of import, only where it is used
 
         return TorchRunner(stored.config, tensors, dtype, "cuda" if device == "auto" else device)
     if name == "native":
-        return native_runner.NativeRunner(stored.config, tensors, dtype)
+        return native_runner.NativeRunner(stored.config, tensors, dtype, cache_dtype=cache_dtype)
     from kogpt.numpy_runner import NumpyRunner
 
     return NumpyRunner(stored.config, tensors, dtype)

@@ -29,6 +29,7 @@ LIBRARY = Path(__file__).with_name("_native.so")
 ABI = 4
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.54}  # per weight
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
 PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
 DIMENSIONS = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
 VECTORS = ("ln_1.weight", "ln_1.bias", "mlp.fc_in.bias", "mlp.fc_out.bias")
@@ -72,8 +73,9 @@ def isa() -> str:
 class NativeRunner:
     """A Runner for float32, bfloat16, float16, int8 and int4 weights; see runner.py for what it promises.
 
-    The cache is float32 for float32 weights, else bfloat16. threads: those that the process may use if None.
-    Raises NotEnoughMemory if the model does not fit.
+    cache_dtype: of keys and values; auto is float32 for float32 weights, else bfloat16. int8 has a scale for
+    each position and head. threads: those that the process may use if None. Raises NotEnoughMemory if the
+    model does not fit, KoGPTError if there is no such dtype.
     """
 
     name = "native"
@@ -84,20 +86,21 @@ class NativeRunner:
         tensors: Mapping[str, Stored | Quantized],
         dtype: str = "bfloat16",
         threads: int | None = None,
+        cache_dtype: str = "auto",
     ) -> None:
         kernels = library()
         assert kernels is not None, "kogpt._native was not built"
         _check_dtype(dtype)
         self.config = config
+        self.cache_dtype = _cache_dtype(cache_dtype, dtype)
         self.dtype = dtype
         self.isa = isa()
         self.threads = threads or usable_cpus()
         _require_room(config, dtype)
         self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
-        cache = FORMATS["float32" if dtype == "float32" else "bfloat16"]
-        create = kernels.kogpt_create
-        self._model = ctypes.c_void_p(create(ctypes.byref(dims), FORMATS[dtype], cache, self.threads))
+        formats = FORMATS[dtype], FORMATS[self.cache_dtype]
+        self._model = ctypes.c_void_p(kernels.kogpt_create(ctypes.byref(dims), *formats, self.threads))
         if not self._model:
             raise NotEnoughMemory(
                 f"the system gives no memory for this model's buffers and {self.threads} threads: "
@@ -270,6 +273,18 @@ def _check_dtype(dtype: str) -> None:
             f"dtype is {dtype!r}, must be one of {', '.join(FORMATS)} on a CPU",
             f"dtype 값 {dtype!r} (CPU에서 가능한 값: {', '.join(FORMATS)})",
         )
+
+
+def _cache_dtype(cache_dtype: str, dtype: str) -> str:
+    """What "auto" stands for beside weights in `dtype`; KoGPTError if the kernels know no such cache."""
+    if cache_dtype == "auto":
+        return "float32" if dtype == "float32" else "bfloat16"
+    if cache_dtype not in CACHE_DTYPES:
+        raise KoGPTError(
+            f"cache dtype is {cache_dtype!r}, must be auto, {', '.join(CACHE_DTYPES)}",
+            f"캐시 형식 값 {cache_dtype!r} (가능한 값: auto, {', '.join(CACHE_DTYPES)})",
+        )
+    return cache_dtype
 
 
 def _plain(tensors: Mapping[str, Stored | Quantized], name: str) -> Stored:

@@ -68,6 +68,17 @@ def require_dtype(dtype: str, known: Collection[str], runner: str) -> None:
         )
 
 
+def require_own_cache(cache_dtype: str, runner: str) -> None:
+    """Raise KoGPTError unless the cache is left to a runner that keeps it in the dtype of its weights."""
+    if cache_dtype != "auto":
+        raise KoGPTError(
+            f"the {runner} runner keeps its cache in the dtype of the weights, not in {cache_dtype}: "
+            "leave --cache-dtype out, or run on a CPU with the native runner",
+            f"{runner} 러너의 캐시는 가중치와 같은 형식이며 {cache_dtype} 형식을 쓸 수 없습니다. "
+            "--cache-dtype을 빼거나 CPU의 native 러너를 쓰십시오",
+        )
+
+
 def check_chunks(runner: Runner, chunks: Sequence[Chunk]) -> None:
     """Assert what `forward` and `hidden` demand of their caller."""
     assert len({chunk.row for chunk in chunks}) == len(chunks) > 0, "one chunk a row, at least one"

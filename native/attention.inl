@@ -35,7 +35,7 @@ struct WideCell {  // bfloat16 where there are no bfloat16 products
   }
   static void store(const F16& x, float* to) { x.store(to); }
   // Integers of -127 to 127 are bfloat16 numbers.
-  static void widen(const std::int8_t* from, std::size_t n, std::uint16_t* to) {
+  static void widen(const std::int8_t* from, std::size_t n, std::ptrdiff_t, std::uint16_t* to) {
     for (std::size_t i = 0; i < n; ++i) {
       to[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(from[i])) >> 16);
     }
@@ -49,11 +49,18 @@ inline F16 dot_pair(const Cell& cell, const float* pair, const F16& sum) {
   return fma(cell.second, F16::splat(pair[1]), fma(cell.first, F16::splat(pair[0]), sum));
 }
 
-// sums[c][v] += the sum over i of cell (i, v) x pair i of row c; cells lie `step` and `side` bytes apart.
+// sums[c][v] += the sum over i of cell (i, v) x pair i of row c; cells lie `step` and `side` bytes apart. A single row waits
+// for memory: what lies `ahead` of each cell is fetched, to be read a tile later.
 template <class Cell, int C, int V>
 inline void add_products(const unsigned char* cells, std::size_t step, std::size_t side,
-                         const typename Cell::Scalar* rows, std::size_t ld, int pairs, F16 (&sums)[C][V]) {
+                         const typename Cell::Scalar* rows, std::size_t ld, int pairs, std::ptrdiff_t ahead, F16 (&sums)[C][V]) {
   for (int i = 0; i < pairs; ++i, cells += step, rows += 2) {
+    if constexpr (C == 1) {
+      for (int v = 0; v < V; ++v) {
+        const unsigned char* next = cells + static_cast<std::size_t>(v) * side + ahead;
+        for (std::size_t at = 0; at < Cell::kBytes; at += kAlign) __builtin_prefetch(next + at);
+      }
+    }
     Cell cell[V];
     for (int v = 0; v < V; ++v) cell[v] = Cell::load(cells + static_cast<std::size_t>(v) * side);
     for (int c = 0; c < C; ++c) {
@@ -132,6 +139,9 @@ class Attention {
     const int base = tile * kTile;
     const int last = (visible_[end - 1] - base + kBlock - 1) / kBlock;
     const int n = last < kTileBlocks ? last : kTileBlocks;
+    const int after = (visible_[end - 1] + kBlock - 1) / kBlock - (tile + 1) * kTileBlocks;
+    const bool alone = end - query == 1;
+    for (int b = 0; b < kTileBlocks; ++b) next_[b] = alone && b < after ? blocks[(tile + 1) * kTileBlocks + b] : nullptr;
     for (int b = 0; b < n; ++b) {
       const unsigned char* block = blocks[tile * kTileBlocks + b];
       keys_[b] = block + job_.keys;
@@ -151,8 +161,10 @@ class Attention {
   void widen_block(int b) {
     const std::size_t n = kBlock * dp_;
     auto* out = reinterpret_cast<std::uint16_t*>(widened_) + static_cast<std::size_t>(b) * 2 * n;
-    Cell::widen(reinterpret_cast<const std::int8_t*>(keys_[b]), n, out);
-    Cell::widen(reinterpret_cast<const std::int8_t*>(values_[b]), n, out + n);
+    const std::ptrdiff_t ahead = next_[b] != nullptr ? next_[b] + job_.keys - keys_[b] : 0;
+    Cell::widen(reinterpret_cast<const std::int8_t*>(keys_[b]), n, ahead, out);
+    Cell::widen(reinterpret_cast<const std::int8_t*>(values_[b]), n, ahead, out + n);
+    next_[b] = nullptr;
     key_scales_[b] = reinterpret_cast<const float*>(keys_[b] + n);
     value_scales_[b] = reinterpret_cast<const float*>(values_[b] + n);
     keys_[b] = reinterpret_cast<const unsigned char*>(out);
@@ -183,7 +195,7 @@ class Attention {
       for (int group = 0; group < 2; group += kVectors) {
         F16 sums[C][kVectors] = {};
         add_products<Cell, C, kVectors>(keys_[b] + static_cast<std::size_t>(group) * side, Cell::kBytes, side, rows, dp_,
-                                        (job_.d + 1) / 2, sums);
+                                        (job_.d + 1) / 2, values_[b] - keys_[b], sums);
         for (int c = 0; c < C; ++c) {
           for (int v = 0; v < kVectors; ++v) sums[c][v].store(scores_ + c * kTile + b * kBlock + (group + v) * 16);
         }
@@ -231,8 +243,10 @@ class Attention {
       }
     }
     for (int b = 0; b < blocks; ++b) {
+      const std::ptrdiff_t ahead = next_[b] != nullptr ? next_[b] + job_.keys - values_[b] : 0;
       const unsigned char* cells = values_[b] + static_cast<std::size_t>(vector) * Cell::kBytes;
-      add_products<Cell, C, V>(cells, dp_ / 16 * Cell::kBytes, Cell::kBytes, weights_ + b * kBlock, kTile, kBlock / 2, sums);
+      add_products<Cell, C, V>(cells, dp_ / 16 * Cell::kBytes, Cell::kBytes, weights_ + b * kBlock, kTile, kBlock / 2, ahead,
+                             sums);
     }
     for (int c = 0; c < C; ++c) {
       for (int v = 0; v < V; ++v) sums[c][v].store(out + static_cast<std::size_t>(c) * dp_ + v * 16);
@@ -255,6 +269,7 @@ class Attention {
   unsigned char* widened_; // (kTileBlocks, keys and values, 32 Dp) bfloat16
   const unsigned char* keys_[kTileBlocks];
   const unsigned char* values_[kTileBlocks];
+  const unsigned char* next_[kTileBlocks];  // blocks of the tile after it, for a single query
   const float* key_scales_[kTileBlocks];
   const float* value_scales_[kTileBlocks];
   int visible_[kMaxQueries];      // positions that a query sees

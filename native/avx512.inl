@@ -90,8 +90,9 @@ struct HalfCell {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), std::bit_cast<__m256i>(_mm512_cvtneps_pbh(x.v)));
   }
   // Integers of -127 to 127 are bfloat16 numbers. n is a multiple of 32.
-  static void widen(const std::int8_t* from, std::size_t n, std::uint16_t* to) {
+  static void widen(const std::int8_t* from, std::size_t n, std::ptrdiff_t ahead, std::uint16_t* to) {
     for (std::size_t i = 0; i < n; i += 32) {
+      __builtin_prefetch(from + i + ahead);
       const auto* sixteen = reinterpret_cast<const __m128i*>(from + i);
       const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(sixteen)));
       const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(sixteen + 1)));

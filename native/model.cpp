@@ -259,6 +259,27 @@ void Model::rotate(float* x, int position) const {
   }
 }
 
+// Adds the queries of a row to the last group, if that begins with the same memory and has room for them.
+bool Model::joins_last(const Piece& piece) {
+  if (groups_.empty()) return false;
+  Group& group = groups_.back();
+  const Span& first = spans_[static_cast<std::size_t>(group.span)];
+  const Span& last = spans_.back();
+  const unsigned char* const* blocks = cache_.blocks(piece.chunk.row);
+  if (last.start + last.t - first.start + piece.chunk.t > kMaxQueries || blocks == first.blocks) return false;
+  const int limit = std::min(first.first, piece.first) / kTile;
+  int shared = 0;
+  while (shared < limit && std::equal(blocks + shared * kTileBlocks, blocks + (shared + 1) * kTileBlocks,
+                                      first.blocks + shared * kTileBlocks)) {
+    ++shared;
+  }
+  if (shared == 0 || (group.n > 1 && shared != group.shared)) return false;
+  spans_.push_back({piece.start, piece.chunk.t, piece.first, blocks});
+  group.shared = shared;
+  ++group.n;
+  return true;
+}
+
 // Rows that share the tiles of a prefix read them together: one after the other they would wait for memory each time.
 void Model::plan_attention(const std::vector<Piece>& pieces) {
   spans_.clear();
@@ -267,6 +288,7 @@ void Model::plan_attention(const std::vector<Piece>& pieces) {
   for (const Piece& piece : pieces) {
     const unsigned char* const* blocks = cache_.blocks(piece.chunk.row);
     if (piece.chunk.t > kMaxQueries) stored_apart_ = true;
+    if (joins_last(piece)) continue;
     for (int i = 0; i < piece.chunk.t; i += kMaxQueries) {
       spans_.push_back({piece.start + i, std::min(kMaxQueries, piece.chunk.t - i), piece.first + i, blocks});
       groups_.push_back({static_cast<int>(spans_.size()) - 1, 1, 0});

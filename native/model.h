@@ -76,6 +76,7 @@ class Model {
   void pass(const std::vector<Piece>& pieces, int m);
   void embed(const Piece& piece);
   void block(int layer, int m);
+  bool joins_last(const Piece& piece);
   void plan_attention(const std::vector<Piece>& pieces);
   void attend(int layer);
   void store(int layer, int head, const Span& span);

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kogpt import KoGPT, Sampling
-from kogpt.errors import PromptError, SamplingError
+from kogpt import KoGPT, Sampling, native_runner
+from kogpt.errors import KoGPTError, PromptError, SamplingError
 from kogpt.generation import StopStrings
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -195,3 +195,16 @@ def test_the_end_of_text_is_neither_text_nor_token(kogpt: KoGPT) -> None:
     eos = kogpt.config.eos_token_id
     result = kogpt.generate("문장 하나", Sampling(temperature=0, logit_bias={eos: 1000}))
     assert (result.text, result.tokens, result.finish_reason) == ("", (), "stop")
+
+
+def test_the_cache_has_the_dtype_that_was_asked_for(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native_runner.available():
+        kogpt = KoGPT.from_pretrained(tiny_folder, device="cpu", cache_dtype="int8")
+        assert isinstance(kogpt.engine.runner, native_runner.NativeRunner)
+        assert kogpt.engine.runner.cache_dtype == "int8"
+    monkeypatch.setattr(native_runner, "available", lambda: False)
+    with pytest.raises(KoGPTError, match=r"numpy runner.*int8.*--cache-dtype") as error:
+        KoGPT.from_pretrained(tiny_folder, device="cpu", cache_dtype="int8")
+    assert "--cache-dtype" in error.value.ko and "int8" in error.value.ko

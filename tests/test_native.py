@@ -126,19 +126,22 @@ def test_a_row_does_not_depend_on_its_neighbours(isa: str, dtype: str) -> None:
             np.testing.assert_array_equal(found, wanted)
 
 
+CACHES = {"float32": 0.0, "bfloat16": 0.04, "int8": 0.06}  # and how far logits may be from those of float32
 LONG = ModelConfig(n_layers=2, n_heads=3, d_model=120, d_ff=64, n_vocab=64, n_ctx=400, rotary_dim=8)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_attention_over_many_tiles(isa: str, dtype: str) -> None:
+@pytest.mark.parametrize("cache_dtype", CACHES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_over_many_tiles(isa: str, dtype: str, cache_dtype: str) -> None:
     """Bit for bit, over contexts of several tiles of attention and chunks of several of its jobs."""
     tensors = {name: stored(array) for name, array in random_tensors(LONG).items()}
-    runner = NativeRunner(LONG, tensors, dtype, threads=2)
+    runner = NativeRunner(LONG, tensors, dtype, threads=2, cache_dtype=cache_dtype)
     texts = [np.arange(n) * 7 % 64 for n in (270, 130, 200)]
     together = read_all(runner, texts)
     wanted = read_all(reference(LONG, tensors, dtype), texts)
+    tolerance = max(TOLERANCE[dtype], CACHES[cache_dtype])
     for one, other in zip(together, wanted, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE[dtype])
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
     for size in (1, 5, 129):
         rows = [runner.open() for _ in texts]
         for start in range(0, len(texts[0]), size):
@@ -152,6 +155,26 @@ def test_attention_over_many_tiles(isa: str, dtype: str) -> None:
                 np.testing.assert_array_equal(found, want)
         for row in rows:
             runner.close(row)
+
+
+@pytest.mark.parametrize("cache_dtype", CACHES)
+def test_rows_that_share_a_prefix(isa: str, cache_dtype: str) -> None:
+    """Read together, their common blocks once: bit for bit what each is alone."""
+    tensors = {name: stored(array) for name, array in random_tensors(LONG).items()}
+    runner = NativeRunner(LONG, tensors, "int8", threads=2, cache_dtype=cache_dtype)
+    prefix = np.arange(270) * 5 % 64
+    parent = runner.open()
+    runner.forward([Chunk(parent, prefix, 0)])
+    lengths, tails = (270, 140, 256, 20, 269), (np.arange(n) * 3 % 64 for n in (9, 30, 1, 40, 12))
+    texts = [np.concatenate([prefix[:n], tail]) for n, tail in zip(lengths, tails, strict=True)]
+    rows = [runner.fork(parent, n) for n in lengths]
+    runner.close(parent)
+    found = runner.forward(
+        [Chunk(r, t[n:], len(t) - n) for r, t, n in zip(rows, texts, lengths, strict=True)]
+    )
+    for text, n, logits in zip(texts, lengths, found, strict=True):
+        (wanted,) = runner.forward([Chunk(runner.open(), text, len(text) - n)])
+        np.testing.assert_array_equal(logits, wanted)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -252,6 +275,19 @@ def test_fork_shares_whole_blocks() -> None:
     assert bytes_of(runner._model, parent, 1) == 0  # its last block is its own again
 
 
+def test_int8_takes_half_the_memory_of_bfloat16() -> None:
+    config = ModelConfig(n_layers=2, n_heads=2, d_model=128, d_ff=64, n_vocab=32, n_ctx=64, rotary_dim=32)
+    tensors = {name: stored(array) for name, array in random_tensors(config).items()}
+    needed = {}
+    for cache_dtype in CACHES:
+        runner = NativeRunner(config, tensors, "int8", cache_dtype=cache_dtype)
+        assert runner.cache_dtype == cache_dtype
+        needed[cache_dtype] = runner._library.kogpt_cache_bytes(runner._model, runner.open(), 64)
+    assert needed["bfloat16"] == 2 * 2 * 64 * 128 * 2
+    assert needed["float32"] == 2 * needed["bfloat16"]
+    assert needed["int8"] == needed["bfloat16"] // 2 + 2 * 2 * 2 * 64 * 4  # scales
+
+
 def test_weights_stay_on_the_pages_of_the_file(tmp_path: Path) -> None:
     """Whole tiles in the runner's dtype are not copied; what has to be converted is."""
     config = ModelConfig(n_layers=1, n_heads=2, d_model=64, d_ff=128, n_vocab=32, n_ctx=32, rotary_dim=32)
@@ -292,6 +328,8 @@ def test_codes_of_a_file_and_rounding_at_load_are_the_same(config: ModelConfig, 
 def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KoGPTError, match=r"bfloat16, int8, int4"):
         NativeRunner(TINY, TENSORS, "float8")
+    with pytest.raises(KoGPTError, match="auto, float32, bfloat16, int8"):
+        NativeRunner(TINY, TENSORS, "int8", cache_dtype="int4")
     monkeypatch.setenv("KOGPT_ISA", "sse9")
     with pytest.raises(KoGPTError, match="sse9"):
         NativeRunner(TINY, TENSORS, "float32")

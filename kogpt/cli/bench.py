@@ -150,18 +150,27 @@ def _load(args: argparse.Namespace, name: str, dtype: str, threads: int, device:
         stored = checkpoint.load(args.model, args.revision)
         config = stored.config
         dtype, tensors = weights_for(stored, name, dtype if stored.quantization is None else args.dtype)
-    runner = make_runner(name, config, tensors, dtype, threads, device)
+    runner = make_runner(name, config, tensors, (dtype, args.cache_dtype), threads, device)
     return runner, time.perf_counter() - started
 
 
 def make_runner(
-    name: str, config: ModelConfig, tensors: Mapping[str, Any], dtype: str, threads: int, device: str
+    name: str,
+    config: ModelConfig,
+    tensors: Mapping[str, Any],
+    dtypes: tuple[str, str],
+    threads: int,
+    device: str,
 ) -> Runner:
-    """A runner by its name."""
+    """A runner by its name; dtypes: of the weights and of the cache."""
+    dtype, cache_dtype = dtypes
     if name == "native":
         from kogpt.native_runner import NativeRunner
 
-        return NativeRunner(config, tensors, dtype, threads)
+        return NativeRunner(config, tensors, dtype, threads, cache_dtype)
+    from kogpt.runner import require_own_cache
+
+    require_own_cache(cache_dtype, name)
     if name == "numpy":
         from kogpt.numpy_runner import NumpyRunner
 

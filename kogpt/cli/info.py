@@ -72,6 +72,9 @@ def describe(model: str, config: ModelConfig, ram_bytes: int | None, cards: list
         "rotary_dim": config.rotary_dim,
         "tied_head": config.tied_head,
         "memory": memory,
+        "cache_bytes_per_1024_tokens": {
+            name: cache_bytes(config, "auto", name) for name in ("float32", "bfloat16", "int8")
+        },
         "ram_free_bytes": ram_bytes,
         "gpus": [
             {"name": card.name, "total_bytes": card.total_bytes, "free_bytes": card.free_bytes}
@@ -98,9 +101,15 @@ def _packed(n_weights: int, dtype: str) -> int:
     return n_weights if dtype == "int8" else n_weights // 2 + n_weights // INT4_GROUP
 
 
-def cache_bytes(config: ModelConfig, dtype: str) -> int:
-    """Memory of the keys and values of 1,024 tokens: float32 beside float32 weights, else 16 bits."""
-    return 2 * config.n_layers * config.d_model * TOKENS * (4 if dtype == "float32" else 2)
+def cache_bytes(config: ModelConfig, dtype: str, cache_dtype: str = "auto") -> int:
+    """Memory of the keys and values of 1,024 tokens: float32 beside float32 weights, else 16 bits.
+
+    cache_dtype "int8": a byte each, and a float32 scale for each position and head.
+    """
+    if cache_dtype == "int8":
+        return 2 * config.n_layers * config.n_heads * (config.d_head + 4) * TOKENS
+    chosen = dtype if cache_dtype == "auto" else cache_dtype
+    return 2 * config.n_layers * config.d_model * TOKENS * (4 if chosen == "float32" else 2)
 
 
 def _find(model: str, revision: str | None) -> tuple[ModelConfig, Path | None]:
@@ -128,6 +137,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"{dtype:10}{weights:>12}{cache:>15}{_yes(row['fits_ram']):>11}{_yes(row['fits_gpu']):>11}"
         )
+    caches = facts["cache_bytes_per_1024_tokens"].items()
+    lines += ["", "cache of 1,024 tokens: " + ", ".join(f"{name} {_size(n)}" for name, n in caches)]
     lines.append("")
     if stored := facts.get("stored"):
         lines.append(f"stored as  {stored['format']}, {_size(stored['bytes'])}")

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from kogpt.sampling import Sampling
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --revision, --device, --dtype, --model_parallel."""
+    """--model, --revision, --device, --dtype, --cache-dtype, --model_parallel."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -40,6 +41,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPES, default="auto", help="precision of the weights (default: %(default)s)"
     )
     group.add_argument(
+        "--cache-dtype",
+        "--cache_dtype",
+        choices=CACHE_DTYPES,
+        default="auto",
+        help="precision of keys and values on the CPU; int8 takes half of bfloat16 (default: %(default)s)",
+    )
+    group.add_argument(
         "--model_parallel",
         "--model-parallel",
         action="store_true",
@@ -51,7 +59,7 @@ def load_model(args: argparse.Namespace) -> KoGPT:
     """The model that the options name; slow, and the first import of numpy and what is behind it."""
     from kogpt.generation import KoGPT
 
-    return KoGPT.from_pretrained(args.model, args.revision, device_from(args), args.dtype)
+    return KoGPT.from_pretrained(args.model, args.revision, device_from(args), args.dtype, args.cache_dtype)
 
 
 def device_from(args: argparse.Namespace) -> str:

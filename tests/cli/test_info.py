@@ -49,6 +49,9 @@ def test_memory_of_the_6b_model() -> None:
     assert info.weight_bytes(B6, "float16") == 12_333_004_800
     assert info.cache_bytes(B6, "float16") == 1024 * 458_752
     assert info.cache_bytes(B6, "float32") == 2 * info.cache_bytes(B6, "float16")
+    assert info.cache_bytes(B6, "float32", "bfloat16") == info.cache_bytes(B6, "float16")
+    assert info.cache_bytes(B6, "float16", "float32") == info.cache_bytes(B6, "float32")
+    assert info.cache_bytes(B6, "auto", "int8") == 2 * 28 * 1024 * (4096 + 16 * 4)
     matrices = B6.n_parameters - 2 * 64_512 * 4096  # but the embedding and the head
     embedding, head = 2 * 64_512 * 4096, 64_512 * 4096
     assert info.weight_bytes(B6, "int8") == pytest.approx(embedding + head + matrices, rel=0.004)
