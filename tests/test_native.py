@@ -112,6 +112,34 @@ def test_equal_to_numpy_on_the_rounded_weights(isa: str, dtype: str, shape: Mode
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE[dtype])
 
 
+class OnePlane(NumpyRunner):
+    """What a scale that fits the largest input of a token would come to."""
+
+    def _linear(self, x: Array, name: str) -> Array:
+        step = np.abs(x).max(-1, keepdims=True) / 127
+        return super()._linear(np.round(x / step) * step, name)
+
+
+def test_outliers_do_not_cost_the_other_inputs_their_precision(isa: str) -> None:
+    """Three features x 60, their weights / 60: the same function, with outliers as large models have them."""
+    config = ModelConfig(n_layers=2, n_heads=4, d_model=640, d_ff=640, n_vocab=64, n_ctx=64, rotary_dim=32)
+    arrays = random_tensors(config)
+    gain = np.ones(config.d_model, np.float32)
+    gain[[5, 200, 201]] = 60
+    for name in arrays:
+        if "ln_1" in name:
+            arrays[name] = arrays[name] * gain
+        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "fc_in.weight")):
+            arrays[name] = arrays[name] / gain
+    tensors = {name: stored(array) for name, array in arrays.items()}
+    rounded = rounded_weights(config, tensors, "int8")
+    texts = [np.arange(48)]
+    (wanted,), (one_plane,) = (read_all(kind(config, rounded), texts) for kind in (NumpyRunner, OnePlane))
+    (found,) = read_all(NativeRunner(config, tensors, "int8"), texts)
+    errors = [float(np.square(logits - wanted).mean()) for logits in (found, one_plane)]
+    assert errors[0] < 0.1 * errors[1], errors
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_does_not_depend_on_its_neighbours(isa: str, dtype: str) -> None:
     """Bit for bit: alone token by token, in chunks, and beside others."""
