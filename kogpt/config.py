@@ -64,18 +64,27 @@ class ModelConfig:
         for name in DIMENSIONS:
             _require_count(name, getattr(self, name), MAX_LAYERS if name == "n_layers" else MAX_DIMENSION)
         if self.d_model % self.n_heads:
-            raise _impossible("n_embd", self.d_model, f"a multiple of n_head ({self.n_heads})")
+            raise _impossible(
+                "n_embd",
+                self.d_model,
+                f"a multiple of n_head ({self.n_heads})",
+                f"n_head({self.n_heads})의 배수",
+            )
         if self.rotary_dim % 2 or self.rotary_dim > self.d_head:
-            raise _impossible("rotary_dim", self.rotary_dim, f"even and at most {self.d_head}")
+            raise _impossible(
+                "rotary_dim", self.rotary_dim, f"even and at most {self.d_head}", f"{self.d_head} 이하의 짝수"
+            )
         epsilon = self.layer_norm_epsilon
         if type(epsilon) is not float or not 0.0 < epsilon < 1.0:
-            raise _impossible("layer_norm_epsilon", epsilon, "a number between 0 and 1")
+            raise _impossible("layer_norm_epsilon", epsilon, "a number between 0 and 1", "0과 1 사이의 수")
         if type(self.tied_head) is not bool:
-            raise _impossible("tie_word_embeddings", self.tied_head, "true or false")
+            raise _impossible("tie_word_embeddings", self.tied_head, "true or false", "true 또는 false")
         for name in ("bos_token_id", "eos_token_id"):
             token = getattr(self, name)
             if type(token) is not int or not 0 <= token < self.n_vocab:
-                raise _impossible(name, token, f"from 0 to {self.n_vocab - 1}")
+                raise _impossible(
+                    name, token, f"from 0 to {self.n_vocab - 1}", f"0 이상 {self.n_vocab - 1} 이하"
+                )
 
     @property
     def d_head(self) -> int:
@@ -136,14 +145,16 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _require_count(name: str, value: object, limit: int) -> None:
     if type(value) is not int or not 0 < value <= limit:
-        raise _impossible(JSON_KEYS[name], value, f"a whole number from 1 to {limit}")
+        raise _impossible(
+            JSON_KEYS[name], value, f"a whole number from 1 to {limit}", f"1 이상 {limit} 이하의 정수"
+        )
 
 
-def _impossible(key: str, value: object, rule: str) -> ConfigError:
+def _impossible(key: str, value: object, rule: str, rule_ko: str) -> ConfigError:
     shown = repr(value)[:60]
     return ConfigError(
         f"impossible model shape: {key} is {shown}, must be {rule}",
-        f"불가능한 모델 구조: {key} 값 {shown} (조건: {rule})",
+        f"불가능한 모델 구조: {key} 값 {shown} (조건: {rule_ko})",
     )
 
 

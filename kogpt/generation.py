@@ -211,13 +211,32 @@ class KoGPT:
 
     def results(self, prompts: Iterable[str], sampling: Sampling) -> Iterator[tuple[int, Result]]:
         """(number of the prompt, result) as answers are finished; prompts are taken as room appears."""
-        for number, job, piece in self._run(prompts, sampling):
+        for number, answer in self.answers((prompt, sampling) for prompt in prompts):
+            if isinstance(answer, PromptError):
+                raise answer
+            yield number, answer
+
+    def answers(self, prompts: Iterable[tuple[str, Sampling]]) -> Iterator[tuple[int, Result | PromptError]]:
+        """As `results`, each prompt with its own settings; one that is refused does not stop the others."""
+        refused: list[tuple[int, PromptError]] = []
+
+        def jobs() -> Iterator[tuple[int, _Job]]:
+            for number, (prompt, sampling) in enumerate(prompts):
+                try:
+                    yield number, self._job(prompt, sampling)
+                except PromptError as error:
+                    refused.append((number, error))
+
+        for number, job, piece in self._run(jobs()):
+            yield from refused
+            refused.clear()
             if piece.finish_reason:
                 yield number, job.result(piece)
+        yield from refused
 
     def stream(self, prompt: str, sampling: Sampling | None = None) -> Generator[Piece, None, None]:
         """Continue one prompt piece by piece; closing the generator cancels it."""
-        for _, _, piece in self._run([prompt], sampling or Sampling()):
+        for _, _, piece in self._run(iter([(0, self._job(prompt, sampling or Sampling()))])):
             yield piece
 
     def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
@@ -252,15 +271,13 @@ class KoGPT:
         self._require_room(len(context) + len(ids), reserve=0)
         return context, ids
 
-    def _run(self, prompts: Iterable[str], sampling: Sampling) -> Iterator[tuple[int, _Job, Piece]]:
+    def _run(self, waiting: Iterator[tuple[int, _Job]]) -> Iterator[tuple[int, _Job, Piece]]:
         """Drive the engine until every answer is finished; cancels what is left if the caller stops."""
-        waiting = enumerate(prompts)
         jobs: dict[int, tuple[int, _Job]] = {}  # engine's number -> (prompt's number, job)
         try:
             while True:
                 while self.engine.n_waiting < self.engine.max_rows and (entry := next(waiting, None)):
-                    job = self._job(entry[1], sampling)
-                    jobs[self.engine.add(job.request)] = entry[0], job
+                    jobs[self.engine.add(entry[1].request)] = entry
                 if self.engine.idle:
                     return
                 for event in self.engine.step():
@@ -269,7 +286,7 @@ class KoGPT:
                     if piece.finish_reason and not event.finish:  # a stop string, which the engine cannot see
                         self.engine.cancel(event.request, event.sample)
                     job.n_finished += piece.finish_reason is not None
-                    if job.n_finished == sampling.n:
+                    if job.n_finished == job.request.sampling.n:
                         del jobs[event.request]
                     yield number, job, piece
         finally:

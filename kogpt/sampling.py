@@ -37,7 +37,9 @@ class Sampling:
     """
 
     temperature: float = _setting(0.8, "0 picks the likeliest token; higher is more varied", 0)
-    top_p: float = _setting(1.0, "keep the likeliest tokens that together reach this probability", 0, 1)
+    top_p: float = _setting(
+        1.0, "keep the likeliest tokens that together reach this probability; 0 keeps one", 0, 1
+    )
     top_k: int = _setting(0, "keep this many likeliest tokens; 0 keeps all", 0)
     min_p: float = _setting(0.0, "drop tokens below this share of the likeliest one's probability", 0, 1)
     repetition_penalty: float = _setting(
@@ -197,10 +199,11 @@ def _require_number(name: str, value: object, limits: Mapping[str, Any], default
         or not low <= value <= high
         or value == math.inf
     ):
-        rule = f"{'a whole number' if whole else 'a number'}"
-        rule += f" of at least {low}" if high == math.inf else f" from {low} to {high}"
+        kind, kind_ko = ("a whole number", "정수") if whole else ("a number", "수")
+        upper, upper_ko = ("", "") if high == math.inf else (f" to {high}", f" {high} 이하의")
         raise SamplingError(
-            f"{name} is {_shown(value)}, must be {rule}", f"{name} 값 {_shown(value)} (조건: {rule})"
+            f"{name} is {_shown(value)}, must be {kind} {'from' if upper else 'of at least'} {low}{upper}",
+            f"{name} 값 {_shown(value)} (조건: {low} 이상{upper_ko or '의'} {kind_ko})",
         )
 
 

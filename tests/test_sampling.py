@@ -52,6 +52,27 @@ def test_nonsense_is_refused_by_name(bad: dict[str, Any]) -> None:
         Sampling(**bad)
 
 
+@pytest.mark.parametrize(
+    ("bad", "en", "ko"),
+    [
+        ({"temperature": -1}, "must be a number of at least 0", "(조건: 0 이상의 수)"),
+        ({"top_p": 1.01}, "must be a number from 0 to 1", "(조건: 0 이상 1 이하의 수)"),
+        ({"max_tokens": 0}, "must be a whole number of at least 1", "(조건: 1 이상의 정수)"),
+        ({"n": 0}, "must be a whole number from 1 to 1024", "(조건: 1 이상 1024 이하의 정수)"),
+    ],
+)
+def test_the_rule_is_told_in_both_languages(bad: dict[str, Any], en: str, ko: str) -> None:
+    with pytest.raises(SamplingError) as caught:
+        Sampling(**bad)
+    assert caught.value.en.endswith(en) and caught.value.ko.endswith(ko)
+
+
+def test_top_p_of_0_keeps_the_likeliest_token_alone() -> None:
+    scores = np.array([1.0, 3.0, 3.0, 2.0])
+    ids, probabilities = candidates(scores, Sampling(top_p=0, temperature=5))
+    assert (ids.tolist(), probabilities.tolist()) == ([1], [1.0])
+
+
 def test_a_stop_string_may_be_given_alone_and_is_composed() -> None:
     assert Sampling(stop="\u1100\u1161").stop == ("가",)
 

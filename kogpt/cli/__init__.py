@@ -17,6 +17,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
 
+from kogpt.cli.korean import TEXTS, spoken
 from kogpt.errors import KoGPTError, localized
 
 DESCRIPTION = "KakaoBrain Korean(hangul) Generative Pre-Training Model"  # the original's own words
@@ -48,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         en = f"{self.prog}: {message} (see {self.prog} --help)\n"
-        ko = f"{self.prog}: 잘못된 명령입니다: {message} ({self.prog} --help 참고)\n"
+        ko = f"{self.prog}: {message} ({self.prog} --help 참고)\n"
         self.exit(MISTAKE, localized(en, ko))
 
 
@@ -57,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _speak_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and not words[0].startswith("-") else None
-    module, parser = command(name)
-    args, rest = parser.parse_known_args(words)
+    with spoken():
+        module, parser = command(name)
+        args, rest = parser.parse_known_args(words)
     if rest:
         parser.error(_unexpected(rest, name))
     debug = "debug" in args
@@ -91,8 +93,10 @@ def command(name: str | None) -> tuple[ModuleType, Parser]:
         parser = Parser(prog=f"kogpt {name}", description=f"{summary[0].upper()}{summary[1:]}.")
     else:
         close = get_close_matches(name, COMMANDS, n=1)
-        remedy = f"kogpt {close[0]}" if close else "kogpt generate TEXT, to continue a text"
-        Parser(prog="kogpt").error(f"there is no command {name!r}, try: {remedy}")
+        remedy = ("generate TEXT, to continue a text", "generate TEXT (글을 이어 쓰기)")
+        en, ko = (close[0], close[0]) if close else remedy
+        en = f"there is no command {name!r}, try: kogpt {en}"
+        Parser(prog="kogpt").error(localized(en, f"{name!r} 명령은 없습니다. 다음을 써 보십시오: kogpt {ko}"))
     module = import_module(path)
     module.add_arguments(parser)
     return module, parser
@@ -106,8 +110,12 @@ def _overview() -> str:
 
 def _unexpected(rest: Sequence[str], name: str | None) -> str:
     if name is None and (known := [word for word in rest if word in COMMANDS]):
-        return f"write the command first: kogpt {known[0]} [options]"
-    return f"unrecognized arguments: {' '.join(rest)}"
+        first = f"kogpt {known[0]}"
+        return localized(
+            f"write the command first: {first} [options]", f"명령을 먼저 쓰십시오: {first} [옵션]"
+        )
+    words = " ".join(rest)
+    return localized(f"unrecognized arguments: {words}", TEXTS["unrecognized arguments: %s"] % words)
 
 
 def _stop(code: int, line: str, debug: bool) -> int:

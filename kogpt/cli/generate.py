@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kogpt.cli import MISTAKE
 from kogpt.cli.options import add_generation_options, add_model_options, load_model, sampling_from
 from kogpt.cli.progress import Progress
 from kogpt.cli.reading import (
@@ -32,12 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads it from standard input"
     )
     parser.add_argument(
-        "--file", metavar="PATH", help='one prompt a line, or JSON Lines with a "prompt" each (.jsonl)'
+        "--file",
+        metavar="PATH",
+        help='one prompt a line, or JSON Lines with a "prompt" each (.jsonl);'
+        " one that is refused does not stop the others",
     )
     parser.add_argument(
         "--encoding", choices=ENCODINGS, default="auto", help="of the input (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object per answer")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help='one JSON object per answer; "input" has the other keys of its line,'
+        ' "error" says why there is no answer',
+    )
     add_generation_options(parser)
     add_model_options(parser)
 
@@ -49,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     if len(prompts.texts) == 1 and sampling.n == 1 and not args.json:
         return _stream(model, prompts.texts[0], sampling)
-    return _batch(model, prompts, sampling, args.json)
+    return _Batch(prompts, sampling, args.json).run(model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class _Prompts:
     texts: list[str]
     source: str
     lines: list[int]  # line numbers in a file of prompts; empty for a single prompt
+    others: list[dict[str, Any]]  # the user's own keys beside each prompt of a JSON Lines file, else empty
 
 
 def _prompts(args: argparse.Namespace) -> _Prompts:
@@ -73,17 +84,21 @@ def _prompts(args: argparse.Namespace) -> _Prompts:
         )
     if args.prompt in (None, "-"):
         text = decode(read_bytes("-"), _source("-"), args.encoding)
-        return _Prompts([text.removesuffix("\n").removesuffix("\r")], _source("-"), [])
-    return _Prompts([intended(args.prompt, "PROMPT")], "PROMPT", [])
+        return _Prompts([text.removesuffix("\n").removesuffix("\r")], _source("-"), [], [])
+    return _Prompts([intended(args.prompt, "PROMPT")], "PROMPT", [], [])
 
 
 def _prompts_of_file(path: str, encoding: str) -> _Prompts:
     source = _source(path)
-    read = jsonl_prompts if path.endswith(".jsonl") else text_lines
-    numbered = list(read(read_bytes(path), source, encoding))
-    if not numbered:
+    data = read_bytes(path)
+    if path.endswith(".jsonl"):
+        entries = list(jsonl_prompts(data, source, encoding))
+    else:
+        entries = [(line, text, {}) for line, text in text_lines(data, source, encoding)]
+    if not entries:
         raise InputError(f"{source} holds no prompts", f"{source}: 프롬프트가 없습니다")
-    return _Prompts([text for _, text in numbered], source, [line for line, _ in numbered])
+    lines, texts, others = map(list, zip(*entries, strict=True))
+    return _Prompts(texts, source, lines, others)
 
 
 def _source(path: str) -> str:
@@ -102,52 +117,84 @@ def _stream(model: KoGPT, prompt: str, sampling: Sampling) -> int:
     return _exit_code(int(finish == "error"))
 
 
-def _batch(model: KoGPT, prompts: _Prompts, sampling: Sampling, as_json: bool) -> int:
-    """Print all answers in the order of their prompts, each as soon as those before it are printed."""
-    n_failed = n_printed = 0
-    with Progress(len(prompts.texts) * sampling.n) as progress:
-        for result in _in_order(_results(model, prompts, sampling), sampling.n):
-            n_failed += result.finish_reason == "error"
-            with progress.hidden():
-                if as_json:
-                    print(json.dumps(_record(result), ensure_ascii=False))
-                else:
-                    print(f"\n{result.text}" if n_printed else result.text)
-                sys.stdout.flush()
-            n_printed += 1
-            progress.advance()
-    return _exit_code(n_failed)
+class _Batch:
+    """All answers in the order of their prompts, each printed as soon as those before it are.
 
+    A prompt of a file that is refused is said and passed over; a single one ends the command.
+    """
 
-def _results(model: KoGPT, prompts: _Prompts, sampling: Sampling) -> Iterator[tuple[int, Result]]:
-    """The model's results; a prompt that it refuses is named by its line."""
-    taken = 0
+    def __init__(self, prompts: _Prompts, sampling: Sampling, as_json: bool) -> None:
+        self._prompts = prompts
+        self._as_json = as_json
+        # Each prompt has its own seed if the user gave none, so that every answer can be had again.
+        self._settings = [
+            replace(sampling, seed=_new_seed()) if sampling.seed is None else sampling for _ in prompts.texts
+        ]
+        self._n_printed = self._n_refused = self._n_broken = 0
 
-    def texts() -> Iterator[str]:
-        nonlocal taken
-        for text in prompts.texts:
-            taken += 1
-            yield text
+    def run(self, model: KoGPT) -> int:
+        """The exit code."""
+        n = self._settings[0].n
+        asked = zip(self._prompts.texts, self._settings, strict=True)
+        with Progress(len(self._prompts.texts) * n) as progress:
+            for number, answer in _in_order(model.answers(asked), n):
+                refused = isinstance(answer, PromptError)
+                with progress.hidden(on_stderr=refused):
+                    if isinstance(answer, PromptError):
+                        self._refuse(number, answer)
+                    else:
+                        self._show(number, answer)
+                    sys.stdout.flush()
+                progress.advance(n if refused else 1)
+        return _exit_code(self._n_broken) or (MISTAKE if self._n_refused else 0)
 
-    try:
-        yield from model.results(texts(), sampling)
-    except PromptError as error:
+    def _show(self, number: int, result: Result) -> None:
+        self._n_broken += result.finish_reason == "error"
+        if self._as_json:
+            self._print_json(number, _record(result) | {"seed": self._settings[number].seed})
+        else:
+            print(f"\n{result.text}" if self._n_printed else result.text)
+        self._n_printed += 1
+
+    def _refuse(self, number: int, error: PromptError) -> None:
+        prompts = self._prompts
         if not prompts.lines:
-            raise
-        line = prompts.lines[taken - 1]
-        raise PromptError(
-            f"{prompts.source} line {line}: {error.en}", f"{prompts.source} {line}행: {error.ko}"
-        ) from error
+            raise error
+        self._n_refused += 1
+        line = prompts.lines[number]
+        where = localized(f"{prompts.source} line {line}", f"{prompts.source} {line}행")
+        print(f"kogpt: {where}: {error}", file=sys.stderr)
+        if self._as_json:
+            self._print_json(number, {"prompt": prompts.texts[number], "error": str(error)})
+
+    def _print_json(self, number: int, record: dict[str, Any]) -> None:
+        if self._prompts.others and (other := self._prompts.others[number]):
+            record["input"] = other
+        print(json.dumps(record, ensure_ascii=False))
 
 
-def _in_order(results: Iterator[tuple[int, Result]], n: int) -> Iterator[Result]:
-    """Results prompt by prompt and sample by sample; each prompt has n."""
+def _new_seed() -> int:
+    return int.from_bytes(os.urandom(4), "little")
+
+
+def _in_order(
+    answers: Iterator[tuple[int, Result | PromptError]], n: int
+) -> Iterator[tuple[int, Result | PromptError]]:
+    """Answers prompt by prompt and sample by sample; each prompt has n results, or is refused."""
     early: dict[int, list[Result]] = {}
+    refused: dict[int, PromptError] = {}
     next_number = 0
-    for number, result in results:
-        early.setdefault(number, []).append(result)
-        while len(early.get(next_number, ())) == n:
-            yield from sorted(early.pop(next_number), key=lambda result: result.sample)
+    for number, answer in answers:
+        if isinstance(answer, PromptError):
+            refused[number] = answer
+        else:
+            early.setdefault(number, []).append(answer)
+        while next_number in refused or len(early.get(next_number, ())) == n:
+            if next_number in refused:
+                yield next_number, refused.pop(next_number)
+            else:
+                for result in sorted(early.pop(next_number), key=lambda result: result.sample):
+                    yield next_number, result
             next_number += 1
 
 
@@ -155,6 +202,7 @@ def _record(result: Result) -> dict[str, Any]:
     """One line of --json; these names are stable."""
     record: dict[str, Any] = {
         "prompt": result.prompt,
+        "sample": result.sample,
         "text": result.text,
         "tokens": list(result.tokens),
         "finish_reason": result.finish_reason,

@@ -37,9 +37,9 @@ class Progress:
             self._draw()
 
     @contextmanager
-    def hidden(self) -> Iterator[None]:
-        """Out of the way while something else is printed on the same terminal."""
-        beside_text = sys.stdout is not None and sys.stdout.isatty()
+    def hidden(self, on_stderr: bool = False) -> Iterator[None]:
+        """Out of the way while something else is printed on the same terminal, on stdout or `on_stderr`."""
+        beside_text = on_stderr or (sys.stdout is not None and sys.stdout.isatty())
         if beside_text:
             self._erase()
         yield

@@ -113,8 +113,8 @@ def _temperature(answer: str) -> float:
     if 0 <= value < math.inf:  # nan is neither
         return value
     raise InputError(
-        "temperature has to be positive, or 0 for the likeliest text",
-        "temperature는 0보다 커야 합니다 (0이면 항상 가장 그럴듯한 글을 씁니다)",
+        f"temperature is {answer[:40]!r}, must be a number of at least 0 (0 writes the likeliest text)",
+        f"temperature 값 {answer[:40]!r} (조건: 0 이상의 수. 0이면 가장 그럴듯한 글을 씁니다)",
     )
 
 
@@ -126,8 +126,9 @@ def _max_length(answer: str) -> int:
     if value >= 1:
         return value
     raise InputError(
-        "max_length has to be a whole number of at least 1: the tokens of prompt and answer together",
-        "max_length는 1 이상의 정수여야 합니다 (프롬프트와 답을 합한 토큰 수)",
+        f"max_length is {answer[:40]!r}, must be a whole number of at least 1 (tokens of prompt and answer"
+        " together)",
+        f"max_length 값 {answer[:40]!r} (조건: 1 이상의 정수. 프롬프트와 답을 합한 토큰 수입니다)",
     )
 
 

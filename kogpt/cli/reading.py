@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kogpt.errors import InputError
 
@@ -71,8 +72,8 @@ def text_lines(data: bytes, source: str, encoding: str) -> Iterator[tuple[int, s
             yield number, line.removesuffix("\r")
 
 
-def jsonl_prompts(data: bytes, source: str, encoding: str) -> Iterator[tuple[int, str]]:
-    """(line number, "prompt") of every object of a JSON Lines file; other keys are the user's own."""
+def jsonl_prompts(data: bytes, source: str, encoding: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(line number, "prompt", the user's own other keys) of every object of a JSON Lines file."""
     for number, line in text_lines(data, source, encoding):
         try:
             document = json.loads(line)
@@ -87,7 +88,7 @@ def jsonl_prompts(data: bytes, source: str, encoding: str) -> Iterator[tuple[int
                 f'{source} line {number} is not an object with a text "prompt"',
                 f'{source} {number}행: "prompt" 문자열이 있는 객체가 아닙니다',
             )
-        yield number, prompt
+        yield number, prompt, {key: value for key, value in document.items() if key != "prompt"}
 
 
 def _guess(data: bytes, source: str) -> str:
@@ -98,7 +99,13 @@ def _guess(data: bytes, source: str) -> str:
     except UnicodeDecodeError as error:
         if korean is not None:
             return korean
-        raise _undecodable(error, source) from error
+        where, where_ko = _place(error)
+        raise InputError(
+            f"{source} is neither UTF-8 ({where}) nor Korean in CP949: convert it to UTF-8, or name its"
+            " --encoding",
+            f"{source}: UTF-8도 아니고({where_ko}) CP949로 쓴 한국어도 아닙니다."
+            " UTF-8로 바꾸거나 --encoding을 지정해 주십시오",
+        ) from error
     n_foreign = sum(not character.isascii() for character in text)
     doubtful = 0 < n_foreign <= MAX_DOUBTFUL and not HANGUL.search(text) and not BESIDE_LATIN.search(data)
     if korean is not None and doubtful:
@@ -129,10 +136,17 @@ def _strict(data: bytes, source: str, encoding: str) -> str:
 
 
 def _undecodable(error: UnicodeDecodeError, source: str) -> InputError:
-    line = error.object.count(b"\n", 0, error.start) + 1
-    where, shown = f"byte {error.start + 1} (line {line})", f"0x{error.object[error.start]:02x}"
+    where, where_ko = _place(error)
     return InputError(
-        f"{source} is not {error.encoding} at {where}, {shown}: convert it to UTF-8, or name its --encoding",
-        f"{source}: {error.start + 1}번째 바이트({line}행, {shown})가 {error.encoding} 문자가 아닙니다."
+        f"{source} is not {error.encoding} at {where}: convert it to UTF-8, or name its --encoding",
+        f"{source}: {where_ko}가 {error.encoding} 문자가 아닙니다."
         " UTF-8로 바꾸거나 --encoding을 지정해 주십시오",
     )
+
+
+def _place(error: UnicodeDecodeError) -> tuple[str, str]:
+    """Which byte could not be read, in English and Korean."""
+    line = error.object.count(b"\n", 0, error.start) + 1
+    shown = f"0x{error.object[error.start]:02x}"
+    byte = error.start + 1
+    return f"byte {byte} (line {line}), {shown}", f"{byte}번째 바이트({line}행, {shown})"

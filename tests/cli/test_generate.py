@@ -14,6 +14,7 @@ import pytest
 
 from kogpt.cli import main
 from kogpt.cli.generate import _in_order
+from kogpt.errors import PromptError
 from kogpt.generation import KoGPT, Result
 from kogpt.sampling import Sampling
 
@@ -66,6 +67,8 @@ def test_json_has_the_stable_names(run: Run, model: KoGPT) -> None:
     assert record.pop("seconds") > 0
     assert record == {
         "prompt": "한국어",
+        "sample": 0,
+        "seed": 3,
         "text": expected.text,
         "tokens": list(expected.tokens),
         "finish_reason": expected.finish_reason,
@@ -119,13 +122,63 @@ def test_stop_strings_and_length_reach_the_model(run: Run, model: KoGPT) -> None
     assert record["prompt_tokens"] + record["completion_tokens"] <= 20
 
 
-def test_the_line_of_a_prompt_that_does_not_fit_is_named(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_answer_without_a_seed_can_be_had_again(run: Run) -> None:
+    first = records(run("한국어", "--json", "-n", "3", "--max-tokens", "6"))
+    again = records(run("한국어", "--json", "-n", "3", "--max-tokens", "6", "--seed", str(first[0]["seed"])))
+    assert [(r["sample"], r["tokens"]) for r in first] == [(r["sample"], r["tokens"]) for r in again]
+    assert [record["sample"] for record in first] == [0, 1, 2]
+
+
+def test_equal_prompts_have_seeds_of_their_own(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "same.txt").write_text("가\n가\n", encoding="utf-8")
+    one, two = records(run("--file", str(tmp_path / "same.txt"), "--json", "--max-tokens", "6"))
+    assert one["seed"] != two["seed"]
+
+
+def test_the_users_own_keys_come_back_beside_ours(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "가", "text": "정답", "id": [7]}\n{"prompt": "나"}\n', encoding="utf-8")
+    one, two = records(run("--file", str(path), "--json", *GREEDY))
+    assert one["input"] == {"text": "정답", "id": [7]}
+    assert one["text"] != "정답"
+    assert "input" not in two
+
+
+@pytest.mark.parametrize(("locale", "reason"), [("C", "the text has"), ("ko_KR.UTF-8", "글이")])
+def test_a_prompt_that_is_refused_fails_alone(
+    tiny_folder: Path,
+    model: KoGPT,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    locale: str,
+    reason: str,
 ) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_text("가\n\n" + "나" * 500 + "\n다\n", encoding="utf-8")
-    assert main(["generate", "--file", str(path), "--model", str(tiny_folder)]) == 2
-    assert f"{path} line 3: the text has" in capsys.readouterr().err
+    monkeypatch.setenv("LC_ALL", locale)
+    path = tmp_path / "prompts.jsonl"
+    prompts = ["가", "나" * 500, "다", ""]
+    lines = [json.dumps({"prompt": prompt, "id": number}) for number, prompt in enumerate(prompts)]
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    assert main(["generate", "--file", str(path), "--json", *GREEDY, "--model", str(tiny_folder)]) == 2
+    out, err = capsys.readouterr()
+    got = records(out)
+    assert [record["prompt"] for record in got] == prompts
+    assert [record["input"]["id"] for record in got] == [0, 1, 2, 3]
+    assert got[2]["text"] == model.generate("다", Sampling(temperature=0, max_tokens=6)).text
+    assert got[1].keys() == {"prompt", "error", "input"} and reason in got[1]["error"]
+    where = f"{path} line 3" if locale == "C" else f"{path} 3행"
+    assert err.splitlines()[0].startswith(f"kogpt: {where}: {reason}")
+    assert len(err.splitlines()) == 2
+
+
+def test_without_json_the_others_are_printed_too(run: Run, model: KoGPT, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("나" * 500 + "\n다\n", encoding="utf-8")
+    expected = model.generate("다", Sampling(temperature=0, max_tokens=6)).text
+    assert run("--file", str(tmp_path / "prompts.txt"), *GREEDY, code=2) == f"{expected}\n"
+
+
+def test_a_single_prompt_that_is_refused_is_a_mistake(run: Run) -> None:
+    assert run("나" * 500, "--json", code=2) == ""
 
 
 def test_a_file_without_prompts_is_a_mistake(run: Run, tmp_path: Path) -> None:
@@ -136,7 +189,7 @@ def test_a_file_without_prompts_is_a_mistake(run: Run, tmp_path: Path) -> None:
 def test_prompts_are_read_before_the_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"\xff\xff")
     assert main(["generate", "--file", str(tmp_path / "bad"), "--model", "no-such-folder"]) == 2
-    assert "bad is not utf-8" in capsys.readouterr().err
+    assert "bad is neither UTF-8" in capsys.readouterr().err
 
 
 def test_a_terminal_without_prompt_is_told_what_to_type(
@@ -165,5 +218,19 @@ def test_results_wait_for_those_before_them() -> None:
     def result(number: int, sample: int) -> Result:
         return Result(str(number), "", (), "stop", 1, 0, 0.0, None, sample)
 
-    finished = iter([(1, result(1, 0)), (0, result(0, 1)), (1, result(1, 1)), (0, result(0, 0))])
-    assert [(r.prompt, r.sample) for r in _in_order(finished, 2)] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
+    refused = PromptError("en", "ko")
+    finished = iter(
+        [
+            (3, refused),
+            (1, result(1, 0)),
+            (0, result(0, 1)),
+            (1, result(1, 1)),
+            (2, refused),
+            (0, result(0, 0)),
+        ]
+    )
+    ordered = [
+        (number, None if isinstance(answer, PromptError) else answer.sample)
+        for number, answer in _in_order(finished, 2)
+    ]
+    assert ordered == [(0, 0), (0, 1), (1, 0), (1, 1), (2, None), (3, None)]

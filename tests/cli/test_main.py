@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kogpt import cli
-from kogpt.cli import main
+from kogpt.cli import korean, main
 from kogpt.errors import PromptError
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,54 @@ def test_a_wrong_command_line_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["generat"],
+            "kogpt: 'generat' 명령은 없습니다. 다음을 써 보십시오: kogpt generate (kogpt --help 참고)",
+        ),
+        (["--model", "x", "generate"], "kogpt: 명령을 먼저 쓰십시오: kogpt generate [옵션]"),
+        (["generate", "a", "b"], "kogpt generate: 알 수 없는 인자: b (kogpt generate --help 참고)"),
+        (["generate", "--top-k", "x"], "kogpt generate: 인자 --top-k/--top_k: int 형식이 아닌 값: 'x'"),
+        (["generate", "--dtype", "int3"], "kogpt generate: 인자 --dtype: 없는 선택지 'int3' (가능: 'auto', "),
+        (["generate", "--model"], "kogpt generate: 인자 --model: 값이 하나 필요합니다"),
+        (["eval"], "kogpt eval: 빠진 인자가 있습니다: TASK"),
+        (["info", "--json=1"], "kogpt info: 인자 --json: 값을 받지 않는 옵션에 준 값 '1'"),
+    ],
+)
+def test_argparse_speaks_korean_where_the_locale_does(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(line) and err.count("\n") == 1
+    monkeypatch.setenv("LC_ALL", "C")
+    with pytest.raises(SystemExit):  # and English again for the next one who asks in English
+        main(["generate", "--help"])
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_the_frame_of_help_is_korean(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("사용법: kogpt generate", "위치 인자:", "옵션:", "이 도움말을"))
+
+
+def test_every_text_that_argparse_shows_to_users_is_known_to_be_its_own() -> None:
+    """A text that argparse no longer has, or has in other words, would quietly be English again."""
+    source = inspect.getsource(argparse)
+    assert [text for text in korean.TEXTS if repr(text) not in source and f'"{text}"' not in source] == []
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["generate", "가", "--temperature", "-1"],
@@ -100,6 +150,7 @@ def test_a_mistake_is_one_line_in_the_users_language(
     assert out == ""
     assert err.startswith("kogpt: ") and err.count("\n") == 1
     assert any("가" <= character <= "힣" for character in err) == (locale == "ko_KR.UTF-8")
+    assert ("must be" in err or "at least" in err) <= (locale == "C")
 
 
 def test_debug_shows_the_traceback_before_the_line(capsys: pytest.CaptureFixture[str]) -> None:

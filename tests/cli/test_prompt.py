@@ -96,7 +96,7 @@ def test_a_wrong_temperature_asks_again(open_session: Open, wrong: str) -> None:
     session = open_session()
     session.ask("prompt>", "한국어\r")
     session.ask("temperature(0.8)>", f"{wrong}\r")
-    session.expect("temperature has to be positive")
+    session.expect("must be a number of at least 0")
     session.ask("temperature(0.8)>", "0\r")
     session.ask("max_length(128)>", "\x04")
     assert session.end() == 0
@@ -108,7 +108,7 @@ def test_a_wrong_length_asks_again(open_session: Open, wrong: str) -> None:
     session.ask("prompt>", "한국어\r")
     session.ask("temperature(0.8)>", "\r")
     session.ask("max_length(128)>", f"{wrong}\r")
-    session.expect("max_length has to be a whole number")
+    session.expect("must be a whole number of at least 1")
     session.ask("max_length(128)>", "\x03")
     assert session.end() == 130
 
@@ -141,7 +141,7 @@ def test_backspace_takes_a_whole_syllable(
 def test_bytes_that_are_no_text_are_refused_and_asked_again(open_session: Open) -> None:
     session = open_session()
     session.ask("prompt>", b"\xff\xff\xff\r")
-    session.expect("what was typed is not utf-8")
+    session.expect("what was typed is neither UTF-8")
     session.ask("prompt>", "\x04")
     assert session.end() == 0
 
@@ -212,7 +212,7 @@ def test_a_pipe_may_mend_a_wrong_number(tiny_folder: Path) -> None:
     done = run(tiny_folder, "한국어\nabc\n0\n24\n".encode())
     assert done.returncode == 0
     assert done.stdout.decode().startswith("한국어")
-    assert "has to be positive" in done.stderr.decode()
+    assert "must be a number of at least 0" in done.stderr.decode()
 
 
 def test_a_pipe_of_cp949_is_read(tiny_folder: Path) -> None:

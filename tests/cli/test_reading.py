@@ -57,10 +57,10 @@ def test_short_utf8_is_not_taken_for_cp949(text: str) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\xff\xfa", "not utf-8 at byte 1"),
+        (b"\xff\xfa", "neither UTF-8 (byte 1 (line 1), 0xff) nor Korean in CP949"),
         ("첫째 줄\n둘째".encode() + b"\xea\xb0", "line 2"),  # cut inside a syllable
-        ("naïve café Zürich".encode("latin-1"), "not utf-8"),
-        ("这是一个关于中国历史和文化的网页，欢迎您的到来".encode("gbk"), "not utf-8"),
+        ("naïve café Zürich".encode("latin-1"), "neither UTF-8"),
+        ("这是一个关于中国历史和文化的网页，欢迎您的到来".encode("gbk"), "nor Korean in CP949"),
         (PROSE.encode("utf-16-le"), "NUL"),
         (b"\x7fELF\0\0", "NUL"),
         (b"\xef\xbb\xbf\xff", "utf-8"),
@@ -87,7 +87,7 @@ def test_an_argument_is_recovered_from_what_the_locale_made_of_it() -> None:
     assert intended("한국어", "x") == "한국어"
     assert intended("한국어".encode().decode("ascii", "surrogateescape"), "x") == "한국어"
     assert intended("한국어 값".encode("cp949").decode("utf-8", "surrogateescape"), "x") == "한국어 값"
-    with pytest.raises(InputError, match="PROMPT is not utf-8"):
+    with pytest.raises(InputError, match="PROMPT is neither UTF-8"):
         intended(b"\xff\xff".decode("utf-8", "surrogateescape"), "PROMPT")
 
 
@@ -96,9 +96,9 @@ def test_lines_keep_their_numbers_and_only_line_feeds_end_them() -> None:
     assert list(text_lines(data, "x", "auto")) == [(1, "첫째"), (3, "셋\u2028째\x0b"), (5, "다섯째")]
 
 
-def test_jsonl_takes_prompts_and_ignores_other_keys() -> None:
+def test_jsonl_takes_prompts_and_keeps_other_keys() -> None:
     data = '{"prompt": "가\\n나", "id": 7}\n\n{"prompt": ""}\n'.encode()
-    assert list(jsonl_prompts(data, "x", "auto")) == [(1, "가\n나"), (3, "")]
+    assert list(jsonl_prompts(data, "x", "auto")) == [(1, "가\n나", {"id": 7}), (3, "", {})]
 
 
 @pytest.mark.parametrize(
