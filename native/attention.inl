@@ -309,10 +309,21 @@ inline void store_floats(const float* k, const float* v, int d, int slot, float*
   for (int i = 0; i < d; ++i) values[(slot / 2 * dp + i / 16 * 16) * 2 + slot % 2 * 16 + i % 16] = v[i];
 }
 
+// The integer nearest to x, ties to even, for |x| < 2^22: 1.5 * 2^23 leaves it in the low bits. No conversion, which
+// would be undefined for what is not finite.
+inline std::int32_t nearest(float x) {
+  constexpr float kRound = 12582912.0f;
+  return static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(x + kRound) - std::bit_cast<std::uint32_t>(kRound));
+}
+
+// As integers, magnitudes keep their order, and what is not finite is above them all.
 inline float step_of(const float* x, int d) {
-  float most = 0;
-  for (int i = 0; i < d; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
-  return most / 127.0f;
+  std::uint32_t most = 0;
+  for (int i = 0; i < d; ++i) {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(x[i]) & 0x7FFFFFFF;
+    most = bits > most ? bits : most;
+  }
+  return std::bit_cast<float>(most) / 127.0f;
 }
 
 void store_rows(const float* k, const float* v, int d, Format format, int slot, unsigned char* keys, unsigned char* values) {
@@ -324,13 +335,10 @@ void store_rows(const float* k, const float* v, int d, Format format, int slot, 
     return store_pairs<std::uint16_t, std::uint32_t>(k, v, d, slot, keys, values, rounded);
   }
   const float steps[2] = {step_of(k, d), step_of(v, d)};
-  const float inverse[2] = {steps[0] > 0 ? 1.0f / steps[0] : 0.0f, steps[1] > 0 ? 1.0f / steps[1] : 0.0f};
+  const float inverse[2] = {steps[0] > kFaintest ? 1.0f / steps[0] : 0.0f, steps[1] > kFaintest ? 1.0f / steps[1] : 0.0f};
   const std::size_t n = static_cast<std::size_t>(kBlock) * static_cast<std::size_t>(round_up(d, kHeadStep));
   reinterpret_cast<float*>(keys + n)[slot] = steps[0];
   reinterpret_cast<float*>(values + n)[slot] = steps[1];
-  constexpr float kRound = 12582912.0f;  // see quantize_token
-  const auto rounded = [&](float x, int which) {
-    return static_cast<std::uint8_t>(static_cast<std::int32_t>((x * inverse[which] + kRound) - kRound));
-  };
+  const auto rounded = [&](float x, int which) { return static_cast<std::uint8_t>(nearest(x * inverse[which])); };
   store_pairs<std::uint8_t, std::uint16_t>(k, v, d, slot, keys, values, rounded);
 }

@@ -11,7 +11,8 @@
 //
 // Sums run in one order whatever the number of tokens: an output never depends on its neighbours in a batch.
 
-constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kInfinity = __builtin_huge_valf(), kNotANumber = __builtin_nanf("");
+constexpr float kFaintest = 1e-30f;  // as large as values are when their scale is not taken for zero: its inverse is finite
 
 // The tanh approximation of GELU, x * sigmoid(2u): 1/2 (1 + tanh u) = sigmoid(2u).
 inline F16 gelu16(const F16& x) {
@@ -73,19 +74,30 @@ Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high
   constexpr float kBulk = 4.0f;
   const int n_blocks = kp / kDepth;
   float highest = 0;
+  F16 nothing = F16::zero();  // times an infinity or what is not a number: not a number
   for (int i = 0; i < n_blocks; ++i) {
     F16 top = F16::zero();
-    for (int j = 0; j < kDepth; j += 16) top = most(top, magnitude(F16::load(x + i * kDepth + j)));
+    for (int j = 0; j < kDepth; j += 16) {
+      const F16 value = F16::load(x + i * kDepth + j);
+      top = most(top, magnitude(value));
+      nothing = fma(value, F16::zero(), nothing);
+    }
     maxima[i] = largest(top);
     highest = maxima[i] > highest ? maxima[i] : highest;
   }
-  std::nth_element(maxima, maxima + n_blocks / 2, maxima + n_blocks);
+  for (int word = 0; word < (n_blocks + 63) / 64; ++word) blocks[word] = 0;
+  std::memset(high, 0, static_cast<std::size_t>(kp));
+  if (sum(nothing) != 0.0f) {  // no integers can say it: the scale does, to whoever looks at the outputs
+    std::memset(low, 0, static_cast<std::size_t>(kp));
+    return {kNotANumber, 0, 0, false};
+  }
+  // A comparison of our own makes a copy of nth_element of our own: the linker must not take another set's.
+  const auto less = [](float one, float other) { return one < other; };
+  std::nth_element(maxima, maxima + n_blocks / 2, maxima + n_blocks, less);
   const float bulk = kBulk * maxima[n_blocks / 2];
   const float reach = highest / (kHighStep + 1);  // of the high plane
   const float unit = highest <= bulk ? highest : bulk > reach ? bulk : reach;
-  const F16 inverse = F16::splat(highest > 0 ? kLargest / unit : 0.0f);
-  for (int word = 0; word < (kp / kDepth + 63) / 64; ++word) blocks[word] = 0;
-  std::memset(high, 0, static_cast<std::size_t>(kp));
+  const F16 inverse = F16::splat(highest > kFaintest ? kLargest / unit : 0.0f);
   F16 low_sum = F16::zero(), high_sum = F16::zero();
   bool outliers = false;
   for (int i = 0; i < kp; i += kDepth) {
@@ -142,7 +154,7 @@ inline float largest_of(const float* row, int kp) {
 // One output in int8: the scale takes its largest weight to 127.
 float quantize_row8(const float* row, int kp, std::int8_t* codes) {
   const float top = largest_of(row, kp);
-  const F16 inverse = F16::splat(top > 0 ? 127.0f / top : 0.0f);
+  const F16 inverse = F16::splat(top > kFaintest ? 127.0f / top : 0.0f);
   for (int i = 0; i < kp; i += 16) whole(mul(F16::load(row + i), inverse)).store8(codes + i);
   return top / 127.0f;
 }
@@ -218,7 +230,7 @@ void search_scales(const float* x, const float* importance, std::size_t ld, int 
 // One output in int4: kp codes of a byte each and kp / 32 group scales. The row is scaled in place.
 float quantize_row4(float* row, int kp, const float* importance, std::uint8_t* codes, std::uint8_t* groups) {
   const float top = largest_of(row, kp), unit = top / 120.0f;  // leaves the largest group room to be scaled up
-  const float inverse = top > 0 ? 1.0f / unit : 0.0f;
+  const float inverse = top > kFaintest ? 1.0f / unit : 0.0f;
   for (int i = 0; i < kp; ++i) row[i] *= inverse;
   const int n_groups = kp / kGroup;
   for (int g = 0; g < n_groups; g += 16) {

@@ -133,7 +133,7 @@ inline F16 select_less(const F16& a, const F16& b, const F16& x, F16 y) {
 }
 
 inline F16 pick(const float (&table)[32], F16 index) {
-  for (float& lane : index.v) lane = table[static_cast<int>(lane)];
+  for (float& lane : index.v) lane = table[lane >= 0 ? static_cast<int>(lane) : 0];  // also where it is no number
   return index;
 }
 

@@ -205,6 +205,21 @@ def test_rows_that_share_a_prefix(isa: str, cache_dtype: str) -> None:
         np.testing.assert_array_equal(logits, wanted)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, dtype: str, broken: float) -> None:
+    """The engine looks at the logits: they must not be made finite by a conversion to integers on the way."""
+    runner = NativeRunner(TINY, TENSORS, dtype, threads=2)
+    healthy = read_all(runner, TEXTS)
+    embeddings = RNG.normal(size=(3, TINY.d_model)).astype(np.float32)
+    embeddings[1, 5] = broken
+    chunks = [Chunk(runner.open(), ids, len(ids)) for ids in TEXTS]
+    (logits, *others) = runner.forward([Chunk(runner.open(), embeddings, 2), *chunks])
+    assert not np.isfinite(logits).any()
+    for one, other in zip(others, healthy, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     wanted = read_all(NativeRunner(TINY, TENSORS, "bfloat16", threads=2), TEXTS)
