@@ -6,13 +6,15 @@
 
 The last is the row of the published 6B model for whoever has its weights. Without --data the files are
 fetched from where they were published. A run that was interrupted goes on where it was. Writes report.md,
-plots and one line per item for each task, and table.md, the table of all.
+plots and one line per item for each task, and table.md, the table of all; `--table --docs` puts that into
+docs/evaluation.md, from where scripts/docs takes the READMEs' table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kogpt import cli
 from kogpt.evaluation import published, tasks
 from kogpt.evaluation.report import table
+
+PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
+TABLE = re.compile(r"(?<=<!-- scores -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items a task")
     parser.add_argument("--whole", action="store_true", help="every item of every file")
     parser.add_argument("--table", action="store_true", help="write table.md from the reports that are there")
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/evaluation.md as well")
     parser.add_argument("--only", nargs="+", metavar="TASK", help="some of the tasks")
     parser.add_argument("--model", default="kogpt-mini")
     parser.add_argument("--out", type=Path, default=Path("eval-results/tables"))
@@ -72,7 +78,10 @@ def main() -> int:
     text = as_table(
         [json.loads((args.out / part.task / "report.json").read_text()) for part in done], args.model
     )
-    (args.out / "table.md").write_text(text)
+    (args.out / "table.md").write_text(text, encoding="utf-8")
+    if args.docs:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(TABLE.sub(lambda _: text, page), encoding="utf-8")
     print(text, end="")
     return 0
 

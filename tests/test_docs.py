@@ -84,6 +84,17 @@ def test_the_table_of_hyperparameters_is_current(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_the_scores_are_those_of_the_page(name: str) -> None:
+    """The rows, without the column of items; so is the text, or scripts/docs would change it (above)."""
+    page = re.search(r"<!-- scores -->\n\| task .*?\n\n", text_of("docs/evaluation.md"), re.DOTALL)
+    assert page is not None
+    lines = [line.strip("| ").split(" | ") for line in page[0].splitlines()[3:-1]]
+    for title, metric, items, *values in lines:
+        assert " of " in items and len(values) == 6
+        assert f"| {title} | {metric} | {' | '.join(values)} |\n" in text_of(name)
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_the_tree_of_files_is_complete(name: str) -> None:
     shown = set(re.findall(r"^(kogpt/\w+(?:\.py|/))  ", text_of(name), re.MULTILINE))
     files = {f"kogpt/{path.name}" for path in (ROOT / "kogpt").glob("[a-z]*.py")}

@@ -92,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(row, ensure_ascii=False))
     else:
         print(reports.as_markdown(report), end="")
-    plots = "" if any(path.suffix == ".png" for path in paths) else " (plots: pip install 'kogpt[eval]')"
-    print(f"kogpt: {paths[0]}, {paths[1].name} and {len(paths) - 2} more files{plots}", file=sys.stderr)
+    plotted = not report.results or any(path.suffix == ".png" for path in paths)
+    hint = "" if plotted else " (plots: pip install 'kogpt[eval]')"
+    print(f"kogpt: {paths[0]}, {paths[1].name} and {len(paths) - 2} more files{hint}", file=sys.stderr)
     return 0
 
 

@@ -52,12 +52,22 @@ def of_task(task: Task, results: Sequence[Result], out: Path, tfidf: bool = True
         if result.shots_used
     }
     path = out / "baselines" / f"{_key(task, rows, drawn)[:32]}.json"
-    if not path.is_file():
+    kept = _kept(path)
+    if kept is None:
+        kept = _trained(task, rows, drawn)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(json.dumps(_trained(task, rows, drawn)).encode())
-    kept = json.loads(path.read_text(encoding="utf-8"))
+            file.write(json.dumps(kept).encode())
     return Baselines(plain, kept["pool"], {int(count): runs for count, runs in kept["shots"].items()})
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote; None if there is nothing that can be read."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record
 
 
 def _trained(task: Task, rows: Rows, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> dict[str, Any]:

@@ -74,10 +74,15 @@ def draw(
 ) -> list[Example]:
     """`count` examples in an order that only the seed decides; fewer shots are the first of more.
 
-    An example with the texts of an item that is scored is never drawn.
+    An example with the texts of an item that is scored is never drawn. KoGPTError if the pool has too few.
     """
     taken = {_content(task, example) for example in scored}
-    free = (example for example in pool if _content(task, example) not in taken)
+    free = [example for example in pool if _content(task, example) not in taken]
+    if count > len(free):
+        raise KoGPTError(
+            f"{count} shots of {task.name}: its pool has {len(free)} examples; ask for fewer",
+            f"{task.name} 과제의 예시 {count}개: 예시로 쓸 수 있는 것은 {len(free)}개입니다. 수를 줄이십시오",
+        )
     return nsmallest(count, free, key=lambda example: _order(task.name, seed, example))
 
 

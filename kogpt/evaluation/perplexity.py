@@ -94,8 +94,10 @@ def read_texts(path: Path) -> list[str]:
         text = content.decode("utf-8")
         texts = [text]
         if ".jsonl" in path.name:
-            texts = [json.loads(line)["text"] for line in text.splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            texts = [
+                _text_of(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+            ]
+    except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read {path} as text: {error}", f"{path} 파일을 글로 읽을 수 없습니다: {error}"
         ) from error
@@ -105,12 +107,35 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
+def _text_of(number: int, line: str) -> str:
+    """The text of a line of JSON; ValueError if it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number}: {error}") from error
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f'line {number} is not {{"text": "..."}}')
+    return text
+
+
 def _decompressed(content: bytes) -> bytes:
+    """All frames; ValueError if the last is not whole, which the library's own reader would not notice."""
     try:
         import zstandard
     except ImportError:
         raise MissingExtra("reading .zst files", "eval") from None
-    return zstandard.ZstdDecompressor().stream_reader(content).read()
+    text = b""
+    while content:
+        frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+        try:
+            text += frame.decompress(content)
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from error
+        if not frame.eof:
+            raise ValueError("it is cut short")
+        content = frame.unused_data
+    return text
 
 
 def _digest(texts: Sequence[str]) -> str:

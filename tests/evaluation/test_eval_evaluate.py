@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from small import CONFIG, make_subject, small_copa, small_nsmc, small_sts
 
 from kogpt import checkpoint, cli
@@ -219,6 +220,32 @@ def test_bits_per_byte_is_the_same_in_one_window_and_in_many(tmp_path: Path, tin
     assert twice.nats == pytest.approx(2 * found.nats) and twice.n_documents == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.txt", b" \n\n", "holds no text"),
+        ("binary.txt", b"\xff\xfe", "utf-8"),
+        ("number.jsonl", b'{"text": "a"}\n{"text": 3}\n', "line 2"),
+        ("list.jsonl", b"[1]\n", "line 1"),
+        ("torn.jsonl", b'{"text": "a', "line 1"),
+        ("deep.jsonl", b"[" * 10**6, "line 1"),
+        ("cut.jsonl.zst", zstandard.compress(b'{"text": "a"}\n' * 99)[:-5], "cut short"),
+        ("noise.txt.zst", b"noise", "noise.txt.zst"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, name: str, content: bytes, why: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(KoGPTError, match=why):
+        perplexity.read_texts(tmp_path / name)
+
+
+def test_every_frame_of_a_compressed_text_is_read(tmp_path: Path) -> None:
+    frames = [zstandard.compress(f'{{"text": "{text}\u2028"}}\n'.encode()) for text in "가나"]
+    (tmp_path / "two.jsonl.zst").write_bytes(b"".join(frames))
+    assert perplexity.read_texts(tmp_path / "two.jsonl.zst") == ["가\u2028", "나\u2028"]
+
+
 def subject_score(subject: Subject, ids: list[int]) -> list[float]:
     from kogpt.runner import Chunk
     from kogpt.sampling import log_softmax
@@ -297,3 +324,17 @@ def test_without_scikit_learn_the_report_says_so(tmp_path: Path, tiny_tokenizer:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     beside = baselines.of_task(task, [result], tmp_path)
     assert beside.pool is None and "scikit-learn is not installed" in beside.notes[0]
+
+
+def test_baselines_are_kept_and_made_again_where_the_file_is_torn(
+    tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small_nsmc(tmp_path)
+    result = evaluate(make_subject(tiny_tokenizer), task, task.prompts[0], Settings(folder=tmp_path, shots=4))
+    made = baselines.of_task(task, [result], tmp_path)
+    (path,) = (tmp_path / "baselines").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:9])
+    assert baselines.of_task(task, [result], tmp_path) == made and path.read_bytes() == whole
+    monkeypatch.setattr(baselines, "regression", None)
+    assert baselines.of_task(task, [result], tmp_path) == made, "from the file"

@@ -39,8 +39,10 @@ def test_shots_are_never_items_that_are_scored(tmp_path: Path) -> None:
     task = small_nsmc(tmp_path)
     rows = read_rows(task, Settings(folder=tmp_path))
     twin = replace(rows.scored[0], id="another id, the same text")
-    drawn = fewshot.draw(task, [twin, *rows.pool], rows.scored, 100, seed=1)
-    assert len(drawn) == len(rows.pool) and twin not in drawn
+    drawn = fewshot.draw(task, [twin, *rows.pool], rows.scored, len(rows.pool), seed=1)
+    assert twin not in drawn
+    with pytest.raises(KoGPTError, match=f"its pool has {len(rows.pool)}"):
+        fewshot.draw(task, [twin, *rows.pool], rows.scored, len(rows.pool) + 1, seed=1)
 
 
 def test_a_task_without_a_pool_sets_a_tenth_apart() -> None:
