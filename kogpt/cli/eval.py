@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write the report, print its table."""
     from kogpt.evaluation import report as reports
     from kogpt.evaluation import tasks
+    from kogpt.evaluation.store import only_run
 
     names = [name for name in args.tasks if name != "ppl"]
     chosen = [(task, _prompts(task, args.prompt)) for task in map(tasks.get, names)]
@@ -79,14 +80,15 @@ def run(args: argparse.Namespace) -> int:
         raise KoGPTError("ppl and --text FILE go together", "ppl 과제와 --text FILE은 함께 써야 합니다")
     subject = _subject(args)
     report = reports.Report(subject, shlex.join(["kogpt", "eval", *_words(args)]))
-    bar = Bar()
-    _measure(args, chosen, report, bar)
-    for path in args.text or ():
-        from kogpt.evaluation import perplexity
+    with only_run(args.out):
+        bar = Bar()
+        _measure(args, chosen, report, bar)
+        for path in args.text or ():
+            from kogpt.evaluation import perplexity
 
-        report.texts.append(perplexity.measure(subject, path, args.out, bar))
-    bar.end()
-    paths = reports.write(report, args.out)
+            report.texts.append(perplexity.measure(subject, path, args.out, bar))
+        bar.end()
+        paths = reports.write(report, args.out)
     if args.json:
         for row in reports.lines(report):
             print(json.dumps(row, ensure_ascii=False))

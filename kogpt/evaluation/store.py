@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,8 @@ from zlib import crc32
 
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.scoring import Scores
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # a file that checkpoint.atomic_write had not finished
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -33,7 +37,11 @@ class BatchStore:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{key_of(parts)[:32]}.jsonl"
         self._file = self.path.open("a+b", buffering=0)
-        self._lock()
+        try:
+            _claim(self._file.fileno(), self.path)
+        except KoGPTError:
+            self.close()
+            raise
         self._batches: dict[int, Scores] = {}
         self._read(_line({"run": dict(parts)}))
 
@@ -58,21 +66,6 @@ class BatchStore:
     ) -> None:
         self.close()
 
-    def _lock(self) -> None:
-        """One writer at a time, where files can be locked so."""
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise KoGPTError(
-                f"another process is writing {self.path}: wait for it, or choose another --out",
-                f"다른 프로세스가 {self.path} 파일을 쓰고 있습니다: 기다리거나 --out을 바꾸십시오",
-            ) from None
-
     def _read(self, header: bytes) -> None:
         """Take over whole lines from the beginning; cut the file after the last of them."""
         self._file.seek(0)
@@ -94,6 +87,43 @@ class BatchStore:
         while view:
             view = view[self._file.write(view) :]
         os.fsync(self._file.fileno())
+
+
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """One run at a time under a folder; what a killed one left half written goes first.
+
+    KoGPTError if another process is at work there.
+    """
+    place = out / "batches"
+    place.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        _claim(descriptor, out)
+        for path in out.rglob(".*.tmp"):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _claim(descriptor: int, path: Path) -> None:
+    """One writer at a time, where files can be locked so; KoGPTError if there is another."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise KoGPTError(
+            f"another process is writing {path}: wait for it, or choose another --out",
+            f"다른 프로세스가 {path}에 쓰고 있습니다: 기다리거나 --out을 바꾸십시오",
+        ) from None
 
 
 def _canonical(record: Any) -> str:

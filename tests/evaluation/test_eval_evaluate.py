@@ -19,7 +19,7 @@ from small import CONFIG, make_subject, small_copa, small_nsmc, small_sts
 
 from kogpt import checkpoint, cli
 from kogpt.errors import KoGPTError
-from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, tasks
+from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, store, tasks
 from kogpt.evaluation.evaluate import Settings, Subject, evaluate, identity
 from kogpt.evaluation.report import Report
 
@@ -304,6 +304,19 @@ def test_the_command_line(
     assert {row["prompt"] for row in rows} == {"equals", "question", "brackets", "emotion"}
     assert len(rows) == 4 * (1 + 2) * 2, "prompts, runs, metrics"
     assert (tmp_path / "out" / "report.md").is_file() and (tmp_path / "out" / "nsmc.png").is_file()
+
+
+def test_one_run_at_a_time_and_what_a_killed_one_left(tmp_path: Path) -> None:
+    left = [tmp_path / f".{'0' * 16}.tmp", tmp_path / "items" / f".{'a' * 16}.tmp", tmp_path / ".mine.tmp"]
+    (tmp_path / "items").mkdir()
+    for path in left:
+        path.touch()
+    with store.only_run(tmp_path):
+        assert [path.exists() for path in left] == [False, False, True]
+        with pytest.raises(KoGPTError, match="another process"), store.only_run(tmp_path):
+            pass
+    with store.only_run(tmp_path):
+        pass
 
 
 def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str], model_folder: Path) -> None:
