@@ -25,9 +25,9 @@ Knows nothing of files and rounding: checkpoint.py, export/rounding.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,16 +111,14 @@ class Quantized:
         }
 
 
-class Floats(Mapping[str, Stored]):
-    """A quantised model's tensors as floats, each unpacked when it is asked for."""
+Tensor = TypeVar("Tensor", covariant=True)
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored | Quantized]) -> None:
-        self._tensors = tensors
-        self._names = tuple(config.tensor_shapes())
 
-    def __getitem__(self, name: str) -> Stored:
-        tensor = self._tensors[name]
-        return tensor if isinstance(tensor, Stored) else Stored("float32", tensor.unpack())
+class Lazy(Mapping[str, Tensor]):
+    """Tensors under fixed names, each of which a subclass makes when it is asked for."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(dict.fromkeys(names))
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -130,6 +128,18 @@ class Floats(Mapping[str, Stored]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class Floats(Lazy[Stored]):
+    """A quantised model's tensors as floats, each unpacked when it is asked for."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored | Quantized]) -> None:
+        super().__init__(config.tensor_shapes())
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Stored:
+        tensor = self._tensors[name]
+        return tensor if isinstance(tensor, Stored) else Stored("float32", tensor.unpack())
 
 
 def table() -> NDArray[np.int8]:

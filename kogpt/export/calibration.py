@@ -18,7 +18,7 @@ from kogpt.errors import InputError
 from kogpt.export.rounding import kernels
 from kogpt.native_runner import drop_pages
 from kogpt.numpy_runner import NumpyRunner, Row, rotary_table
-from kogpt.quantize import EMBEDDING, GROUP, HEAD, Quantized, matrices, table
+from kogpt.quantize import EMBEDDING, GROUP, HEAD, Lazy, Quantized, matrices, table
 from kogpt.runner import Array
 
 DAMPING = 0.01  # of the mean second moment, added to all: GPTQ, section 3.3
@@ -33,7 +33,7 @@ READERS = (
 )
 
 
-class Calibrated(Mapping[str, Stored | Quantized]):
+class Calibrated(Lazy[Stored | Quantized]):
     """A model's tensors with every matrix in int4 by GPTQ.
 
     A layer is rounded when its first matrix is asked for, and each matrix is given once, in the order of the
@@ -45,7 +45,7 @@ class Calibrated(Mapping[str, Stored | Quantized]):
         self._config = config
         self._tensors = tensors
         self._matrices = matrices(config)
-        self._names = tuple(dict.fromkeys((*config.tensor_shapes(), *self._matrices)))
+        super().__init__((*config.tensor_shapes(), *self._matrices))
         window = min(WINDOW, config.n_ctx)
         n_windows = min(len(ids) // window, MAX_WINDOWS)
         if not n_windows:
@@ -67,15 +67,6 @@ class Calibrated(Mapping[str, Stored | Quantized]):
             assert self._n_done <= self._config.n_layers, f"{name} was given already"
             self._round_next()
         return self._ready.pop(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def _round_next(self) -> None:
         """Round the next layer, or after the last the head, and let the text pass through it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from kogpt.errors import CheckpointError, KoGPTError
 from kogpt.export.calibration import Calibrated
 from kogpt.export.rounding import Rounded, kernels
 from kogpt.native_runner import drop_pages
-from kogpt.quantize import FORMATS, Quantized, wrong_dtype
+from kogpt.quantize import FORMATS, Lazy, Quantized, wrong_dtype
 from kogpt.tokenizer import Tokenizer
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -85,10 +85,11 @@ def require_place(out: Path, source: Path, force: bool) -> None:
         )
 
 
-class _Watched(Mapping[str, Stored | Quantized]):
+class _Watched(Lazy[Stored | Quantized]):
     """Tensors whose pages are given back when the next is asked for, and which are counted then."""
 
     def __init__(self, tensors: Mapping[str, Stored | Quantized], advance: Callable[[int], None]) -> None:
+        super().__init__(tensors)
         self._tensors = tensors
         self._advance = advance
         self._last: tuple[str, Stored | Quantized] | None = None
@@ -104,12 +105,3 @@ class _Watched(Mapping[str, Stored | Quantized]):
             del last
         self._last = name, self._tensors[name]
         return self._last[1]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +12,17 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.native_runner import FORMATS, drop_pages, library, usable_cpus
-from kogpt.quantize import EMBEDDING, Quantized, matrices, parts
+from kogpt.quantize import EMBEDDING, Lazy, Quantized, matrices, parts
 
 
-class Rounded(Mapping[str, Stored | Quantized]):
+class Rounded(Lazy[Stored | Quantized]):
     """A model's tensors with every matrix in int8 or int4, each rounded when it is asked for."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored], dtype: str) -> None:
         self._tensors = tensors
         self._dtype = dtype
         self._matrices = matrices(config)
-        self._names = tuple(dict.fromkeys((*config.tensor_shapes(), *self._matrices)))
+        super().__init__((*config.tensor_shapes(), *self._matrices))
 
     def __getitem__(self, name: str) -> Stored | Quantized:
         if name not in self._matrices:
@@ -31,15 +31,6 @@ class Rounded(Mapping[str, Stored | Quantized]):
         rounded = nearest(tensor, self._dtype)
         drop_pages(tensor.array)
         return rounded
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def nearest(tensor: Stored, dtype: str, importance: NDArray[np.float32] | None = None) -> Quantized:
