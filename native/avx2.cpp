@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -160,10 +161,29 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
 }
 
 #include "generic.inl"
+#include "avx2_many.inl"
+#include "avx2_few.inl"
+
+inline bool is_many(const Acts& acts) {
+  return acts.m >= (acts.format == Format::i8 || acts.format == Format::i4 ? kManyInts : kMany);
+}
+
+void prepare(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
+  (is_many(acts) ? prepare_stripes : prepare_rows)(x, ld, m0, m1, acts, scratch);
+}
+
+void linear(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
+  (is_many(acts) ? linear_stripes : linear_few)(w, acts, n0, n1, o, scratch);
+}
+
+std::size_t scratch_bytes(int kp, int d) {
+  const std::size_t rows = scratch_rows(kp, d), stripe = static_cast<std::size_t>(kp) * kPanel * sizeof(float);
+  return rows > stripe ? rows : stripe;
+}
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2",    layer_norm, prepare_rows, linear_rows, store_rows,
-                       attend_rows, scratch_rows, quantize_row, search_scales, pack_panel, unpack_tile, widen};
+const Kernels kAvx2 = {"avx2",        layer_norm,   prepare,       linear,     store_rows,  attend_rows,
+                       scratch_bytes, quantize_row, search_scales, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

@@ -52,10 +52,18 @@ struct Token {
 constexpr int kHighStep = 254;  // so that low and high both lie within [-127, 127]
 constexpr int kLargest = 127;
 
+constexpr std::size_t kAbreast = 6;  // tokens that a set may lay out side by side, the last of them perhaps nobody's
+
+// int8 planes, tokens and bitmaps.
+constexpr std::size_t narrow_bytes(std::size_t m, std::size_t kp) {
+  const std::size_t bytes = m * (2 * kp + sizeof(Token) + (kp / kDepth + 63) / 64 * sizeof(std::uint64_t));
+  return (bytes + kAlign - 1) / kAlign * kAlign;
+}
+
 // Activations made ready for one format by Kernels::prepare.
 //   f32, f16   float32 (m, kp)
 //   bf16       bfloat16 (m, kp); float32 where there are no bfloat16 products
-//   i8, i4     int8, plane `low` (m, kp), then plane `high` (m, kp), tokens (m) and a bitmap of blocks for each
+//   i8, i4     int8, plane `low` (m, kp), then plane `high` (m, kp), tokens (m), a bitmap of blocks for each, and `wide`
 // An instruction set may lay out the first three, and the planes, in another order: it is the only one that reads them.
 //
 // A few features of a large model are far larger than the others (LLM.int8(), arXiv 2208.07339). The scale of a token
@@ -78,11 +86,14 @@ struct Acts {
     auto* first = reinterpret_cast<std::uint64_t*>(data + 2 * plane_bytes() + static_cast<std::size_t>(m) * sizeof(Token));
     return first + static_cast<std::size_t>(token) * static_cast<std::size_t>(words());
   }
+  // Room for `low` in 16 bits, as a set lays it out that multiplies such.
+  unsigned char* wide() const { return data + narrow_bytes(static_cast<std::size_t>(m), static_cast<std::size_t>(kp)); }
 };
 
 constexpr std::size_t acts_bytes(Format format, std::size_t m, std::size_t kp) {
-  if (format != Format::i8 && format != Format::i4) return m * kp * sizeof(float);
-  return m * (2 * kp + sizeof(Token) + (kp / kDepth + 63) / 64 * sizeof(std::uint64_t));
+  const std::size_t abreast = (m + kAbreast - 1) / kAbreast * kAbreast;
+  if (format != Format::i8 && format != Format::i4) return abreast * kp * sizeof(float);
+  return narrow_bytes(m, kp) + abreast * kp * sizeof(std::int16_t);
 }
 
 // Outputs [n0, n1) of a projection for all tokens: out[m * ld + n] (+)= gelu?(W x + bias).

@@ -84,8 +84,10 @@ void Model::reserve(int m) {
   const std::size_t wide = rows * static_cast<std::size_t>(f_) * sizeof(float);
   for (Buffer* buffer : {&x_, &h_, &q_, &k_, &v_, &attended_}) buffer->reserve(narrow);
   ff_.reserve(wide);
-  acts_[0].reserve(acts_bytes(Format::f32, rows, static_cast<std::size_t>(e_)));  // the largest of all formats
-  acts_[1].reserve(acts_bytes(Format::f32, rows, static_cast<std::size_t>(f_)));
+  for (const Format format : {Format::f32, format_}) {  // a set may use the room of float32
+    acts_[0].reserve(acts_bytes(format, rows, static_cast<std::size_t>(e_)));
+    acts_[1].reserve(acts_bytes(format, rows, static_cast<std::size_t>(f_)));
+  }
 }
 
 // f(task, thread), on this thread alone if it is little work in all.
