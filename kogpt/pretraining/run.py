@@ -54,14 +54,15 @@ def pretrain(
     config = model_config(recipe, tokenizer, start)
     torch.manual_seed(recipe.seed)
     objective = Objective(meta_model(config), recipe.arithmetic)
+    dtype = recipe.arithmetic.dtype_on(workers.device)
     # Not on CPUs: nothing travels far there, and torch sums an embedding's gradient in its own dtype.
-    gathered = objective.dtype if workers.device.type == "cuda" else None
+    gathered = dtype if workers.device.type == "cuda" else None
     workers.distribute(objective, objective.blocks(), gathered)
     objective.model.tie()
-    run = Run(folder, objective, _settings(recipe), workers)
+    run = Run(folder, objective, _settings(recipe, dtype), workers)
     run.report.live = live if workers.is_first else None
     run.report.tensorboard = tensorboard
-    peak = workers.count * measured_peak(workers.device, objective.dtype)
+    peak = workers.count * measured_peak(workers.device, dtype)
     run.flops = lambda length: flops_per_token(config, length) / peak
     sets = {
         name: list(read_documents(root / path, tokenizer, recipe.loop.validation_bytes))
@@ -74,8 +75,7 @@ def pretrain(
 
     if not run.resume():
         workers.fill(objective.model, stored_rows(start) if start else random_rows(config, recipe.seed))
-    if start:
-        _remember_start(run, start, workers)
+    _remember_start(run, start, dtype)
     finished = run.train(mixture.batch, validate if sets else None)
     if finished and workers.is_first:
         export(recipe, root, folder, folder / "model")
@@ -131,22 +131,37 @@ def _own_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     )
 
 
-def _remember_start(run: Run, start: Checkpoint, workers: Workers) -> None:
-    """Note in the metrics which model the run starts from; ConfigError if it started from another one."""
+def _remember_start(run: Run, start: Checkpoint | None, dtype: torch.dtype) -> None:
+    """Note in the metrics what the run starts from and multiplies in; ConfigError if it began otherwise."""
     path = run.folder / METRICS
-    workers.wait()  # the first process may have shortened the file
-    noted = [line for line in read_metrics(path) if "init" in line] if path.exists() else []
-    digest = checkpoint.digest(start.folder)
-    workers.wait()  # all have read it before it grows
-    if run.step and (not noted or noted[0]["init_sha256"] != digest):
-        began = noted[0]["init"] if noted else "random weights"
+    run.workers.wait()  # the first process may have shortened the file
+    lines = read_metrics(path) if path.exists() else []
+    noted = next((line for line in lines if line["step"] == 0), {})
+    facts = {"dtype": str(dtype).removeprefix("torch.")}
+    if start:
+        facts |= {"init": str(start.folder), "init_sha256": checkpoint.digest(start.folder)}
+    run.workers.wait()  # all have read it before it grows
+    if run.step:
+        _require_same_start(run.folder, noted, facts)
+    elif run.workers.is_first:
+        run.report.write({"step": 0, "tokens": 0, "seconds": 0.0, **facts})
+
+
+def _require_same_start(folder: Path, noted: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+    """ConfigError unless a run that noted this may go on with `facts`."""
+    if noted.get("init_sha256") != facts.get("init_sha256"):
+        began, now = (line.get("init", "random weights") for line in (noted, facts))
         raise ConfigError(
-            f"{run.folder} began from {began}, not from {start.folder}: give another --out",
-            f"{run.folder}은(는) {start.folder}이(가) 아닌 {began}에서 시작했습니다. 다른 --out을 지정하세요",
+            f"{folder} began from {began}, not from {now}: give another --out",
+            f"{folder}은(는) {now}이(가) 아닌 {began}에서 시작했습니다. 다른 --out을 지정하세요",
         )
-    if not run.step and workers.is_first:
-        place = {"step": 0, "tokens": 0, "seconds": 0.0}
-        run.report.write({**place, "init": str(start.folder), "init_sha256": digest})
+    if (began := noted.get("dtype", facts["dtype"])) != facts["dtype"]:  # early runs did not note it
+        remedy = f"--set 'arithmetic.dtype=\"{began}\"'"
+        raise ConfigError(
+            f"{folder} began with products in {began}, not {facts['dtype']}: give {remedy} or another --out",
+            f"{folder}은(는) {facts['dtype']}이(가) 아닌 {began} 곱셈으로 시작했습니다. "
+            f"{remedy} 또는 다른 --out을 지정하세요",
+        )
 
 
 def read_documents(path: Path, tokenizer: Tokenizer, max_bytes: float = math.inf) -> Iterator[Document]:
@@ -160,11 +175,12 @@ def read_documents(path: Path, tokenizer: Tokenizer, max_bytes: float = math.inf
             yield Document(np.array(tokenizer.encode(text), dtype=np.int64), size)
 
 
-def _settings(recipe: Recipe) -> Settings:
+def _settings(recipe: Recipe, dtype: torch.dtype) -> Settings:
     pace = recipe.loop
     return Settings(
         schedule=recipe.schedule,
         rule=recipe.optimiser,
+        dtype=dtype,
         clip=pace.clip,
         tokens_per_pass=pace.tokens_per_pass,
         log_every=pace.log_every,

@@ -50,7 +50,7 @@ steps = {steps}
 warmup_steps = {warmup}
 decay_steps = {decay}
 
-[arithmetic]  # what any laptop can do; on a GPU: dtype = "bfloat16", compile = "blocks"
+[arithmetic]  # what any laptop can do; on a GPU: dtype = "auto", compile = "blocks"
 dtype = "float32"
 compile = "nothing"
 

@@ -55,6 +55,7 @@ class Settings:
 
     schedule: Schedule
     rule: Rule
+    dtype: torch.dtype = torch.float32  # of the products in an update
     clip: float = 1.0  # norm of all gradients together
     tokens_per_pass: int = 16384  # of one process; a step with more is made of several passes
     log_every: int = 10
@@ -72,7 +73,7 @@ class Run:
         self.objective = objective  # distributed already: its parameters are what is trained
         self.settings = settings
         self.workers = workers
-        self.optimisers = build(objective, settings.rule)
+        self.optimisers = build(objective, settings.rule, settings.dtype)
         self.report = Report(folder)
         self.checkpoints = checkpoints.Writer(folder, settings.keep, workers)
         self.flops: Callable[[int], float] | None = None  # tokens per row -> share of the machine per token/s

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +23,39 @@ COMPILED = ("nothing", "loss", "blocks")
 class Arithmetic:
     """How the loss is computed; weights, gradients and sums are float32 in any case."""
 
-    dtype: str = "bfloat16"  # of matrix products
+    dtype: str = "auto"  # of matrix products: bfloat16 where the device multiplies it, else float32
     z_loss: float = 0.0
     within_documents: bool = False  # attention does not look over an [EOS]
     checkpoint_blocks: bool = False  # keep only their inputs: less memory, a third more work
     compile: str = "loss"  # "blocks" compiles loss and blocks: pays on a GPU, not on a CPU
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("dtype", self.dtype, DTYPES), ("compile", self.compile, COMPILED)):
+        for name, value, allowed in (
+            ("dtype", self.dtype, ("auto", *DTYPES)),
+            ("compile", self.compile, COMPILED),
+        ):
             if value not in allowed:
                 raise ConfigError(
                     f"{name} is {value!r}, must be one of {', '.join(allowed)}",
                     f"{name} 값 {value!r}: {', '.join(allowed)} 중에서 고르세요",
                 )
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """What `dtype` means there."""
+        if self.dtype != "auto":
+            return DTYPES[self.dtype]
+        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+
+
+@cache
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware does; where torch only imitates it, it takes several times as long as float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if platform.machine() in ("aarch64", "arm64"):
+        ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # not in every build
+        return ask is not None and bool(ask())
+    return bool(torch.cpu._is_avx512_bf16_supported())  # mkldnn's answer is yes for any AVX-512
 
 
 class Objective(nn.Module):
@@ -44,7 +65,6 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.arithmetic = arithmetic
-        self.dtype = DTYPES[arithmetic.dtype]
         self.kernel: Kernel = loss_and_gradient
         if arithmetic.compile != "nothing":
             self.kernel = torch.compile(loss_and_gradient)
@@ -66,12 +86,13 @@ class Objective(nn.Module):
         attend: Attend = causal
         if self.arithmetic.within_documents:
             attend = documents_apart(inputs, model.config.eos_token_id)
-        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        dtype = self.arithmetic.dtype_on(inputs.device)
+        with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
             # The residual stream is float32, also where the embedding is gathered in less.
             hidden = model.trunk(model.embed(inputs).float(), positions, attend)
         head = model.lm_head.weight, model.lm_head.bias
         z_loss = self.arithmetic.z_loss
-        return head_loss(hidden.flatten(0, 1).to(self.dtype), head, targets.flatten(), z_loss, self.kernel)
+        return head_loss(hidden.flatten(0, 1).to(dtype), head, targets.flatten(), z_loss, self.kernel)
 
 
 def documents_apart(tokens: Tensor, eos: int) -> Attend:

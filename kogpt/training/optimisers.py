@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from kogpt.errors import ConfigError
 
@@ -31,9 +35,48 @@ class Rule:
             )
 
 
-def build(model: nn.Module, rule: Rule) -> list[Optimizer]:
+class Muon(torch.optim.Muon):
+    """torch's Muon with products in `dtype`; torch's own are in bfloat16 on any machine."""
+
+    def __init__(self, matrices: list[nn.Parameter], rule: Rule, dtype: torch.dtype) -> None:
+        super().__init__(matrices, lr=rule.muon_rate, weight_decay=rule.muon_decay)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody here has a closure
+        """One update of every matrix that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+
+    def _update(self, weight: nn.Parameter, group: Mapping[str, Any]) -> None:
+        gradient, state = weight.grad, self.state[weight]
+        assert gradient is not None
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(mean, group["momentum"])  # Nesterov's
+        rate = group["lr"] * math.sqrt(max(1, weight.shape[0] / weight.shape[1]))
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.add_(orthogonal(ahead.to(self.dtype), group), alpha=-rate)
+
+
+def orthogonal(matrix: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """The matrix with its singular values brought near 1, by Newton-Schulz steps as `group` of Muon says."""
+    a, b, c = group["ns_coefficients"]
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    found: Tensor = wide / wide.norm().clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        square = found @ found.T
+        found = torch.addmm(found, torch.addmm(square, square, square, beta=b, alpha=c), found, beta=a)
+    return found if wide is matrix else found.T
+
+
+def build(model: nn.Module, rule: Rule, dtype: torch.dtype) -> list[Optimizer]:
     """Optimisers over the parameters of `model` that require a gradient; decay only on matrices.
 
+    `dtype` is that of the products which Muon needs; all that is kept is float32.
     Muon: kellerjordan.github.io/posts/muon. Embedding and head are matrices too, but their rows are words
     that learn one by one, so they stay with AdamW, as there.
     """
@@ -52,7 +95,7 @@ def build(model: nn.Module, rule: Rule) -> list[Optimizer]:
     ]
     optimisers: list[Optimizer] = [AdamW(groups, lr=rule.adamw_rate, betas=rule.betas, fused=True)]
     if rule.name == "muon" and matrices:
-        optimisers.append(Muon(matrices, lr=rule.muon_rate, weight_decay=rule.muon_decay))
+        optimisers.append(Muon(matrices, rule, dtype))
     for optimiser in optimisers:
         for param_group in optimiser.param_groups:
             param_group["peak"] = param_group["lr"]

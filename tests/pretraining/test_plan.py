@@ -126,9 +126,10 @@ def test_torchs_own_tracker_sees_no_more_and_little_less(
 
 
 def tracked_peak(config: ModelConfig, rows: int, workers: Workers, checkpointing: bool) -> float:
-    objective = Objective(meta_model(config), Arithmetic(compile="nothing", checkpoint_blocks=checkpointing))
-    workers.distribute(objective, objective.blocks(), objective.dtype)
-    optimisers = build(objective, Rule(name="adamw"))
+    arithmetic = Arithmetic(dtype="bfloat16", compile="nothing", checkpoint_blocks=checkpointing)
+    objective = Objective(meta_model(config), arithmetic)
+    workers.distribute(objective, objective.blocks(), torch.bfloat16)
+    optimisers = build(objective, Rule(name="adamw"), torch.bfloat16)
     tokens = torch.zeros((rows, config.n_ctx), dtype=torch.long)
     tracker = MemTracker()
     tracker.track_external(objective, *optimisers)

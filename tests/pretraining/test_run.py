@@ -166,6 +166,24 @@ def test_a_run_from_random_weights_does_not_go_on_as_one_from_a_model(root: Path
         pretrain(recipe, root, trained, Workers())
 
 
+def test_a_run_notes_the_dtype_of_its_products_and_refuses_to_go_on_in_another(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kogpt.pretraining.run.measured_peak", lambda *_: 1e12)  # slow where it is imitated
+    monkeypatch.setattr("kogpt.training.objective._multiplies_bfloat16", lambda device: False)
+    recipe = read_recipe(
+        root / "recipe.toml", ["schedule = { steps = 2, warmup_steps = 1, decay_steps = 1 }"]
+    )
+    assert pretrain(recipe, root, tmp_path, Workers())
+    first = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert first["step"] == 0 and first["dtype"] == "float32"
+    monkeypatch.setattr("kogpt.training.objective._multiplies_bfloat16", lambda device: True)
+    with pytest.raises(ConfigError, match=r'products in float32, not bfloat16: give --set .*="float32"'):
+        pretrain(recipe, root, tmp_path, Workers())
+    same = replace(recipe, arithmetic=replace(recipe.arithmetic, dtype="float32"))
+    assert pretrain(same, root, tmp_path, Workers())
+
+
 def test_another_tokenizer_than_that_of_the_shards_is_refused(
     root: Path, trained: Path, tmp_path: Path
 ) -> None:

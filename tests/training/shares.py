@@ -1,6 +1,6 @@
 """`python shares.py FOLDER` under torchrun's variables: what every process holds of a model, and gradients.
 
-Rank 0 writes FOLDER/whole.pt: the weights put together again, and the gradients of one batch.
+Rank 0 writes FOLDER/whole.pt: the weights put together again, gradients of one batch, and an update by them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from kogpt.config import ModelConfig
 from kogpt.pretraining.start import meta_model, random_rows
 from kogpt.training.objective import Arithmetic, Objective
+from kogpt.training.optimisers import Rule, build
 from kogpt.training.workers import Workers, join
 
 # Odd sizes: shares of different lengths, and blocks of random rows that lie across a border.
@@ -34,8 +35,9 @@ SEED = 11
 
 
 def objective(config: ModelConfig, workers: Workers, dtype: str) -> Objective:
-    made = Objective(meta_model(config), Arithmetic(dtype=dtype, compile="nothing"))
-    workers.distribute(made, made.blocks(), made.dtype)
+    arithmetic = Arithmetic(dtype=dtype, compile="nothing")
+    made = Objective(meta_model(config), arithmetic)
+    workers.distribute(made, made.blocks(), arithmetic.dtype_on(workers.device))
     made.model.tie()
     workers.fill(made.model, random_rows(config, SEED))
     return made
@@ -57,6 +59,14 @@ def gradients(made: Objective, workers: Workers) -> dict[str, torch.Tensor]:
     return {name: whole(parameter.grad) for name, parameter in made.named_parameters()}
 
 
+def updated(made: Objective, workers: Workers) -> dict[str, torch.Tensor]:
+    """The weights after an update by those gradients, its products in float32."""
+    gradients(made, workers)
+    for optimiser in build(made, Rule(), torch.float32):
+        optimiser.step()
+    return {name: whole(parameter.detach()) for name, parameter in made.named_parameters()}
+
+
 def whole(tensor: torch.Tensor | None) -> torch.Tensor:
     assert tensor is not None
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -72,6 +82,7 @@ def main(folder: Path) -> None:
             held = sum(parameter.to_local().numel() for parameter in made.parameters())
             assert held <= 0.51 * config.n_parameters, (held, config.n_parameters)
             found[f"weights, {tied}"] = weights
+            found[f"updated, {tied}"] = updated(made, workers)
             for dtype in ("float32", "bfloat16"):
                 found[f"{dtype}, {tied}"] = gradients(objective(config, workers, dtype), workers)
         if workers.is_first:

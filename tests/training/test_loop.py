@@ -119,6 +119,20 @@ def test_a_signal_finishes_the_step_saves_and_the_resumed_run_is_the_unbroken_on
     assert_same_run(tmp_path, unbroken)
 
 
+def test_a_run_with_updates_in_float32_resumes_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:
+    assert in_process(tmp_path / "whole", dtype=torch.float32)
+    run = toy.make_run(tmp_path / "broken", dtype=torch.float32)
+    run.resume()
+    for step in range(2):
+        run.update(toy.batch(step))
+    run.save()
+    run.checkpoints.finish()
+    assert in_process(tmp_path / "broken", dtype=torch.float32)
+    mine, whole, other = map(toy.weights, (tmp_path / "broken", tmp_path / "whole", unbroken))
+    assert all(torch.equal(mine[name], whole[name]) for name in mine)
+    assert not all(torch.equal(mine[name], other[name]) for name in mine)  # bfloat16's
+
+
 @pytest.mark.parametrize(("moment", "survivor"), [("shard", 2), ("rename", 2), ("update", 4)])
 def test_a_kill_at_any_moment_leaves_the_last_whole_checkpoint(
     moment: str, survivor: int, unbroken: Path, tmp_path: Path

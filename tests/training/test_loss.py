@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from kogpt.errors import ConfigError
 from kogpt.model import GPTJ
 from kogpt.training import loss as loss_module
 from kogpt.training.loss import IGNORED, head_loss, loss_and_gradient
-from kogpt.training.objective import Arithmetic, Objective, documents_apart
+from kogpt.training.objective import Arithmetic, Objective, _multiplies_bfloat16, documents_apart
 
 
 def inputs(n: int = 50, e: int = 16, v: int = 37) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -68,6 +70,37 @@ def objective(config: ModelConfig, **arithmetic: object) -> Objective:
 def gradients(module: Objective, tokens: Tensor) -> list[Tensor]:
     total = module(tokens[:, :-1], tokens[:, 1:])
     return list(torch.autograd.grad(total, list(module.parameters())))
+
+
+@pytest.mark.parametrize(
+    ("machine", "avx512", "mkldnn", "expected"),
+    [
+        ("x86_64", True, True, torch.bfloat16),
+        ("x86_64", False, True, torch.float32),  # AVX-512 without products of bfloat16
+        ("aarch64", False, True, torch.bfloat16),
+        ("arm64", False, False, torch.float32),
+        ("arm64", False, None, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+    machine: str,
+    avx512: bool,
+    mkldnn: bool | None,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ops = SimpleNamespace() if mkldnn is None else SimpleNamespace(_is_mkldnn_bf16_supported=lambda: mkldnn)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.ops, "mkldnn", ops)
+    _multiplies_bfloat16.cache_clear()
+    device = torch.device("cpu")
+    try:
+        assert Arithmetic().dtype_on(device) == expected
+        assert Arithmetic(dtype="bfloat16").dtype_on(device) == torch.bfloat16
+        assert Arithmetic(dtype="float32").dtype_on(device) == torch.float32
+    finally:
+        _multiplies_bfloat16.cache_clear()
 
 
 def test_objective_is_the_models_cross_entropy(tiny: ModelConfig) -> None:

@@ -58,6 +58,13 @@ def test_gradients_are_those_of_one_process(two: Found, tied: bool) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
+def test_an_update_in_float32_is_that_of_one_process(two: Found, tied: bool) -> None:
+    alone = shares.updated(shares.objective(shares.SHAPES[tied], Workers(), "float32"), Workers())
+    for name, value in two[f"updated, {tied}"].items():
+        torch.testing.assert_close(value, alone[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
 def test_bfloat16_on_the_way_costs_no_more_than_bfloat16_at_work(two: Found, tied: bool) -> None:
     """About as far from float32 as one process: 2.3 times for the worst of the parameters."""
     exact, alone = one(tied, "float32"), one(tied, "bfloat16")

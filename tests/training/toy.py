@@ -38,11 +38,13 @@ def batch(step: int) -> Batch:
 def make_run(folder: Path, workers: Workers | None = None, **settings: Any) -> Run:
     workers = workers or Workers()
     torch.manual_seed(0)
-    objective = Objective(GPTJ(SHAPE), Arithmetic(compile="nothing"))
-    workers.distribute(objective, objective.blocks(), objective.dtype)
+    arithmetic = Arithmetic(dtype="bfloat16", compile="nothing")
+    objective, dtype = Objective(GPTJ(SHAPE), arithmetic), arithmetic.dtype_on(workers.device)
+    workers.distribute(objective, objective.blocks(), dtype)
     chosen = {
         "schedule": Schedule(steps=STEPS, warmup_steps=2, decay_steps=2),
         "rule": Rule(),
+        "dtype": dtype,
         "tokens_per_pass": 48,  # three rows: several passes, the last one short
         "log_every": 1,
         "save_every": 2,

@@ -1,0 +1,110 @@
+"""Which rule trains what, and Muon beside torch's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kogpt.config import ModelConfig
+from kogpt.errors import ConfigError
+from kogpt.model import GPTJ
+from kogpt.training.optimisers import Muon, Rule, build, orthogonal, set_rate
+
+SIZES = [(48, 48), (24, 96), (96, 24)]
+
+
+def matrix(size: tuple[int, int], seed: int = 0) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(kind: str, size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, dict[str, object]]:
+    """A matrix after five updates, and what its optimiser keeps."""
+    weight = nn.Parameter(matrix(size))
+    rule = Rule(muon_rate=0.1)
+    optimiser = (
+        Muon([weight], rule, dtype)
+        if kind == "ours"
+        else torch.optim.Muon([weight], lr=rule.muon_rate, weight_decay=rule.muon_decay)
+    )
+    for step in range(5):
+        weight.grad = matrix(size, seed=step + 1)
+        optimiser.step()
+    return weight.detach(), optimiser.state_dict()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_muon_in_bfloat16_is_torchs_bit_for_bit(size: tuple[int, int]) -> None:
+    (ours, our_state), (theirs, their_state) = (
+        trained(kind, size, torch.bfloat16) for kind in ("ours", "theirs")
+    )
+    assert torch.equal(ours, theirs)
+    assert our_state["param_groups"] == their_state["param_groups"]
+    assert str(our_state["state"]) == str(their_state["state"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_muon_in_float32_is_torchs_but_for_rounding(size: tuple[int, int]) -> None:
+    start, ours = matrix(size), trained("ours", size, torch.float32)[0]
+    theirs = trained("theirs", size, torch.bfloat16)[0]
+    assert not torch.equal(ours, theirs)
+    assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", SIZES)
+def test_singular_values_come_near_one_and_their_vectors_stay(
+    size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    left, _, right = np.linalg.svd(matrix(size).numpy(), full_matrices=False)
+    values = np.geomspace(0.02, 1.0, min(size)) * 7
+    (group,) = Muon([nn.Parameter(matrix(size))], Rule(), dtype).param_groups
+    given = torch.from_numpy(((left * values) @ right).astype(np.float32))
+    found = orthogonal(given.to(dtype), group)
+    assert found.dtype == dtype and found.shape == given.shape
+    seen = left.T @ found.float().numpy() @ right.T  # diagonal where the vectors are the same
+    assert np.all((np.diag(seen) > 0.65) & (np.diag(seen) < 1.25)), np.diag(seen)
+    assert np.abs(seen - np.diag(np.diag(seen))).max() < (0.05 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else(tiny: ModelConfig) -> None:
+    model = GPTJ(tiny)
+    adamw, muon = build(model, Rule(), torch.float32)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    by_adamw = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert by_muon == {
+        name for name in names.values() if ".h." in name and dict(model.named_parameters())[name].ndim == 2
+    }
+    assert by_muon | by_adamw == set(names.values()) and not by_muon & by_adamw
+    assert len(by_muon) == 6 * tiny.n_layers
+
+
+def test_frozen_parameters_are_left_out(tiny: ModelConfig) -> None:
+    model = GPTJ(tiny)
+    model.requires_grad_(False)
+    model.lm_head.bias.requires_grad_(True)
+    (only,) = build(model, Rule(), torch.float32)
+    assert [p for group in only.param_groups for p in group["params"]] == [model.lm_head.bias]
+
+
+def test_rates_are_factors_of_each_groups_own_peak(tiny: ModelConfig) -> None:
+    optimisers = build(GPTJ(tiny), Rule(adamw_rate=0.5, muon_rate=0.25), torch.float32)
+    set_rate(optimisers, 0.5)
+    set_rate(optimisers, 0.1)  # of the peak, not of the last rate
+    rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+    assert rates == pytest.approx([0.05, 0.05, 0.025])
+
+
+def test_adamw_alone_decays_matrices_only(tiny: ModelConfig) -> None:
+    (adamw,) = build(GPTJ(tiny), Rule(name="adamw", adamw_decay=0.1), torch.float32)
+    matrices, vectors = adamw.param_groups
+    assert matrices["weight_decay"] == 0.1 and vectors["weight_decay"] == 0.0
+    assert all(p.ndim == 2 for p in matrices["params"]) and all(p.ndim == 1 for p in vectors["params"])
+    assert isinstance(adamw, torch.optim.AdamW)
+
+
+def test_unknown_rule_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sgd"):
+        Rule(name="sgd")
