@@ -2,9 +2,10 @@
 
     python bench/training.py --layers 6 --width 384 --vocabulary 16128 --rows 8 --length 512
 
-The same GPT-J shape, random tokens, rows, AdamW and bfloat16 autocast on both sides, in one process. MFU is
-the share of a large matrix product that the machine reached then. Where other programs want the cores too,
-tokens per second of processor time say more. Needs transformers and accelerate.
+The same GPT-J shape, random tokens, rows, AdamW and dtype (autocast to bfloat16 where the device multiplies
+it) on both sides, in one process. MFU is the share of a large matrix product that the machine reached then.
+Where other programs want the cores too, tokens per second of processor time say more. Needs transformers and
+accelerate.
 """
 
 from __future__ import annotations
@@ -63,7 +64,12 @@ def main() -> None:
             "transformers": theirs(config, tokens, workers, folder),
         }
         seconds = measure(sides, args.steps, args.rounds)
-        report(config, seconds, (args.rows, args.length), measured_peak(workers.device, torch.bfloat16))
+        report(
+            config,
+            seconds,
+            (args.rows, args.length),
+            measured_peak(workers.device, Arithmetic().dtype_on(workers.device)),
+        )
 
 
 def ours(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, folder: Path) -> Round:
@@ -102,7 +108,7 @@ def theirs(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, 
             per_device_train_batch_size=len(rows),
             learning_rate=RATE,
             max_grad_norm=1.0,
-            bf16=True,
+            bf16=Arithmetic().dtype_on(workers.device) == torch.bfloat16,
             use_cpu=workers.device.type == "cpu",
             optim="adamw_torch_fused",
             save_strategy="no",

@@ -82,7 +82,7 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     model = GPTJ(stored.config)
     model.load_state_dict({name: torch.from_numpy(t.to("float32")) for name, t in stored.tensors.items()})
-    objective = Objective(model, Arithmetic(compile="nothing"))
+    objective = Objective(model, Arithmetic(dtype="float32", compile="nothing"))
     rows = {}
     for file in files:
         name = file.name.removeprefix("valid_").removesuffix(".jsonl.zst")
@@ -118,6 +118,7 @@ def card(folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine
         start=start,
         steps=last["step"],
         tokens=last["tokens"],
+        dtype=first.get("dtype", "bfloat16"),
         hours=last["seconds"] / 3600,
         machine=machine,
         table="\n".join(table),
