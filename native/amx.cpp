@@ -28,17 +28,16 @@ constexpr bool kHalfProducts = true;
 
 #include "avx512.inl"
 
-// The int8 and bfloat16 products of the shared code are never reached here: tiles do both.
+// The int8 products of the shared code are never reached here: tiles do them.
 struct I16 {
   static I16 zero() { return {}; }
 };
 inline I16 dot64(I16 a, const std::int8_t*, const std::int8_t*) { return a; }
 inline std::int32_t sum(const I16&) { return 0; }
-template <int C>
-inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
 
 #include "generic.inl"
-#include "blocks.inl"
+#include "rows.inl"
+#include "avx512_many.inl"
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;

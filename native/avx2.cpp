@@ -14,7 +14,6 @@ namespace kogpt {
 
 namespace {
 
-constexpr int kRows = 2, kCols = 2, kOffset = 0;  // 8 of the 16 registers are sums
 constexpr bool kHalfProducts = false;
 constexpr int kQueries = 4, kVectors = 1;  // see attention.inl
 
@@ -120,32 +119,6 @@ inline float sum(const F16& x) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
-
-struct I16 {
-  __m256i v;  // eight lanes are enough: a sum of int8 products is exact in any order
-  static I16 zero() { return {_mm256_setzero_si256()}; }
-};
-
-// |x| times w with x's sign: unsigned by signed, and two products of at most 127 * 127 fit 16 bits.
-inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int i = 0; i < 64; i += 32) {
-    const __m256i weight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + i));
-    const __m256i input = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(input), _mm256_sign_epi8(weight, input));
-    a.v = _mm256_add_epi32(a.v, _mm256_madd_epi16(pairs, ones));
-  }
-  return a;
-}
-
-inline std::int32_t sum(const I16& x) {
-  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x.v), _mm256_extracti128_si256(x.v, 1));
-  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
-}
-
-template <int C>
-inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
 
 // See kTile4: 32 inputs of one output at a time.
 inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {

@@ -19,24 +19,14 @@ namespace kogpt {
 
 namespace {
 
-constexpr int kRows = 4, kCols = 2;
 constexpr int kOffset = 128;  // vpdpbusd multiplies unsigned weights by signed activations
 constexpr bool kHalfProducts = true;
 
 #include "avx512.inl"
 
-// The int8 and bfloat16 products of the shared code are never reached here: few.inl and blocks.inl have their own.
-struct I16 {
-  static I16 zero() { return {}; }
-};
-inline I16 dot64(I16 a, const std::int8_t*, const std::int8_t*) { return a; }
-inline std::int32_t sum(const I16&) { return 0; }
-template <int C>
-inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
-
 #include "generic.inl"
-#include "blocks.inl"
-#include "few.inl"
+#include "avx512_many.inl"
+#include "avx512_few.inl"
 
 void prepare(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
   (acts.m < kMany ? prepare_rows : prepare_stripes)(x, ld, m0, m1, acts, scratch);

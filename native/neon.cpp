@@ -30,6 +30,7 @@ inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
 }
 
 #include "generic.inl"
+#include "rows.inl"
 
 }  // namespace
 

@@ -118,8 +118,6 @@ struct I16 {
 inline std::int32_t sum(const I16& a) { return vaddvq_s32(a.v); }
 
 // bfloat16 products come with the kernels of float32 weights.
-template <int C>
-inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
 
 // See kTile4: one group of one output at a time.
 inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {

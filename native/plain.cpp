@@ -160,12 +160,11 @@ inline std::int32_t sum(const I16& a) {
   return total;
 }
 
-template <int C>
-inline void half_block(const Linear&, const Acts&, int, int, float (*)[kPanel], int) {}
 
 void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
 
 #include "generic.inl"
+#include "rows.inl"
 
 void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
   unpack_plain(tile, table, out);

@@ -4,7 +4,7 @@
 // token passes by, six at a time: 24 sums, four registers of weights, and 4 bytes of a token in all lanes of one more.
 // That is one product a cycle and two loads for five of them, all from near caches: the machine's peak.
 //
-// A float sum of few tokens is 16 sums, lane j over inputs 16 i + j, added as a tree (see linear_rows). Here lane j is
+// A float sum of few tokens is 16 sums, lane j over inputs 16 i + j, added as a tree (see add_lanes). Here lane j is
 // a pass of its own, chain j, and the tree is the same: an output has the same bits whatever the number of tokens.
 // So that a chain finds its inputs in a row, weights and tokens of floats lie chain by chain.
 

@@ -1,9 +1,9 @@
-// Products of few tokens on AVX-512, as in decoding; after generic.inl, blocks.inl.
+// Products of few tokens on AVX-512, as in decoding; after avx512_many.inl.
 //
 // Reading the weights is what they wait for: each passes by once, in the order in which it lies in memory, and all
 // that is done with it is done in registers. A panel of 16 outputs is taken at a time, for one, two or four tokens.
 
-// The sums of 16 outputs: v[n] holds 16 partial sums of output n. The tree is that of _mm512_reduce_add_ps, see linear_rows.
+// The sums of 16 outputs: v[n] holds 16 partial sums of output n. The tree is that of _mm512_reduce_add_ps.
 inline __m512 add_lanes(Line& v, __m512) {
   transpose(v);
   __m512 sums[16];
