@@ -111,7 +111,8 @@ def _torch_product(dtype: str, device: str, threads: int) -> Callable[[], Any]:
     a = torch.ones((SIZE, SIZE), dtype=getattr(torch, dtype), device=device)
 
     def product() -> Any:
-        return (a @ a)[0, 0].item()  # .item() waits for the device
+        # As a layer multiplies, (N, K) weights: without bfloat16 products torch has no fast loop for any other layout.
+        return (a @ a.T)[0, 0].item()  # .item() waits for the device
 
     product()
     return product
