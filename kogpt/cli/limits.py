@@ -111,7 +111,7 @@ def _torch_product(dtype: str, device: str, threads: int) -> Callable[[], Any]:
     a = torch.ones((SIZE, SIZE), dtype=getattr(torch, dtype), device=device)
 
     def product() -> Any:
-        # As a layer multiplies, (N, K) weights: without bfloat16 products torch has no fast loop for any other layout.
+        # Weights (N, K) as in a layer: torch has no fast loop for others where bfloat16 is imitated.
         return (a @ a.T)[0, 0].item()  # .item() waits for the device
 
     product()
