@@ -25,7 +25,7 @@ MIN_BYTES = 20_000  # less text has too few words for even the smallest vocabula
 BYTES_PER_WORD = 100  # of text for each entry of the vocabulary, so that most are seen often
 VOCABULARY = (320, 4096)  # smallest and largest
 
-# About three million weights: some 100 seconds on two cores, less on a laptop.
+# About three million weights: two and a half minutes on two cores without bfloat16, less on a laptop.
 RECIPE = """\
 # A toy. Change what you like, then: kogpt pretrain run recipe.toml --out another_run
 seed = 1
