@@ -82,6 +82,10 @@ inline void add_trains(Train& to, const Train& from) {
 template <class Step>
 class Trains {
  public:
+  Trains() {
+    for (int level = 0; level <= Step::kLevels; ++level) rooms_[level] = memory_[level];
+  }
+
   // `count` trains through all of a stripe: chains of `steps` steps, pieces of chains, trains. `x` is the first train's.
   Train* run(int count, const unsigned char* stripe, const unsigned char* x, std::size_t steps) {
     for (int i = 0; i < Step::kChains; ++i) {
@@ -90,44 +94,22 @@ class Trains {
         const std::size_t piece = steps - done < kPiece ? steps - done : kPiece;
         const unsigned char* inputs = x + (at + done) * kTurn;
         for (int t = 0; t < count; ++t, inputs += steps * Step::kChains * kTurn) {
-          add_steps<Step>(sums_[t], stripe + (at + done) * kStepBytes, inputs, piece, done == 0);
+          add_steps<Step>(rooms_[0][t], stripe + (at + done) * kStepBytes, inputs, piece, done == 0);
         }
       }
       int level = 0;
       for (; i >> level & 1; ++level) {
-        for (int t = 0; t < count; ++t) add_trains(sums_[t], waiting_[level][t]);
+        for (int t = 0; t < count; ++t) add_trains(rooms_[0][t], rooms_[level + 1][t]);
       }
-      if (i + 1 < Step::kChains) std::swap(sums_, waiting_[level]);
+      if (i + 1 < Step::kChains) std::swap(rooms_[0], rooms_[level + 1]);
     }
-    return sums_;
+    return rooms_[0];
   }
 
  private:
-  Train room_[Step::kLevels + 1][kTrains];
-  Train* sums_ = room_[0];
-  Train* waiting_[Step::kLevels > 0 ? Step::kLevels : 1] = {};
-
- public:
-  Trains() {
-    for (int level = 0; level < Step::kLevels; ++level) waiting_[level] = room_[level + 1];
-  }
+  Train memory_[Step::kLevels + 1][kTrains];
+  Train* rooms_[Step::kLevels + 1];
 };
-
-// Blocks of 64 inputs for which `f` adds products: those where one of C tokens has outliers.
-template <class F>
-inline void outlier_blocks(const Acts& acts, int m, int count, const F& f) {
-  for (int word = 0; word < acts.words(); ++word) {
-    std::uint64_t bits = 0;
-    for (int c = 0; c < count; ++c) bits |= acts.blocks(m + c)[word];
-    for (; bits != 0; bits &= bits - 1) f(static_cast<std::size_t>(64 * word + std::countr_zero(bits)));
-  }
-}
-
-inline bool has_outliers(const Acts& acts, int m, int count) {
-  bool found = false;
-  for (int c = 0; c < count; ++c) found |= acts.token(m + c).outliers;
-  return found;
-}
 
 // Sums of both planes, 8 outputs of a token, as real numbers.
 inline __m256 real_sums(__m256i low, const __m256i* high, const Token& token, const float* scale) {

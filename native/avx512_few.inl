@@ -77,16 +77,6 @@ inline void few_rows(const Linear& w, const Acts& acts, int n, int m, bool fetch
 
 // ---- int8, int4: tiles ----
 
-// Blocks of 64 inputs for which `f` adds products: all of them, or those where one of C tokens has outliers.
-template <int C, class F>
-inline void outlier_blocks(const Acts& acts, int m, const F& f) {
-  for (int word = 0; word < acts.words(); ++word) {
-    std::uint64_t bits = 0;
-    for (int c = 0; c < C; ++c) bits |= acts.blocks(m + c)[word];
-    for (; bits != 0; bits &= bits - 1) f(static_cast<std::size_t>(64 * word + std::countr_zero(bits)));
-  }
-}
-
 // int8: sums of R outputs x C tokens, R C = 16.
 template <int C>
 struct Tiles8 {
@@ -263,9 +253,8 @@ inline void few_tiles(const Linear& w, const Acts& acts, int n, int m, bool fetc
   sum(acts.low(m), fetch, low, [&](const auto& add) {
     for (std::size_t i = 0; i < steps; ++i) add(i);
   });
-  bool outliers = false;
-  for (int c = 0; c < C; ++c) outliers |= acts.token(m + c).outliers;
-  if (outliers) sum(acts.high(m), false, high, [&](const auto& add) { outlier_blocks<C>(acts, m, add); });
+  const bool outliers = has_outliers(acts, m, C);
+  if (outliers) sum(acts.high(m), false, high, [&](const auto& add) { outlier_blocks(acts, m, C, add); });
   for (int c = 0; c < C; ++c) {
     const Token& token = acts.token(m + c);
     const auto real = [](__m512i sums, std::int32_t inputs) {

@@ -139,22 +139,15 @@ inline void int_stripe(__m512 (&sums)[C][kPanels], const Linear& w, const unsign
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(whole[c][v], _mm512_set1_epi32(128 * sum)));
   };
   add_steps<IntStep, C, true>(whole, stripe, reinterpret_cast<const unsigned char*>(acts.low(m)), kp, kp / 4);
-  bool outliers = false;
   for (int c = 0; c < C; ++c) {
     for (int v = 0; v < kPanels; ++v) sums[c][v] = less_offset(c, v, acts.token(m + c).low_sum);
-    outliers |= acts.token(m + c).outliers;
   }
-  if (outliers) {
+  if (has_outliers(acts, m, C)) {
     clear<IntStep, C>(whole);
-    for (int word = 0; word < acts.words(); ++word) {
-      std::uint64_t bits = 0;
-      for (int c = 0; c < C; ++c) bits |= acts.blocks(m + c)[word];
-      for (; bits != 0; bits &= bits - 1) {
-        const auto i = static_cast<std::size_t>(64 * word + std::countr_zero(bits));
-        add_steps<IntStep, C, false>(whole, stripe + i * kDepth * kStripe,
-                                     reinterpret_cast<const unsigned char*>(acts.high(m) + i * kDepth), kp, kDepth / 4);
-      }
-    }
+    outlier_blocks(acts, m, C, [&](std::size_t i) {
+      add_steps<IntStep, C, false>(whole, stripe + i * kDepth * kStripe,
+                                   reinterpret_cast<const unsigned char*>(acts.high(m) + i * kDepth), kp, kDepth / 4);
+    });
     for (int c = 0; c < C; ++c) {
       for (int v = 0; v < kPanels; ++v) {
         const __m512 steps = less_offset(c, v, acts.token(m + c).high_sum);

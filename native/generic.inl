@@ -139,6 +139,22 @@ void prepare_rows(const float* x, std::size_t ld, int m0, int m1, const Acts& ac
   }
 }
 
+inline bool has_outliers(const Acts& acts, int m, int count) {
+  bool found = false;
+  for (int c = 0; c < count; ++c) found |= acts.token(m + c).outliers;
+  return found;
+}
+
+// f(block) for each block of kDepth inputs in which one of `count` tokens has outliers.
+template <class F>
+inline void outlier_blocks(const Acts& acts, int m, int count, const F& f) {
+  for (int word = 0; word < acts.words(); ++word) {
+    std::uint64_t bits = 0;
+    for (int c = 0; c < count; ++c) bits |= acts.blocks(m + c)[word];
+    for (; bits != 0; bits &= bits - 1) f(static_cast<std::size_t>(64 * word + std::countr_zero(bits)));
+  }
+}
+
 // ---- weights ----
 
 inline float largest_of(const float* row, int kp) {

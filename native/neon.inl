@@ -117,8 +117,6 @@ struct I16 {
 
 inline std::int32_t sum(const I16& a) { return vaddvq_s32(a.v); }
 
-// bfloat16 products come with the kernels of float32 weights.
-
 // See kTile4: one group of one output at a time.
 inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
   static_assert(kGroup == 32 && kDepth == 64);

@@ -160,7 +160,6 @@ inline std::int32_t sum(const I16& a) {
   return total;
 }
 
-
 void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
 
 #include "generic.inl"

@@ -48,18 +48,9 @@ inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& act
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < C; ++c) y[c][column + r] = static_cast<float>(sum(sums[r][c]) - kOffset * acts.token(m + c).low_sum);
   }
-  bool outliers = false;
-  for (int c = 0; c < C; ++c) outliers |= acts.token(m + c).outliers;
-  if (outliers) {
+  if (has_outliers(acts, m, C)) {
     I16 high[kRows][C] = {};
-    for (int word = 0; word < acts.words(); ++word) {
-      std::uint64_t bits = 0;
-      for (int c = 0; c < C; ++c) bits |= acts.blocks(m + c)[word];
-      for (; bits != 0; bits &= bits - 1) {
-        const auto i = static_cast<std::size_t>(64 * word + std::countr_zero(bits));
-        int_step<C>(high, lines + i * kTile8, acts.high(m) + i * kDepth, kp);
-      }
-    }
+    outlier_blocks(acts, m, C, [&](std::size_t i) { int_step<C>(high, lines + i * kTile8, acts.high(m) + i * kDepth, kp); });
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < C; ++c) {
         const auto steps_of = static_cast<float>(sum(high[r][c]) - kOffset * acts.token(m + c).high_sum);
