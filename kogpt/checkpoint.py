@@ -149,7 +149,7 @@ def _load_folder(folder: Path) -> Checkpoint:
     stated = None if manifest is None else manifest.quantization
     quantization = read_statement(stated, config, str(folder / MANIFEST))
     # Describing a tensor takes about 110 bytes: five times as much, and room for metadata.
-    max_header = min(MAX_JSON_BYTES, (64 << 10) + 512 * len(_layout(config, quantization)))
+    max_header = min(MAX_JSON_BYTES, (64 << 10) + 512 * len(config.tensor_shapes()))
     with ExitStack() as stack:
         files = _weight_files(folder)
         shards = [open_weights(path, stack, max_header, quantization is not None) for path in files]
