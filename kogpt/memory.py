@@ -12,6 +12,7 @@ from kogpt.errors import NotEnoughMemory
 
 # Left alone: the allocator, temporaries of one layer, and everything else that runs on the machine.
 USABLE_SHARE = 0.9
+UNITS = ((1e9, 1, "GB"), (1e6, 0, "MB"), (1e3, 0, "kB"))
 CGROUP = Path("/sys/fs/cgroup")  # of a container: its own cgroup, version 2
 
 
@@ -32,13 +33,19 @@ def require_memory(n_bytes: int, what_en: str, what_ko: str, available: int | No
         available = available_memory()
     if available is None or n_bytes <= USABLE_SHARE * available:
         return
-    need, free = f"{n_bytes / 1e9:.1f} GB", f"{available / 1e9:.1f} GB"
+    need, free = amount(n_bytes), amount(available)
     raise NotEnoughMemory(
         f"not enough memory: {what_en} needs {need}, {free} is free: "
         "close other programs, choose a smaller --dtype or model, or run fewer or shorter texts at once",
         f"메모리가 부족합니다: {what_ko}에 {need}가 필요하지만 {free}만 남아 있습니다. "
         "다른 프로그램을 닫거나, 더 작은 --dtype 또는 모델을 쓰거나, 더 적고 짧은 글을 한 번에 처리해 주세요",
     )
+
+
+def amount(n_bytes: int) -> str:
+    """In the unit that tells most: 6.5 GB, 30 MB."""
+    unit, digits, name = next(unit for unit in UNITS if n_bytes >= unit[0] or unit is UNITS[-1])
+    return f"{n_bytes / unit:.{digits}f} {name}"
 
 
 def _machine_bytes() -> int:

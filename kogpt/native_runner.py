@@ -1,7 +1,8 @@
 """The fast CPU runner: the whole forward pass in C++ (native/), one call per step, without torch.
 
-Weights stay on the file's pages where the file has the runner's dtype and whole tiles; otherwise they are
-converted one tensor at a time, and the pages read for it are given back.
+Small matrices stay on the file's pages where the file has the runner's dtype and whole tiles. Others are converted,
+or copied into huge pages where there are such (reading those is up to a fifth faster), one tensor at a time, and
+the pages read for it are given back.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kogpt import memory
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
-from kogpt.memory import require_memory
 from kogpt.quantize import EMBEDDING, HEAD, Quantized, matrices
 from kogpt.runner import Array, Chunk, check_chunks, split_outputs
 
 LIBRARY = Path(__file__).with_name("_native.so")
-ABI = 4
+ABI = 5
+MAX_THREADS = 1024
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.54}  # per weight
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
@@ -75,7 +77,7 @@ class NativeRunner:
 
     cache_dtype: of keys and values; auto is float32 for float32 weights, else bfloat16. int8 has a scale for
     each position and head. threads: those that the process may use if None. Raises NotEnoughMemory if the
-    model does not fit, KoGPTError if there is no such dtype.
+    model does not fit, KoGPTError if there is no such dtype or number of threads.
     """
 
     name = "native"
@@ -95,7 +97,7 @@ class NativeRunner:
         self.cache_dtype = _cache_dtype(cache_dtype, dtype)
         self.dtype = dtype
         self.isa = isa()
-        self.threads = threads or usable_cpus()
+        self.threads = _require_threads(usable_cpus() if threads is None else threads)
         _require_room(config, dtype)
         self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
@@ -113,14 +115,12 @@ class NativeRunner:
         self._load(tensors)
 
     def open(self) -> int:
-        handle: int = self._library.kogpt_open(self._model)
-        return handle
+        return done(self._library.kogpt_open(self._model))
 
     def fork(self, row: int, length: int | None = None) -> int:
         length = self.length(row) if length is None else length
         assert 0 <= length <= self.length(row), (length, self.length(row))
-        handle: int = self._library.kogpt_fork(self._model, row, length)
-        return handle
+        return done(self._library.kogpt_fork(self._model, row, length))
 
     def close(self, row: int) -> None:
         assert self._library.kogpt_holds(self._model, row), row
@@ -137,16 +137,6 @@ class NativeRunner:
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
         return self._run(chunks, hidden=True)
 
-    def read_bandwidth(self, memory: NDArray[Any]) -> float:
-        """Bytes per second at which the runner's threads read an array once, best of three."""
-        arguments = (self._model, memory.ctypes.data, memory.nbytes)
-        return max(float(self._library.kogpt_read_bandwidth(*arguments)) for _ in range(3))
-
-    def matrix_speed(self, size: int = 2048) -> float:
-        """Operations per second of a (size, size) matrix product in the runner's dtype, best of three."""
-        arguments = (self._model, FORMATS[self.dtype], size)
-        return max(float(self._library.kogpt_matrix_speed(*arguments)) for _ in range(3))
-
     def _run(self, chunks: Sequence[Chunk], hidden: bool) -> list[Array]:
         check_chunks(self, chunks)
         self._require_cache(chunks)
@@ -160,8 +150,7 @@ class NativeRunner:
                 slot.embeddings = array.ctypes.data
         width = self.config.d_model if hidden else self.config.n_vocab
         out = np.empty((sum(chunk.n_outputs for chunk in chunks), width), np.float32)
-        failed = self._library.kogpt_forward(self._model, native, len(chunks), hidden, out.ctypes.data)
-        assert not failed, "out of memory"
+        done(self._library.kogpt_forward(self._model, native, len(chunks), hidden, out.ctypes.data))
         return split_outputs(out, chunks)
 
     def _input(self, inputs: NDArray[Any]) -> NDArray[Any]:
@@ -178,7 +167,9 @@ class NativeRunner:
         )
         if needed:
             length = max(self.length(chunk.row) + len(chunk.inputs) for chunk in chunks)
-            require_memory(needed, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시")
+            memory.require_memory(
+                needed, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시"
+            )
 
     def _load(self, tensors: Mapping[str, Stored | Quantized]) -> None:
         embedding = _contiguous(_plain(tensors, EMBEDDING))
@@ -188,7 +179,7 @@ class NativeRunner:
         self._borrowed.append(embedding.array)
         for index, name in enumerate(_vector_names(self.config)):
             vector = np.ascontiguousarray(_plain(tensors, name).to("float32"))
-            self._library.kogpt_load_vector(self._model, index, vector.ctypes.data)
+            done(self._library.kogpt_load_vector(self._model, index, vector.ctypes.data))
         for index, name in enumerate(_projection_names(self.config, tensors)):
             self._load_projection(index, tensors[name])
 
@@ -197,11 +188,12 @@ class NativeRunner:
             self._load_codes(index, tensor)
             return
         weight = _contiguous(tensor)
-        result = self._library.kogpt_load_projection(
-            self._model, index, FORMATS[weight.dtype], weight.array.ctypes.data
+        borrowed = done(
+            self._library.kogpt_load_projection(
+                self._model, index, FORMATS[weight.dtype], weight.array.ctypes.data
+            )
         )
-        assert result >= 0, "out of memory"
-        if result == 1:
+        if borrowed:
             self._borrowed.append(weight.array)
         else:
             drop_pages(weight.array)
@@ -215,18 +207,39 @@ class NativeRunner:
             None if groups is None else groups.ctypes.data,
             matrix.scales.ctypes.data,
         )
-        failed = self._library.kogpt_load_codes(self._model, index, *addresses)
-        assert not failed, "out of memory"
+        done(self._library.kogpt_load_codes(self._model, index, *addresses))
         for array in (matrix.codes, matrix.groups):
             if array is not None:
                 drop_pages(array)
 
 
 def usable_cpus() -> int:
-    """Processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors that this process may run on, no more than its container may keep busy (cgroup v2)."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = memory.CGROUP / "cpu.max"
+    limit, period = quota.read_text(encoding="ascii").split() if quota.exists() else ("max", "1")
+    return n if limit == "max" else min(n, max(1, -(-int(limit) // int(period))))
+
+
+def _require_threads(threads: int) -> int:
+    if not 1 <= threads <= MAX_THREADS:
+        raise KoGPTError(
+            f"{threads} threads: choose from 1 to {MAX_THREADS}, as many as there are cores",
+            f"스레드 {threads}개는 쓸 수 없습니다. 1에서 {MAX_THREADS} 사이에서 코어 수만큼 고르십시오",
+        )
+    return threads
+
+
+def done(result: int) -> int:
+    """What a function of the kernels returned; NotEnoughMemory if it is their -1."""
+    if result < 0:
+        raise NotEnoughMemory(
+            "the system gives no more memory for this model: run fewer or shorter texts at once, close other "
+            "programs, or raise the limits of this process (ulimit -u, ulimit -v)",
+            "이 모델에 쓸 메모리를 더 얻지 못했습니다. 더 적고 짧은 글을 한 번에 처리하거나, "
+            "다른 프로그램을 닫거나, 이 프로세스의 제한(ulimit -u, ulimit -v)을 늘려 주세요",
+        )
+    return result
 
 
 def drop_pages(array: NDArray[Any]) -> None:
@@ -297,7 +310,7 @@ def _plain(tensors: Mapping[str, Stored | Quantized], name: str) -> Stored:
 def _require_room(config: ModelConfig, dtype: str) -> None:
     """Refuse a model whose weights do not fit, before anything is allocated."""
     needed = int(sum(n * k for n, k in matrices(config).values()) * BYTES[dtype])
-    require_memory(needed, f"this model in {dtype}", f"{dtype} 형식의 이 모델")
+    memory.require_memory(needed, f"this model in {dtype}", f"{dtype} 형식의 이 모델")
 
 
 @cache
@@ -315,10 +328,13 @@ def library() -> ctypes.CDLL | None:
         "kogpt_destroy": (None, (pointer,)),
         "kogpt_load_projection": (number, (pointer, number, number, pointer)),
         "kogpt_load_codes": (number, (pointer, number, pointer, pointer, pointer)),
-        "kogpt_quantize": (None, (*(number,) * 2, pointer, *(number,) * 2, pointer, number, *(pointer,) * 3)),
+        "kogpt_quantize": (
+            number,
+            (*(number,) * 2, pointer, *(number,) * 2, pointer, number, *(pointer,) * 3),
+        ),
         "kogpt_search": (None, (pointer, number, pointer, pointer)),
         "kogpt_int4_table": (pointer, ()),
-        "kogpt_load_vector": (None, (pointer, number, pointer)),
+        "kogpt_load_vector": (number, (pointer, number, pointer)),
         "kogpt_borrow_embedding": (None, (pointer, number, pointer)),
         "kogpt_open": (number, (pointer,)),
         "kogpt_fork": (number, (pointer, number, number)),
@@ -326,8 +342,6 @@ def library() -> ctypes.CDLL | None:
         "kogpt_holds": (number, (pointer, number)),
         "kogpt_length": (number, (pointer, number)),
         "kogpt_cache_bytes": (ctypes.c_size_t, (pointer, number, number)),
-        "kogpt_read_bandwidth": (ctypes.c_double, (pointer, pointer, ctypes.c_size_t)),
-        "kogpt_matrix_speed": (ctypes.c_double, (pointer, number, number)),
         "kogpt_forward": (number, (pointer, pointer, number, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():

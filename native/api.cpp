@@ -1,10 +1,6 @@
-// The plain C interface that kogpt/native_runner.py loads. Nothing thrown leaves it: memory that cannot be had is
-// the value -1, everything else a caller could get wrong is asserted in Python.
-#include <cstring>
-#include <new>
-
+// The plain C interface that kogpt/native_runner.py loads. Nothing thrown leaves it: memory or threads that cannot be
+// had are the value -1 (or no model), everything else a caller could get wrong is asserted in Python.
 #include "codebook.h"
-#include "machine.h"
 #include "model.h"
 #include "weights.h"
 
@@ -15,73 +11,98 @@ using kogpt::Dims;
 using kogpt::Format;
 using kogpt::Model;
 
-// Raised whenever a signature below or the layout of Dims or Chunk changes.
-KOGPT_API int kogpt_abi() { return 4; }
+namespace {
 
-// Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine.
+// f() -> int, or -1 if it throws.
+template <class F>
+int guarded(const F& f) noexcept {
+  try {
+    return f();
+  } catch (...) {
+    return -1;
+  }
+}
+
+}  // namespace
+
+// Raised whenever a signature below or the layout of Dims or Chunk changes.
+KOGPT_API int kogpt_abi() { return 5; }
+
+// Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine. Ask this first:
+// whatever else takes kernels takes these.
 KOGPT_API const char* kogpt_isa() {
   const kogpt::Kernels* kernels = kogpt::choose_kernels();
   return kernels == nullptr ? nullptr : kernels->name;
 }
 
 KOGPT_API Model* kogpt_create(const Dims* dims, int format, int cache_format, int threads) {
-  try {
-    return new Model(*dims, static_cast<Format>(format), static_cast<Format>(cache_format), threads, *kogpt::choose_kernels());
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
+  Model* model = nullptr;
+  guarded([&] {
+    model = new Model(*dims, static_cast<Format>(format), static_cast<Format>(cache_format), threads, *kogpt::choose_kernels());
+    return 0;
+  });
+  return model;
 }
 
 KOGPT_API void kogpt_destroy(Model* model) { delete model; }
 
 // 1 borrowed, 0 copied, -1 out of memory.
 KOGPT_API int kogpt_load_projection(Model* model, int index, int from, const void* source) {
-  try {
-    return model->load_projection(index, static_cast<Format>(from), source) ? 1 : 0;
-  } catch (const std::bad_alloc&) {
-    return -1;
-  }
+  return guarded([&] { return model->load_projection(index, static_cast<Format>(from), source) ? 1 : 0; });
 }
 
 // int8 and int4 models: a matrix as files hold it (weights.h). 0 done, -1 out of memory.
 KOGPT_API int kogpt_load_codes(Model* model, int index, const std::uint8_t* codes, const std::uint8_t* groups,
                                const float* scales) {
-  try {
+  return guarded([&] {
     model->load_codes(index, codes, groups, scales);
     return 0;
-  } catch (const std::bad_alloc&) {
-    return -1;
-  }
+  });
 }
 
-// A matrix (n, k) rounded to nearest, see weights.h; importance may be nullptr, groups too for int8.
-KOGPT_API void kogpt_quantize(int threads, int from, const void* source, int n, int k, const float* importance, int format,
+// A matrix (n, k) rounded to nearest, see weights.h; importance may be nullptr, groups too for int8. 0 done, -1 out of memory.
+KOGPT_API int kogpt_quantize(int threads, int from, const void* source, int n, int k, const float* importance, int format,
                               std::uint8_t* codes, std::uint8_t* groups, float* scales) {
-  kogpt::Pool pool(threads);
-  kogpt::quantize(pool, *kogpt::choose_kernels(), {static_cast<Format>(from), source, n, k}, importance,
-                  {static_cast<Format>(format), codes, groups, scales});
+  return guarded([&] {
+    kogpt::Pool pool(threads);
+    kogpt::quantize(pool, *kogpt::choose_kernels(), {static_cast<Format>(from), source, n, k}, importance,
+                    {static_cast<Format>(format), codes, groups, scales});
+    return 0;
+  });
 }
 
 // int4 only: the best group scale for each of n rows of 32 values, in units of the output's scale.
 KOGPT_API void kogpt_search(const float* x, int n, const float* importance, std::uint8_t* groups) {
   constexpr int kTogether = 16;
+  const kogpt::Kernels& kernels = *kogpt::choose_kernels();
   for (int i = 0; i < n; i += kTogether) {
-    kogpt::choose_kernels()->search(x + static_cast<std::ptrdiff_t>(i) * kogpt::kGroup, importance, 0,
-                                    n - i < kTogether ? n - i : kTogether, groups + i);
+    kernels.search(x + static_cast<std::ptrdiff_t>(i) * kogpt::kGroup, importance, 0,
+                   n - i < kTogether ? n - i : kTogether, groups + i);
   }
 }
 
 // The (256, 16) int4 table of codebook.h.
 KOGPT_API const std::int8_t* kogpt_int4_table() { return kogpt::kTable.data(); }
 
-KOGPT_API void kogpt_load_vector(Model* model, int index, const float* source) { model->load_vector(index, source); }
+// 0 done, -1 out of memory.
+KOGPT_API int kogpt_load_vector(Model* model, int index, const float* source) {
+  return guarded([&] {
+    model->load_vector(index, source);
+    return 0;
+  });
+}
 
 KOGPT_API void kogpt_borrow_embedding(Model* model, int format, const void* source) {
   model->borrow_embedding(static_cast<Format>(format), source);
 }
 
-KOGPT_API int kogpt_open(Model* model) { return model->cache().open(); }
-KOGPT_API int kogpt_fork(Model* model, int row, int length) { return model->cache().fork(row, length); }
+// A row's handle, -1 out of memory.
+KOGPT_API int kogpt_open(Model* model) {
+  return guarded([&] { return model->cache().open(); });
+}
+KOGPT_API int kogpt_fork(Model* model, int row, int length) {
+  return guarded([&] { return model->cache().fork(row, length); });
+}
 KOGPT_API void kogpt_close(Model* model, int row) { model->cache().close(row); }
 KOGPT_API int kogpt_holds(Model* model, int row) { return model->cache().holds(row) ? 1 : 0; }
 KOGPT_API int kogpt_length(Model* model, int row) { return model->cache().length(row); }
@@ -93,20 +114,8 @@ KOGPT_API std::size_t kogpt_cache_bytes(Model* model, int row, int tokens) {
 
 // 0 done, -1 out of memory.
 KOGPT_API int kogpt_forward(Model* model, const Chunk* chunks, int n_chunks, int hidden, float* out) {
-  try {
+  return guarded([&] {
     model->forward(chunks, n_chunks, hidden != 0, out);
     return 0;
-  } catch (const std::bad_alloc&) {
-    return -1;
-  }
-}
-
-// Bytes per second of reading `data` once with the model's threads.
-KOGPT_API double kogpt_read_bandwidth(Model* model, const unsigned char* data, std::size_t bytes) {
-  return kogpt::read_bandwidth(model->pool(), data, bytes);
-}
-
-// Operations per second of a product of two (size, size) matrices; size is a multiple of 256.
-KOGPT_API double kogpt_matrix_speed(Model* model, int format, int size) {
-  return kogpt::matrix_speed(model->pool(), model->kernels(), static_cast<Format>(format), size);
+  });
 }

@@ -1,7 +1,6 @@
 // Which instruction sets this processor and operating system have.
 #include <cstdlib>
 #include <cstring>
-#include <vector>
 
 #include "kernels.h"
 
@@ -66,30 +65,36 @@ bool has_dotprod() {
 
 #endif
 
-// From best to plainest.
-std::vector<const Kernels*> present() {
-  std::vector<const Kernels*> sets;
+// From best to plainest, the rest nullptr.
+struct Present {
+  const Kernels* sets[5] = {};
+  int count = 0;
+  void add(const Kernels& set) { sets[count++] = &set; }
+};
+
+Present present() {
+  Present all;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (has_amx()) sets.push_back(&kAmx);
-  if (has_avx512()) sets.push_back(&kAvx512);
-  if (has_avx2()) sets.push_back(&kAvx2);
+  if (has_amx()) all.add(kAmx);
+  if (has_avx512()) all.add(kAvx512);
+  if (has_avx2()) all.add(kAvx2);
 #elif defined(__aarch64__)
-  if (has_dotprod()) sets.push_back(&kDotprod);
-  sets.push_back(&kNeon);
+  if (has_dotprod()) all.add(kDotprod);
+  all.add(kNeon);
 #endif
-  sets.push_back(&kPlain);
-  return sets;
+  all.add(kPlain);
+  return all;
 }
 
 }  // namespace
 
 const Kernels* choose_kernels() {
-  const std::vector<const Kernels*> sets = present();
+  static const Present all = present();
   const char* wanted = std::getenv("KOGPT_ISA");
-  if (wanted == nullptr || *wanted == '\0') return sets.front();
-  for (const Kernels* set : sets) {
-    if (std::strcmp(set->name, wanted) == 0) return set;
+  if (wanted == nullptr || *wanted == '\0') return all.sets[0];
+  for (const Kernels* set : all.sets) {
+    if (set != nullptr && std::strcmp(set->name, wanted) == 0) return set;
   }
   return nullptr;
 }

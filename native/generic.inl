@@ -64,6 +64,8 @@ void widen(Format from, const void* source, std::size_t n, float* out) {
 
 inline F16 magnitude(const F16& x) { return most(x, mul(x, F16::splat(-1.0f))); }
 
+inline F16 within(const F16& x, float limit) { return most(least(x, F16::splat(limit)), F16::splat(-limit)); }
+
 // One token of kp inputs in two planes, see Acts; all of both is written. maxima: room for kp / kDepth.
 //
 // The scale is that of the largest value if this is at most kBulk times the median of the blocks' largest values (of
@@ -108,7 +110,8 @@ Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high
       outliers = true;
       blocks[i / kDepth / 64] |= std::uint64_t{1} << (i / kDepth % 64);
       for (int j = 0; j < kDepth / 16; ++j) {
-        const F16 steps = whole(mul(values[j], F16::splat(1.0f / kHighStep)));
+        // 127.5 steps, the largest there are, would round to 128.
+        const F16 steps = within(whole(mul(values[j], F16::splat(1.0f / kHighStep))), kLargest);
         values[j] = fma(steps, F16::splat(-kHighStep), values[j]);
         steps.store8(high + i + 16 * j);
         high_sum = add(high_sum, steps);

@@ -46,13 +46,8 @@ class Model {
   void load_codes(int index, const std::uint8_t* codes, const std::uint8_t* groups, const float* scales);
   void load_vector(int index, const float* source);
   void borrow_embedding(Format format, const void* source);
-  // Size of projection `index`: outputs and inputs.
-  void shape(int index, int& n, int& k) const;
 
   Cache& cache() { return cache_; }
-  const Dims& dims() const { return dims_; }
-  const Kernels& kernels() const { return kernels_; }
-  Pool& pool() { return pool_; }
 
   // Outputs of each chunk's last n_outputs positions, end to end: (., n_vocab) logits, or (., d_model) hidden.
   void forward(const Chunk* chunks, int n_chunks, bool hidden, float* out);

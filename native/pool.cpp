@@ -4,7 +4,7 @@
 
 #include <chrono>
 #include <new>
-#include <system_error>
+#include <exception>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -52,8 +52,9 @@ void Pool::dispatch(int n, Call call, const void* context) {
 
 Pool::Crew::Crew(int threads) {
   try {
+    workers_.reserve(static_cast<std::size_t>(threads));
     for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
-  } catch (const std::system_error&) {  // the limit on processes, or no memory for a stack
+  } catch (const std::exception&) {  // the limit on processes, or no memory for a stack
     dismiss();
     throw std::bad_alloc();
   }

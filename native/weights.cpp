@@ -61,12 +61,6 @@ bool is_quantized(Format format) { return format == Format::i8 || format == Form
 
 }  // namespace
 
-void Model::shape(int index, int& n, int& k) const {
-  const Linear& w = projections_[static_cast<std::size_t>(index)];
-  n = w.n;
-  k = w.k;
-}
-
 std::size_t packed_bytes(Format format, int n, int k) {
   const auto tiles = static_cast<std::size_t>(round_up(n, kPanel) / kPanel) * static_cast<std::size_t>(round_up(k, kDepth) / kDepth);
   return tiles * (format == Format::i4 ? kTile4 : kTile8);
@@ -171,7 +165,7 @@ template <class F>
 void Model::make_tiles(int index, const F& code_row) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
   const auto outputs = static_cast<std::size_t>(round_up(w.n, kPanel)), width = static_cast<std::size_t>(w.kp);
-  Buffer& tiles = owned_[static_cast<std::size_t>(index)] = Buffer(packed_bytes(w.format, w.n, w.k));
+  Buffer& tiles = owned_[static_cast<std::size_t>(index)] = Buffer(packed_bytes(w.format, w.n, w.k), Buffer::kUnset);
   Buffer& scales = owned_scales_[static_cast<std::size_t>(index)] = Buffer(outputs * sizeof(float));
   const std::size_t panel_bytes = packed_bytes(w.format, kPanel, w.k);
   pool_.run(static_cast<int>(outputs) / kPanel, [&](int panel, int) {

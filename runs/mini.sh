@@ -3,7 +3,8 @@
 #
 #     CORPUS=path/to/corpus WORK=/tmp/mini runs/mini.sh
 #
-# RECIPE=runs/mini_continued.toml goes on from the model that the package has, instead of random weights.
+# RECIPE=runs/mini_continued.toml goes on from the model that the package has, instead of random weights; BEGAN_FROM
+# says in the card what that was.
 # CORPUS holds train_SOURCE_NN.jsonl.zst and valid_SOURCE.jsonl.zst; `petitions` is not trained on, it accuses
 # living people. Each step is skipped or resumed if WORK has it already. The first edition's run had two processes
 # of one thread each, because others used its two cores too; the losses are the same but for rounding.
@@ -30,4 +31,4 @@ python -m kogpt pretrain run "$WORK/mini.toml" --out "$WORK/run"
 
 [ -f "$WORK/ngram.json" ] || python runs/ngram.py "$CORPUS" --out "$WORK/ngram.json"
 python runs/mini_card.py "$WORK/run/model" "$WORK/run/metrics.jsonl" "$CORPUS" --ngram "$WORK/ngram.json" \
-    --machine "$MACHINE"
+    --machine "$MACHINE" ${BEGAN_FROM:+--began-from "$BEGAN_FROM"}

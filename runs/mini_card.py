@@ -1,6 +1,7 @@
 """Measure kogpt-mini and write its model card: README.md and loss.png in the model's folder.
 
-    python runs/mini_card.py MODEL METRICS CORPUS --ngram ngram.json --machine "2 cores of ..."
+    python runs/mini_card.py MODEL METRICS CORPUS --ngram ngram.json --machine "2 cores of ..." \\
+        [--began-from "the first edition (18,432,000 tokens)"]
 
 Bits per UTF-8 byte on every valid_*.jsonl.zst of CORPUS beside `xz -9e` on the same bytes and what
 runs/ngram.py has measured, the course of the loss from METRICS (metrics.jsonl of the run), and samples as
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--ngram", type=Path, required=True, help="what runs/ngram.py wrote")
     parser.add_argument("--machine", required=True)
+    parser.add_argument("--began-from", default="random weights", help="in words, for a run with --init")
     args = parser.parse_args()
     rows = measure(args.model, sorted(args.corpus.glob("valid_*.jsonl.zst")))
     ngram = json.loads(args.ngram.read_text(encoding="utf-8"))
@@ -71,7 +73,7 @@ def main() -> None:
         row["kneser_ney"] = ngram["bits_per_byte"][name]
     plot(args.metrics, args.model / "loss.png")
     (args.model / "README.md").write_text(
-        card(args.model, args.metrics, rows, args.machine), encoding="utf-8"
+        card(args.model, args.metrics, rows, args.machine, args.began_from), encoding="utf-8"
     )
     checkpoint.write_manifest(args.model)
 
@@ -98,13 +100,14 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def card(folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine: str) -> str:
+def card(
+    folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine: str, began_from: str
+) -> str:
     """The text of README.md."""
     config = checkpoint.load(folder).config
     first, *_, last = read_metrics(metrics)
-    start = (
-        f"a model whose SHA-256 is {first['init_sha256'][:16]}..." if "init" in first else "random weights"
-    )
+    if "init_sha256" in first:
+        began_from += f", SHA-256 {first['init_sha256'][:16]}..."
     columns = ("bits_per_byte", "kneser_ney", "xz")
     table = [
         f"| {name} | {row['bytes']:,} | {' | '.join(f'{row[column]:.3f}' for column in columns)} |"
@@ -115,7 +118,7 @@ def card(folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine
         millions=config.n_parameters / 1e6,
         mebibytes=(folder / "model.safetensors").stat().st_size / 2**20,
         bytes_per_token=_total(rows, "bytes") / _total(rows, "tokens"),
-        start=start,
+        start=began_from,
         steps=last["step"],
         tokens=last["tokens"],
         dtype=first.get("dtype", "bfloat16"),

@@ -17,12 +17,12 @@ from conftest import TINY, random_tensors
 from numpy.typing import NDArray
 from runners import stored
 
-from kogpt import checkpoint, native_runner
+from kogpt import checkpoint, memory, native_runner
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.export.rounding import nearest
-from kogpt.native_runner import NativeRunner
+from kogpt.native_runner import NativeRunner, usable_cpus
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.quantize import Quantized
 from kogpt.runner import Array, Chunk, Runner
@@ -228,7 +228,7 @@ def test_threads_do_not_change_a_bit(threads: int) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def run_python(code: str) -> str:
+def run_python(code: str, *flags: str) -> str:
     """What a process of its own prints, with `runner` made and `texts` read once; it must end well."""
     start = """
 import os, sys
@@ -240,7 +240,14 @@ runner = NativeRunner(TINY, TENSORS, "int8", threads=3)
 wanted = read_all(runner, TEXTS)
 """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", start + code],  # CPython warns of fork() beside threads
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            *flags,
+            "-c",
+            start + code,
+        ],  # CPython warns of fork() beside threads
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
@@ -277,6 +284,56 @@ for one, other in zip(read_all(runner, TEXTS), wanted, strict=True):
     np.testing.assert_array_equal(one, other)
 """)
     assert "200 threads" in found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space")
+def test_memory_that_ends_within_a_step_is_an_error_not_garbage() -> None:
+    """Under `python -O` too; and the runner goes on after it."""
+    found = run_python(
+        """
+import resource
+from dataclasses import replace
+from kogpt.runner import Chunk
+wide = replace(TINY, d_ff=65536)
+from kogpt.checkpoint import Stored
+tensors = dict(TENSORS)
+for name, shape in wide.tensor_shapes().items():
+    if tensors[name].array.shape != shape:
+        tensors[name] = Stored("float32", np.zeros(shape, np.float32))
+runner = NativeRunner(wide, tensors, "int8", threads=1)
+row = runner.open()
+runner.forward([Chunk(row, np.arange(2), 1)])
+limits = resource.getrlimit(resource.RLIMIT_AS)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), limits[1]))
+import kogpt.memory
+kogpt.memory.available_memory = lambda: None  # whoever takes the memory after it was looked at
+try:
+    runner.forward([Chunk(row, np.arange(90), 1)])
+except KoGPTError as error:
+    print(error.en)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+logits = runner.forward([Chunk(row, np.arange(90), 1)])[0]
+np.testing.assert_array_equal(logits, read_all(runner, [np.r_[0, 1, 0:90]])[0][-1:])
+""",
+        "-O",
+    )
+    assert "no more memory" in found and "ulimit" in found
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2**32 + 1])
+def test_a_number_of_threads_that_cannot_be_is_refused(threads: int) -> None:
+    with pytest.raises(KoGPTError, match="from 1 to 1024"):
+        NativeRunner(TINY, TENSORS, "int8", threads=threads)
+
+
+def test_no_more_threads_than_the_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert usable_cpus() == 64
+    for text, n in (("max 100000", 64), ("250000 100000", 3), ("10000 100000", 1), ("9900000 100000", 64)):
+        (tmp_path / "cpu.max").write_text(text + "\n")
+        assert usable_cpus() == n
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space")
@@ -331,6 +388,30 @@ def test_int8_takes_half_the_memory_of_bfloat16() -> None:
     assert needed["int8"] == needed["bfloat16"] // 2 + 2 * 2 * 2 * 64 * 4  # scales
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_block_takes_the_memory_that_it_asks_for() -> None:
+    """Not whole huge pages: a little more than one would be two."""
+    found = run_python("""
+import resource
+from conftest import random_tensors
+from kogpt.config import ModelConfig
+from kogpt.runner import Chunk
+from runners import stored
+config = ModelConfig(n_layers=460, n_heads=2, d_model=64, d_ff=1, n_vocab=8, n_ctx=32, rotary_dim=2)
+tensors = {name: stored(array) for name, array in random_tensors(config).items()}
+runner = NativeRunner(config, tensors, "float32", threads=1, cache_dtype="int8")
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+rows = [runner.open() for _ in range(21)]
+runner.forward([Chunk(rows[0], np.arange(1), 0)])
+needed, before = runner._library.kogpt_cache_bytes(runner._model, rows[1], 1), resident()
+runner.forward([Chunk(row, np.arange(1), 0) for row in rows[1:]])
+print(needed, (resident() - before) / 20)
+""")
+    needed, taken = map(float, found.split())
+    assert 2**21 < needed < 1.1 * 2**21 and taken < 1.2 * needed
+
+
 def test_weights_stay_on_the_pages_of_the_file(tmp_path: Path) -> None:
     """Whole tiles in the runner's dtype are not copied; what has to be converted is."""
     config = ModelConfig(n_layers=1, n_heads=2, d_model=64, d_ff=128, n_vocab=32, n_ctx=32, rotary_dim=32)
@@ -376,13 +457,9 @@ def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KOGPT_ISA", "sse9")
     with pytest.raises(KoGPTError, match="sse9"):
         NativeRunner(TINY, TENSORS, "float32")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_machine_limits_are_measured(dtype: str) -> None:
-    runner = NativeRunner(TINY, TENSORS, dtype)
-    assert runner.read_bandwidth(np.ones(1 << 20)) > 1e8
-    assert runner.matrix_speed(256) > 1e8
+    for dtype in ("int8", "int4"):
+        with pytest.raises(KoGPTError, match="sse9"):
+            nearest(stored(np.ones((2, 64), np.float32)), dtype)
 
 
 @pytest.mark.slow

@@ -371,7 +371,7 @@ def test_model_that_does_not_fit_is_refused(kind: Kind, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch_runner, "_free_bytes", lambda device: 10_000)
     with pytest.raises(NotEnoughMemory) as error:
         kind.make(TINY, TENSORS)
-    assert "0.0 GB is free" in error.value.en and "--dtype" in error.value.en and "--dtype" in error.value.ko
+    assert "10 kB is free" in error.value.en and "--dtype" in error.value.en and "--dtype" in error.value.ko
 
 
 def test_cache_that_does_not_fit_is_refused(

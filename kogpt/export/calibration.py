@@ -1,8 +1,8 @@
 """Floats to int4 with the help of a text: GPTQ (arXiv 2210.17323), layer by layer.
 
 The inputs of a matrix that are not yet rounded take up the error of those that are, as the second moments of
-the inputs tell; every layer reads what the rounded layers before it make of the text. One layer's floats and
-three (K, K) moments are in memory at a time.
+the inputs tell; every layer reads what the rounded layers before it make of the text. In memory at a time are
+one layer's floats, what its matrices read, and a few (K, K) matrices of moments: see needed_memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import InputError
 from kogpt.export.rounding import kernels
+from kogpt.memory import require_memory
 from kogpt.native_runner import drop_pages
 from kogpt.numpy_runner import NumpyRunner, Row, rotary_table
 from kogpt.quantize import EMBEDDING, GROUP, HEAD, Lazy, Quantized, matrices, table
@@ -51,8 +52,10 @@ class Calibrated(Lazy[Stored | Quantized]):
         if not n_windows:
             raise InputError(
                 f"the calibration text has {len(ids)} tokens, at least {window} are needed: use a longer one",
-                f"보정용 글이 {len(ids)}토큰입니다. {window}토큰 이상이 필요합니다",
+                f"보정용 글이 {len(ids)}토큰입니다. {window}토큰 이상이 필요하니 더 긴 글을 쓰십시오",
             )
+        needed = needed_memory(config, n_windows * window)
+        require_memory(needed, "calibrating this model", "이 모델의 보정")
         embedding = tensors[EMBEDDING]
         starts = np.linspace(0, len(ids) - window, n_windows).astype(int)
         windows = [ids[start : start + window] for start in starts]
@@ -73,7 +76,9 @@ class Calibrated(Lazy[Stored | Quantized]):
         layer, self._n_done = self._n_done, self._n_done + 1
         if layer == self._config.n_layers:
             reader = _Reader(self._config, self._floats(("transformer.ln_f.weight", "transformer.ln_f.bias")))
-            moment = _moment(np.concatenate([reader.norm(x) for x in self._x]))
+            moment = np.zeros((self._config.d_model, self._config.d_model))
+            for x in self._x:
+                _add_moment(moment, reader.norm(x))
             head = self._tensors[HEAD if HEAD in self._tensors else EMBEDDING]
             self._ready[HEAD] = gptq(head.to("float32"), inverse_factor(moment))
             return
@@ -100,6 +105,16 @@ class Calibrated(Lazy[Stored | Quantized]):
             floats[name] = Stored("float32", self._tensors[name].to("float32"))
             drop_pages(self._tensors[name].array)
         return floats
+
+
+def needed_memory(config: ModelConfig, n_tokens: int) -> int:
+    """Bytes at the worst moment of calibrating on so many tokens: when the widest moments are inverted.
+
+    Two layers of floats (as stored, and rounded), the text as it enters and leaves one, and of the moments of
+    the MLP's output, float64: themselves, LAPACK's copy and the result.
+    """
+    layer = sum(n * k for n, k in matrices(config).values()) // config.n_layers
+    return 2 * 4 * layer + 2 * 4 * n_tokens * config.d_model + 3 * 8 * config.d_ff**2
 
 
 def gptq(weight: NDArray[np.float32], factor: NDArray[np.float32]) -> Quantized:
@@ -130,11 +145,19 @@ def gptq(weight: NDArray[np.float32], factor: NDArray[np.float32]) -> Quantized:
 
 
 def inverse_factor(moment: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Upper Cholesky factor of the inverse of the damped moments (K, K), padded by the identity to groups."""
+    """Upper Cholesky factor of the inverse of the damped moments (K, K), padded by the identity to groups.
+
+    `moment` is used up.
+    """
     k = len(moment)
-    damped = np.eye(-(-k // GROUP) * GROUP)
-    damped[:k, :k] = moment + DAMPING * max(float(np.diag(moment).mean()), 1e-12) * np.eye(k)
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    padding = -k % GROUP
+    damped = np.pad(moment, (0, padding)) if padding else moment
+    diagonal = np.einsum("ii->i", damped)
+    diagonal[:k] += DAMPING * max(float(diagonal[:k].mean()), 1e-12)
+    diagonal[k:] = 1
+    inverse = np.linalg.inv(damped)
+    del moment, damped, diagonal  # GB where K is that of a large model
+    return np.linalg.cholesky(inverse).T.astype(np.float32)
 
 
 class _Reader(NumpyRunner):
@@ -159,13 +182,13 @@ class _Reader(NumpyRunner):
 
     def _linear(self, x: Array, name: str) -> Array:
         if name.endswith(tuple(names[0] for names in READERS)):
-            self.moments[name] = self.moments.get(name, 0.0) + _moment(x)
+            _add_moment(self.moments.setdefault(name, np.zeros((x.shape[-1],) * 2)), x)
         return super()._linear(x, name)
 
 
-def _moment(x: Array) -> NDArray[np.float64]:
-    """(T, K) -> (K, K), the sum of x x^T."""
-    return (x.T @ x).astype(np.float64)
+def _add_moment(moment: NDArray[np.float64], x: Array) -> None:
+    """Adds the sum of x x^T over (T, K) to (K, K)."""
+    moment += x.T @ x
 
 
 def _search(x: Array, importance: Array) -> NDArray[np.uint8]:

@@ -1,8 +1,8 @@
 """A model folder -> a model folder in another precision: floats, int8 or int4.
 
-Tensors pass one at a time, so that a model of any size needs the memory of its largest matrix. The new folder
-takes its place as a whole or not at all; nothing is written into a folder that is there, unless it is a model
-to replace.
+Tensors pass one at a time, so that a model of any size needs the memory of its largest matrix, or with a
+calibration text that of calibration.needed_memory. The new folder takes its place as a whole or not at all;
+nothing is written into a folder that is there, unless it is a model to replace.
 """
 
 from __future__ import annotations

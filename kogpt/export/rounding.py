@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
-from kogpt.native_runner import FORMATS, drop_pages, library, usable_cpus
+from kogpt.native_runner import FORMATS, done, drop_pages, isa, library, usable_cpus
 from kogpt.quantize import EMBEDDING, Lazy, Quantized, matrices, parts
 
 
@@ -44,18 +44,19 @@ def nearest(tensor: Stored, dtype: str, importance: NDArray[np.float32] | None =
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     arguments = (FORMATS[source.dtype], array.ctypes.data, n, k, _address(weights), FORMATS[dtype])
     outputs = (codes.ctypes.data, _address(groups), scales.ctypes.data)
-    kernels().kogpt_quantize(usable_cpus(), *arguments, *outputs)
+    done(kernels().kogpt_quantize(usable_cpus(), *arguments, *outputs))
     return Quantized(dtype, (n, k), codes, groups, scales)
 
 
 def kernels() -> ctypes.CDLL:
-    """The native library; KoGPTError where it was not built."""
+    """The native library; KoGPTError where it was not built, or for a KOGPT_ISA that is not here."""
     loaded = library()
     if loaded is None:
         raise KoGPTError(
             "quantising needs the native kernels, which were not built: install a C++ compiler, then KoGPT",
             "네이티브 커널이 빌드되지 않아 양자화할 수 없습니다. C++ 컴파일러를 설치하고 다시 설치하십시오",
         )
+    isa()
     return loaded
 
 

@@ -265,7 +265,8 @@ void check_linear(const Kernels& set, const std::string& name, std::mt19937& ran
       for (std::size_t i = 0; i < kMost; ++i) {
         const Floats token = normal(random, static_cast<std::size_t>(w->k), i % 5 == 4 ? 40.0f : 1.0f);
         std::copy(token.begin(), token.end(), x.begin() + static_cast<std::ptrdiff_t>(i * ld));
-        for (std::size_t j = i; i % 3 == 1 && j < token.size(); j += 777) x[i * ld + j] *= 60.0f;  // outliers
+        const float outlier = i % 2 == 0 ? 60.0f : 5000.0f;  // of which the second is as far as integers reach
+        for (std::size_t j = i; i % 3 == 1 && j < token.size(); j += 777) x[i * ld + j] *= outlier;
       }
       const std::string what = name + " linear " + kFormatNames[static_cast<int>(format)] + " " +
                                std::to_string(shape[0]) + " x " + std::to_string(shape[1]);
