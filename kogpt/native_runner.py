@@ -1,8 +1,8 @@
 """The fast CPU runner: the whole forward pass in C++ (native/), one call per step, without torch.
 
-Small matrices stay on the file's pages where the file has the runner's dtype and whole tiles. Others are converted,
-or copied into huge pages where there are such (reading those is up to a fifth faster), one tensor at a time, and
-the pages read for it are given back.
+Small matrices stay on the file's pages where the file has the runner's dtype and whole tiles. Others are
+converted, or copied into huge pages where there are such (reading those is up to a fifth faster), one tensor
+at a time, and the pages read for it are given back.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ So the data position of a run is its step, and a resumed run sees what the unbro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,11 @@ class Mixture:
         self.stages = sorted(stages, key=lambda stage: stage.first_step)
         self.seed = seed
 
+    def verify(self, rank: int, count: int) -> None:
+        """Read this process's share of the shards once; InputError if one is not what its index says."""
+        for shards in self.shards[rank::count]:
+            shards.verify()
+
     def stage(self, step: int) -> Stage:
         """What step number `step` is made of."""
         return [stage for stage in self.stages if stage.first_step <= step][-1]
@@ -83,17 +89,19 @@ def _window(shards: Shards, start: int, length: int) -> NDArray[np.int64]:
 
 
 def _require(sources: Mapping[str, Source], stages: Sequence[Stage]) -> None:
-    if not sources or any(source.weight <= 0 for source in sources.values()):
+    if not sources or not all(0 < source.weight < math.inf for source in sources.values()):
         raise ConfigError(
-            "a run needs at least one source, and every weight above 0",
-            "말뭉치가 하나 이상 필요하고 가중치는 모두 0보다 커야 합니다",
+            "a run needs at least one source, and every weight a number above 0",
+            "말뭉치가 하나 이상 필요하고 가중치는 모두 0보다 큰 수여야 합니다",
         )
     if not any(stage.first_step == 0 for stage in stages):
         raise ConfigError(
             "no stage starts at step 0: give one its first_step = 0",
             "0단계에서 시작하는 구간이 없습니다. first_step = 0 인 구간을 넣으세요",
         )
-    if any(stage.length < 1 or stage.rows < 1 for stage in stages):
-        raise ConfigError(
-            "every stage needs length and rows of at least 1", "구간의 length와 rows는 1 이상이어야 합니다"
-        )
+    for stage in stages:
+        if stage.length < 2 or stage.rows < 1:
+            raise ConfigError(
+                f"a stage of length {stage.length}, rows {stage.rows}: at least 2 and 1 are needed",
+                f"구간의 length {stage.length}, rows {stage.rows}: 각각 2와 1 이상이어야 합니다",
+            )

@@ -22,6 +22,7 @@ wiki = "valid_wiki.jsonl.zst"
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -64,6 +65,15 @@ class Pace:
     save_seconds: float = 600.0
     keep: int = 2
 
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if not 0 < value < math.inf:
+                raise ConfigError(
+                    f"loop.{setting.name} is {value}: it must be a number above 0",
+                    f"loop.{setting.name} 값이 {value}입니다. 0보다 큰 수여야 합니다",
+                )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -87,6 +97,11 @@ class Recipe:
                 "a recipe has either [model], the shape of random weights, or init, a model to go on from",
                 "[model](임의 가중치의 구조)과 init(이어서 학습할 모델) 중 하나만 적으세요",
             )
+        if self.seed < 0:
+            raise ConfigError(
+                f"seed is {self.seed}: it must be 0 or more",
+                f"seed 값이 {self.seed}입니다. 0 이상이어야 합니다",
+            )
 
 
 def read_recipe(path: Path, changes: Sequence[str] = (), init: str | None = None) -> Recipe:
@@ -97,16 +112,28 @@ def read_recipe(path: Path, changes: Sequence[str] = (), init: str | None = None
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-        for change in changes:
-            _merge(document, tomllib.loads(change))
-        if init is not None:
-            document.pop("model", None)
-            document["init"] = init
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
             f"recipe {path} cannot be read: {error}", f"{path} 설정을 읽을 수 없습니다: {error}"
         ) from error
+    for change in changes:
+        _merge(document, _table(change))
+    if init is not None:
+        document.pop("model", None)
+        document["init"] = init
     return closed(Recipe, document, "")
+
+
+def _table(change: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(change)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"--set {change} is no line of TOML ({error}): numbers are written as steps=200, text as "
+            "'name=\"...\"'",
+            f"--set {change}은(는) TOML 한 줄이 아닙니다({error}). 수는 steps=200, 글은 "
+            "'name=\"...\"'처럼 쓰세요",
+        ) from error
 
 
 def closed(kind: type[T], document: Mapping[str, Any], where: str) -> T:

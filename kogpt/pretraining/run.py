@@ -14,6 +14,7 @@ from kogpt import checkpoint
 from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError
+from kogpt.locks import alone
 from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture
 from kogpt.pretraining.recipe import Recipe
@@ -43,14 +44,28 @@ def pretrain(
 ) -> bool:
     """Train until the schedule ends (True) or a signal (False); continues what `folder` holds.
 
-    Paths of the recipe are relative to `root`. When it ends, `folder`/model is a model folder.
+    Paths of the recipe are relative to `root`. When it ends, `folder`/model is a model folder. InputError
+    while another run has `folder`.
     """
+    if not workers.is_first:
+        return _pretrain(recipe, root, folder, workers, live, tensorboard)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, "kogpt pretrain run"):
+        return _pretrain(recipe, root, folder, workers, live, tensorboard)
+
+
+def _pretrain(
+    recipe: Recipe, root: Path, folder: Path, workers: Workers, live: TextIO | None, tensorboard: bool
+) -> bool:
+    _require_rows(recipe, workers.count)
     tokenizer = Tokenizer.from_file(tokenizer_file(recipe, root))
     mixture = Mixture(recipe.sources, recipe.stages, recipe.seed, root)
     require_tokenizer(tokenizer_file(recipe, root), mixture.tokenizer_sha256)
+    mixture.verify(workers.rank, workers.count)
     start = find_start(recipe.init, root) if recipe.init else None
     if start:
         require_tokenizer(start.folder / "tokenizer.json", mixture.tokenizer_sha256)
+        tokenizer.check_fits(start.config)
     config = model_config(recipe, tokenizer, start)
     torch.manual_seed(recipe.seed)
     objective = Objective(meta_model(config), recipe.arithmetic)
@@ -59,13 +74,13 @@ def pretrain(
     gathered = dtype if workers.device.type == "cuda" else None
     workers.distribute(objective, objective.blocks(), gathered)
     objective.model.tie()
-    run = Run(folder, objective, _settings(recipe, dtype), workers)
+    run = Run(folder, objective, _settings(recipe, dtype), workers, config.to_json())
     run.report.live = live if workers.is_first else None
     run.report.tensorboard = tensorboard
     peak = workers.count * measured_peak(workers.device, dtype)
     run.flops = lambda length: flops_per_token(config, length) / peak
     sets = {
-        name: list(read_documents(root / path, tokenizer, recipe.loop.validation_bytes))
+        name: _validation_set(root / path, tokenizer, recipe.loop.validation_bytes)
         for name, path in recipe.validation.items()
     }
 
@@ -89,6 +104,7 @@ def export(recipe: Recipe, root: Path, folder: Path, out: Path, dtype: str = "fl
         raise CheckpointError(
             f"{folder} holds no checkpoint: train first", f"{folder}에 체크포인트가 없습니다. 먼저 학습하세요"
         )
+    checkpoints.verify(path)
     tokenizer = tokenizer_file(recipe, root)
     start = find_start(recipe.init, root) if recipe.init else None
     config = model_config(recipe, Tokenizer.from_file(tokenizer), start)
@@ -110,8 +126,9 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer, start: Checkpoint | None 
     config = start.config if start else _own_config(recipe, tokenizer)
     if (longest := max(stage.length for stage in recipe.stages)) > config.n_ctx:
         raise ConfigError(
-            f"a stage of {longest} tokens is longer than n_ctx, {config.n_ctx}",
-            f"구간 길이 {longest}이(가) n_ctx {config.n_ctx}보다 깁니다",
+            f"a stage of {longest} tokens is longer than n_ctx, {config.n_ctx}: shorten it, or raise "
+            "model.n_ctx",
+            f"구간 길이 {longest}이(가) n_ctx {config.n_ctx}보다 깁니다. 줄이거나 model.n_ctx를 늘리세요",
         )
     return config
 
@@ -128,7 +145,21 @@ def _own_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
         n_ctx=shape.n_ctx,
         rotary_dim=shape.rotary_dim,
         tied_head=shape.tied_head,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
+
+
+def _require_rows(recipe: Recipe, n_processes: int) -> None:
+    """Every process must take part in every pass: they wait for each other's shares of the weights."""
+    for stage in recipe.stages:
+        if stage.rows % n_processes:
+            raise ConfigError(
+                f"a stage of {stage.rows} rows does not divide among {n_processes} processes: "
+                f"make rows a multiple of {n_processes}, or start fewer processes",
+                f"구간의 rows {stage.rows}을(를) 프로세스 {n_processes}개에 나눌 수 없습니다. "
+                f"rows를 {n_processes}의 배수로 하거나 프로세스를 줄이세요",
+            )
 
 
 def _remember_start(run: Run, start: Checkpoint | None, dtype: torch.dtype) -> None:
@@ -164,15 +195,31 @@ def _require_same_start(folder: Path, noted: Mapping[str, Any], facts: Mapping[s
         )
 
 
+def _validation_set(path: Path, tokenizer: Tokenizer, max_bytes: int) -> list[Document]:
+    documents = list(read_documents(path, tokenizer, max_bytes))
+    if not documents:
+        raise ConfigError(
+            f"validation set {path} has no text: leave it out, or give a file that has some",
+            f"검증 파일 {path}에 글이 없습니다. 빼거나 글이 있는 파일을 지정하세요",
+        )
+    return documents
+
+
 def read_documents(path: Path, tokenizer: Tokenizer, max_bytes: float = math.inf) -> Iterator[Document]:
-    """Documents of a file in order, those left out that would not fit into `max_bytes` any more."""
+    """Documents of a file in order, those left out that would not fit into `max_bytes` any more.
+
+    A first one that is larger is cut.
+    """
     taken = 0
     files = corpus.find_files([str(path)])
     for text in sample.read_texts(files, corpus.Reading(), max_bad_share=0.0):
-        size = len(text.encode())
-        if taken + size <= max_bytes:
-            taken += size
-            yield Document(np.array(tokenizer.encode(text), dtype=np.int64), size)
+        raw = text.encode()
+        if taken == 0 and len(raw) > max_bytes:
+            text = raw[: int(max_bytes)].decode(errors="ignore")
+            raw = text.encode()
+        if raw and taken + len(raw) <= max_bytes:
+            taken += len(raw)
+            yield Document(np.array(tokenizer.encode(text), dtype=np.int64), len(raw))
 
 
 def _settings(recipe: Recipe, dtype: torch.dtype) -> Settings:

@@ -3,11 +3,13 @@
     FOLDER/step_00001200/    .metadata, *.distcp, run.json
 
 A checkpoint is written as step_00001200.partial and renamed when every byte is on the disk. So a name without
-that suffix is a whole checkpoint, wherever the process, the disk or the machine stopped.
+that suffix is a whole checkpoint, wherever the process, the disk or the machine stopped. run.json has the
+SHA-256 of every other file, so that one which was damaged later is not taken for whole either.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,16 @@ FACTS = "run.json"
 TRAINED = StateDictOptions(ignore_frozen_params=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What run.json says, but for the files."""
+
+    step: int
+    tokens: int
+    seconds: float
+    identity: Mapping[str, Any]  # of model and optimiser, see Run
+
+
 class Writer:
     """Writes checkpoints of a run while the run goes on, one at a time."""
 
@@ -52,13 +65,13 @@ class Writer:
         self._pending: Future[None] | None = None
         _ignore_warning()  # for good: the writing threads outlive any context
 
-    def begin(self, module: nn.Module, optimisers: list[Optimizer], facts: Mapping[str, Any]) -> None:
+    def begin(self, module: nn.Module, optimisers: list[Optimizer], facts: Facts) -> None:
         """Copy all that the next step depends on, and write it in the background, with every process.
 
-        `facts` has the number of the step. Waits for the checkpoint before it, see `finish`.
+        Waits for the checkpoint before it, see `finish`.
         """
         self.finish()
-        final = self.folder / f"step_{facts['step']:08d}"
+        final = self.folder / f"step_{facts.step:08d}"
         partial = final.with_name(final.name + PARTIAL)
         if self.workers.is_first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -70,7 +83,7 @@ class Writer:
             no_dist=self._group is None,
         )
         assert isinstance(copied, Future)
-        self._pending = self._pool.submit(self._complete, copied, final, dict(facts))
+        self._pending = self._pool.submit(self._complete, copied, final, facts)
 
     def finish(self) -> None:
         """Wait until the checkpoint is whole; CheckpointError if it cannot be, and older ones stay."""
@@ -83,13 +96,14 @@ class Writer:
         if self._pending is not None and self._pending.done():
             self.finish()
 
-    def _complete(self, copied: Future[Any], final: Path, facts: Mapping[str, Any]) -> None:
+    def _complete(self, copied: Future[Any], final: Path, facts: Facts) -> None:
         """The first process's part ends when every process has written its own: then the name is due."""
         partial = final.with_name(final.name + PARTIAL)
         try:
             copied.result()
             if self.workers.is_first:
-                (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+                document = {**asdict(facts), "sha256": _digests(partial)}
+                (partial / FACTS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
                 _rename(partial, final)
                 _remove_old(self.folder, self.keep)
         except (OSError, RuntimeError, CheckpointException) as error:
@@ -105,23 +119,46 @@ def latest(folder: Path) -> Path | None:
     return max(_whole(folder), default=None)
 
 
-def restore(path: Path, module: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
-    """Load a checkpoint into module, optimisers and torch's generators; the facts that were saved with it.
+def verify(path: Path, workers: Workers | None = None) -> Facts:
+    """What a checkpoint says of itself, if its files are as they were written; CheckpointError if not.
 
-    CheckpointError if it belongs to another model or is damaged.
+    Of several processes the first reads the files, and all learn what it found.
     """
+    workers = workers or Workers()
+    damage: Exception | None = None
+    try:
+        document = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        digests = document.pop("sha256")
+        facts = Facts(**document)
+        if workers.is_first and (changed := dict(digests.items() ^ _digests(path).items())):
+            damage = ValueError(f"SHA-256 of {', '.join(sorted(changed))}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        damage = error
+    (damaged,) = workers.sum((damage is not None,))
+    if damaged:
+        raise _damaged(path, damage)
+    return facts
+
+
+def restore(
+    path: Path,
+    module: nn.Module,
+    optimisers: list[Optimizer],
+    identity: Mapping[str, Any],
+    workers: Workers,
+) -> Facts:
+    """Load a checkpoint into module, optimisers and torch's generators.
+
+    CheckpointError if it is of another model or optimiser than `identity` says, or damaged.
+    """
+    facts = verify(path, workers)
+    _require_same(path, facts.identity, identity)
     state = _state(module, optimisers)
     try:
         with _quiet():
             state_dict_loader.load(state, checkpoint_id=path)
-        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError, KeyError, CheckpointException) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or of another model ({_reason(error)}): "
-            f"remove it to resume from the one before",
-            f"체크포인트 {path}이(가) 손상되었거나 다른 모델의 것입니다({_reason(error)}). "
-            f"지우면 그 앞의 것에서 이어집니다",
-        ) from error
+        raise _damaged(path, error) from error
     set_state_dict(
         module,
         optimisers,
@@ -132,7 +169,38 @@ def restore(path: Path, module: nn.Module, optimisers: list[Optimizer]) -> dict[
     torch.set_rng_state(state["rng"]["cpu"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng"]["cuda"])
-    return dict(facts)
+    return facts
+
+
+def _require_same(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"checkpoint {path} was trained with {name} = {saved.get(name)!r}, not "
+                f"{wanted.get(name)!r}: give the recipe that it began with, or another --out",
+                f"체크포인트 {path}의 {name} 값은 {wanted.get(name)!r}이(가) 아니라 "
+                f"{saved.get(name)!r}입니다. "
+                f"처음의 설정을 쓰거나 다른 --out을 지정하세요",
+            )
+
+
+def _damaged(path: Path, error: BaseException | None) -> CheckpointError:
+    """error: None where another process saw it."""
+    reason = "" if error is None else f" ({_reason(error)})"
+    return CheckpointError(
+        f"checkpoint {path} is damaged{reason}: remove it to resume from the one before",
+        f"체크포인트 {path}이(가) 손상되었습니다{reason}. 지우면 그 앞의 것에서 이어집니다",
+    )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but run.json."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != FACTS:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 class Weights(Mapping[str, NDArray[np.float32]]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from kogpt.errors import KoGPTError
 from kogpt.training import checkpoints
@@ -68,27 +69,43 @@ class Settings:
 class Run:
     """One training run in one folder: metrics.jsonl and checkpoints."""
 
-    def __init__(self, folder: Path, objective: nn.Module, settings: Settings, workers: Workers) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        objective: nn.Module,
+        settings: Settings,
+        workers: Workers,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        """identity: what its checkpoints are good for, by name, as JSON; none of another is resumed."""
         self.folder = folder
         self.objective = objective  # distributed already: its parameters are what is trained
         self.settings = settings
         self.workers = workers
         self.optimisers = build(objective, settings.rule, settings.dtype)
+        self.identity = {**(identity or {}), "optimiser": settings.rule.name}
         self.report = Report(folder)
         self.checkpoints = checkpoints.Writer(folder, settings.keep, workers)
         self.flops: Callable[[int], float] | None = None  # tokens per row -> share of the machine per token/s
         self.step = 0  # updates made
         self.tokens = 0  # targets trained on
         self.seconds = 0.0  # of training, all sittings together
-        self._stop = False
+        self._asked = False  # to stop, this process
 
     def resume(self) -> bool:
-        """Continue from the newest whole checkpoint of the folder, if there is one."""
+        """Continue from the newest whole checkpoint of the folder, if there is one.
+
+        Model and optimiser must be the checkpoint's, else CheckpointError; rates, schedule and data are those
+        of today.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoints.latest(self.folder)
         if path is not None:
-            facts = checkpoints.restore(path, self.objective, self.optimisers)
-            self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
+            rates = _hyperparameters(self.optimisers)
+            facts = checkpoints.restore(path, self.objective, self.optimisers, self.identity, self.workers)
+            for group, wanted in zip(_groups(self.optimisers), rates, strict=True):
+                group.update(wanted)
+            self.step, self.tokens, self.seconds = facts.step, facts.tokens, facts.seconds
         if self.workers.is_first:
             self.report.begin(self.step)
         return path is not None
@@ -98,8 +115,9 @@ class Run:
         n_steps = self.settings.schedule.steps
         every = self.settings
         saved, saved_at = self.step, time.monotonic()
+        stop = False
         with self._signals():
-            while self.step < n_steps and not self._stop:
+            while self.step < n_steps and not stop:
                 metrics = self.update(batches(self.step))
                 is_last = self.step == n_steps
                 if self.step % every.log_every == 0 or is_last:
@@ -107,7 +125,8 @@ class Run:
                 if validate and (self.step % every.validate_every == 0 or is_last):
                     self._write(validate(self.step))
                 self.checkpoints.check()
-                if self._is_due(saved_at) or self.step % every.save_every == 0:
+                stop, is_due = self._agree(saved_at)
+                if is_due or self.step % every.save_every == 0:
                     self.save()
                     saved, saved_at = self.step, time.monotonic()
             if saved != self.step:
@@ -121,8 +140,7 @@ class Run:
         begin = time.monotonic()
         n_targets = max(1, int((batch.targets != IGNORED).sum()))
         losses = [self._backward(*part, n_targets) for part in self._passes(batch)]
-        loss, stop = self.workers.sum((float(sum(losses)), self._stop))
-        self._stop = stop > 0
+        (loss,) = self.workers.sum((float(sum(losses)),))
         norm = _value(nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(self.step, loss, norm, batch.origins)
@@ -142,7 +160,7 @@ class Run:
 
     def save(self) -> None:
         """Begin a checkpoint of this step; `checkpoints.finish` waits for it."""
-        facts = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        facts = checkpoints.Facts(self.step, self.tokens, self.seconds, self.identity)
         self.checkpoints.begin(self.objective, self.optimisers, facts)
 
     def _passes(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
@@ -159,10 +177,11 @@ class Run:
         torch.autograd.backward(loss * self.workers.count)  # the mean over the processes is then the sum
         return loss.detach()
 
-    def _is_due(self, saved_at: float) -> bool:
-        """By the clock of the first process: all must save together."""
+    def _agree(self, saved_at: float) -> tuple[bool, bool]:
+        """Whether to stop, if any process was asked; whether to save, by the first one's clock."""
         overdue = self.workers.is_first and time.monotonic() - saved_at > self.settings.save_seconds
-        return self.workers.sum((float(overdue),))[0] > 0
+        stop, is_due = self.workers.sum((self._asked, overdue))
+        return stop > 0, is_due > 0
 
     def _log(self, metrics: dict[str, Any], n_steps: int) -> None:
         self._write(metrics)
@@ -179,7 +198,7 @@ class Run:
         """SIGTERM and SIGINT only ask to stop, while this lasts."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._stop = True
+            self._asked = True
 
         previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -187,6 +206,18 @@ class Run:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _groups(optimisers: Iterable[Optimizer]) -> Iterator[dict[str, Any]]:
+    for optimiser in optimisers:
+        yield from optimiser.param_groups
+
+
+def _hyperparameters(optimisers: Iterable[Optimizer]) -> list[dict[str, Any]]:
+    """Of every group: rates, decay, betas and the like."""
+    return [
+        {name: value for name, value in group.items() if name != "params"} for group in _groups(optimisers)
+    ]
 
 
 def _value(norm: Tensor) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,7 +14,7 @@ import torch
 
 from kogpt.checkpoint import atomic_write
 from kogpt.config import ModelConfig
-from kogpt.errors import MissingExtra
+from kogpt.errors import CheckpointError, MissingExtra
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,14 +38,14 @@ class Report:
         """Forget what a run that was killed wrote after the checkpoint of `step`; all, if there is none."""
         if self.path.exists():
             lines = [line for line in read_metrics(self.path) if step and line["step"] <= step]
-            with atomic_write(self.path) as file:
+            with _writing(self.path), atomic_write(self.path) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
         if self.tensorboard:
             self._events = _event_writer(self.path.parent / "tensorboard", step + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """One line of JSON."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with _writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._events:
             for name, value in _scalars(metrics):
@@ -68,6 +70,20 @@ class Report:
             self._events.close()
         if self.live is not None and self.live.isatty():
             self.live.write("\n")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk and its like as one line."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise CheckpointError(
+            f"cannot write {path} ({error.strerror}; {free:.1f} GB free): make room and resume",
+            f"{path}에 쓸 수 없습니다({error.strerror}, 남은 공간 {free:.1f} GB). "
+            "공간을 비우고 이어서 하세요",
+        ) from error
 
 
 def _event_writer(folder: Path, first_step: int) -> SummaryWriter:

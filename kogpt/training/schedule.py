@@ -29,10 +29,20 @@ class Schedule:
                 f"schedule {self.shape!r} is unknown: choose one of {', '.join(SHAPES)}",
                 f"일정 {self.shape!r}을(를) 알 수 없습니다. {', '.join(SHAPES)} 중에서 고르세요",
             )
-        if self.warmup_steps < 0 or self.decay_steps < 0 or self.warmup_steps + self.decay_steps > self.steps:
+        if self.steps < 1 or not 0 <= self.floor <= 1:
             raise ConfigError(
-                f"warm-up ({self.warmup_steps}) and decay ({self.decay_steps}) exceed {self.steps} steps",
-                f"예열({self.warmup_steps})과 감쇠({self.decay_steps})가 전체 {self.steps}단계보다 깁니다",
+                f"schedule.steps is {self.steps}, floor {self.floor}: steps must be at least 1, the floor "
+                "from 0 to 1",
+                f"schedule.steps 값 {self.steps}, floor 값 {self.floor}: steps는 1 이상, floor는 0에서 1 "
+                "사이여야 합니다",
+            )
+        warmup, decay = self.warmup_steps, self.decay_steps
+        if warmup < 0 or decay < 0 or warmup + decay > self.steps:
+            raise ConfigError(
+                f"warm-up ({warmup}) and decay ({decay}) must be 0 or more and fit into {self.steps} steps: "
+                "shorten them, or raise schedule.steps",
+                f"예열({warmup})과 감쇠({decay})는 0 이상이고 전체 {self.steps}단계 안에 들어야 합니다. "
+                "줄이거나 schedule.steps를 늘리세요",
             )
 
     def factor(self, step: int) -> float:

@@ -16,6 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from kogpt.errors import ConfigError
+
 CPU = torch.device("cpu")
 
 Rows = Callable[[str, int, int], NDArray[np.float32]]  # name of a parameter, first row, end -> those rows
@@ -80,8 +82,16 @@ class Workers:
 
 @contextmanager
 def join(device: str | None = None) -> Iterator[Workers]:
-    """Meet the processes that torchrun's environment variables name, and part at the end."""
+    """Meet the processes that torchrun's environment variables name, and part at the end.
+
+    ConfigError where a GPU is asked for and none is there.
+    """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda: torch sees no GPU here; use --device cpu, or install torch with CUDA",
+            "--device cuda: torch가 GPU를 찾지 못했습니다. --device cpu를 쓰거나 CUDA용 torch를 설치하세요",
+        )
     here = (
         torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
     )

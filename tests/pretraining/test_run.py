@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from kogpt import checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError, InputError
+from kogpt.locks import alone
 from kogpt.model import GPTJ
 from kogpt.pretraining import shards
 from kogpt.pretraining.mixture import Mixture
@@ -262,7 +264,13 @@ def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
         ("stages = 3", "stages is 3"),
         ("stages = [{ rows = 1 }]", r"stages\[0\]\.length is missing"),
         ("sources.text.weigth = 1.0", r"sources\.text\.weigth is no setting"),
-        ("seed = ", "cannot be read"),
+        ("seed = ", "--set seed =  is no line of TOML"),
+        ("tokenizer = abc", "--set tokenizer = abc is no line of TOML"),
+        ("seed = -1", "seed is -1: it must be 0 or more"),
+        ("loop.log_every = 0", r"loop\.log_every is 0: it must be a number above 0"),
+        ("loop.clip = nan", r"loop\.clip is nan"),
+        ("schedule.steps = 0", r"schedule\.steps is 0"),
+        ("schedule.decay_steps = 99", r"decay \(99\) must be 0 or more and fit into 30 steps: shorten"),
         ('optimiser.name = "sgd"', "'sgd' is unknown"),
         ('init = "kogpt-mini"', r"either \[model\]"),
         ("init = 3", "init is 3"),
@@ -271,6 +279,60 @@ def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
 def test_a_mistake_in_a_recipe_is_named(root: Path, change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_recipe(root / "recipe.toml", [change])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sources.text.weight = nan", "every weight a number above 0"),
+        ("stages = [{ length = 1, rows = 2 }]", "length 1, rows 2: at least 2 and 1"),
+        ("stages = [{ length = 8, rows = 2, first_step = 3 }]", "no stage starts at step 0"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(root: Path, tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pretrain(read_recipe(root / "recipe.toml", [change]), root, tmp_path, Workers())
+
+
+def test_rows_that_do_not_divide_among_the_processes_are_refused(root: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(root / "recipe.toml")
+    with pytest.raises(
+        ConfigError, match="8 rows does not divide among 3 processes: make rows a multiple of 3"
+    ):
+        pretrain(recipe, root, tmp_path, Workers(rank=1, count=3))
+
+
+def test_a_run_has_its_folder_to_itself(root: Path, tmp_path: Path) -> None:
+    with alone(tmp_path, "kogpt pretrain run"), pytest.raises(InputError, match="in use by another"):
+        pretrain(read_recipe(root / "recipe.toml"), root, tmp_path, Workers())
+
+
+def test_damaged_shards_are_found_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "shards"
+    shutil.copytree(root / "shards", damaged)
+    raw = bytearray((damaged / "shard_00000.bin").read_bytes())
+    raw[100] ^= 1
+    (damaged / "shard_00000.bin").write_bytes(raw)
+    recipe = read_recipe(root / "recipe.toml", [f'sources.text.shards = "{damaged}"'])
+    with pytest.raises(InputError, match="shard_00000.bin"):
+        pretrain(recipe, root, tmp_path / "out", Workers())
+
+
+def test_a_validation_set_is_never_empty(root: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(root / "tokenizer" / "tokenizer.json")
+    (tmp_path / "long.txt").write_text("가" * 1000, encoding="utf-8")
+    assert [document.n_bytes for document in read_documents(tmp_path / "long.txt", tokenizer, 100)] == [99]
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+    recipe = read_recipe(root / "recipe.toml", [f'validation.text = "{tmp_path / "empty.txt"}"'])
+    with pytest.raises(ConfigError, match=r"empty\.txt has no text"):
+        pretrain(recipe, root, tmp_path / "out", Workers())
+
+
+def test_the_model_ends_texts_as_its_tokenizer_does(root: Path) -> None:
+    tokenizer = Tokenizer.from_file(root / "tokenizer" / "tokenizer.json")
+    tokenizer.bos_token_id, tokenizer.eos_token_id = 2, 3
+    config = model_config(read_recipe(root / "recipe.toml"), tokenizer)
+    assert (config.bos_token_id, config.eos_token_id) == (2, 3)
 
 
 def test_a_recipe_that_is_not_there_is_one_line(tmp_path: Path) -> None:

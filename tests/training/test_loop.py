@@ -22,6 +22,7 @@ from kogpt.errors import CheckpointError
 from kogpt.training import checkpoints
 from kogpt.training.loop import Batch, TrainingStopped
 from kogpt.training.loss import IGNORED
+from kogpt.training.optimisers import Rule
 from kogpt.training.report import flops_per_token, plot, read_metrics
 from kogpt.training.schedule import Schedule
 
@@ -186,9 +187,63 @@ def test_a_damaged_checkpoint_is_named(unbroken: Path, tmp_path: Path) -> None:
     run.update(toy.batch(0))
     run.save()
     run.checkpoints.finish()
-    (tmp_path / "step_00000001" / "__0_0.distcp").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="step_00000001 is damaged"):
-        toy.make_run(tmp_path).resume()
+    folder = tmp_path / "step_00000001"
+    whole = {name: (folder / name).read_bytes() for name in ("__0_0.distcp", ".metadata", "run.json")}
+    flipped = bytearray(whole["__0_0.distcp"])
+    flipped[len(flipped) // 2] ^= 1
+    damages = [
+        ("__0_0.distcp", b"torn"),
+        ("__0_0.distcp", bytes(flipped)),
+        (".metadata", whole[".metadata"][:-9]),
+    ]
+    damages += [("run.json", text) for text in (b"{}", b"[]", b"{", b'{"step": 1, "sha256": {}}')]
+    for name, data in damages:
+        (folder / name).write_bytes(data)
+        with pytest.raises(CheckpointError, match="step_00000001 is damaged .*: remove it") as caught:
+            toy.make_run(tmp_path).resume()
+        assert "\n" not in caught.value.en
+        (folder / name).write_bytes(whole[name])
+    assert toy.make_run(tmp_path).resume()
+
+
+def test_a_checkpoint_of_another_model_or_optimiser_is_not_resumed_and_not_called_damaged(
+    tmp_path: Path,
+) -> None:
+    run = toy.make_run(tmp_path)
+    run.resume()
+    run.update(toy.batch(0))
+    run.save()
+    run.checkpoints.finish()
+    with pytest.raises(
+        CheckpointError, match="trained with optimiser = 'muon', not 'adamw': give the recipe"
+    ):
+        toy.make_run(tmp_path, rule=Rule(name="adamw")).resume()
+    other = toy.make_run(tmp_path)
+    other.identity["n_layer"] = 3
+    with pytest.raises(CheckpointError, match="with n_layer = None, not 3"):
+        other.resume()
+
+
+def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path) -> None:
+    run = toy.make_run(tmp_path)
+    run.resume()
+    run.update(toy.batch(0))
+    run.save()
+    run.checkpoints.finish()
+    still = toy.make_run(tmp_path, rule=Rule(adamw_rate=0.0, muon_rate=0.0))
+    assert still.resume()
+    before = {name: value.clone() for name, value in still.objective.state_dict().items()}
+    still.update(toy.batch(1))
+    after = still.objective.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_metrics_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> None:
+    run = toy.make_run(tmp_path)
+    run.resume()
+    run.report.path = Path("/dev/full")
+    with pytest.raises(CheckpointError, match=r"cannot write /dev/full \(.*GB free\): make room and resume"):
+        run.report.write({"step": 1})
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_batch(tmp_path: Path) -> None:
@@ -229,10 +284,10 @@ def test_metrics_after_the_checkpoint_are_forgotten_on_resume(tmp_path: Path) ->
 
 
 def test_two_processes_train_the_same_model_and_resume_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:
-    def pair(name: str, steps: int) -> Path:
+    def pair(name: str, steps: int, moment: str = "") -> Path:
         port = 20_000 + os.getpid() % 20_000
         world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes = [child(tmp_path / name, steps, RANK=str(rank), **world) for rank in range(2)]
+        processes = [child(tmp_path / name, steps, moment, RANK=str(rank), **world) for rank in range(2)]
         for process in processes:
             _, message = process.communicate()
             assert process.returncode == 0, message
@@ -243,6 +298,8 @@ def test_two_processes_train_the_same_model_and_resume_bit_for_bit(unbroken: Pat
     stopped = checkpoints.latest(broken)
     assert stopped is not None and stopped.name == "step_00000004"
     assert_same_run(pair("broken", 99), whole)
+    apart = checkpoints.latest(pair("apart", 3, "apart"))
+    assert apart is not None and apart.name == "step_00000004"
     for name in ("loss", "gradient_norm"):  # Muon and AdamW would not notice a gradient of half the length
         assert logged(whole, name) == pytest.approx(logged(unbroken, name), rel=1e-2)
     alone = toy.weights(unbroken)

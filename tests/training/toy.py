@@ -3,6 +3,7 @@
 shard     SIGKILL when the checkpoint of step 4 is half written
 rename    SIGKILL when it is written but has not got its name
 update    SIGKILL in the step after, with the checkpoint in its place
+apart     SIGTERM, to the first process when the others have gone on into the next step
 """
 
 from __future__ import annotations
@@ -82,8 +83,19 @@ def main(folder: Path, steps: int, moment: str | None) -> None:
         if moment == "rename":
             checkpoints._sync = lambda path: die() if path.name.startswith("step_00000004") else None
 
+        agree = run._agree
+
+        def then_ask(saved_at: float) -> tuple[bool, bool]:
+            agreed = agree(saved_at)
+            if run.step == steps:
+                signal.raise_signal(signal.SIGTERM)
+            return agreed
+
+        if moment == "apart" and workers.is_first:
+            run._agree = then_ask  # type: ignore[method-assign]
+
         def batches(step: int) -> Batch:
-            if step == steps:
+            if step == steps and not (moment == "apart" and workers.is_first):
                 run.checkpoints.finish()
                 os.kill(os.getpid(), signal.SIGKILL if moment == "update" else signal.SIGTERM)
             return batch(step)
