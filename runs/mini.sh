@@ -15,7 +15,9 @@ MACHINE=${MACHINE:-$(uname -m), $(nproc) cores}
 export PYTHONPATH=$PWD
 mkdir -p "$WORK"
 ln -sfn "$(realpath "$CORPUS")" "$WORK/corpus"
-cp "${RECIPE:-runs/mini.toml}" "$WORK/mini.toml"
+RECIPE=${RECIPE:-runs/mini.toml}
+name=$(basename "$RECIPE" .toml) # of the run's folder
+cp "$RECIPE" "$WORK/$name.toml"
 
 [ -f "$WORK/tokenizer/tokenizer.json" ] || python runs/mini_tokenizer.py "$CORPUS" "$WORK/tokenizer"
 
@@ -27,8 +29,7 @@ done
 # Large blocks from a heap that keeps them: fresh pages for every activation cost a fifth of the time.
 export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
-python -m kogpt pretrain run "$WORK/mini.toml" --out "$WORK/run"
+python -m kogpt pretrain run "$WORK/$name.toml" --out "$WORK/$name"
 
 [ -f "$WORK/ngram.json" ] || python runs/ngram.py "$CORPUS" --out "$WORK/ngram.json"
-python runs/mini_card.py "$WORK/run/model" "$WORK/run/metrics.jsonl" "$CORPUS" --ngram "$WORK/ngram.json" \
-    --machine "$MACHINE" ${BEGAN_FROM:+--began-from "$BEGAN_FROM"}
+python runs/mini_card.py "$WORK/$name.toml" "$WORK/$name" "$CORPUS" --ngram "$WORK/ngram.json" --machine "$MACHINE" ${BEGAN_FROM:+--began-from "$BEGAN_FROM"}

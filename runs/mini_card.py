@@ -1,11 +1,11 @@
 """Measure kogpt-mini and write its model card: README.md and loss.png in the model's folder.
 
-    python runs/mini_card.py MODEL METRICS CORPUS --ngram ngram.json --machine "2 cores of ..." \\
+    python runs/mini_card.py RECIPE RUN CORPUS --ngram ngram.json --machine "2 cores of ..." \\
         [--began-from "the first edition (18,432,000 tokens)"]
 
 Bits per UTF-8 byte on every valid_*.jsonl.zst of CORPUS beside `xz -9e` on the same bytes and what
-runs/ngram.py has measured, the course of the loss from METRICS (metrics.jsonl of the run), and samples as
-they come. Every other number of the card is made here.
+runs/ngram.py has measured, the course of the loss from RUN/metrics.jsonl, and samples as they come, into
+RUN/model. Every other number of the card is made here, but for the licences' table.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import torch
 from kogpt import KoGPT, Sampling, checkpoint
 from kogpt.model import GPTJ
 from kogpt.pretraining.corpus import Reading
+from kogpt.pretraining.recipe import Recipe, read_recipe
 from kogpt.pretraining.run import read_documents
 from kogpt.pretraining.sample import read_texts
 from kogpt.tokenizer import Tokenizer
 from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.report import plot, read_metrics
+from kogpt.training.report import METRICS, plot, read_metrics
 from kogpt.training.validation import bits_per_byte
 
 MEASURED = ("kowiki", "law", "nsmc", "msdocs")  # whose mean is quoted
@@ -60,22 +61,46 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("metrics", type=Path)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("run", type=Path)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--ngram", type=Path, required=True, help="what runs/ngram.py wrote")
     parser.add_argument("--machine", required=True)
     parser.add_argument("--began-from", default="random weights", help="in words, for a run with --init")
     args = parser.parse_args()
-    rows = measure(args.model, sorted(args.corpus.glob("valid_*.jsonl.zst")))
+    model, metrics = args.run / "model", args.run / METRICS
+    rows = measure(model, sorted(args.corpus.glob("valid_*.jsonl.zst")))
     ngram = json.loads(args.ngram.read_text(encoding="utf-8"))
     for name, row in rows.items():
         row["kneser_ney"] = ngram["bits_per_byte"][name]
-    plot(args.metrics, args.model / "loss.png")
-    (args.model / "README.md").write_text(
-        card(args.model, args.metrics, rows, args.machine, args.began_from), encoding="utf-8"
-    )
-    checkpoint.write_manifest(args.model)
+    plot(metrics, model / "loss.png")
+    first, *_, last = read_metrics(metrics)
+    if "init_sha256" in first:
+        args.began_from += f", SHA-256 {first['init_sha256'][:16]}..."
+    facts = {
+        **course_of(read_recipe(args.recipe)),
+        "start": args.began_from,
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "dtype": first.get("dtype", "bfloat16"),
+        "hours": last["seconds"] / 3600,
+        "machine": args.machine,
+    }
+    (model / "README.md").write_text(card(model, rows, facts), encoding="utf-8")
+    checkpoint.write_manifest(model)
+
+
+def course_of(recipe: Recipe) -> dict[str, Any]:
+    """What the card says of a recipe."""
+    schedule = recipe.schedule
+    stable = schedule.steps - schedule.warmup_steps - schedule.decay_steps
+    parts = [f"warm-up over {schedule.warmup_steps} steps"]
+    parts += [f"{stable} at the peak"] if stable else []
+    return {
+        "recipe": recipe,
+        "windows": ", then ".join(f"{stage.length:,}" for stage in recipe.stages),
+        "course": ", ".join([*parts, f"linear decay over {schedule.decay_steps}"]),
+    }
 
 
 def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
@@ -100,14 +125,9 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def card(
-    folder: Path, metrics: Path, rows: dict[str, dict[str, float]], machine: str, began_from: str
-) -> str:
+def card(folder: Path, rows: dict[str, dict[str, float]], facts: dict[str, Any]) -> str:
     """The text of README.md."""
     config = checkpoint.load(folder).config
-    first, *_, last = read_metrics(metrics)
-    if "init_sha256" in first:
-        began_from += f", SHA-256 {first['init_sha256'][:16]}..."
     columns = ("bits_per_byte", "kneser_ney", "xz")
     table = [
         f"| {name} | {row['bytes']:,} | {' | '.join(f'{row[column]:.3f}' for column in columns)} |"
@@ -118,12 +138,7 @@ def card(
         millions=config.n_parameters / 1e6,
         mebibytes=(folder / "model.safetensors").stat().st_size / 2**20,
         bytes_per_token=_total(rows, "bytes") / _total(rows, "tokens"),
-        start=began_from,
-        steps=last["step"],
-        tokens=last["tokens"],
-        dtype=first.get("dtype", "bfloat16"),
-        hours=last["seconds"] / 3600,
-        machine=machine,
+        **facts,
         table="\n".join(table),
         mean=sum(rows[name]["bits_per_byte"] for name in MEASURED) / len(MEASURED),
         sampling=SAMPLING,

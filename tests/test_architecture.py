@@ -26,6 +26,7 @@ CORE: dict[str, set[str]] = {
     "__main__": {"cli"},
     "errors": set(),
     "config": {"errors"},
+    "locks": {"errors"},
     "memory": {"errors"},
     "weights": {"errors", "numpy", "safetensors", "torch"},
     "quantize": {"config", "errors", "weights", "numpy"},

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -72,6 +73,8 @@ def _tokenizer(args: argparse.Namespace) -> int:
         Tokenizer.from_file(Path(args.out) / "tokenizer.json"),
         held_out if args.held_out else sample.held_out_texts(held_out),
     )
+    if args.held_out:
+        deque(held_out, maxlen=0)  # to the end, where bad records are judged; FILES were judged above
     facts = {
         "n_vocab": args.vocab,
         "characters_per_token": round(found.characters_per_token, 4),
@@ -208,11 +211,12 @@ def _plan(args: argparse.Namespace) -> int:
     from kogpt.pretraining import plan as planner
 
     config = _shape(args.shape)
+    usual = planner.TOKENS_PER_PARAMETER * config.n_parameters
     job = planner.Job(
         config=config,
         gpu=planner.gpu(args.gpu, **_own_figures(args)),
         n_gpus=args.gpus[0],
-        tokens=args.tokens or planner.TOKENS_PER_PARAMETER * config.n_parameters,
+        tokens=usual if args.tokens is None else args.tokens,
         batch_tokens=args.batch_tokens,
         mfu=args.mfu,
         optimizer=args.optimizer,
@@ -274,7 +278,7 @@ def _toy(args: argparse.Namespace) -> int:
 
     files = find_files(args.files, args.exclude, args.format)
     with _megabytes(files) as progress:
-        made = toy.prepare(files, _reading(args), Path(args.out), args.steps, progress)
+        made = toy.prepare(files, _reading(args), args.max_bad_share, Path(args.out), args.steps, progress)
     finished = toy.train(made, sys.stderr)
     _say_end(finished, made.model)
     return 0 if finished else INTERRUPTED

@@ -44,6 +44,7 @@ SAMPLE_BYTES = 64 << 10  # what the encoding of a file is judged by
 READ_BYTES = 1 << 20
 ZSTD_READ_BYTES = 1 << 10  # 4 bytes of Zstandard may hold 128 KiB of text: this bounds a hostile file
 PARQUET_ROWS = 1024
+BAD_NAMED = 3  # bad records that an error names
 
 # What may be wrong with one record, by the short name that reports keep.
 REASONS = {
@@ -118,6 +119,21 @@ class BadRecord:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {localized(*REASONS[self.reason])}"
+
+
+def require_few_bad(records: int, n_bad: int, first: Sequence[BadRecord], share: float) -> None:
+    """InputError if over that share of all records is bad; the message names some of the `first` bad ones.
+
+    To be asked of a whole corpus: of a part of it, the answer would depend on where blocks end.
+    """
+    if not n_bad or n_bad / records <= share:
+        return
+    named = "; ".join(map(str, first[:BAD_NAMED]))
+    limit = f"{share:.2%} (--max-bad-share)" if share else "0 %"
+    raise InputError(
+        f"{n_bad} of {records} records are bad, over {limit}: {named}",
+        f"기록 {records}개 중 {n_bad}개가 잘못됨, 허용 {limit}: {named}",
+    )
 
 
 def find_files(names: Sequence[str], exclude: Sequence[str] = (), format: Format | None = None) -> list[Path]:
@@ -274,6 +290,9 @@ def decompressed(path: Path) -> Iterator[tuple[bytes, int]]:
     """The bytes within a file, and how much of the file has been read; InputError if it is damaged."""
     try:
         with path.open("rb") as file:
+            if path.suffix in COMPRESSED and not path.stat().st_size:
+                # Neither format can say "nothing" in no bytes, but both libraries take it for that.
+                raise _damaged(path, file, "it is empty", "비어 있습니다")
             if path.suffix == ".zst":
                 yield from _zstd(file, path)
             elif path.suffix == ".gz":
@@ -294,7 +313,7 @@ def _gzip(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int]]:
             while piece := inside.read(READ_BYTES):
                 yield piece, file.tell()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, file, str(error)) from error
+        raise _damaged(path, file, str(error), str(error)) from error
 
 
 def _zstd(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int]]:
@@ -313,15 +332,15 @@ def _zstd(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int]]:
                 if frame.eof:
                     frame = None
     except zstandard.ZstdError as error:
-        raise _damaged(path, file, str(error)) from error
+        raise _damaged(path, file, str(error), str(error)) from error
     if frame is not None:
-        raise _damaged(path, file, "the last frame is cut short")
+        raise _damaged(path, file, "the last frame is cut short", "마지막 프레임이 잘려 있습니다")
 
 
-def _damaged(path: Path, file: BinaryIO, reason: str) -> InputError:
+def _damaged(path: Path, file: BinaryIO, en: str, ko: str) -> InputError:
     return InputError(
-        f"{path}: damaged near byte {file.tell()}: {reason}; fetch or make it again",
-        f"{path}: {file.tell()}바이트 부근에서 손상되었습니다: {reason}. 다시 받거나 만들어 주세요",
+        f"{path}: damaged near byte {file.tell()}: {en}; fetch or make it again",
+        f"{path}: {file.tell()}바이트 부근에서 손상되었습니다: {ko}. 다시 받거나 만들어 주세요",
     )
 
 

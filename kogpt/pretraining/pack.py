@@ -13,9 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 
 from kogpt.checkpoint import atomic_write
 from kogpt.errors import InputError
+from kogpt.locks import alone
 from kogpt.pretraining import dedup, filters, shards
 from kogpt.pretraining.parts import Counts, Job, Options, opened, read_corpus
 from kogpt.tokenizer import Tokenizer
@@ -50,36 +49,44 @@ def pack(
     that do not fit what is there; whatever happens, `out` is whole or absent.
     """
     plan = _plan(files, tokenizer, options)
-    if out.exists():
-        return _finished(out, plan)
     work = out.with_name(out.name + ".partial")
-    with _writing(work), _alone(work):
-        modified = [path.stat().st_mtime_ns for path in files]
-        _begin(work, {**plan, "modified": modified})
+    if out.exists():
+        report = _finished(out, plan)
+        _remove(work)  # there if a kill came after the renaming
+        return report
+    with _writing(work), alone(work, "kogpt pretrain pack"):
+        _begin(work, plan)
         counts = read_corpus(files, Job(tokenizer, work, options), workers, progress)
-        _require_unchanged(files, modified)
+        _require_unchanged(files, plan)
         removed, n_removed = _compare(work, counts.documents, options)
         kept = _write(work, removed, plan, options)
         report = _report(plan, counts, n_removed, kept)
         _write_json(work / "shards" / REPORT, report)
         (work / "shards").rename(out)
-        shutil.rmtree(work)
+        _remove(work)
     return report
 
 
 def _plan(files: Sequence[Path], tokenizer: Path, options: Options) -> dict[str, Any]:
     """Everything that decides the result, as JSON."""
-    Tokenizer.from_file(tokenizer)  # complains here rather than in a worker
+    n_vocab = Tokenizer.from_file(tokenizer).n_vocab  # complains here rather than in a worker
     settings = asdict(options)
     settings["left_out"] = sorted(options.left_out)
     if options.compares_nearly:
         settings["minhash"] = dedup.algorithm()
     return {
         "version": VERSION,
-        "files": [{"file": str(path), "bytes": path.stat().st_size} for path in files],
+        "files": [_facts(path) for path in files],
+        "n_vocab": n_vocab,
         "tokenizer_sha256": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
         "options": settings,
     }
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a corpus file is known by: name, bytes, and when it was last written in ns."""
+    found = path.stat()
+    return {"file": str(path), "bytes": found.st_size, "modified": found.st_mtime_ns}
 
 
 def _finished(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -90,15 +97,20 @@ def _finished(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         if report.get("plan") == _through_json(plan):
             return report
     raise InputError(
-        f"{out} is there already and is not what this command makes: choose another --out, or delete it",
-        f"{out}: 이미 있으며 이 명령의 결과가 아닙니다. 다른 --out을 고르거나 지워 주세요",
+        f"{out} is there already and is not what this command makes of the files as they are now: "
+        "choose another --out, or delete it",
+        f"{out}: 이미 있으며 지금 파일로 이 명령이 만드는 결과가 아닙니다. 다른 --out을 고르거나 지우세요",
     )
 
 
 def _begin(work: Path, plan: dict[str, Any]) -> None:
     """Note the plan, or check that it is the one noted; clear away what a kill left."""
     path = work / "plan.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != _through_json(plan):
+    # Parts are the same under any limit: work that was refused goes on when the limit is raised.
+    plan = {**plan, "options": {**plan["options"], "max_bad_share": None}}
+    if not path.exists():  # a removal was cut short: whatever is left belongs to an unknown plan
+        shutil.rmtree(work / "parts", ignore_errors=True)
+    elif json.loads(path.read_text(encoding="utf-8")) != _through_json(plan):
         raise InputError(
             f"{work} was begun with other files, options or tokenizer: repeat that command, or delete it",
             f"{work}: 다른 파일이나 옵션, 토크나이저로 시작했습니다. 그때의 명령을 다시 쓰거나 지워 주세요",
@@ -110,6 +122,11 @@ def _begin(work: Path, plan: dict[str, Any]) -> None:
     for name in ("compare", "shards"):
         shutil.rmtree(work / name, ignore_errors=True)
         (work / name).mkdir()
+
+
+def _remove(work: Path) -> None:
+    """For after the renaming: what cannot be removed waits for the next time, and two may remove at once."""
+    shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
@@ -130,30 +147,9 @@ def _writing(work: Path) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """One process at a time in the folder; the lock goes with the process, however it ends."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InputError(
-            f"{work} is in use by another kogpt pretrain pack: wait for it, or choose another --out",
-            f"{work}: 다른 kogpt pretrain pack이 쓰고 있습니다. 기다리거나 다른 --out을 고르세요",
-        ) from error
-    finally:
-        os.close(descriptor)
-
-
-def _require_unchanged(files: Sequence[Path], modified: Sequence[int]) -> None:
-    for path, before in zip(files, modified, strict=True):
-        if path.stat().st_mtime_ns != before:
+def _require_unchanged(files: Sequence[Path], plan: Mapping[str, Any]) -> None:
+    for path, before in zip(files, plan["files"], strict=True):
+        if _facts(path) != before:
             raise InputError(
                 f"{path} was changed while it was read: delete the .partial folder and start again",
                 f"{path}: 읽는 동안 파일이 바뀌었습니다. .partial 폴더를 지우고 다시 시작하세요",
@@ -219,7 +215,7 @@ def _write(work: Path, removed: NDArray[np.bool_], plan: Mapping[str, Any], opti
             pending, size = [], 0
     if pending:
         done.append(shards.write_shard(folder, len(done), pending, dtype))
-    index = shards.Index(dtype, str(plan["tokenizer_sha256"]), tuple(done))
+    index = shards.Index(dtype, str(plan["tokenizer_sha256"]), tuple(done), plan["n_vocab"])
     shards.write_index(folder, index)
     return index
 

@@ -27,7 +27,15 @@ from numpy.typing import NDArray
 from kogpt.checkpoint import atomic_write
 from kogpt.errors import InputError
 from kogpt.pretraining import dedup, filters, shards
-from kogpt.pretraining.corpus import BadRecord, Block, Position, Reading, blocks, documents
+from kogpt.pretraining.corpus import (
+    BadRecord,
+    Block,
+    Position,
+    Reading,
+    blocks,
+    documents,
+    require_few_bad,
+)
 from kogpt.tokenizer import Tokenizer
 
 MAX_BAD_SHARE = 0.001
@@ -43,7 +51,7 @@ class Options:
     left_out: tuple[str, ...] = ()  # names of filters
     keep_duplicates: bool = False
     near: float = 0.8  # similarity from which a document repeats another; 0 compares exactly only
-    max_bad_share: float = MAX_BAD_SHARE  # of the records; more stop the run
+    max_bad_share: float = MAX_BAD_SHARE  # of all records; more are refused
     tokens_per_shard: int = shards.TOKENS_PER_SHARD
 
     @property
@@ -102,7 +110,7 @@ class Job:
 
 
 def read_corpus(files: Sequence[Path], job: Job, workers: int, progress: Callable[[int], None]) -> Counts:
-    """Make every part that is missing, in parallel; the sums. Stops where too many records are bad."""
+    """Make every part that is missing, in parallel; the sums. InputError if too many are bad, or all."""
     total = Counts()
     start, number = Position(), 0
     while (path := job.part(number)).exists():  # parts of an earlier run, up to the first gap
@@ -112,9 +120,9 @@ def read_corpus(files: Sequence[Path], job: Job, workers: int, progress: Callabl
     before = np.cumsum([0] + [path.stat().st_size for path in files])
     for part in _parts(blocks(files, job.options.reading, start, number), job, workers):
         total.add(part.counts)
-        _require_few_bad(total, job.options.max_bad_share)
         progress(int(before[part.end.file]) + part.end.stored)
-    _require_few_bad(total, job.options.max_bad_share)
+    first = [BadRecord(Path(file), line, reason) for file, line, reason in total.bad_shown]
+    require_few_bad(total.records, total.bad, first, job.options.max_bad_share)
     if not total.documents:
         raise InputError(
             f"nothing to pack: {total.records} records, {total.bad} of them bad, the rest filtered out",
@@ -146,16 +154,6 @@ def _parts(work: Iterable[Block], job: Job, workers: int) -> Iterator[Part]:
                 f"작업 프로세스 {workers}개 중 하나가 강제로 끝났습니다(메모리 부족일 수 있음). 같은 명령을 "
                 "다시 쓰면 이어서 합니다. --workers를 줄이면 메모리를 덜 씁니다",
             ) from error
-
-
-def _require_few_bad(counts: Counts, share: float) -> None:
-    if counts.bad <= share * counts.records:
-        return
-    first = "; ".join(str(BadRecord(Path(file), line, why)) for file, line, why in counts.bad_shown[:3])
-    raise InputError(
-        f"{counts.bad} of {counts.records} records are bad, over {share:.2%} (--max-bad-share): {first}",
-        f"기록 {counts.records}개 중 {counts.bad}개가 잘못됨, 허용 {share:.2%} (--max-bad-share): {first}",
-    )
 
 
 _worker: _Worker  # of this process, set by _start_worker in a pool's processes only

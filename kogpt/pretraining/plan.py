@@ -10,6 +10,7 @@ and seconds unless another unit is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,13 +28,17 @@ class Gpu:
 
     peak: float  # bfloat16 FLOP/s, dense, accumulated in float32
     memory: float  # bytes
-    network: float  # bytes/s of one GPU to GPUs of other nodes
-    link: float  # bytes/s of one GPU to GPUs of its node
+    network: float  # bytes/s each way of one GPU's own adapter, to GPUs of other nodes
+    link: float  # bytes/s each way of one GPU to GPUs of its node
     dollars: float  # per GPU and hour
 
 
 # Peaks, memory and links: NVIDIA's data sheets (A100 80GB SXM, H100 SXM, H200 SXM, HGX B200), links one way.
-# Network: one 200 or 400 Gbit/s adapter per GPU. Prices: round figures of mid-2026 offers; give your own.
+# Network: one adapter per GPU, of 200 or 400 Gbit/s, as its maker rates it; of the 50 GB/s of the latter NCCL
+# reaches 46 to 49 (github.com/NVIDIA/nccl-tests, issues 267 and 290). This is the rate of an exchange among
+# all GPUs, and the slowest case of a gather, for which NCCL lets all adapters of a node work together:
+# 200 GB/s are reported of 256 H100 and 2 GB (github.com/NVIDIA/nccl, issue 1218).
+# Prices: round figures of mid-2026 offers; give your own.
 GPUS = {
     "a100": Gpu(peak=312e12, memory=80e9, network=25e9, link=300e9, dollars=1.5),
     "h100": Gpu(peak=989e12, memory=80e9, network=50e9, link=450e9, dollars=3.0),
@@ -50,6 +55,8 @@ STATE_BYTES = {
 }  # per parameter: two moments, or one; Muon is for the blocks' matrices only
 GATHERED_BYTES = 2  # per parameter: weights travel in bfloat16
 REDUCED_BYTES = 4  # per parameter: gradients travel in float32
+EXCHANGED_BYTES = 2  # per parameter: Muon's matrices travel in bfloat16
+NEWTON_SCHULZ_STEPS = 5  # torch.optim.Muon's default
 LOSS_CHUNK = 1024  # tokens whose logits exist at a time (kogpt/training/loss.py)
 RECOMPUTED = 4 / 3  # forward, backward at twice the cost, and the forward again
 
@@ -69,17 +76,18 @@ class Job:
     def __post_init__(self) -> None:
         positive = {"GPUs": self.n_gpus, "tokens": self.tokens, "batch tokens": self.batch_tokens}
         for name, value in positive.items():
-            if not value > 0:
-                raise _impossible(name, value, "above 0")
+            _require_positive(name, value)
         if not 0 < self.mfu <= 1:
-            raise _impossible("MFU", self.mfu, "above 0 and at most 1")
+            raise _impossible("MFU", self.mfu, "above 0 and at most 1", "0보다 크고 1 이하인 값")
         if self.optimizer not in STATE_BYTES:
-            raise _impossible("optimizer", self.optimizer, " or ".join(STATE_BYTES))
-        if self.batch_tokens < self.n_gpus * self.config.n_ctx:
+            raise _impossible("optimizer", self.optimizer, " or ".join(STATE_BYTES), ", ".join(STATE_BYTES))
+        least = self.n_gpus * self.config.n_ctx
+        if self.batch_tokens < least:
             raise _impossible(
                 "batch tokens",
                 self.batch_tokens,
-                f"at least {self.n_gpus * self.config.n_ctx}, a row per GPU",
+                f"at least {least}, a row per GPU; take more, or fewer GPUs",
+                f"GPU마다 한 줄, 곧 {least} 이상. 값을 늘리거나 GPU를 줄이세요",
             )
 
 
@@ -111,18 +119,34 @@ class Plan:
 
     @property
     def network_seconds(self) -> float:
-        """Of a step's gathering of weights, twice a micro-step, and scattering of gradients, once."""
-        if self.job.n_gpus == 1:
+        """Of a step's micro-steps: blocks gathered twice, outer weights once, gradients scattered once."""
+        config = self.job.config
+        moved = (2 * GATHERED_BYTES + REDUCED_BYTES) * config.n_parameters
+        moved -= GATHERED_BYTES * _outer_parameters(config)
+        return self.micro_steps * _travel_seconds(self.job, moved)
+
+    @property
+    def optimizer_seconds(self) -> float:
+        """Of Muon's update, when all else is done: matrices to the GPUs that work on them, work, and back.
+
+        As many matrices at a time as there are GPUs, the largest first, and all wait for the largest of them
+        (kogpt/training/optimisers.py). What is element by element, and so all of AdamW, is left out.
+        """
+        if self.job.optimizer != "muon":
             return 0.0
-        rate = self.job.gpu.link if self.job.n_gpus <= GPUS_PER_NODE else self.job.gpu.network
-        share = (self.job.n_gpus - 1) / self.job.n_gpus
-        moved = (2 * GATHERED_BYTES + REDUCED_BYTES) * self.job.config.n_parameters
-        return self.micro_steps * moved * share / rate
+        longest = muon_matrices(self.job.config)[:: self.job.n_gpus]
+        moved = 2 * EXCHANGED_BYTES * sum(rows * columns for rows, columns in longest)
+        flops = sum(newton_schulz_flops(rows, columns) for rows, columns in longest)
+        return _travel_seconds(self.job, moved) + flops / (self.job.gpu.peak * self.job.mfu)
+
+    @property
+    def step_seconds(self) -> float:
+        """The network works beside the matrix products: the longer of the two counts. Then the optimizer."""
+        return max(self.compute_seconds, self.network_seconds) + self.optimizer_seconds
 
     @property
     def tokens_per_day(self) -> float:
-        """The network works beside the matrix products, so the longer of the two counts."""
-        return DAY * self.job.batch_tokens / max(self.compute_seconds, self.network_seconds)
+        return DAY * self.job.batch_tokens / self.step_seconds
 
     @property
     def days(self) -> float:
@@ -148,6 +172,24 @@ def flops_per_token(config: ModelConfig) -> float:
     looked_up = 0 if config.tied_head else config.n_vocab * config.d_model
     multiplied = config.n_parameters - looked_up
     return 6 * multiplied + 12 * config.n_layers * config.d_model * config.n_ctx
+
+
+def muon_matrices(config: ModelConfig) -> list[tuple[int, int]]:
+    """Rows and columns of each matrix inside the blocks, the largest first."""
+    shapes = [shape for name, shape in config.tensor_shapes().items() if ".h." in name and len(shape) == 2]
+    return sorted(((rows, columns) for rows, columns in shapes), key=math.prod, reverse=True)
+
+
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """Of making a matrix orthogonal: X X^T, its square, and that times X, a step."""
+    short, long = sorted((rows, columns))
+    return NEWTON_SCHULZ_STEPS * (4 * short**2 * long + 2 * short**3)
+
+
+def _travel_seconds(job: Job, moved: float) -> float:
+    """Of so many bytes that a GPU has from all, itself included, by the slowest wire on their way."""
+    rate = job.gpu.link if job.n_gpus <= GPUS_PER_NODE else job.gpu.network
+    return moved * (job.n_gpus - 1) / job.n_gpus / rate
 
 
 def activation_bytes(config: ModelConfig) -> int:
@@ -240,8 +282,7 @@ def gpu(name: str, **figures: float) -> Gpu:
             f"GPU {name!r}은(는) 표에 없습니다. 있는 이름: {', '.join(GPUS)}. 하나를 골라 수치를 지정하세요",
         )
     for figure, value in figures.items():
-        if not value > 0:
-            raise _impossible(f"GPU {figure}", value, "above 0")
+        _require_positive(f"GPU {figure}", value)
     return replace(GPUS[name], **figures)
 
 
@@ -277,6 +318,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "bytes": round(sum(plan.memory.values())),
         "compute_seconds": plan.compute_seconds,
         "network_seconds": plan.network_seconds,
+        "optimizer_seconds": plan.optimizer_seconds,
+        "step_seconds": plan.step_seconds,
         "tokens_per_day": plan.tokens_per_day,
         "mfu": plan.mfu,
         "days": plan.days,
@@ -296,6 +339,7 @@ def table(found: Sequence[Plan]) -> str:
         ["blocks recomputed", *("yes" if plan.checkpointing else "no" for plan in found)],
         ["matrix products, s", *(f"{plan.compute_seconds:.2f}" for plan in found)],
         ["network, s", *(f"{plan.network_seconds:.2f}" for plan in found)],
+        ["optimizer, s", *(f"{plan.optimizer_seconds:.2f}" for plan in found)],
         ["MFU reached", *(f"{plan.mfu:.0%}" for plan in found)],
         ["tokens a day, 10^9", *(f"{plan.tokens_per_day / 1e9:.2f}" for plan in found)],
         ["days", *(f"{plan.days:.1f}" for plan in found)],
@@ -313,5 +357,12 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join([first, *rest])} |"
 
 
-def _impossible(name: str, value: object, rule: str) -> ConfigError:
-    return ConfigError(f"{name} {value}: must be {rule}", f"{name} {value}: 허용되지 않는 값입니다({rule})")
+def _require_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:  # NaN is refused too
+        raise _impossible(name, value, "above 0 and finite", "0보다 큰 유한한 수")
+
+
+def _impossible(name: str, value: object, rule: str, rule_ko: str) -> ConfigError:
+    return ConfigError(
+        f"{name} {value}: must be {rule}", f"{name} {value}: 허용되지 않는 값입니다(조건: {rule_ko})"
+    )

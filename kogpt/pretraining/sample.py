@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kogpt.errors import InputError
-from kogpt.pretraining.corpus import BadRecord, Reading, blocks, documents
+from kogpt.pretraining.corpus import BAD_NAMED, BadRecord, Reading, blocks, documents, require_few_bad
 from kogpt.tokenizer import Tokenizer
 
 HELD_OUT = 0.01  # of the documents, from the top of the lots
@@ -39,22 +39,18 @@ class Measure:
 
 
 def read_texts(files: Sequence[Path], reading: Reading, max_bad_share: float) -> Iterator[str]:
-    """Every text of the corpus; InputError as soon as a block leaves too large a share of bad records."""
-    records = bad = 0
+    """Every text of the corpus; InputError after the last one if too many of all records are bad."""
+    records = n_bad = 0
+    first: list[BadRecord] = []
     for block in blocks(files, reading):
-        first: BadRecord | None = None
         for record in documents(block, reading):
             records += 1
             if isinstance(record, BadRecord):
-                bad += 1
-                first = first or record
+                n_bad += 1
+                first = [*first, record][:BAD_NAMED]
             else:
                 yield record.text
-        if first and bad > max_bad_share * records:
-            raise InputError(
-                f"{bad} of {records} records are bad, over {max_bad_share:.2%} (--max-bad-share): {first}",
-                f"기록 {records}개 중 {bad}개가 잘못됨, 허용 {max_bad_share:.2%} (--max-bad-share): {first}",
-            )
+    require_few_bad(records, n_bad, first, max_bad_share)
 
 
 def lot(text: str) -> float:

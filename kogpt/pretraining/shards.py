@@ -2,7 +2,8 @@
 
 A folder holds `index.json` and shard_00000.bin, shard_00001.bin, ...: little-endian token ids, uint16 where
 the vocabulary allows it, else uint32; every document is ended by [EOS]. The index is written last, so a
-folder without one is unfinished. It names, for each shard, its tokens, documents and SHA-256.
+folder without one is unfinished. It names, for each shard, its tokens, documents and SHA-256, and the size of
+the vocabulary, which older folders do not say.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ VERSION = 1
 INDEX = "index.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 TOKENS_PER_SHARD = 2**26  # 128 MiB of uint16
+READ_BYTES = 1 << 20  # whole ids of either type
 
 Ids = NDArray[np.integer[Any]]
 
@@ -45,6 +47,7 @@ class Index:
     dtype: str
     tokenizer_sha256: str
     shards: tuple[Shard, ...]
+    n_vocab: int | None = None  # every id is below it
 
     @property
     def n_tokens(self) -> int:
@@ -54,6 +57,7 @@ class Index:
         return {
             "version": VERSION,
             "dtype": self.dtype,
+            "n_vocab": self.n_vocab,
             "n_tokens": self.n_tokens,
             "tokenizer_sha256": self.tokenizer_sha256,
             "shards": [asdict(shard) for shard in self.shards],
@@ -96,12 +100,13 @@ def read_index(folder: Path) -> Index:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         shards = tuple(Shard(**shard) for shard in document["shards"])
-        index = Index(document["dtype"], document["tokenizer_sha256"], shards)
+        index = Index(document["dtype"], document["tokenizer_sha256"], shards, document.get("n_vocab"))
         version = document["version"]
     except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, str(error)) from error
-    if version != VERSION or index.dtype not in DTYPES:
-        raise _damaged(path, f"version {version!r}, dtype {index.dtype!r}")
+        raise _damaged(path, f"not an index: {error}", f"색인이 아닙니다: {error}") from error
+    facts = f"{version!r}, dtype {index.dtype!r}, n_vocab {index.n_vocab!r}"
+    if version != VERSION or index.dtype not in DTYPES or not isinstance(index.n_vocab, int | None):
+        raise _damaged(path, f"version {facts}", f"버전 {facts}")
     return index
 
 
@@ -114,7 +119,7 @@ class Shards:
         self._parts = [self._open(shard) for shard in self.index.shards if shard.tokens]
         self._ends = np.cumsum([len(part) for part in self._parts])
         if not self._parts:
-            raise _damaged(folder / INDEX, "no tokens")
+            raise _damaged(folder / INDEX, "no tokens", "토큰이 없습니다")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -134,28 +139,50 @@ class Shards:
         return out
 
     def verify(self) -> None:
-        """Compare every shard with its SHA-256; InputError for the first that differs."""
+        """Compare size, SHA-256 and ids of every shard with the index; InputError for the first that differs.
+
+        Reads everything once, in order.
+        """
         for shard in self.index.shards:
-            with (self.folder / shard.file).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != shard.sha256:
+            path = self._whole(shard)
+            digest, largest = hashlib.sha256(), -1
+            with path.open("rb") as file:
+                while piece := file.read(READ_BYTES):
+                    digest.update(piece)
+                    largest = max(largest, int(np.frombuffer(piece, DTYPES[self.index.dtype]).max()))
+            if (found := digest.hexdigest()) != shard.sha256:
+                was, now = shard.sha256[:12], found[:12]
+                raise _damaged(path, f"SHA-256 {now}, expected {was}", f"SHA-256 {now}, 기대값 {was}")
+            if (n_vocab := self.index.n_vocab) is not None and largest >= n_vocab:
                 raise _damaged(
-                    self.folder / shard.file, f"SHA-256 {found[:12]}, expected {shard.sha256[:12]}"
+                    path,
+                    f"id {largest} in a vocabulary of {n_vocab}",
+                    f"어휘 {n_vocab}개에 없는 번호 {largest}",
                 )
 
     def _open(self, shard: Shard) -> Ids:
+        return np.memmap(self._whole(shard), dtype=DTYPES[self.index.dtype], mode="r")
+
+    def _whole(self, shard: Shard) -> Path:
+        """The shard's file; InputError unless it is in the folder and as long as the index says."""
         path = self.folder / shard.file
-        dtype = np.dtype(DTYPES[self.index.dtype])
         if path.parent != self.folder:
-            raise _damaged(self.folder / INDEX, f"file {shard.file!r} is outside the folder")
+            raise _damaged(
+                self.folder / INDEX,
+                f"file {shard.file!r} is outside the folder",
+                f"폴더 밖의 파일 {shard.file!r}",
+            )
         size = path.stat().st_size if path.is_file() else -1
-        if size != shard.tokens * dtype.itemsize:
-            raise _damaged(path, f"{size} bytes, expected {shard.tokens * dtype.itemsize}")
-        return np.memmap(path, dtype=dtype, mode="r")
+        expected = shard.tokens * np.dtype(DTYPES[self.index.dtype]).itemsize
+        if size != expected:
+            raise _damaged(
+                path, f"{size} bytes, expected {expected}", f"{size}바이트, 기대값 {expected}바이트"
+            )
+        return path
 
 
-def _damaged(path: Path, why: str) -> InputError:
+def _damaged(path: Path, en: str, ko: str) -> InputError:
     return InputError(
-        f"{path} is damaged or foreign ({why}): pack the corpus again",
-        f"{path} 파일이 손상되었거나 형식이 다릅니다({why}). 말뭉치를 다시 묶으세요",
+        f"{path} is damaged or foreign ({en}): pack the corpus again",
+        f"{path} 파일이 손상되었거나 형식이 다릅니다({ko}). 말뭉치를 다시 묶으세요",
     )

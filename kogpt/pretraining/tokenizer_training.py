@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+from kogpt.checkpoint import atomic_write
 from kogpt.errors import ConfigError
 
 # Ids 0 to 4, as in the published tokenizer.
@@ -68,19 +69,12 @@ def smaller(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(document))
 
 
-def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """UTF-8 bytes per token over held-out texts."""
-    n_bytes = n_tokens = 0
-    for batch in _batches(texts, 256):
-        n_bytes += sum(len(text.encode()) for text in batch)
-        n_tokens += sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(batch))
-    return n_bytes / max(n_tokens, 1)
-
-
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, n_ctx: int) -> None:
-    """Write tokenizer.json and a tokenizer_config.json for AutoTokenizer; encode adds nothing."""
+    """Write tokenizer_config.json for AutoTokenizer and tokenizer.json; encode adds nothing.
+
+    Each is written whole or not at all, tokenizer.json last: where it is, both are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
     names = ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token")
     document = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -89,15 +83,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, n_ctx: int) -> None:
         **dict(zip(names, SPECIAL_TOKENS, strict=True)),
     }
     text = json.dumps(document, ensure_ascii=False, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-
-
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    with atomic_write(folder / "tokenizer_config.json") as file:
+        file.write(text.encode())
+    with atomic_write(folder / "tokenizer.json") as file:
+        file.write(tokenizer.to_str(pretty=True).encode())

@@ -15,7 +15,7 @@ from kogpt.errors import ConfigError, InputError
 from kogpt.pretraining import sample
 from kogpt.pretraining.corpus import Reading
 from kogpt.pretraining.pack import pack
-from kogpt.pretraining.parts import MAX_BAD_SHARE, Options
+from kogpt.pretraining.parts import Options
 
 if TYPE_CHECKING:
     import tokenizers
@@ -80,12 +80,22 @@ class Toy:
 
 
 def prepare(
-    files: Sequence[Path], reading: Reading, folder: Path, steps: int, progress: Callable[[int], None]
+    files: Sequence[Path],
+    reading: Reading,
+    max_bad_share: float,
+    folder: Path,
+    steps: int,
+    progress: Callable[[int], None],
 ) -> Toy:
-    """Tokenizer, shards and recipe in `folder`; what is there already is kept."""
+    """Tokenizer, shards and recipe in `folder`; what is there already is kept.
+
+    `max_bad_share` of the records may be unreadable; InputError for more, or for less text than MIN_BYTES.
+    """
     from kogpt.pretraining.tokenizer_training import save_tokenizer
 
-    size = sum(len(text.encode()) for text in sample.read_texts(files, reading, MAX_BAD_SHARE))
+    # Whoever has one file means all of it: no filters.
+    options = Options(reading=reading, left_out=("all",), max_bad_share=max_bad_share)
+    size = sum(len(text.encode()) for text in sample.read_texts(files, reading, max_bad_share))
     if size < MIN_BYTES:
         raise InputError(
             f"{size:,} bytes of text are too few for a toy: give {MIN_BYTES:,} or more, a megabyte is better",
@@ -94,8 +104,7 @@ def prepare(
     tokenizer = folder / "tokenizer" / "tokenizer.json"
     if not tokenizer.exists():
         n_vocab = min(max(size // BYTES_PER_WORD // 64 * 64, VOCABULARY[0]), VOCABULARY[1])
-        save_tokenizer(_trained(files, reading, n_vocab), tokenizer.parent, CONTEXT)
-    options = Options(reading=reading, left_out=("all",))  # whoever has one file means all of it
+        save_tokenizer(_trained(files, options, n_vocab), tokenizer.parent, CONTEXT)
     pack(files, tokenizer, folder / "shards", options, 1, progress)
     toy = Toy(folder)
     if not toy.recipe.exists():
@@ -105,13 +114,14 @@ def prepare(
     return toy
 
 
-def _trained(files: Sequence[Path], reading: Reading, n_vocab: int) -> tokenizers.Tokenizer:
+def _trained(files: Sequence[Path], options: Options, n_vocab: int) -> tokenizers.Tokenizer:
     """A tokenizer of that size, or of the first half, quarter, ... that a text of few words can fill."""
     from kogpt.pretraining.tokenizer_training import train_tokenizer
 
     while True:
         try:
-            return train_tokenizer(sample.read_texts(files, reading, MAX_BAD_SHARE), n_vocab)
+            texts = sample.read_texts(files, options.reading, options.max_bad_share)
+            return train_tokenizer(texts, n_vocab)
         except ConfigError:
             if n_vocab <= VOCABULARY[0]:
                 raise

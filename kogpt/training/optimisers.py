@@ -1,14 +1,20 @@
-"""Which parameter learns by which rule: Muon for the matrices inside the blocks, AdamW for all else."""
+"""Which parameter learns by which rule: Muon for the matrices inside the blocks, AdamW for all else.
+
+Of matrices whose rows are shared out among processes (FSDP2), each process makes whole, and orthogonalises,
+its share: every matrix is worked on once, and travels there and back in Muon's dtype.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim import AdamW, Optimizer
 
 from kogpt.errors import ConfigError
@@ -18,7 +24,10 @@ RULES = ("muon", "adamw")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """Peak learning rates and decay; with `adamw` every parameter learns by AdamW."""
+    """Peak learning rates and decay; with `adamw` every parameter learns by AdamW.
+
+    ConfigError for rates or decay that are not finite or below 0, and betas outside [0, 1).
+    """
 
     name: str = "muon"
     adamw_rate: float = 3e-3
@@ -33,10 +42,17 @@ class Rule:
                 f"optimiser {self.name!r} is unknown: choose one of {', '.join(RULES)}",
                 f"최적화기 {self.name!r}을(를) 알 수 없습니다. {', '.join(RULES)} 중에서 고르세요",
             )
+        for name in ("adamw_rate", "muon_rate", "adamw_decay", "muon_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:  # NaN is refused too
+                raise _impossible(name, value, "a finite number of at least 0", "0 이상의 유한한 수")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            shown = list(self.betas)  # as a recipe writes them
+            raise _impossible("betas", shown, "two numbers from 0 to below 1", "0 이상 1 미만의 수 두 개")
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon with products in `dtype`; torch's own are in bfloat16 on any machine."""
+    """torch's Muon, for shared matrices too, with products in `dtype`; torch's own are always in bfloat16."""
 
     def __init__(self, matrices: list[nn.Parameter], rule: Rule, dtype: torch.dtype) -> None:
         super().__init__(matrices, lr=rule.muon_rate, weight_decay=rule.muon_decay)
@@ -44,22 +60,74 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody here has a closure
-        """One update of every matrix that has a gradient."""
+        """One update of every matrix that has a gradient; processes that share them call it together."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
+            due = [weight for weight in group["params"] if weight.grad is not None]
+            for weights in _rounds(due):
+                ahead = [self._ahead(weight, group) for weight in weights]
+                if isinstance(weights[0], DTensor):
+                    found = _orthogonal_rows(weights, ahead, group)
+                else:
+                    found = [orthogonal(ahead[0], group)]
+                for weight, update in zip(weights, found, strict=True):
+                    _apply(weight, update, group)
 
-    def _update(self, weight: nn.Parameter, group: Mapping[str, Any]) -> None:
+    def _ahead(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """The mean gradient, a step ahead (Nesterov), in `dtype`: of a shared matrix, the rows held here."""
         gradient, state = weight.grad, self.state[weight]
         assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(mean, group["momentum"])  # Nesterov's
-        rate = group["lr"] * math.sqrt(max(1, weight.shape[0] / weight.shape[1]))
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(orthogonal(ahead.to(self.dtype), group), alpha=-rate)
+        mean = _held(state["momentum_buffer"]).lerp_(_held(gradient), 1 - group["momentum"])
+        return _held(gradient).lerp(mean, group["momentum"]).to(self.dtype)
+
+
+def _rounds(weights: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Plain matrices one by one; shared ones as many at a time as there are processes, like by like in size.
+
+    A round takes as long as its largest matrix.
+    """
+    yield from ([weight] for weight in weights if not isinstance(weight, DTensor))
+    shared = [weight for weight in weights if isinstance(weight, DTensor)]
+    shared.sort(key=torch.numel, reverse=True)  # stable: the same order in every process
+    count = shared[0].device_mesh.size() if shared else 1
+    yield from (shared[start : start + count] for start in range(0, len(shared), count))
+
+
+def _orthogonal_rows(
+    weights: Sequence[Tensor], ahead: Sequence[Tensor], group: Mapping[str, Any]
+) -> list[Tensor]:
+    """The rows held here of each matrix of a round, orthogonalised; `ahead` has those rows as they were.
+
+    Process k receives all rows of matrix k, works on it as on a plain one, and returns them: two exchanges.
+    A process for which the round has no matrix only gives and takes.
+    """
+    assert isinstance(weights[0], DTensor) and weights[0].placements == (Shard(0),)
+    mesh = weights[0].device_mesh
+    peers, rank, count = mesh.get_group(), mesh.get_local_rank(), mesh.size()
+    held = [rows.numel() for rows in ahead] + [0] * (count - len(ahead))  # by the process that works on them
+    n_rows, width = weights[rank].shape if rank < len(weights) else (0, 0)
+    most = -(-n_rows // count)  # as torch.chunk divides: the last processes may hold fewer, or none
+    owned = [width * len(range(n_rows)[k * most : (k + 1) * most]) for k in range(count)]
+    whole = ahead[0].new_empty(n_rows * width)
+    dist.all_to_all_single(whole, torch.cat([rows.flatten() for rows in ahead]), owned, held, peers)
+    if rank < len(weights):
+        whole = orthogonal(whole.view(n_rows, width), group).flatten()
+    back = whole.new_empty(sum(held))
+    dist.all_to_all_single(back, whole, held, owned, peers)
+    return [found.view_as(rows) for found, rows in zip(back.split_with_sizes(held), ahead, strict=False)]
+
+
+def _apply(weight: Tensor, update: Tensor, group: Mapping[str, Any]) -> None:
+    rate = group["lr"] * math.sqrt(max(1, weight.shape[0] / weight.shape[1]))
+    held = _held(weight)
+    held.mul_(1 - group["lr"] * group["weight_decay"])
+    held.add_(update, alpha=-rate)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    """What this process holds of it: of a plain tensor, all."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def orthogonal(matrix: Tensor, group: Mapping[str, Any]) -> Tensor:
@@ -107,3 +175,10 @@ def set_rate(optimisers: list[Optimizer], factor: float) -> None:
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = factor * group["peak"]
+
+
+def _impossible(name: str, value: object, rule: str, rule_ko: str) -> ConfigError:
+    return ConfigError(
+        f"optimiser.{name} is {value}: it must be {rule}",
+        f"optimiser.{name} 값이 {value}입니다. {rule_ko}여야 합니다",
+    )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shlex
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 from kogpt.cli import main
+from kogpt.errors import InputError
 from kogpt.pretraining import sample, toy
 from kogpt.pretraining.corpus import Reading
 from kogpt.pretraining.shards import Shards
@@ -86,6 +88,45 @@ def test_tokenizer_can_be_measured_on_other_files(
     assert "held out documents: 1\n" in capsys.readouterr().out
 
 
+def test_bad_records_are_judged_on_the_whole_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by `tokenizer`: two of the first block's records are too many of it, but not of all."""
+    rng, path = random.Random(2), tmp_path / "a.jsonl"
+    lines = ["{oops"] * 2 + [json.dumps({"text": sentence(rng)}, ensure_ascii=False) for _ in range(1998)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    reading = Reading(block_bytes=2000)
+    assert len(list(sample.read_texts([path], reading, 0.001))) == 1998
+    texts = sample.read_texts([path], reading, 0.0009)
+    with pytest.raises(InputError, match=r"2 of 2000 records are bad, over 0.09% .*:1: .*; .*:2: "):
+        deque(texts, maxlen=0)
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setattr(sample, "MEASURED_BYTES", 100)
+    command = ["pretrain", "tokenizer", str(path), "--vocab", "300", "--out", str(tmp_path)]
+    assert main([*command, "--max-bad-share", "0.0009"]) == 2
+    assert "2 of 2000 records are bad" in capsys.readouterr().err
+    other = tmp_path / "other.jsonl"  # bad after what is measured
+    other.write_text("\n".join(reversed(lines)), encoding="utf-8")
+    assert main([*command, "--held-out", str(other)]) == 0
+    other.write_text("\n".join(reversed(lines[:1000])), encoding="utf-8")
+    assert main([*command, "--held-out", str(other)]) == 2
+    assert "2 of 1000 records are bad" in capsys.readouterr().err
+
+
+def test_a_toy_may_have_bad_records(
+    corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(corpus_file.read_bytes() + b"{oops\n" * 2)
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setattr(toy, "train", lambda made, live: True)
+    command = ["pretrain", "toy", str(path), "--out", str(tmp_path / "toy")]
+    assert main(command) == 2
+    assert "2 of 1502 records are bad" in capsys.readouterr().err
+    assert main([*command, "--max-bad-share", "0.01"]) == 0
+    assert json.loads((tmp_path / "toy/shards/report.json").read_text())["bad"] == 2
+
+
 def test_a_share_of_the_documents_is_the_same_in_any_order() -> None:
     texts = [str(number) for number in range(10_000)]
     third = set(sample.training_texts(texts, 1 / 3))
@@ -119,6 +160,7 @@ def test_pack_by_command(
         (["plan", "--gpu", "tpu"], "GPU 'tpu' is not in the table"),
         (["plan", "--gpus", "1"], "too few GPUs (1)"),
         (["plan", "--gpus", "0"], "GPUs 0: must be above 0"),
+        (["plan", "--tokens", "0"], "tokens 0.0: must be above 0"),
         (["plan", "--price", "-1"], "GPU dollars -1.0: must be above 0"),
         (["plan", "--shape", "nothing"], "nothing is no named shape (kogpt-6b"),
         (["toy", "a.txt", "--out", "o"], "bytes of text are too few for a toy"),
@@ -150,6 +192,7 @@ def test_wrong_commands_exit_with_2(arguments: list[str], capsys: pytest.Capture
 
 def test_plan_takes_other_figures(capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--tflops", "100", "--memory", "80", "--network", "10", "--price", "2", "--mfu", "0.5"]
+    own += ["--optimizer", "adamw"]
     assert main(["pretrain", "plan", "--gpus", "8", "--tokens", "1e9", *own, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["mfu"] == pytest.approx(0.5)

@@ -248,6 +248,17 @@ def test_damage_in_compressed_files(tmp_path: Path, suffix: str) -> None:
             read([write(tmp_path / f"{name}.jsonl{suffix}", data)])
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_no_bytes_are_no_compressed_file(tmp_path: Path, suffix: str) -> None:
+    """A download that was cut at its start; `gzip -t` and `zstd -t` call it damaged too."""
+    nothing = gzip.compress(b"") if suffix == ".gz" else zstandard.compress(b"")
+    good = write(tmp_path / f"a.jsonl{suffix}", nothing)
+    assert texts_of([good, write(tmp_path / "a.txt", b""), write(tmp_path / "a.jsonl", b"")]) == []
+    with pytest.raises(InputError, match=f"b.jsonl{suffix}: damaged near byte 0: it is empty") as error:
+        read([good, write(tmp_path / f"b.jsonl{suffix}", b"")])
+    assert "비어 있습니다" in error.value.ko
+
+
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     """A file of 64 MiB that is 6 KiB on disk: blocks of 1 MiB never need more than a few of them."""
     line = jsonl(["가" * 300])

@@ -111,7 +111,7 @@ def test_shards_hold_every_text_ended_by_eos(
     run(corpus_files, tokenizer_file, tmp_path / "out")
     shards = Shards(tmp_path / "out")
     shards.verify()
-    assert len(shards.index.shards) > 3
+    assert len(shards.index.shards) > 3 and shards.index.n_vocab == 300
     ids = shards.window(0, len(shards))
     tokenizer = Tokenizer.from_file(tokenizer_file)
     ends = np.flatnonzero(ids == tokenizer.eos_token_id)
@@ -183,7 +183,7 @@ def _wait_until_gone(group: int) -> None:
 def test_a_second_process_is_refused(corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     busy = pytest.raises(InputError, match="in use by another")
-    with packing._writing(tmp_path / "out.partial"), packing._alone(tmp_path / "out.partial"), busy:
+    with packing._writing(tmp_path / "out.partial"), packing.alone(tmp_path / "out.partial", "x"), busy:
         run(corpus_files, tokenizer_file, out)
     run(corpus_files, tokenizer_file, out)
 
@@ -257,6 +257,40 @@ def test_a_finished_pack_is_recognised(
         run(corpus_files[:1], tokenizer_file, out)
 
 
+def test_a_finished_pack_of_files_that_changed_since_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+    """At equal size: only the time tells."""
+    path, out = tmp_path / "a.txt", tmp_path / "out"
+    path.write_text(SENTENCE, encoding="utf-8")
+    run([path], tokenizer_file, out, left_out=("all",))
+    path.write_text(SENTENCE[::-1], encoding="utf-8")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # whatever the clock's grain
+    with pytest.raises(InputError, match="not what this command makes of the files as they are now"):
+        run([path], tokenizer_file, out, left_out=("all",))
+
+
+def test_a_kill_before_the_work_is_removed_leaves_nothing_for_good(
+    corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, work = tmp_path / "out", tmp_path / "out.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_remove", lambda work: None)  # the process is gone
+        report = run(corpus_files[:1], tokenizer_file, out)
+    assert out.exists() and work.exists()
+    assert run(corpus_files[:1], tokenizer_file, out)["tokens"] == report["tokens"]
+    assert not work.exists()
+
+
+def test_parts_without_their_plan_are_not_used(
+    corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path
+) -> None:
+    """As a removal that was killed may leave them; they may come from other options."""
+    with largest_file(100_000), pytest.raises(InputError):
+        run(corpus_files, tokenizer_file, tmp_path / "out")
+    (tmp_path / "out.partial/plan.json").unlink()
+    report = run(corpus_files, tokenizer_file, tmp_path / "out", left_out=("too-short",))
+    assert report["filtered"] == {}
+
+
 def test_another_plan_does_not_go_on_from_these_parts(
     corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path
 ) -> None:
@@ -292,9 +326,25 @@ def test_bad_records_over_the_limit_stop_it(
         InputError, match=r"2 of 802 .* over 0.20% .*bad.jsonl:1: .*; .*bad.jsonl:2: not a JSON"
     ):
         run([*corpus_files, bad], tokenizer_file, tmp_path / "out", max_bad_share=0.002)
-    report = run([*corpus_files, bad], tokenizer_file, tmp_path / "other", max_bad_share=0.003)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "documents", None)  # nothing is parsed again
+        report = run([*corpus_files, bad], tokenizer_file, tmp_path / "out", max_bad_share=0.003)
     assert report["bad"] == 2
     assert report["bad_shown"] == [[str(bad), 1, "no-text"], [str(bad), 2, "not-json"]]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_records_are_counted_on_the_whole(tokenizer_file: Path, tmp_path: Path, workers: int) -> None:
+    """Two of 2,000 are 0.1 %, though they are most of the first block; three are refused, every time."""
+    path = tmp_path / "a.jsonl"
+    good = b"".join(json.dumps({"text": f"{SENTENCE} {i}"}).encode() + b"\n" for i in range(1997))
+    path.write_bytes(b"{oops\n" * 2 + good + b'{"text": "a"}\n')
+    report = run([path], tokenizer_file, tmp_path / "out", workers, keep_duplicates=True)
+    assert (report["records"], report["bad"]) == (2000, 2)
+    path.write_bytes(b"{oops\n" * 3 + good)
+    for _ in range(3):
+        with pytest.raises(InputError, match=r"3 of 2000 records are bad, over 0.10% .*a.jsonl:1: .*:3: "):
+            run([path], tokenizer_file, tmp_path / "other", workers, keep_duplicates=True)
 
 
 def test_nothing_left_to_pack(tokenizer_file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +22,7 @@ from kogpt.pretraining import plan as planner
 from kogpt.pretraining.plan import GIB, GPUS, Job, Plan, best_plan, best_plans, plans
 from kogpt.pretraining.start import meta_model
 from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimisers import Rule, build
+from kogpt.training.optimisers import Muon, Rule, build, orthogonal
 from kogpt.training.workers import Workers
 
 B6 = SHAPES["kogpt-6b"]
@@ -162,7 +164,7 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
 
 def test_time_by_hand() -> None:
     """82,780 tokens/s on eight H100 at 40 %: 8 * 989e12 * 0.4 / 38.23e9."""
-    plan = best_plan(replace(JOB, n_gpus=8))
+    plan = best_plan(replace(JOB, n_gpus=8, optimizer="adamw"))
     assert plan.tokens_per_day == pytest.approx(86_400 * 8 * 989e12 * 0.4 / 38.232139776e9)
     assert plan.mfu == pytest.approx(0.4)
     assert plan.days == pytest.approx(20 * 6_166_502_400 / plan.tokens_per_day)
@@ -172,8 +174,68 @@ def test_time_by_hand() -> None:
 def test_the_network_counts_when_it_is_slower() -> None:
     plan = best_plan(replace(JOB, n_gpus=512))
     assert plan.network_seconds > plan.compute_seconds and plan.mfu < 0.4
-    moved = plan.micro_steps * 8 * B6.n_parameters * 511 / 512
-    assert plan.tokens_per_day == pytest.approx(86_400 * 2**22 / (moved / 50e9))
+    outer = 2 * 64512 * 4096 + 64512 + 2 * 4096
+    moved = plan.micro_steps * (8 * (B6.n_parameters - outer) + 6 * outer) * 511 / 512
+    assert plan.network_seconds == pytest.approx(moved / 50e9)
+    assert plan.tokens_per_day == pytest.approx(86_400 * 2**22 / (moved / 50e9 + plan.optimizer_seconds))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its fake processes
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_micro_step_gathers_blocks_twice_and_outer_weights_once(checkpointing: bool) -> None:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    try:
+        arithmetic = Arithmetic(dtype="bfloat16", compile="nothing", checkpoint_blocks=checkpointing)
+        objective = Objective(meta_model(shape(n_layers=5)), arithmetic)
+        Workers(count=8).distribute(objective, objective.blocks(), torch.bfloat16)
+        tokens = torch.zeros((2, 16), dtype=torch.long)
+        with CommDebugMode() as calls:
+            torch.autograd.backward(objective(tokens, tokens))
+    finally:
+        dist.destroy_process_group()
+    found = {str(kind): times for kind, times in calls.get_comm_counts().items()}
+    assert found == {"c10d._allgather_base_": 2 * 5 + 1, "c10d._reduce_scatter_base_": 5 + 1}
+
+
+@pytest.mark.parametrize("size", [(48, 48), (96, 24), (24, 96)])
+def test_newton_schulz_costs_what_torch_counts(size: tuple[int, int]) -> None:
+    (group,) = Muon([torch.nn.Parameter(torch.ones(size))], Rule(), torch.float32).param_groups
+    with FlopCounterMode(display=False) as counter:
+        orthogonal(torch.ones(size), group)
+    assert counter.get_total_flops() == planner.newton_schulz_flops(*size)
+
+
+def test_muon_has_the_matrices_that_it_is_given() -> None:
+    config = shape(n_layers=3)
+    _, muon = build(GPTJ(config), Rule(), torch.float32)
+    given = [tuple(p.shape) for group in muon.param_groups for p in group["params"]]
+    assert sorted(planner.muon_matrices(config)) == sorted(given)
+
+
+def optimizer_seconds(n_gpus: int, optimizer: str = "muon") -> float:
+    job = replace(JOB, n_gpus=n_gpus, optimizer=optimizer)
+    return Plan(job=job, rows=1, checkpointing=False, memory={}).optimizer_seconds
+
+
+def test_the_optimizer_by_hand() -> None:
+    """112 matrices of E x E, 30 E^3 FLOPs each, and 56 of E x F, 90 E^3, F being 4 E; in rounds."""
+    cube, speed = 4096**3, 989e12 * 0.4
+    assert optimizer_seconds(1) == pytest.approx((112 * 30 + 56 * 90) * cube / speed)
+    # On 8 GPUs 7 rounds of large and 14 of small ones: 4 bytes a parameter, the work without a gap.
+    moved = 4 * (112 + 4 * 56) * 4096**2 / 8
+    assert optimizer_seconds(8) == pytest.approx(
+        moved * 7 / 8 / 450e9 + (14 * 30 + 7 * 90) * cube / speed, rel=1e-12
+    )
+    # On 64 GPUs 56 large ones with 8 small, then 64 and 40 small; on 512 all at once.
+    moved = 4 * (4 + 1 + 1) * 4096**2
+    assert optimizer_seconds(64) == pytest.approx(moved * 63 / 64 / 50e9 + (90 + 2 * 30) * cube / speed)
+    assert optimizer_seconds(512) == pytest.approx(16 * 4096**2 * 511 / 512 / 50e9 + 90 * cube / speed)
+    assert optimizer_seconds(512, "adamw") == 0
+
+
+def test_the_optimizer_works_when_all_else_is_done() -> None:
+    plan = best_plan(JOB)
+    assert plan.step_seconds == max(plan.compute_seconds, plan.network_seconds) + optimizer_seconds(64)
 
 
 def test_recomputing_costs_a_third() -> None:
@@ -200,11 +262,27 @@ def test_too_small_a_machine_is_refused_with_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"n_gpus": 0}, {"tokens": 0}, {"mfu": 1.2}, {"optimizer": "sgd"}, {"n_gpus": 4096}]
+    ("change", "en", "ko"),
+    [
+        ({"n_gpus": 0}, "GPUs 0: must be above 0", "0보다 큰"),
+        ({"tokens": 0}, "tokens 0: must be above 0", "0보다 큰"),
+        ({"tokens": math.inf}, "tokens inf: must be above 0 and finite", "유한한 수"),
+        ({"mfu": 1.2}, "MFU 1.2: must be above 0 and at most 1", "0보다 크고 1 이하"),
+        ({"optimizer": "sgd"}, "optimizer sgd: must be adamw or muon", "adamw, muon"),
+        ({"n_gpus": 4096}, "batch tokens 4194304: must be at least 8388608, a row per GPU", "8388608 이상"),
+    ],
 )
-def test_impossible_jobs_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
+def test_impossible_jobs_are_refused(change: dict[str, object], en: str, ko: str) -> None:
+    with pytest.raises(ConfigError) as refused:
         replace(JOB, **change)  # type: ignore[arg-type]
+    assert en in refused.value.en and ko in refused.value.ko
+    assert not any(english in refused.value.ko for english in ("must", "above", "least", " or "))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_figures_of_a_gpu_are_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match="GPU network"):
+        planner.gpu("h100", network=value)
 
 
 def test_table_and_json_say_the_same() -> None:

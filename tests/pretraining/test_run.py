@@ -314,7 +314,7 @@ def test_damaged_shards_are_found_before_anything_is_trained(root: Path, tmp_pat
     raw[100] ^= 1
     (damaged / "shard_00000.bin").write_bytes(raw)
     recipe = read_recipe(root / "recipe.toml", [f'sources.text.shards = "{damaged}"'])
-    with pytest.raises(InputError, match="shard_00000.bin"):
+    with pytest.raises(InputError, match=r"shard_00000\.bin"):
         pretrain(recipe, root, tmp_path / "out", Workers())
 
 

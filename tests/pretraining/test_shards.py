@@ -22,7 +22,13 @@ from kogpt.pretraining.shards import (
 )
 
 
-def make(folder: Path, lengths: list[list[int]], first: int = 0, sha: str = "t" * 64) -> Path:
+def make(
+    folder: Path,
+    lengths: list[list[int]],
+    first: int = 0,
+    sha: str = "t" * 64,
+    n_vocab: int | None = None,
+) -> Path:
     """Shards of documents whose ids count up over the whole folder, from `first`."""
     folder.mkdir()
     shards: list[Shard] = []
@@ -32,7 +38,7 @@ def make(folder: Path, lengths: list[list[int]], first: int = 0, sha: str = "t" 
             arrays.append(np.arange(first, first + length, dtype=np.uint16))
             first += length
         shards.append(write_shard(folder, number, arrays, "uint16"))
-    write_index(folder, Index("uint16", sha, tuple(shards)))
+    write_index(folder, Index("uint16", sha, tuple(shards), n_vocab))
     return folder
 
 
@@ -48,6 +54,7 @@ def test_the_index_says_what_was_promised(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", [[3, 4], [1]])
     document = json.loads((folder / "index.json").read_text())
     assert document["version"] == 1 and document["dtype"] == "uint16" and document["n_tokens"] == 8
+    assert document["n_vocab"] is None
     first = document["shards"][0]
     assert (first["file"], first["tokens"], first["documents"]) == ("shard_00000.bin", 7, 2)
     assert (folder / "shard_00000.bin").read_bytes()[:6] == b"\0\0\1\0\2\0"  # little-endian
@@ -58,8 +65,25 @@ def test_a_flipped_bit_is_found_and_named(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", [[3], [4]])
     path = folder / "shard_00001.bin"
     path.write_bytes(b"\xff" + path.read_bytes()[1:])
-    with pytest.raises(InputError, match=r"shard_00001.bin is damaged.*SHA-256"):
+    with pytest.raises(InputError, match=r"shard_00001.bin is damaged.*SHA-256") as error:
         Shards(folder).verify()
+    assert "기대값" in error.value.ko and "expected" not in error.value.ko
+
+
+def test_ids_beyond_the_vocabulary_are_found(tmp_path: Path) -> None:
+    """Whatever wrote them, with a SHA-256 that fits; a folder that does not say its vocabulary passes."""
+    Shards(make(tmp_path / "fits", [[3], [], [4]], n_vocab=7)).verify()
+    Shards(make(tmp_path / "silent", [[3], [4]])).verify()
+    with pytest.raises(InputError, match=r"shard_00002.bin .*id 6 in a vocabulary of 6"):
+        Shards(make(tmp_path / "beyond", [[3], [], [4]], n_vocab=6)).verify()
+
+
+def test_a_shard_that_shrinks_after_opening_is_found(tmp_path: Path) -> None:
+    shards = Shards(make(tmp_path / "a", [[3], [4]]))
+    (tmp_path / "a" / "shard_00001.bin").unlink()
+    (tmp_path / "a" / "shard_00001.bin").write_bytes(b"\0\0\0")
+    with pytest.raises(InputError, match="3 bytes, expected 8"):
+        shards.verify()
 
 
 def test_what_is_no_whole_folder_of_shards_is_refused(tmp_path: Path) -> None:
@@ -70,7 +94,7 @@ def test_what_is_no_whole_folder_of_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 bytes, expected 8"):
         Shards(folder)
     index = json.loads((folder / "index.json").read_text())
-    for change in ({"version": 2}, {"dtype": "int4"}, {"shards": [{"file": "x"}]}):
+    for change in ({"version": 2}, {"dtype": "int4"}, {"n_vocab": "7"}, {"shards": [{"file": "x"}]}):
         (folder / "index.json").write_text(json.dumps(index | change))
         with pytest.raises(InputError, match="damaged or foreign"):
             read_index(folder)
@@ -139,9 +163,9 @@ def test_impossible_mixtures_are_refused(tmp_path: Path) -> None:
     stage = (Stage(length=4, rows=1),)
     for sources, stages, message in (
         ({}, stage, "at least one source"),
-        ({"low": Source(shards="low", weight=0.0)}, stage, "weight above 0"),
+        ({"low": Source(shards="low", weight=0.0)}, stage, "weight .*above 0"),
         (low, (Stage(first_step=1, length=4, rows=1),), "step 0"),
-        (low, (Stage(length=0, rows=1),), "at least 1"),
+        (low, (Stage(length=0, rows=1),), "at least 2 and 1"),
         ({**low, "other": Source(shards="other")}, stage, "different tokenizers"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from tokenizers import pre_tokenizers
 from kogpt.errors import ConfigError
 from kogpt.pretraining.tokenizer_training import (
     SPECIAL_TOKENS,
-    bytes_per_token,
     save_tokenizer,
     smaller,
     train_tokenizer,
@@ -73,9 +73,27 @@ def test_saved_files_serve_both_libraries(tokenizer: RawTokenizer, tmp_path: Pat
     assert settings["eos_token"] == "[EOS]" and settings["model_max_length"] == 64
 
 
-def test_bytes_per_token_counts_utf8(tokenizer: RawTokenizer) -> None:
-    text = "가나 다라마"
-    assert bytes_per_token(tokenizer, [text] * 300) == len(text.encode()) / len(tokenizer.encode(text).ids)
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_tokenizer_is_saved_whole_or_not_at_all(
+    tokenizer: RawTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """The n-th file cannot be finished: no part of it is seen, and tokenizer.json, the last, is missing."""
+    calls = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if len(list(tmp_path.glob("*.json"))) == fails_at - 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        save_tokenizer(tokenizer, tmp_path, n_ctx=64)
+    assert calls and [path.name for path in tmp_path.iterdir()] == ["tokenizer_config.json"][: fails_at - 1]
+    fails_at = 0
+    save_tokenizer(tokenizer, tmp_path, n_ctx=64)
+    tokenizer.save(str(tmp_path / "other.json"))
+    assert (tmp_path / "tokenizer.json").read_bytes() == (tmp_path / "other.json").read_bytes()
 
 
 def test_impossible_sizes_are_refused() -> None:

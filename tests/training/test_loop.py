@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_is_named(unbroken: Path, tmp_path: Path) -> None:
     damages += [("run.json", text) for text in (b"{}", b"[]", b"{", b'{"step": 1, "sha256": {}}')]
     for name, data in damages:
         (folder / name).write_bytes(data)
-        with pytest.raises(CheckpointError, match="step_00000001 is damaged .*: remove it") as caught:
+        with pytest.raises(CheckpointError, match=r"step_00000001 is damaged .*: remove it") as caught:
             toy.make_run(tmp_path).resume()
         assert "\n" not in caught.value.en
         (folder / name).write_bytes(whole[name])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +111,26 @@ def test_adamw_alone_decays_matrices_only(tiny: ModelConfig) -> None:
 def test_unknown_rule_is_refused() -> None:
     with pytest.raises(ConfigError, match="sgd"):
         Rule(name="sgd")
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"adamw_rate": -1e-3}, "adamw_rate is -0.001"),
+        ({"muon_rate": math.nan}, "muon_rate is nan"),
+        ({"adamw_decay": math.inf}, "adamw_decay is inf"),
+        ({"muon_decay": -0.1}, "muon_decay is -0.1"),
+        ({"betas": (0.9,)}, r"betas is \[0.9\]: it must be two numbers"),
+        ({"betas": (0.9, 1.0)}, "below 1"),
+        ({"betas": (-0.1, 0.95)}, "from 0"),
+        ({"betas": (0.9, math.nan)}, "nan"),
+    ],
+)
+def test_impossible_rates_and_betas_are_refused(change: dict[str, Any], shown: str) -> None:
+    with pytest.raises(ConfigError, match=shown) as refused:
+        Rule(**change)
+    assert "여야 합니다" in refused.value.ko
+
+
+def test_rates_of_nothing_are_possible() -> None:
+    Rule(adamw_rate=0.0, muon_rate=0.0, adamw_decay=0.0, muon_decay=0.0, betas=(0.0, 0.0))
