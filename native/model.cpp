@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "weights.h"
+
 namespace kogpt {
 
 namespace {
@@ -59,7 +61,10 @@ Model::Model(const Dims& dims, Format format, Format cache, int threads, const K
     add(dims.d_model, dims.d_ff);
   }
   add(dims.n_vocab, dims.d_model);
-  owned_.resize(projections_.size());
+  places_.push_back(0);
+  for (const Linear& w : projections_) {
+    places_.push_back(places_.back() + (stored_bytes(format, w.n, w.k) + kAlign - 1) / kAlign * kAlign);
+  }
   owned_scales_.resize(projections_.size());
   vectors_.resize(static_cast<std::size_t>(dims.n_layers * kVectors + 3));
   const std::size_t bytes = kernels.scratch_bytes(std::max(e_, f_), d_head_);

@@ -94,6 +94,7 @@ class Model {
   template <class F>
   void by_tokens(int m, const F& f);
 
+  unsigned char* own(int index);
   template <class F>
   void make_tiles(int index, const F& code_row);
   void convert(const Linear& w, Format from, const void* source, unsigned char* out);
@@ -107,7 +108,8 @@ class Model {
   int d_head_, e_, f_;  // e_, f_: padded widths of the model and of its MLP
 
   std::vector<Linear> projections_;
-  std::vector<Buffer> owned_;         // weights that were converted
+  Buffer owned_;                      // projections that are not borrowed, one after the other
+  std::vector<std::size_t> places_;   // byte of each in it, and the end
   std::vector<Buffer> owned_scales_;  // of each quantised projection
   std::vector<Buffer> vectors_;
   Format embedding_format_ = Format::f32;

@@ -61,9 +61,10 @@ bool is_quantized(Format format) { return format == Format::i8 || format == Form
 
 }  // namespace
 
-std::size_t packed_bytes(Format format, int n, int k) {
+std::size_t stored_bytes(Format format, int n, int k) {
   const auto tiles = static_cast<std::size_t>(round_up(n, kPanel) / kPanel) * static_cast<std::size_t>(round_up(k, kDepth) / kDepth);
-  return tiles * (format == Format::i4 ? kTile4 : kTile8);
+  if (format == Format::i4) return tiles * kTile4;
+  return tiles * kTile8 * (format == Format::i8 ? 1 : width_of(format));
 }
 
 void quantize(Pool& pool, const Kernels& kernels, const Source& from, const float* importance, const Codes& to) {
@@ -94,23 +95,28 @@ void quantize(Pool& pool, const Kernels& kernels, const Source& from, const floa
   });
 }
 
+// Room for projection `index` in the model's format. All lie in one piece, so that all but its end is in huge pages.
+unsigned char* Model::own(int index) {
+  if (owned_.data() == nullptr) owned_ = Buffer(places_.back(), Buffer::kUnset);
+  return owned_.data() + places_[static_cast<std::size_t>(index)];
+}
+
 bool Model::load_projection(int index, Format from, const void* source) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
   w.format = format_;
   const bool aligned = reinterpret_cast<std::uintptr_t>(source) % width_of(from) == 0;
-  Buffer& data = owned_[static_cast<std::size_t>(index)];
   if (from == w.format && w.k == w.kp && w.n % kPanel == 0 && aligned) {
-    const std::size_t bytes = static_cast<std::size_t>(w.n) * static_cast<std::size_t>(w.kp) * width_of(from);
+    const std::size_t bytes = stored_bytes(from, w.n, w.k);
     if (!Buffer::huge(bytes)) {
       w.w = source;
       return true;
     }
-    data = Buffer(bytes, Buffer::kUnset);
+    unsigned char* data = own(index);
     pool_.run(static_cast<int>((bytes + kCopy - 1) / kCopy), [&](int i, int) {
       const std::size_t at = static_cast<std::size_t>(i) * kCopy;
-      std::memcpy(data.data() + at, static_cast<const unsigned char*>(source) + at, std::min(kCopy, bytes - at));
+      std::memcpy(data + at, static_cast<const unsigned char*>(source) + at, std::min(kCopy, bytes - at));
     });
-    w.w = data.data();
+    w.w = data;
     return false;
   }
   if (is_quantized(format_)) {
@@ -120,17 +126,19 @@ bool Model::load_projection(int index, Format from, const void* source) {
     });
     return false;
   }
-  data = Buffer(static_cast<std::size_t>(round_up(w.n, kPanel)) * static_cast<std::size_t>(w.kp) * width_of(w.format));
-  convert(w, from, source, data.data());
-  w.w = data.data();
+  unsigned char* data = own(index);
+  convert(w, from, source, data);
+  w.w = data;
   return false;
 }
 
-// Row by row to the model's format, padded.
+// Row by row to the model's format, padded with zeros.
 void Model::convert(const Linear& w, Format from, const void* source, unsigned char* out) {
   const auto kp = static_cast<std::size_t>(w.kp), k = static_cast<std::size_t>(w.k);
   pool_.run((w.n + kPanel - 1) / kPanel, [&](int panel, int) {
     std::vector<float> wide(k);
+    const std::size_t bytes = kPanel * kp * width_of(w.format);
+    std::memset(out + static_cast<std::size_t>(panel) * bytes, 0, bytes);
     for (int n = panel * kPanel; n < w.n && n < (panel + 1) * kPanel; ++n) {
       const auto at = static_cast<std::size_t>(n);
       kernels_.widen(from, static_cast<const unsigned char*>(source) + at * k * width_of(from), k, wide.data());
@@ -165,9 +173,9 @@ template <class F>
 void Model::make_tiles(int index, const F& code_row) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
   const auto outputs = static_cast<std::size_t>(round_up(w.n, kPanel)), width = static_cast<std::size_t>(w.kp);
-  Buffer& tiles = owned_[static_cast<std::size_t>(index)] = Buffer(packed_bytes(w.format, w.n, w.k), Buffer::kUnset);
+  unsigned char* tiles = own(index);
   Buffer& scales = owned_scales_[static_cast<std::size_t>(index)] = Buffer(outputs * sizeof(float));
-  const std::size_t panel_bytes = packed_bytes(w.format, kPanel, w.k);
+  const std::size_t panel_bytes = stored_bytes(w.format, kPanel, w.k);
   pool_.run(static_cast<int>(outputs) / kPanel, [&](int panel, int) {
     std::vector<float> row(width);
     std::vector<std::uint8_t> codes(width * kPanel), groups(width / kGroup * kPanel);
@@ -176,9 +184,9 @@ void Model::make_tiles(int index, const F& code_row) {
       scales.floats()[n] = code_row(n, row, codes.data() + r * width, groups.data() + r * width / kGroup);
     }
     kernels_.pack(w.format, codes.data(), groups.data(), w.kp,
-                  tiles.data() + static_cast<std::size_t>(panel) * panel_bytes);
+                  tiles + static_cast<std::size_t>(panel) * panel_bytes);
   });
-  w.w = tiles.data();
+  w.w = tiles;
   w.scale = scales.floats();
   w.table = kTable.data();
 }

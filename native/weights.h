@@ -17,8 +17,8 @@ struct Source {
   int k;
 };
 
-// Bytes of the tiles of an int8 or int4 matrix.
-std::size_t packed_bytes(Format format, int n, int k);
+// Bytes of a matrix as Linear describes it, padded to whole panels.
+std::size_t stored_bytes(Format format, int n, int k);
 
 // A matrix (n, k) in int8 or int4 as files hold it, row by row: kogpt/quantize.py says what each array is.
 struct Codes {

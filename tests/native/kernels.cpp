@@ -175,7 +175,7 @@ struct Matrix {
 
 void unpack_all(const Kernels& set, const Matrix& w, std::vector<std::int8_t>& out) {  // tile after tile
   const std::size_t bytes = w.format == Format::i4 ? kTile4 : kTile8;
-  const std::size_t tiles = packed_bytes(w.format, w.n, w.k) / bytes;
+  const std::size_t tiles = stored_bytes(w.format, w.n, w.k) / bytes;
   out.resize(tiles * kTile8);
   for (std::size_t i = 0; i < tiles; ++i) {
     const unsigned char* tile = w.data.data() + i * bytes;
@@ -192,7 +192,7 @@ void round_into(Matrix& w, const Kernels& set, const Floats& values, const float
   const int kp = round_up(w.k, kDepth);
   const auto rows = static_cast<std::size_t>(round_up(w.n, kPanel)), width = static_cast<std::size_t>(kp);
   w.scales.assign(rows, 0.0f);
-  w.data = Buffer(packed_bytes(w.format, w.n, w.k));
+  w.data = Buffer(stored_bytes(w.format, w.n, w.k));
   for (std::size_t first = 0; first < rows; first += kPanel) {
     std::vector<std::uint8_t> codes(kPanel * width), groups(kPanel * width / kGroup);
     for (std::size_t r = 0; r < kPanel && first + r < static_cast<std::size_t>(w.n); ++r) {
@@ -202,7 +202,7 @@ void round_into(Matrix& w, const Kernels& set, const Floats& values, const float
                                          groups.data() + r * width / kGroup);
     }
     set.pack(w.format, codes.data(), groups.data(), kp,
-             w.data.data() + first / kPanel * packed_bytes(w.format, kPanel, w.k));
+             w.data.data() + first / kPanel * stored_bytes(w.format, kPanel, w.k));
   }
 }
 
