@@ -59,6 +59,14 @@ def child(folder: Path, steps: int, moment: str = "", **environment: str) -> sub
     return subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
 
 
+def checkpoint_of_one_step(folder: Path) -> None:
+    run = toy.make_run(folder)
+    run.resume()
+    run.update(toy.batch(0))
+    run.save()
+    run.checkpoints.finish()
+
+
 def logged(folder: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in read_metrics(folder / "metrics.jsonl") if name in line}
 
@@ -182,11 +190,7 @@ def test_torchs_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(unbroken: Path, tmp_path: Path) -> None:
-    run = toy.make_run(tmp_path)
-    run.resume()
-    run.update(toy.batch(0))
-    run.save()
-    run.checkpoints.finish()
+    checkpoint_of_one_step(tmp_path)
     folder = tmp_path / "step_00000001"
     whole = {name: (folder / name).read_bytes() for name in ("__0_0.distcp", ".metadata", "run.json")}
     flipped = bytearray(whole["__0_0.distcp"])
@@ -209,11 +213,7 @@ def test_a_damaged_checkpoint_is_named(unbroken: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_or_optimiser_is_not_resumed_and_not_called_damaged(
     tmp_path: Path,
 ) -> None:
-    run = toy.make_run(tmp_path)
-    run.resume()
-    run.update(toy.batch(0))
-    run.save()
-    run.checkpoints.finish()
+    checkpoint_of_one_step(tmp_path)
     with pytest.raises(
         CheckpointError, match="trained with optimiser = 'muon', not 'adamw': give the recipe"
     ):
@@ -225,11 +225,7 @@ def test_a_checkpoint_of_another_model_or_optimiser_is_not_resumed_and_not_calle
 
 
 def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path) -> None:
-    run = toy.make_run(tmp_path)
-    run.resume()
-    run.update(toy.batch(0))
-    run.save()
-    run.checkpoints.finish()
+    checkpoint_of_one_step(tmp_path)
     still = toy.make_run(tmp_path, rule=Rule(adamw_rate=0.0, muon_rate=0.0))
     assert still.resume()
     before = {name: value.clone() for name, value in still.objective.state_dict().items()}
