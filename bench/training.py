@@ -45,6 +45,7 @@ def main() -> None:
     )
     for name, default in (("layers", 6), ("width", 384), ("vocabulary", 16128), ("rows", 8), ("length", 512)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--their-rows", type=int, help="that Trainer takes at a time, if not all fit")
     parser.add_argument("--steps", type=int, default=5, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -61,7 +62,7 @@ def main() -> None:
     with join() as workers, tempfile.TemporaryDirectory() as folder:
         sides = {
             "kogpt": ours(config, tokens, workers, Path(folder)),
-            "transformers": theirs(config, tokens, workers, folder),
+            "transformers": theirs(config, tokens, args.their_rows or args.rows, workers, folder),
         }
         seconds = measure(sides, args.steps, args.rounds)
         report(
@@ -78,7 +79,9 @@ def ours(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, fo
     objective = Objective(initial_model(config, seed=0), Arithmetic(compile=compiled))
     workers.distribute(objective, objective.blocks())
     settings = Settings(
-        schedule=Schedule(steps=10**6, warmup_steps=1), rule=Rule(name="adamw", adamw_rate=RATE)
+        schedule=Schedule(steps=10**6, warmup_steps=1),
+        rule=Rule(name="adamw", adamw_rate=RATE),
+        tokens_per_pass=tokens.size,
     )
     run = Run(folder, objective, settings, workers)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], ())
@@ -94,10 +97,13 @@ def ours(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, fo
     return one_round
 
 
-def theirs(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, folder: str) -> Round:
-    """Rounds of transformers' Trainer."""
+def theirs(
+    config: ModelConfig, tokens: np.ndarray[Any, Any], at_once: int, workers: Workers, folder: str
+) -> Round:
+    """Rounds of transformers' Trainer, whose steps may be made of several passes."""
     torch.manual_seed(0)
-    model = GPTJForCausalLM(transformers.GPTJConfig(**config.to_json()))
+    with workers.device:
+        model = GPTJForCausalLM(transformers.GPTJConfig(**config.to_json()))
     rows = [{"input_ids": row, "labels": row} for row in tokens[:, :-1].tolist()]
 
     def one_round(steps: int) -> list[Seconds]:
@@ -105,7 +111,8 @@ def theirs(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, 
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=steps,
-            per_device_train_batch_size=len(rows),
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=len(rows) // at_once,
             learning_rate=RATE,
             max_grad_norm=1.0,
             bf16=Arithmetic().dtype_on(workers.device) == torch.bfloat16,
@@ -127,11 +134,14 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: list[Seconds] = []
+        self.wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.wait()
         self.begin = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.wait()
         self.seconds.append((time.perf_counter() - self.begin[0], time.process_time() - self.begin[1]))
 
 

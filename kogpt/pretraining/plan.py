@@ -57,7 +57,7 @@ GATHERED_BYTES = 2  # per parameter: weights travel in bfloat16
 REDUCED_BYTES = 4  # per parameter: gradients travel in float32
 EXCHANGED_BYTES = 2  # per parameter: Muon's matrices travel in bfloat16
 NEWTON_SCHULZ_STEPS = 5  # torch.optim.Muon's default
-LOSS_CHUNK = 1024  # tokens whose logits exist at a time (kogpt/training/loss.py)
+LOSS_CHUNK, LOSS_LOGITS = 1024, 2**26  # tokens, or logits if that is more, at a time (kogpt/training/loss.py)
 RECOMPUTED = 4 / 3  # forward, backward at twice the cost, and the forward again
 
 
@@ -242,7 +242,8 @@ def memory(job: Job, rows: int, checkpointing: bool) -> dict[str, float]:
 def _loss_bytes(config: ModelConfig, rows: int) -> float:
     """Hidden states and their gradient, the head's bfloat16 copy and float32 gradient, logits of a chunk."""
     hidden = rows * config.n_ctx * config.d_model * (4 + 2 + 2)
-    return hidden + 6 * config.n_vocab * config.d_model + 14 * LOSS_CHUNK * config.n_vocab
+    chunk = min(rows * config.n_ctx, max(LOSS_CHUNK, LOSS_LOGITS // config.n_vocab))
+    return hidden + 6 * config.n_vocab * config.d_model + 14 * chunk * config.n_vocab
 
 
 def plans(job: Job) -> list[Plan]:

@@ -9,7 +9,7 @@ Shapes: N tokens, E model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 1024  # tokens; the logits of a chunk are a few MiB to a few hundred
+CHUNK = 1024  # tokens at least; the logits of a chunk are a few MiB to a few hundred
+GPU_LOGITS = 2**26  # of a chunk on a GPU, which fewer would not keep busy
 IGNORED = -100  # a target that is not scored
 
 # logits without bias (n, V), bias (V,), targets (n,), z_loss -> summed loss (), gradient by the logits (n, V)
@@ -54,12 +55,15 @@ def head_loss(
         return apply(hidden, *head, targets, z_loss, kernel)
     weight, bias = head[0].to(hidden.dtype), head[1]
     total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    for start in range(0, len(hidden), CHUNK):
-        scores = (hidden[start : start + CHUNK] @ weight.T).float() + bias
-        total += F.cross_entropy(
-            scores, targets[start : start + CHUNK], reduction="sum", ignore_index=IGNORED
-        )
+    for rows in _chunks(hidden, len(bias)):
+        scores = (hidden[rows] @ weight.T).float() + bias
+        total += F.cross_entropy(scores, targets[rows], reduction="sum", ignore_index=IGNORED)
     return total
+
+
+def _chunks(hidden: Tensor, n_vocab: int) -> Iterator[slice]:
+    size = CHUNK if hidden.device.type == "cpu" else max(CHUNK, GPU_LOGITS // n_vocab)
+    return (slice(start, start + size) for start in range(0, len(hidden), size))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -74,8 +78,7 @@ class _HeadLoss(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.float32)
         d_bias = torch.zeros_like(bias, dtype=torch.float32)
-        for start in range(0, len(hidden), CHUNK):
-            rows = slice(start, start + CHUNK)
+        for rows in _chunks(hidden, len(bias)):
             loss, d_logits = kernel(hidden[rows] @ w.T, bias, targets[rows], z_loss)
             total += loss
             d_hidden[rows] = d_logits @ w

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from kogpt.training.loss import Kernel, head_loss, loss_and_gradient
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 COMPILED = ("nothing", "loss", "blocks")
+
+Forward = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +74,7 @@ class Objective(nn.Module):
             self.kernel = torch.compile(loss_and_gradient)
         for block in self.blocks():
             if arithmetic.compile == "blocks":
-                block.compile()
+                block.forward = _compiled_to_learn(block.forward)
             if arithmetic.checkpoint_blocks:
                 # In place, so that parameters keep their names.
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -93,6 +97,16 @@ class Objective(nn.Module):
         head = model.lm_head.weight, model.lm_head.bias
         z_loss = self.arithmetic.z_loss
         return head_loss(hidden.flatten(0, 1).to(dtype), head, targets.flatten(), z_loss, self.kernel)
+
+
+def _compiled_to_learn(forward: Forward) -> Forward:
+    """Compiled where a gradient is wanted: validation has windows of every width, each compiled anew."""
+    compiled = torch.compile(forward, dynamic=False)  # a run has few shapes: those of its stages
+
+    def either(*arguments: Any) -> Tensor:
+        return (compiled if torch.is_grad_enabled() else forward)(*arguments)
+
+    return either
 
 
 def documents_apart(tokens: Tensor, eos: int) -> Attend:

@@ -20,6 +20,9 @@ from torch.optim import AdamW, Optimizer
 from kogpt.errors import ConfigError
 
 RULES = ("muon", "adamw")
+TOGETHER = (
+    2**25
+)  # elements of small matrices that one product takes: one by one, a GPU waits for their launches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +71,7 @@ class Muon(torch.optim.Muon):
                 if isinstance(weights[0], DTensor):
                     found = _orthogonal_rows(weights, ahead, group)
                 else:
-                    found = [orthogonal(ahead[0], group)]
+                    found = list(orthogonal(torch.stack(ahead), group))
                 for weight, update in zip(weights, found, strict=True):
                     _apply(weight, update, group)
 
@@ -83,15 +86,23 @@ class Muon(torch.optim.Muon):
 
 
 def _rounds(weights: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Plain matrices one by one; shared ones as many at a time as there are processes, like by like in size.
+    """Plain matrices of a shape together, up to TOGETHER; as many shared ones as there are processes.
 
-    A round takes as long as its largest matrix.
+    A round of shared ones takes as long as its largest matrix: like by like in size.
     """
-    yield from ([weight] for weight in weights if not isinstance(weight, DTensor))
+    plain: dict[torch.Size, list[Tensor]] = {}
+    for weight in weights:
+        if not isinstance(weight, DTensor):
+            plain.setdefault(weight.shape, []).append(weight)
+    for alike in plain.values():
+        yield from _split(alike, max(1, TOGETHER // alike[0].numel()))
     shared = [weight for weight in weights if isinstance(weight, DTensor)]
     shared.sort(key=torch.numel, reverse=True)  # stable: the same order in every process
-    count = shared[0].device_mesh.size() if shared else 1
-    yield from (shared[start : start + count] for start in range(0, len(shared), count))
+    yield from _split(shared, shared[0].device_mesh.size() if shared else 1)
+
+
+def _split(weights: Sequence[Tensor], count: int) -> Iterator[Sequence[Tensor]]:
+    return (weights[start : start + count] for start in range(0, len(weights), count))
 
 
 def _orthogonal_rows(
@@ -112,7 +123,7 @@ def _orthogonal_rows(
     whole = ahead[0].new_empty(n_rows * width)
     dist.all_to_all_single(whole, torch.cat([rows.flatten() for rows in ahead]), owned, held, peers)
     if rank < len(weights):
-        whole = orthogonal(whole.view(n_rows, width), group).flatten()
+        whole = orthogonal(whole.view(1, n_rows, width), group).flatten()
     back = whole.new_empty(sum(held))
     dist.all_to_all_single(back, whole, held, owned, peers)
     return [found.view_as(rows) for found, rows in zip(back.split_with_sizes(held), ahead, strict=False)]
@@ -130,15 +141,16 @@ def _held(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def orthogonal(matrix: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """The matrix with its singular values brought near 1, by Newton-Schulz steps as `group` of Muon says."""
+def orthogonal(matrices: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """(K, M, N) matrices, singular values brought near 1 by Newton-Schulz steps as `group` of Muon says."""
     a, b, c = group["ns_coefficients"]
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    found: Tensor = wide / wide.norm().clamp(min=group["eps"])
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    norms = torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True)
+    found: Tensor = wide / norms.clamp(min=group["eps"])
     for _ in range(group["ns_steps"]):
-        square = found @ found.T
-        found = torch.addmm(found, torch.addmm(square, square, square, beta=b, alpha=c), found, beta=a)
-    return found if wide is matrix else found.T
+        square = found @ found.mT
+        found = torch.baddbmm(found, torch.baddbmm(square, square, square, beta=b, alpha=c), found, beta=a)
+    return found if wide is matrices else found.mT
 
 
 def build(model: nn.Module, rule: Rule, dtype: torch.dtype) -> list[Optimizer]:

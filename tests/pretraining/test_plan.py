@@ -201,7 +201,7 @@ def test_a_micro_step_gathers_blocks_twice_and_outer_weights_once(checkpointing:
 def test_newton_schulz_costs_what_torch_counts(size: tuple[int, int]) -> None:
     (group,) = Muon([torch.nn.Parameter(torch.ones(size))], Rule(), torch.float32).param_groups
     with FlopCounterMode(display=False) as counter:
-        orthogonal(torch.ones(size), group)
+        orthogonal(torch.ones((1, *size)), group)
     assert counter.get_total_flops() == planner.newton_schulz_flops(*size)
 
 

@@ -25,6 +25,7 @@ from kogpt.training.loss import IGNORED
 from kogpt.training.optimisers import Rule
 from kogpt.training.report import flops_per_token, plot, read_metrics
 from kogpt.training.schedule import Schedule
+from kogpt.training.workers import Workers
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -351,3 +352,24 @@ def test_operations_per_token_are_those_of_the_matrix_products() -> None:
     attention = sum(2 * 2 * position * shape.d_model for position in range(1, length + 1)) / length
     forward = 2 * sum(np.prod(s) for s in products) + shape.n_layers * attention
     assert flops_per_token(shape, length) == pytest.approx(3 * forward, rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_a_run_on_a_gpu_is_resumed_there(tmp_path: Path) -> None:
+    on_gpu = Workers(torch.device("cuda"))
+    whole = toy.make_run(tmp_path / "whole", on_gpu)
+    whole.resume()
+    assert whole.train(toy.batch)
+    halves = toy.make_run(tmp_path / "halves", on_gpu)
+    halves.resume()
+    for step in range(4):
+        halves.update(toy.batch(step))
+    halves.save()
+    halves.checkpoints.finish()
+    rest = toy.make_run(tmp_path / "halves", on_gpu)
+    assert rest.resume() and rest.step == 4
+    assert rest.train(toy.batch)
+    for expected, found in zip(whole.objective.parameters(), rest.objective.parameters(), strict=True):
+        assert found.is_cuda
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -143,3 +143,30 @@ def test_within_documents_each_is_as_if_alone(tiny: ModelConfig) -> None:
 def test_unknown_arithmetic_is_refused() -> None:
     with pytest.raises(ConfigError, match="float16"):
         Arithmetic(dtype="float16")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize(
+    ("choice", "tolerance"),
+    [
+        ({}, 1e-4),
+        ({"compile": "blocks"}, 1e-4),
+        ({"compile": "blocks", "dtype": "bfloat16"}, 0.05),
+        ({"compile": "blocks", "checkpoint_blocks": True}, 1e-4),
+        ({"within_documents": True}, 1e-4),
+    ],
+)
+def test_a_gpu_finds_the_loss_and_the_gradients_of_the_cpu(
+    tiny: ModelConfig, choice: dict[str, object], tolerance: float
+) -> None:
+    tokens = torch.randint(5, tiny.n_vocab, (4, 65))
+    here = objective(tiny, **{k: v for k, v in choice.items() if k == "within_documents"})
+    there = objective(tiny, **choice).cuda()
+    for expected, found in zip(gradients(here, tokens), gradients(there, tokens.cuda()), strict=True):
+        apart = (found.cpu() - expected).norm() / expected.norm()
+        assert apart < tolerance
+    with torch.no_grad():
+        expected = here(tokens[:, :-1], tokens[:, 1:])
+        found = there(tokens[:, :-1].cuda(), tokens[:, 1:].cuda())
+    assert float(found) == pytest.approx(float(expected), rel=tolerance)

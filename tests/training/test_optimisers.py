@@ -64,7 +64,7 @@ def test_singular_values_come_near_one_and_their_vectors_stay(
     values = np.geomspace(0.02, 1.0, min(size)) * 7
     (group,) = Muon([nn.Parameter(matrix(size))], Rule(), dtype).param_groups
     given = torch.from_numpy(((left * values) @ right).astype(np.float32))
-    found = orthogonal(given.to(dtype), group)
+    (found,) = orthogonal(given.to(dtype)[None], group)
     assert found.dtype == dtype and found.shape == given.shape
     seen = left.T @ found.float().numpy() @ right.T  # diagonal where the vectors are the same
     assert np.all((np.diag(seen) > 0.65) & (np.diag(seen) < 1.25)), np.diag(seen)
