@@ -3,11 +3,9 @@
 #
 #     CORPUS=path/to/corpus WORK=/tmp/mini runs/mini.sh
 #
-# RECIPE=runs/mini_continued.toml goes on from the model that the package has, instead of random weights; BEGAN_FROM
-# says in the card what that was.
+# RECIPE=runs/mini_cpu.toml trains a smaller one, for machines without a GPU.
 # CORPUS holds train_SOURCE_NN.jsonl.zst and valid_SOURCE.jsonl.zst; `petitions` is not trained on, it accuses
-# living people. Each step is skipped or resumed if WORK has it already. The first edition's run had two processes
-# of one thread each, because others used its two cores too; the losses are the same but for rounding.
+# living people. Each step is skipped or resumed if WORK has it already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${CORPUS:?folder of the corpus}" "${WORK:?folder to work in}"
@@ -32,4 +30,4 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 python -m kogpt pretrain run "$WORK/$name.toml" --out "$WORK/$name"
 
 [ -f "$WORK/ngram.json" ] || python runs/ngram.py "$CORPUS" --out "$WORK/ngram.json"
-python runs/mini_card.py "$WORK/$name.toml" "$WORK/$name" "$CORPUS" --ngram "$WORK/ngram.json" --machine "$MACHINE" ${BEGAN_FROM:+--began-from "$BEGAN_FROM"}
+python runs/mini_card.py "$WORK/$name.toml" "$WORK/$name" "$CORPUS" --ngram "$WORK/ngram.json" --machine "$MACHINE"

@@ -1,7 +1,6 @@
 """Measure kogpt-mini and write its model card: README.md and loss.png in the model's folder.
 
-    python runs/mini_card.py RECIPE RUN CORPUS --ngram ngram.json --machine "2 cores of ..." \\
-        [--began-from "the first edition (18,432,000 tokens)"]
+    python runs/mini_card.py RECIPE RUN CORPUS --ngram ngram.json --machine "2 cores of ..."
 
 Bits per UTF-8 byte on every valid_*.jsonl.zst of CORPUS beside `xz -9e` on the same bytes and what
 runs/ngram.py has measured, the course of the loss from RUN/metrics.jsonl, and samples as they come, into
@@ -66,7 +65,6 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--ngram", type=Path, required=True, help="what runs/ngram.py wrote")
     parser.add_argument("--machine", required=True)
-    parser.add_argument("--began-from", default="random weights", help="in words, for a run with --init")
     args = parser.parse_args()
     model, metrics = args.run / "model", args.run / METRICS
     rows = measure(model, sorted(args.corpus.glob("valid_*.jsonl.zst")))
@@ -75,19 +73,25 @@ def main() -> None:
         row["kneser_ney"] = ngram["bits_per_byte"][name]
     plot(metrics, model / "loss.png")
     first, *_, last = read_metrics(metrics)
-    if "init_sha256" in first:
-        args.began_from += f", SHA-256 {first['init_sha256'][:16]}..."
+    start = (
+        f"{first['init']}, SHA-256 {first['init_sha256'][:16]}..." if "init" in first else "random weights"
+    )
     facts = {
         **course_of(read_recipe(args.recipe)),
-        "start": args.began_from,
+        "start": start,
         "steps": last["step"],
         "tokens": last["tokens"],
         "dtype": first.get("dtype", "bfloat16"),
-        "hours": last["seconds"] / 3600,
+        "time": duration(last["seconds"]),
         "machine": args.machine,
     }
     (model / "README.md").write_text(card(model, rows, facts), encoding="utf-8")
     checkpoint.write_manifest(model)
+
+
+def duration(seconds: float) -> str:
+    """Hours, or minutes of less than one."""
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
 
 
 def course_of(recipe: Recipe) -> dict[str, Any]:

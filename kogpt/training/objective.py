@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kogpt.errors import ConfigError
-from kogpt.model import GPTJ, Attend, causal
+from kogpt.model import GPTJ, Attend, Rotation, causal
 from kogpt.training.loss import Kernel, head_loss, loss_and_gradient
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -103,8 +102,10 @@ def _compiled_to_learn(forward: Forward) -> Forward:
     """Compiled where a gradient is wanted: validation has windows of every width, each compiled anew."""
     compiled = torch.compile(forward, dynamic=False)  # a run has few shapes: those of its stages
 
-    def either(*arguments: Any) -> Tensor:
-        return (compiled if torch.is_grad_enabled() else forward)(*arguments)
+    def either(x: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
+        if torch.is_grad_enabled():
+            return compiled(x, rotation, 0, attend)  # one compilation for all layers
+        return forward(x, rotation, layer, attend)
 
     return either
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -143,6 +145,30 @@ def test_within_documents_each_is_as_if_alone(tiny: ModelConfig) -> None:
 def test_unknown_arithmetic_is_refused() -> None:
     with pytest.raises(ConfigError, match="float16"):
         Arithmetic(dtype="float16")
+
+
+def test_blocks_are_compiled_once_for_all_layers_and_not_to_validate(
+    tiny: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer's number, and each width of a validation pass, would be a compilation of its own."""
+    seen: list[int] = []
+
+    def compiled(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        def noted(*arguments: object) -> Tensor:
+            seen.append(cast(int, arguments[2]))
+            return function(*arguments)
+
+        return noted if function is not loss_and_gradient else function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    module, plain_one = objective(tiny, compile="blocks"), objective(tiny)
+    tokens = torch.randint(5, tiny.n_vocab, (2, 9))
+    torch.testing.assert_close(gradients(module, tokens), gradients(plain_one, tokens))
+    assert seen == [0] * tiny.n_layers
+    with torch.no_grad():
+        found = module(tokens[:, :-1], tokens[:, 1:])
+        assert found == plain_one(tokens[:, :-1], tokens[:, 1:])
+    assert len(seen) == tiny.n_layers
 
 
 @pytest.mark.gpu
