@@ -53,6 +53,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTES = _byte_alphabet()
+# The alphabet as Latin-1, and out of its range what Latin-1 would take for a byte.
+AS_LATIN = {code: "\uffff" for code in range(256)} | {ord(char): chr(byte) for char, byte in BYTES.items()}
 
 
 class Tokenizer:
@@ -292,9 +294,10 @@ def _named(document: Mapping[str, Any]) -> dict[str, str]:
 
 def _bytes_of(token: str) -> bytes:
     """Undo the byte alphabet; a token with other characters stands for its own text, as in the library."""
-    if all(character in BYTES for character in token):
-        return bytes(BYTES[character] for character in token)
-    return token.encode("utf-8", "replace")
+    try:
+        return token.translate(AS_LATIN).encode("latin-1")  # one character for each byte
+    except UnicodeEncodeError:
+        return token.encode("utf-8", "replace")
 
 
 def _build(document: Mapping[str, Any], vocabulary: dict[str, int], where: str) -> tokenizers.Tokenizer:
