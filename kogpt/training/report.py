@@ -148,12 +148,13 @@ def plot(metrics: Path, picture: Path) -> None:
     left.plot([line["tokens"] / 1e6 for line in trained], [line["loss"] for line in trained], linewidth=0.7)
     left.set(xlabel="million tokens", ylabel="training loss, nats per token")
     checked = [line for line in lines if "bits_per_byte" in line]
-    for name in checked[-1]["bits_per_byte"] if checked else ():
+    for number, name in enumerate(checked[-1]["bits_per_byte"] if checked else ()):
         line = [(m["tokens"] / 1e6, m["bits_per_byte"].get(name)) for m in checked]
-        right.plot(*zip(*line, strict=True), marker=".", label=name)
+        style = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
+        right.plot(*zip(*line, strict=True), style, marker=".", label=name)
     right.set(xlabel="million tokens", ylabel="bits per UTF-8 byte")
     if checked:
-        right.legend(fontsize="small")
+        figure.legend(fontsize="small", loc="outside right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=100)
