@@ -154,7 +154,7 @@ def plot(metrics: Path, picture: Path) -> None:
         right.plot(*zip(*line, strict=True), style, marker=".", label=name)
     right.set(xlabel="million tokens", ylabel="bits per UTF-8 byte")
     if checked:
-        figure.legend(fontsize="small", loc="outside right")
+        figure.legend(fontsize="small", loc="outside right center")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=100)
