@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    if args.rows % (args.their_rows or args.rows):
+        parser.error(f"--rows {args.rows} is not a multiple of --their-rows {args.their_rows}")
     config = ModelConfig(
         n_layers=args.layers,
         n_heads=args.width // 64,

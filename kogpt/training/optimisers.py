@@ -20,9 +20,7 @@ from torch.optim import AdamW, Optimizer
 from kogpt.errors import ConfigError
 
 RULES = ("muon", "adamw")
-TOGETHER = (
-    2**25
-)  # elements of small matrices that one product takes: one by one, a GPU waits for their launches
+TOGETHER = 2**25  # elements of matrices in one product: one by one, small ones wait for their launches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ import torch
 
 from kogpt.errors import CheckpointError
 from kogpt.training import checkpoints
-from kogpt.training.loop import Batch, TrainingStopped
+from kogpt.training.loop import Batch, Run, TrainingStopped
 from kogpt.training.loss import IGNORED
 from kogpt.training.optimisers import Rule
 from kogpt.training.report import flops_per_token, plot, read_metrics
@@ -60,12 +60,13 @@ def child(folder: Path, steps: int, moment: str = "", **environment: str) -> sub
     return subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
 
 
-def checkpoint_of_one_step(folder: Path) -> None:
+def checkpoint_of_one_step(folder: Path) -> Run:
     run = toy.make_run(folder)
     run.resume()
     run.update(toy.batch(0))
     run.save()
     run.checkpoints.finish()
+    return run
 
 
 def logged(folder: Path, name: str) -> dict[int, float]:
@@ -158,11 +159,7 @@ def test_a_kill_at_any_moment_leaves_the_last_whole_checkpoint(
 
 
 def test_a_full_disk_is_one_clear_line_and_harms_no_older_checkpoint(tmp_path: Path) -> None:
-    run = toy.make_run(tmp_path)
-    run.resume()
-    run.update(toy.batch(0))
-    run.save()
-    run.checkpoints.finish()
+    run = checkpoint_of_one_step(tmp_path)
     run.update(toy.batch(1))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # bytes a file may have

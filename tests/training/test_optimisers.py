@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kogpt.config import ModelConfig
 from kogpt.errors import ConfigError
 from kogpt.model import GPTJ
+from kogpt.training import optimisers
 from kogpt.training.optimisers import Muon, Rule, build, orthogonal, set_rate
 
 SIZES = [(48, 48), (24, 96), (96, 24)]
@@ -45,6 +46,25 @@ def test_muon_in_bfloat16_is_torchs_bit_for_bit(size: tuple[int, int]) -> None:
     assert torch.equal(ours, theirs)
     assert our_state["param_groups"] == their_state["param_groups"]
     assert str(our_state["state"]) == str(their_state["state"])
+
+
+@pytest.mark.parametrize("together", [2**25, 2 * 48 * 48, 1])
+def test_matrices_that_learn_together_learn_as_each_alone(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimisers, "TOGETHER", together)
+    sizes = [(48, 48), (24, 96), (48, 48), (96, 24), (48, 48)]
+
+    def learnt(numbers: list[int]) -> list[Tensor]:
+        weights = [nn.Parameter(matrix(sizes[n], seed=n)) for n in numbers]
+        for weight, n in zip(weights, numbers, strict=True):
+            weight.grad = matrix(sizes[n], seed=10 + n)
+        Muon(weights, Rule(), torch.bfloat16).step()
+        return [weight.detach() for weight in weights]
+
+    alone = [learnt([n])[0] for n in range(len(sizes))]
+    for expected, found in zip(alone, learnt(list(range(len(sizes)))), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("size", SIZES)
