@@ -100,8 +100,10 @@ def course_of(recipe: Recipe) -> dict[str, Any]:
     stable = schedule.steps - schedule.warmup_steps - schedule.decay_steps
     parts = [f"warm-up over {schedule.warmup_steps} steps"]
     parts += [f"{stable} at the peak"] if stable else []
+    total = sum(source.weight for source in recipe.sources.values())
     return {
         "recipe": recipe,
+        "share": {name: f"{100 * source.weight / total:.2g} %" for name, source in recipe.sources.items()},
         "windows": ", then ".join(f"{stage.length:,}" for stage in recipe.stages),
         "course": ", ".join([*parts, f"linear decay over {schedule.decay_steps}"]),
     }

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -120,3 +121,10 @@ def test_start_up_is_measured_by_a_command(tiny_folder: Path) -> None:
     result = json.loads(done.stdout)
     assert set(result["limits"]) <= set(result["measured"])
     assert 0 < result["measured"]["import_kogpt"] < result["measured"]["first_token"]
+
+
+def test_the_card_of_kogpt_mini_tells_the_mix_of_its_recipe() -> None:
+    sources = tomllib.loads(text_of("runs/mini.toml"))["sources"]
+    total = sum(source["weight"] for source in sources.values())
+    shares = re.findall(r"\((\w+)\) \|[^|]*\| ([\d.]+) % \|", text_of("kogpt/mini/README.md"))
+    assert dict(shares) == {name: f"{100 * source['weight'] / total:.2g}" for name, source in sources.items()}
