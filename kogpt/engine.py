@@ -78,12 +78,19 @@ class Engine:
     """Owns the rows of one runner. Not thread-safe: one thread calls it."""
 
     def __init__(
-        self, runner: Runner, max_rows: int = 16, chunk_tokens: int = 256, n_tokens: int | None = None
+        self,
+        runner: Runner,
+        max_rows: int = 16,
+        chunk_tokens: int | None = None,
+        n_tokens: int | None = None,
     ) -> None:
-        """At most `max_rows` rows at once, `chunk_tokens` prompt tokens a step, ids below `n_tokens`."""
+        """At most `max_rows` rows at once, `chunk_tokens` prompt tokens a step, ids below `n_tokens`.
+
+        By default the runner's own `piece_tokens`, and its vocabulary.
+        """
         self.runner = runner
         self.max_rows = max_rows
-        self.chunk_tokens = chunk_tokens
+        self.chunk_tokens = chunk_tokens or runner.piece_tokens
         self.n_tokens = n_tokens or runner.config.n_vocab
         self._waiting: deque[tuple[int, Request]] = deque()
         self._live: dict[int, _Live] = {}

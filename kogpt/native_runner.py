@@ -24,7 +24,7 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.quantize import EMBEDDING, HEAD, Quantized, matrices
-from kogpt.runner import Array, Chunk, check_chunks, split_outputs
+from kogpt.runner import CPU_PIECE, Array, Chunk, check_chunks, split_outputs
 
 LIBRARY = Path(__file__).with_name("_native.so")
 ABI = 5
@@ -81,6 +81,7 @@ class NativeRunner:
     """
 
     name = "native"
+    piece_tokens = CPU_PIECE
 
     def __init__(
         self,

@@ -19,6 +19,8 @@ from kogpt.errors import KoGPTError
 
 Array = NDArray[np.floating[Any]]
 
+CPU_PIECE = 256  # of the 6B shape that is seconds of two cores, in which no other row is written
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -35,6 +37,9 @@ class Runner(Protocol):
     config: ModelConfig
     name: str  # "numpy", "native" or "torch"
     dtype: str  # of the weights in memory: "float32", "bfloat16", "int8", ...
+    piece_tokens: (
+        int  # of prompts in one step: enough for the device, and no longer a wait than rows can bear
+    )
 
     def open(self) -> int:
         """A new row that has read nothing. Handles are small integers, reused after `close`."""

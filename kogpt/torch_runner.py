@@ -28,7 +28,7 @@ from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.memory import available_memory, require_memory
 from kogpt.model import GPTJ
-from kogpt.runner import Array, Chunk, check_chunks, output_places, require_dtype, split_outputs
+from kogpt.runner import CPU_PIECE, Array, Chunk, check_chunks, output_places, require_dtype, split_outputs
 
 DTYPES = {
     "float64": torch.float64,
@@ -36,6 +36,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# A GPU reads a piece of 256 tokens in the time that its kernels take to launch (docs/log.md, 2026-11-26).
+GPU_PIECE = 1024
 
 
 class TorchRunner:
@@ -60,6 +62,7 @@ class TorchRunner:
         self.config = config
         self.dtype = dtype
         devices = _devices(device)
+        self.piece_tokens = GPU_PIECE if devices[0].type == "cuda" else CPU_PIECE
         self._stages = [
             Stage(*both) for both in zip(devices, split_layers(config, len(devices)), strict=True)
         ]

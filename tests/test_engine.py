@@ -183,6 +183,12 @@ def test_a_step_reads_no_more_than_its_budget_of_prompt(monkeypatch: pytest.Monk
     assert sum(sizes) == 44 and max(sizes) == 8
 
 
+def test_the_runner_says_how_much_prompt_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Engine(RUNNER).chunk_tokens == 256
+    monkeypatch.setattr(RUNNER, "piece_tokens", 17)
+    assert Engine(RUNNER).chunk_tokens == 17
+
+
 @pytest.mark.parametrize("chunk_tokens", [3, 256])
 def test_scores_are_those_of_one_pass_over_the_whole_text(chunk_tokens: int) -> None:
     engine = Engine(RUNNER, max_rows=2, chunk_tokens=chunk_tokens)

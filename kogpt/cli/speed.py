@@ -22,7 +22,6 @@ from kogpt.checkpoint import Stored
 from kogpt.cli import limits
 from kogpt.cli.progress import Progress
 from kogpt.config import ModelConfig
-from kogpt.engine import Engine
 from kogpt.runner import Array, Chunk, Runner
 
 # Bits per weight of a matrix as it is read; int8 and int4 as the native runner packs them (native/layout.h).
@@ -68,7 +67,7 @@ def measure(runner: Runner, plan: Plan) -> dict[str, float | None]:
 
 def prefill_seconds(runner: Runner, n_tokens: int) -> float:
     """Until the first new token is known, after a prompt read in the engine's pieces."""
-    ids, step = _random_ids(runner, n_tokens), Engine(runner).chunk_tokens
+    ids, step = _random_ids(runner, n_tokens), runner.piece_tokens
     row = runner.open()
     try:
         started = time.perf_counter()

@@ -29,7 +29,7 @@ NAMES = [
 class Recorder:
     """A Runner that remembers what it was asked; token 1 always follows."""
 
-    name, dtype = "numpy", "float32"
+    name, dtype, piece_tokens = "numpy", "float32", 200
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -172,10 +172,10 @@ def test_decode_writes_every_row_one_token_a_step(tiny: ModelConfig) -> None:
     assert not runner.lengths, "every row is closed"
 
 
-def test_prefill_reads_in_the_pieces_of_the_engine(tiny: ModelConfig) -> None:
+def test_prefill_reads_in_the_pieces_of_the_runner(tiny: ModelConfig) -> None:
     runner = Recorder(tiny)
     assert speed.prefill_seconds(runner, 600) > 0
-    assert runner.calls == [[(0, 256, 0)], [(0, 256, 0)], [(0, 88, 1)]]
+    assert runner.calls == [[(0, 200, 0)], [(0, 200, 0)], [(0, 200, 1)]]
     assert not runner.lengths
 
 
