@@ -73,7 +73,7 @@ class Transformers:
 
     def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         out = self._step(self._torch.from_numpy(ids)[None], None)
-        logits: NDArray[np.float32] = out.logits[0, -1].float().numpy()
+        logits: NDArray[np.float32] = out.logits[0, -1].float().cpu().numpy()
         return logits
 
     def prefill(self, n_tokens: int) -> float:
@@ -85,6 +85,7 @@ class Transformers:
     def decode(self, n_rows: int, n_tokens: int) -> float:
         out = self._step(self._torch.from_numpy(self._random(n_rows, PROMPT)), None)
         tokens = out.logits[:, -1].argmax(-1, keepdim=True)
+        tokens.tolist()  # waits for a GPU
         started = time.perf_counter()
         for _ in range(n_tokens):
             out = self._step(tokens, out.past_key_values)
@@ -93,6 +94,7 @@ class Transformers:
         return time.perf_counter() - started
 
     def _step(self, ids: Any, cache: Any) -> Any:
+        ids = ids.to(self._model.device)
         return self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def _random(self, n_rows: int, n_tokens: int) -> NDArray[np.int64]:
