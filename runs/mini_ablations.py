@@ -1,11 +1,12 @@
-"""Ablations on a CPU: short runs of runs/mini_cpu.toml, each with something changed, one after the other.
+"""Ablations of kogpt-mini: short runs of a recipe, each with something changed.
 
-    python runs/mini_ablations.py WORK [NAME ...] [--tokens N]
+    python runs/mini_ablations.py WORK [NAME ...] [--recipe runs/mini.toml] [--tokens N] [--jobs N]
 
-WORK is that of runs/mini.sh, with its shards. Every run goes to WORK/ablations/NAME, is resumed if it was
-stopped, and ends as a line of JSON in WORK/ablations.jsonl: bits per byte of a sample of each validation set,
-and the seconds of processor time, which compare where other programs want the cores too. WORK/pids names the
-process.
+WORK is that of runs/mini.sh, with its shards; a run with another vocabulary wants WORK/tokenizer16k and
+WORK/shards16k, from `runs/mini_tokenizer.py CORPUS WORK/tokenizer16k 16384` and the packing of runs/mini.sh.
+Every run goes to WORK/ablations/NAME, is resumed if it was stopped, and ends as a line of JSON in
+WORK/ablations.jsonl: bits per byte of a sample of each validation set, and the seconds of processor time,
+which compare where other programs want the cores too. At the end all that is known is printed as a table.
 """
 
 from __future__ import annotations
@@ -14,63 +15,118 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from kogpt.training.report import read_metrics
 
-RECIPE = Path(__file__).parent / "mini_cpu.toml"
+RUNS = Path(__file__).parent
 # Validated at the end only, on half of the usual sample: it costs what a sixth of the training does.
 LOOP = {"loop.validate_every": "1000000", "loop.validation_bytes": "50000", "loop.save_seconds": "120.0"}
+MEASURED = ("kowiki", "law", "nsmc", "msdocs")  # what `mean` is of
+DECAY = 0.6  # of the steps after the warm-up, where a run says nothing else
 Changes = dict[str, str]
 
 
-def steps(tokens: int, at_once: int, decay: float = 1.0, length: int = 256) -> Changes:
-    """So many tokens, `at_once` in each step: a short warm-up, then decay over a share of the rest."""
-    n_steps = tokens // at_once
-    warmup = max(4, n_steps // 25)
+def shape(layers: int, width: int, d_ff: int, tied: bool = False) -> Changes:
     return {
-        "stages": f"[{{ length = {length}, rows = {at_once // length} }}]",
-        "schedule.steps": str(n_steps),
-        "schedule.warmup_steps": str(warmup),
-        "schedule.decay_steps": str(int(decay * (n_steps - warmup))),
+        "model.n_layers": str(layers),
+        "model.d_model": str(width),
+        "model.n_heads": str(width // 64),
+        "model.d_ff": str(d_ff),
+        "model.tied_head": str(tied).lower(),
     }
 
 
-def rates(factor: float) -> Changes:
-    """Both learning rates times a factor."""
-    return {"optimiser.muon_rate": str(0.02 * factor), "optimiser.adamw_rate": str(0.003 * factor)}
+# Of about the recipe's size in float16, but for the heads that are only tied.
+SHAPES = {
+    "mini": {
+        "384 wide, 15 layers": shape(15, 384, 1536),
+        "640 wide, 5 layers": shape(5, 640, 2048),
+        "tied head": {"model.tied_head": "true"},
+        "tied head, 9 layers": shape(9, 512, 2048, tied=True),
+        "vocabulary 16,384, tied": {"model.tied_head": "true"},  # as many weights as the recipe's
+    },
+    "mini_cpu": {
+        "384 wide, 4 layers": shape(4, 384, 1536),
+        "320 wide, 8 layers": shape(8, 320, 1280),
+        "tied head": {"model.tied_head": "true"},
+        "vocabulary 16,384, tied": {"model.tied_head": "true"},
+    },
+}
 
 
-def shape(layers: int, width: int, heads: int) -> Changes:
-    return {"model.n_layers": str(layers), "model.d_model": str(width), "model.n_heads": str(heads)}
+class Ablations:
+    """The runs of one recipe, each as what it changes there."""
 
+    def __init__(self, recipe: Path, tokens: int, step_tokens: int) -> None:
+        self.recipe = recipe
+        self.tokens = tokens
+        self.step_tokens = step_tokens
+        self.document: dict[str, Any] = tomllib.loads(recipe.read_text(encoding="utf-8"))
 
-def vocabulary(name: str) -> Changes:
-    """Another tokenizer and its shards: WORK/tokenizerNAME and WORK/shardsNAME."""
-    sources = RECIPE.read_text(encoding="utf-8").split("[sources]\n")[1].split("\n\n")[0]
-    table = ", ".join(line.replace('"shards/', f'"shards{name}/') for line in sources.splitlines())
-    return {"tokenizer": f'"tokenizer{name}"', "sources": f"{{ {table} }}"}
+    def all(self) -> dict[str, Changes]:
+        """By name: the recipe itself first, twice more with other seeds, to see what chance alone does."""
+        return {
+            "recipe": self.pace(),
+            "seed 2": self.pace() | {"seed": "2"},
+            "seed 3": self.pace() | {"seed": "3"},
+            **{name: self.pace() | changes for name, changes in self.shapes().items()},
+            "decay over 30 %": self.pace(decay=0.3),
+            "decay over 100 %": self.pace(decay=1.0),
+            "cosine": self.pace() | {"schedule.shape": '"cosine"', "schedule.decay_steps": "0"},
+            "mix flatter": self.pace() | self.mix(0.7),
+            "mix steeper": self.pace() | self.mix(1.4),
+            "rates x 0.6": self.pace() | self.rates(0.6),
+            "rates x 1.6": self.pace() | self.rates(1.6),
+            "half the tokens a step": self.pace(batch=0.5),
+            "twice the tokens a step": self.pace(batch=2),
+            "four times the tokens a step": self.pace(batch=4),
+            "windows four times as long": self.pace(window=4),
+            "documents apart": self.pace() | {"arithmetic.within_documents": "true"},
+            "z-loss": self.pace() | {"arithmetic.z_loss": "1e-4"},
+        }
 
+    def pace(self, decay: float = DECAY, batch: float = 1, window: int = 1) -> Changes:
+        """Batch and window as factors; a short warm-up, then decay over a share of the rest."""
+        length = self.document["stages"][0]["length"] * window
+        step_tokens = round(self.step_tokens * batch)
+        steps = self.tokens // step_tokens
+        warmup = steps // 25
+        return {
+            "stages": f"[{{ length = {length}, rows = {step_tokens // length} }}]",
+            "schedule.steps": str(steps),
+            "schedule.warmup_steps": str(warmup),
+            "schedule.decay_steps": str(round(decay * (steps - warmup))),
+        }
 
-def runs(tokens: int) -> dict[str, Changes]:
-    """All of them, the most telling first."""
-    small = steps(tokens, 2048)
-    return {
-        "2,048 tokens a step": small,
-        "seed 2": small | {"seed": "2"},  # how far apart chance alone puts two runs
-        "seed 3": small | {"seed": "3"},
-        "8,192 tokens a step": steps(tokens, 8192),
-        "4,096 tokens a step": steps(tokens, 4096),
-        "wsd, decay over 40 %": steps(tokens, 2048, decay=0.4),
-        "rates x 0.5": small | rates(0.5),
-        "vocabulary 16,384": small | vocabulary("16k"),
-        "rates x 2": small | rates(2.0),
-        "cosine": small | {"schedule.shape": '"cosine"', "schedule.decay_steps": "0"},
-        "tied head": small | {"model.tied_head": "true"},
-        "384 wide, 4 layers": small | shape(4, 384, 6),
-        "320 wide, 8 layers": small | shape(8, 320, 5),
-    }
+    def shapes(self) -> dict[str, Changes]:
+        found = dict(SHAPES[self.recipe.stem])
+        found["vocabulary 16,384, tied"] |= {
+            "tokenizer": '"tokenizer16k"',
+            **{
+                f"sources.{name}.shards": f'"{source["shards"].replace("shards/", "shards16k/")}"'
+                for name, source in self.document["sources"].items()
+            },
+        }
+        return found
+
+    def mix(self, power: float) -> Changes:
+        """Every source's weight to a power: below 1 the small ones gain, above 1 the large one."""
+        sources: Mapping[str, Any] = self.document["sources"]
+        return {
+            f"sources.{name}.weight": f"{source['weight'] ** power:.6f}" for name, source in sources.items()
+        }
+
+    def rates(self, factor: float) -> Changes:
+        """Both learning rates times a factor."""
+        rule = {"muon_rate": 0.02, "adamw_rate": 0.003} | self.document.get("optimiser", {})
+        return {f"optimiser.{name}": f"{rule[name] * factor:.6f}" for name in ("muon_rate", "adamw_rate")}
 
 
 def main() -> None:
@@ -79,38 +135,65 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="of each run (default: %(default)s)")
+    parser.add_argument("--recipe", type=Path, default=RUNS / "mini.toml", help="or runs/mini_cpu.toml")
+    parser.add_argument("--tokens", type=int, default=24_576_000, help="of each run (default: %(default)s)")
+    parser.add_argument("--step-tokens", type=int, default=32_768, help="of each step (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
     args = parser.parse_args()
-    planned = runs(args.tokens)
-    shutil.copy(RECIPE, args.work)  # its paths are from there
+    planned = Ablations(args.recipe, args.tokens, args.step_tokens).all()
+    shutil.copy(args.recipe, args.work)  # its paths are from there
     results = args.work / "ablations.jsonl"
-    done = {line["name"] for line in read_metrics(results)} if results.exists() else set()
-    for name in args.names or planned:
-        if name not in done:
-            found = {"name": name, **measured(args.work, name, planned[name])}
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found, ensure_ascii=False) + "\n")
+    names = [name for name in args.names or planned if name not in known(results)]
+
+    def one(name: str) -> None:
+        found = {"name": name, **measured(args.work, args.recipe.name, name, planned[name])}
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found, ensure_ascii=False) + "\n")
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        ends = [pool.submit(one, name) for name in names]
+    print("\n".join(table(known(results).values())))
+    for end in ends:
+        end.result()  # raises what stopped a run; the others went on
 
 
-def measured(work: Path, name: str, changes: Changes) -> dict[str, object]:
+def known(results: Path) -> dict[str, dict[str, Any]]:
+    """What earlier runs found, by name."""
+    return {line["name"]: line for line in read_metrics(results)} if results.exists() else {}
+
+
+def measured(work: Path, recipe: str, name: str, changes: Changes) -> dict[str, object]:
     """Train to the end, and what came of it."""
-    out = work / "ablations" / name.replace(" ", "_")
-    command = [sys.executable, "-m", "kogpt", "pretrain", "run", str(work / RECIPE.name), "--out", str(out)]
+    out = work / "ablations" / name.replace(" ", "_").replace(",", "")
+    command = [sys.executable, "-m", "kogpt", "pretrain", "run", str(work / recipe), "--out", str(out)]
     for key, value in (changes | LOOP).items():
         command += ["--set", f"{key} = {value}"]
-    pid = os.spawnv(os.P_NOWAIT, command[0], command)
-    (work / "pids").write_text(f"{pid}\n", encoding="utf-8")
-    _, status, usage = os.wait4(pid, 0)
+    out.parent.mkdir(exist_ok=True)
+    told = Path(f"{out}.log")
+    with told.open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if status:
-        raise SystemExit(f"{name}: status {status}")
+        raise RuntimeError(f"{name}: status {process.returncode}, see {told}")
     lines = read_metrics(out / "metrics.jsonl")
     bits = next(line["bits_per_byte"] for line in reversed(lines) if "bits_per_byte" in line)
     return {
         "bits_per_byte": bits,
-        "mean": sum(bits.values()) / len(bits),
+        "mean": sum(bits[name] for name in MEASURED) / len(MEASURED),
         "tokens": lines[-1]["tokens"],
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
     }
+
+
+def table(found: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """As Markdown."""
+    yield f"| run | {' | '.join(MEASURED)} | mean | of all sets |"
+    yield "|---|" + "---:|" * (len(MEASURED) + 2)
+    for line in found:
+        bits = line["bits_per_byte"]
+        figures = [*(bits[name] for name in MEASURED), line["mean"], sum(bits.values()) / len(bits)]
+        yield f"| {line['name']} | {' | '.join(f'{figure:.3f}' for figure in figures)} |"
 
 
 if __name__ == "__main__":
