@@ -148,7 +148,7 @@ class GPTJ(nn.Module):
         return self.head(self.trunk(self.embed(tokens), positions))
 
 
-# cos and sin of every rotated angle, (T, 1, R/2) or (B, T, 1, R/2).
+# What each of the rotated dimensions, and the other of its pair, is multiplied by; (T, 1, R) or (B, T, 1, R).
 Rotation = tuple[Tensor, Tensor]
 
 
@@ -156,13 +156,13 @@ def rotary_table(positions: Tensor, rotary_dim: int, dtype: torch.dtype) -> Rota
     """Angles position / 10000^(2j/R) for j < R/2, in float64 until cos and sin; RoFormer, equation 15."""
     pairs = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device)
     angles = positions.double()[..., None, None] * 10000.0 ** (-pairs / rotary_dim)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair (2j, 2j+1) of the first R dimensions by its angle; (B, T, H, D) -> same."""
-    cos, sin = rotation
-    turned, rest = x.tensor_split([2 * cos.shape[-1]], dim=-1)
-    even, odd = turned[..., 0::2], turned[..., 1::2]
-    pairs = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return torch.cat((pairs.flatten(-2).to(x.dtype), rest), dim=-1)
+    """Turn each pair (2j, 2j+1) of the first R dimensions by its angle; (B, T, H, D) -> same; equation 34."""
+    own, others = rotation
+    turned, rest = x.tensor_split([own.shape[-1]], dim=-1)
+    swapped = turned.reshape(*turned.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    return torch.cat(((turned * own + swapped * others).to(x.dtype), rest), dim=-1)

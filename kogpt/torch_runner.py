@@ -243,7 +243,8 @@ class Reading:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._rows, :, self.positions] = k[0].transpose(0, 1)  # (N, H, D)
         values[self._rows, :, self.positions] = v[0].transpose(0, 1)
-        return torch.cat([self._attend_group(group, q, keys, values) for group in self._groups], dim=2)
+        found = [self._attend_group(group, q, keys, values) for group in self._groups]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
     def _grouped(self) -> Iterator[Group]:
         start = 0

@@ -84,6 +84,7 @@ def main() -> None:
         "dtype": first.get("dtype", "bfloat16"),
         "time": duration(last["seconds"]),
         "machine": args.machine,
+        "ngram_megabytes": ngram["train_bytes"] / 1e6,
     }
     (model / "README.md").write_text(card(model, rows, facts), encoding="utf-8")
     checkpoint.write_manifest(model)

@@ -72,11 +72,11 @@ def test_steps_take_embeddings_and_positions_of_each_row() -> None:
 
 def test_angles_are_exact_at_the_end_of_the_context() -> None:
     """A float32 angle would be wrong by 1e-4 at position 2,047."""
-    cos, sin = rotary_table(torch.tensor([2047]), 64, torch.float32)
-    for j in range(32):
-        angle = 2047 * 10000.0 ** (-2 * j / 64)
-        assert cos[0, 0, j].item() == pytest.approx(np.cos(angle), abs=1e-7)
-        assert sin[0, 0, j].item() == pytest.approx(np.sin(angle), abs=1e-7)
+    own, others = rotary_table(torch.tensor([2047]), 64, torch.float32)
+    angles = 2047 * 10000.0 ** (-np.arange(0, 64, 2) / 64)
+    np.testing.assert_allclose(own.view(32, 2), np.cos(angles)[:, None].repeat(2, 1), rtol=0, atol=1e-7)
+    signs = np.array([-1, 1])  # of the odd dimension in the even one, and the other way round
+    np.testing.assert_allclose(others.view(32, 2), np.sin(angles)[:, None] * signs, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
