@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64], help="(default: %(default)s)")
     args = parser.parse_args()
     config = shape_config(args.shape)
     tensors = speed.random_tensors(config, args.dtype)
@@ -69,7 +70,9 @@ def main() -> None:
         )
     peer = OnDevice(config, tensors, args.dtype, args.device)
     print(f"correlation of the logits: {agreement(runner, peer):.6f}\n")
-    print("\n".join(table(measured(runner, peer, args.rounds), speed.read_bytes(config, args.dtype))))
+    print(
+        "\n".join(table(measured(runner, peer, args.rounds, args.rows), speed.read_bytes(config, args.dtype)))
+    )
 
 
 def agreement(runner: TorchRunner, peer: Transformers) -> float:
@@ -81,7 +84,9 @@ def agreement(runner: TorchRunner, peer: Transformers) -> float:
     return float(np.corrcoef(ours[-1], peer.logits(ids))[0, 1])
 
 
-def measured(runner: TorchRunner, peer: Transformers, rounds: int) -> dict[str, tuple[float, ...]]:
+def measured(
+    runner: TorchRunner, peer: Transformers, rounds: int, rows_at_once: list[int]
+) -> dict[str, tuple[float, ...]]:
     """Medians by what is measured, of ours and theirs (the limit of the device: of it alone)."""
     on_gpu = torch.cuda.is_available()
     read = partial(limits.gpu_read_bandwidth, limits.MAX_READ, "cuda") if on_gpu else None
@@ -91,7 +96,7 @@ def measured(runner: TorchRunner, peer: Transformers, rounds: int) -> dict[str, 
             lambda n=n: n / speed.prefill_seconds(runner, n),
             lambda n=n: n / peer.prefill(n),
         )
-    for rows in (1, 4, 16):
+    for rows in rows_at_once:
         tasks[f"decode x {rows}"] = (
             lambda rows=rows: 32 * rows / speed.decode_seconds(runner, rows, 32),
             lambda rows=rows: 32 * rows / peer.decode(rows, 32),

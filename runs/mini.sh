@@ -7,15 +7,17 @@
 # CORPUS holds train_SOURCE_NN.jsonl.zst and valid_SOURCE.jsonl.zst; `petitions` is not trained on, it accuses
 # living people. Each step is skipped or resumed if WORK has it already.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 : "${CORPUS:?folder of the corpus}" "${WORK:?folder to work in}"
+mkdir -p "$WORK"
+CORPUS=$(realpath -e "$CORPUS")
+WORK=$(realpath "$WORK")
+RECIPE=$(realpath -e "${RECIPE:-$(dirname "$0")/mini.toml}")
+cd "$(dirname "$(realpath "$0")")/.."
 MACHINE=${MACHINE:-$(uname -m), $(nproc) cores}
 export PYTHONPATH=$PWD
-mkdir -p "$WORK"
-ln -sfn "$(realpath "$CORPUS")" "$WORK/corpus"
-RECIPE=${RECIPE:-runs/mini.toml}
+ln -sfn "$CORPUS" "$WORK/corpus"
 name=$(basename "$RECIPE" .toml) # of the run's folder
-cp "$RECIPE" "$WORK/$name.toml"
+[ "$RECIPE" -ef "$WORK/$name.toml" ] || cp "$RECIPE" "$WORK/$name.toml"
 
 [ -f "$WORK/tokenizer/tokenizer.json" ] || python runs/mini_tokenizer.py "$CORPUS" "$WORK/tokenizer"
 

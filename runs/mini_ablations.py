@@ -4,25 +4,27 @@
 
 WORK is that of runs/mini.sh, with its shards; a run with another vocabulary wants WORK/tokenizer16k and
 WORK/shards16k, from `runs/mini_tokenizer.py CORPUS WORK/tokenizer16k 16384` and the packing of runs/mini.sh.
-Every run goes to WORK/ablations/NAME, is resumed if it was stopped, and ends as a line of JSON in
-WORK/ablations.jsonl: bits per byte of a sample of each validation set, and the seconds of processor time,
-which compare where other programs want the cores too. At the end all that is known is printed as a table.
+Every run has its folder in WORK/ablations, is resumed if it was stopped, and ends as a line of JSON in
+WORK/ablations.jsonl: bits per byte of a sample of each validation set. At the end what is known of this
+recipe, so many tokens and such steps is printed as a table.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from kogpt.pretraining.recipe import Recipe, read_recipe
 from kogpt.training.report import read_metrics
 
 RUNS = Path(__file__).parent
@@ -30,7 +32,9 @@ RUNS = Path(__file__).parent
 LOOP = {"loop.validate_every": "1000000", "loop.validation_bytes": "50000", "loop.save_seconds": "120.0"}
 MEASURED = ("kowiki", "law", "nsmc", "msdocs")  # what `mean` is of
 DECAY = 0.6  # of the steps after the warm-up, where a run says nothing else
+INTERRUPTED = 130
 Changes = dict[str, str]
+Key = dict[str, Any]  # what makes figures comparable: recipe, tokens, tokens a step
 
 
 def shape(layers: int, width: int, d_ff: int, tied: bool = False) -> Changes:
@@ -43,7 +47,8 @@ def shape(layers: int, width: int, d_ff: int, tied: bool = False) -> Changes:
     }
 
 
-# Of about the recipe's size in float16, but for the heads that are only tied.
+# By recipe. Of about its size in float16, but for the heads that are only tied, and mini_cpu's other shapes
+# (25.5 and 28.8 MiB instead of 32.3), which take about as long instead.
 SHAPES = {
     "mini": {
         "384 wide, 15 layers": shape(15, 384, 1536),
@@ -140,49 +145,98 @@ def main() -> None:
     parser.add_argument("--step-tokens", type=int, default=32_768, help="of each step (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
     args = parser.parse_args()
+    if args.recipe.stem not in SHAPES or not args.recipe.is_file():
+        parser.error(f"--recipe {args.recipe}: there are {', '.join(f'runs/{name}.toml' for name in SHAPES)}")
+    if not args.work.is_dir():
+        parser.error(f"{args.work} is no folder: runs/mini.sh makes it")
     planned = Ablations(args.recipe, args.tokens, args.step_tokens).all()
-    shutil.copy(args.recipe, args.work)  # its paths are from there
-    results = args.work / "ablations.jsonl"
-    names = [name for name in args.names or planned if name not in known(results)]
+    if unknown := [name for name in args.names if name not in planned]:
+        parser.error(f"there is no {unknown[0]!r}, but {', '.join(map(repr, planned))}")
+    try:
+        for changes in planned.values():
+            require_measured(read_recipe(args.recipe, settings(changes)))
+    except ValueError as error:
+        parser.error(str(error))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    series = Series(args.work, args.recipe, args.tokens, args.step_tokens)
+    wanted = dict.fromkeys(args.names or planned)  # each once
+    failures = series.run({name: planned[name] for name in wanted if name not in series.known()}, args.jobs)
+    print("\n".join(table(series.known().values())))
+    if failures:
+        raise SystemExit("\n".join(failures))
 
-    def one(name: str) -> None:
-        found = {"name": name, **measured(args.work, args.recipe.name, name, planned[name])}
-        with results.open("a", encoding="utf-8") as file:
+
+class Series:
+    """The runs of one recipe, length and batch in WORK."""
+
+    def __init__(self, work: Path, recipe: Path, tokens: int, step_tokens: int) -> None:
+        digest = hashlib.sha256(recipe.read_bytes()).hexdigest()[:8]
+        self.key: Key = {"recipe": f"{recipe.stem} {digest}", "tokens": tokens, "step_tokens": step_tokens}
+        self.results = work / "ablations.jsonl"
+        self.folder = work / "ablations" / f"{recipe.stem}_{digest}_{tokens}_{step_tokens}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.recipe = work / f"{recipe.stem}_{digest}.toml"  # its paths are from there
+        shutil.copy(recipe, self.recipe)
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def known(self) -> dict[str, dict[str, Any]]:
+        """What these and earlier calls found, by name."""
+        lines = read_metrics(self.results) if self.results.exists() else []
+        return {line["name"]: line for line in lines if self.key.items() <= line.items()}
+
+    def run(self, planned: Mapping[str, Changes], jobs: int) -> list[str]:
+        """All of them, so many at a time; what stopped those that failed. A signal lets each save."""
+        with ThreadPoolExecutor(jobs) as pool:
+            ends: list[Future[str | None]] = [pool.submit(self.one, *item) for item in planned.items()]
+            try:
+                wait(ends)
+            except KeyboardInterrupt:
+                for end in ends:
+                    end.cancel()
+                for process in self.processes:
+                    process.terminate()  # finishes its step and saves
+                pool.shutdown()
+                raise SystemExit(INTERRUPTED) from None
+        return [failure for end in ends if (failure := end.result())]
+
+    def one(self, name: str, changes: Changes) -> str | None:
+        """Train to the end and note what came of it; or what stopped it."""
+        out = self.folder / name.replace(" ", "_").replace(",", "")
+        told = Path(f"{out}.log")
+        command = [sys.executable, "-m", "kogpt", "pretrain", "run", str(self.recipe), "--out", str(out)]
+        for change in settings(changes):
+            command += ["--set", change]
+        with told.open("a") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.processes.append(process)
+            status = process.wait()
+        if status:
+            *_, last = ["nothing", *told.read_text(encoding="utf-8").splitlines()]
+            return f"{name}: status {status}, {told} ends with: {last}"
+        found = {"name": name, **self.key, **measured(read_metrics(out / "metrics.jsonl"))}
+        with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found, ensure_ascii=False) + "\n")
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        ends = [pool.submit(one, name) for name in names]
-    print("\n".join(table(known(results).values())))
-    for end in ends:
-        end.result()  # raises what stopped a run; the others went on
+        return None
 
 
-def known(results: Path) -> dict[str, dict[str, Any]]:
-    """What earlier runs found, by name."""
-    return {line["name"]: line for line in read_metrics(results)} if results.exists() else {}
+def settings(changes: Changes) -> list[str]:
+    """As `kogpt pretrain run --set` takes them."""
+    return [f"{name} = {value}" for name, value in (changes | LOOP).items()]
 
 
-def measured(work: Path, recipe: str, name: str, changes: Changes) -> dict[str, object]:
-    """Train to the end, and what came of it."""
-    out = work / "ablations" / name.replace(" ", "_").replace(",", "")
-    command = [sys.executable, "-m", "kogpt", "pretrain", "run", str(work / recipe), "--out", str(out)]
-    for key, value in (changes | LOOP).items():
-        command += ["--set", f"{key} = {value}"]
-    out.parent.mkdir(exist_ok=True)
-    told = Path(f"{out}.log")
-    with told.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if status:
-        raise RuntimeError(f"{name}: status {process.returncode}, see {told}")
-    lines = read_metrics(out / "metrics.jsonl")
+def require_measured(recipe: Recipe) -> None:
+    """ValueError unless the sets that the table tells of are validated."""
+    if missing := set(MEASURED) - recipe.validation.keys():
+        raise ValueError(f"the recipe has no validation set {', '.join(sorted(missing))}")
+
+
+def measured(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a finished run's metrics say."""
     bits = next(line["bits_per_byte"] for line in reversed(lines) if "bits_per_byte" in line)
     return {
         "bits_per_byte": bits,
         "mean": sum(bits[name] for name in MEASURED) / len(MEASURED),
-        "tokens": lines[-1]["tokens"],
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "seconds": lines[-1]["seconds"],
     }
 
 

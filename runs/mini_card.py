@@ -76,8 +76,11 @@ def main() -> None:
     start = (
         f"{first['init']}, SHA-256 {first['init_sha256'][:16]}..." if "init" in first else "random weights"
     )
+    recipe = read_recipe(args.recipe)
+    if last["step"] != recipe.schedule.steps:
+        raise SystemExit(f"{args.run} made {last['step']} steps, {args.recipe} says {recipe.schedule.steps}")
     facts = {
-        **course_of(read_recipe(args.recipe)),
+        **course_of(recipe),
         "start": start,
         "steps": last["step"],
         "tokens": last["tokens"],
@@ -97,16 +100,22 @@ def duration(seconds: float) -> str:
 
 def course_of(recipe: Recipe) -> dict[str, Any]:
     """What the card says of a recipe."""
-    schedule = recipe.schedule
+    schedule, rule = recipe.schedule, recipe.optimiser
     stable = schedule.steps - schedule.warmup_steps - schedule.decay_steps
     parts = [f"warm-up over {schedule.warmup_steps} steps"]
-    parts += [f"{stable} at the peak"] if stable else []
+    if schedule.shape == "cosine":
+        parts.append("cosine")
+    else:
+        parts += [f"{stable} at the peak"] if stable else []
+        parts.append(f"linear decay over {schedule.decay_steps}")
+    rules = f"AdamW ({rule.adamw_rate})"
+    if rule.name == "muon":
+        rules = f"Muon (matrices of the blocks, {rule.muon_rate}) and AdamW (the rest, {rule.adamw_rate})"
     total = sum(source.weight for source in recipe.sources.values())
     return {
-        "recipe": recipe,
         "share": {name: f"{100 * source.weight / total:.2g} %" for name, source in recipe.sources.items()},
         "windows": ", then ".join(f"{stage.length:,}" for stage in recipe.stages),
-        "course": ", ".join([*parts, f"linear decay over {schedule.decay_steps}"]),
+        "course": f"{rules}; {', '.join(parts)}",
     }
 
 

@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has what it wanted: `kogpt ... | head`
         _abandon_stdout()
         return 0
+    except MemoryError as error:
+        return _stop(FAILURE, localized(f"not enough memory: {error}", f"메모리 부족: {error}"), debug)
     except OSError as error:
         _abandon_stdout()
         return _stop(FAILURE, localized(f"the system refused: {error}", f"시스템 오류: {error}"), debug)

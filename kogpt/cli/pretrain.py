@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,13 +47,13 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where tokenizer.json goes")
     parser.add_argument(
-        "--share", type=float, default=1.0, help="of the documents to learn from (default: all)"
+        "--share", type=_share, default=1.0, help="of the documents to learn from (default: all)"
     )
     parser.add_argument(
         "--held-out", nargs="+", metavar="FILE", help="measure on these, not on 1 %% of FILES"
     )
     parser.add_argument(
-        "--context", type=int, default=2048, help="longest text of the model, for others to read"
+        "--context", type=_count, default=2048, help="longest text of the model, for others to read"
     )
     parser.add_argument("--json", action="store_true", help="the measures as one JSON object")
 
@@ -65,16 +67,21 @@ def _tokenizer(args: argparse.Namespace) -> int:
 
     reading, files = _reading(args), find_files(args.files, args.exclude, args.format)
     measured_on = find_files(args.held_out, (), args.format) if args.held_out else files
+    _require_absent(Path(args.out) / "tokenizer.json")
+    if not args.held_out:
+        sample.require_held_out(sample.read_texts(files, reading, args.max_bad_share))
     texts = sample.read_texts(files, reading, args.max_bad_share)
     trained = train_tokenizer(sample.training_texts(texts, args.share), args.vocab)
-    save_tokenizer(trained, Path(args.out), args.context)
     held_out = sample.read_texts(measured_on, reading, args.max_bad_share)
-    found = sample.measure(
-        Tokenizer.from_file(Path(args.out) / "tokenizer.json"),
-        held_out if args.held_out else sample.held_out_texts(held_out),
-    )
+    with tempfile.TemporaryDirectory() as folder:  # --out gets it once all went well
+        save_tokenizer(trained, Path(folder), args.context)
+        found = sample.measure(
+            Tokenizer.from_file(Path(folder) / "tokenizer.json"),
+            held_out if args.held_out else sample.held_out_texts(held_out),
+        )
     if args.held_out:
         deque(held_out, maxlen=0)  # to the end, where bad records are judged; FILES were judged above
+    save_tokenizer(trained, Path(args.out), args.context)
     facts = {
         "n_vocab": args.vocab,
         "characters_per_token": round(found.characters_per_token, 4),
@@ -172,6 +179,8 @@ def _run(args: argparse.Namespace) -> int:
     from kogpt.training.workers import join
 
     path, out = Path(args.recipe), Path(args.out)
+    if args.plot:
+        _require_picture(Path(args.plot))
     init = args.init and (str(Path(args.init).resolve()) if Path(args.init).exists() else args.init)
     recipe = read_recipe(path, args.set, init)
     with join(args.device) as workers:
@@ -267,7 +276,7 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="toy", metavar="DIR", help="everything goes here (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=_count, default=300, help="of training (default: %(default)s)")
+    parser.add_argument("--steps", type=_count, help="of training (default: 300); later its recipe has them")
 
 
 def _toy(args: argparse.Namespace) -> int:
@@ -328,6 +337,36 @@ def _reading(args: argparse.Namespace) -> Reading:
 def _tokenizer_file(name: str) -> Path:
     path = Path(name)
     return path / "tokenizer.json" if path.is_dir() else path
+
+
+def _require_absent(path: Path) -> None:
+    """InputError if a tokenizer is there already: shards and models depend on it."""
+    if path.exists():
+        raise InputError(
+            f"{path} exists, and shards and models may depend on it: remove it, or give another --out",
+            f"{path} 파일이 이미 있고 이것으로 만든 샤드와 모델이 있을 수 있습니다. "
+            "지우거나 다른 --out을 지정하세요",
+        )
+
+
+def _require_picture(path: Path) -> None:
+    """InputError unless a PNG can be written there, before hours of training instead of after."""
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise InputError(
+            f"--plot {path}: give the name of a .png in a folder that exists",
+            f"--plot {path}: 있는 폴더 안의 .png 이름을 지정하세요",
+        )
+
+
+def _share(text: str) -> float:
+    """An argument above 0, up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return value
 
 
 def _count(text: str) -> int:

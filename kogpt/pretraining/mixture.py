@@ -94,10 +94,11 @@ def _require(sources: Mapping[str, Source], stages: Sequence[Stage]) -> None:
             "a run needs at least one source, and every weight a number above 0",
             "말뭉치가 하나 이상 필요하고 가중치는 모두 0보다 큰 수여야 합니다",
         )
-    if not any(stage.first_step == 0 for stage in stages):
+    starts = sorted(stage.first_step for stage in stages)
+    if starts[:1] != [0] or len(set(starts)) < len(starts):
         raise ConfigError(
-            "no stage starts at step 0: give one its first_step = 0",
-            "0단계에서 시작하는 구간이 없습니다. first_step = 0 인 구간을 넣으세요",
+            f"the stages start at steps {starts}: one must start at 0, and no two at the same step",
+            f"구간의 first_step 값 {starts}: 하나는 0이어야 하고 서로 달라야 합니다",
         )
     for stage in stages:
         if stage.length < 2 or stage.rows < 1:

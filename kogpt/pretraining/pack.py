@@ -49,7 +49,7 @@ def pack(
     that do not fit what is there; whatever happens, `out` is whole or absent.
     """
     plan = _plan(files, tokenizer, options)
-    work = out.with_name(out.name + ".partial")
+    work = Path(f"{out.absolute()}.partial")
     if out.exists():
         report = _finished(out, plan)
         _remove(work)  # there if a kill came after the renaming

@@ -258,7 +258,8 @@ def plans(job: Job) -> list[Plan]:
 
 
 def _divisors(n: int) -> list[int]:
-    return [k for k in range(1, n + 1) if n % k == 0]
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    return sorted({*small, *(n // k for k in small)})
 
 
 def best_plan(job: Job) -> Plan:

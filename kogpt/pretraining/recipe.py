@@ -97,10 +97,10 @@ class Recipe:
                 "a recipe has either [model], the shape of random weights, or init, a model to go on from",
                 "[model](임의 가중치의 구조)과 init(이어서 학습할 모델) 중 하나만 적으세요",
             )
-        if self.seed < 0:
+        if not 0 <= self.seed < 2**63:
             raise ConfigError(
-                f"seed is {self.seed}: it must be 0 or more",
-                f"seed 값이 {self.seed}입니다. 0 이상이어야 합니다",
+                f"seed is {self.seed}: it must be 0 or more, and below 2^63",
+                f"seed 값이 {self.seed}입니다. 0 이상 2^63 미만이어야 합니다",
             )
 
 
@@ -112,7 +112,7 @@ def read_recipe(path: Path, changes: Sequence[str] = (), init: str | None = None
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(
             f"recipe {path} cannot be read: {error}", f"{path} 설정을 읽을 수 없습니다: {error}"
         ) from error
@@ -127,7 +127,7 @@ def read_recipe(path: Path, changes: Sequence[str] = (), init: str | None = None
 def _table(change: str) -> dict[str, Any]:
     try:
         return tomllib.loads(change)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(
             f"--set {change} is no line of TOML ({error}): numbers are written as steps=200, text as "
             "'name=\"...\"'",

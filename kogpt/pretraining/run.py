@@ -15,6 +15,7 @@ from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError
 from kogpt.locks import alone
+from kogpt.memory import require_memory
 from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture
 from kogpt.pretraining.recipe import Recipe
@@ -67,6 +68,7 @@ def _pretrain(
         require_tokenizer(start.folder / "tokenizer.json", mixture.tokenizer_sha256)
         tokenizer.check_fits(start.config)
     config = model_config(recipe, tokenizer, start)
+    _require_memory(config, workers)
     torch.manual_seed(recipe.seed)
     objective = Objective(meta_model(config), recipe.arithmetic)
     dtype = recipe.arithmetic.dtype_on(workers.device)
@@ -74,7 +76,8 @@ def _pretrain(
     gathered = dtype if workers.device.type == "cuda" else None
     workers.distribute(objective, objective.blocks(), gathered)
     objective.model.tie()
-    run = Run(folder, objective, _settings(recipe, dtype), workers, config.to_json())
+    identity = {**config.to_json(), "tokenizer_sha256": mixture.tokenizer_sha256}
+    run = Run(folder, objective, _settings(recipe, dtype), workers, identity)
     run.report.live = live if workers.is_first else None
     run.report.tensorboard = tensorboard
     peak = workers.count * measured_peak(workers.device, dtype)
@@ -140,7 +143,7 @@ def _own_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
         n_layers=shape.n_layers,
         n_heads=shape.n_heads,
         d_model=shape.d_model,
-        d_ff=shape.d_ff or 4 * shape.d_model,
+        d_ff=4 * shape.d_model if shape.d_ff is None else shape.d_ff,
         n_vocab=tokenizer.n_vocab,
         n_ctx=shape.n_ctx,
         rotary_dim=shape.rotary_dim,
@@ -148,6 +151,13 @@ def _own_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+
+
+def _require_memory(config: ModelConfig, workers: Workers) -> None:
+    """NotEnoughMemory if not even a process's share of weights, gradients and one moment fits, in float32."""
+    free = torch.cuda.mem_get_info(workers.device)[0] if workers.device.type == "cuda" else None
+    n_bytes = 12 * config.n_parameters // workers.count
+    require_memory(n_bytes, "training this model", "이 모델의 학습", free)
 
 
 def _require_rows(recipe: Recipe, n_processes: int) -> None:
@@ -199,8 +209,10 @@ def _validation_set(path: Path, tokenizer: Tokenizer, max_bytes: int) -> list[Do
     documents = list(read_documents(path, tokenizer, max_bytes))
     if not documents:
         raise ConfigError(
-            f"validation set {path} has no text: leave it out, or give a file that has some",
-            f"검증 파일 {path}에 글이 없습니다. 빼거나 글이 있는 파일을 지정하세요",
+            f"validation set {path} has no text of at most {max_bytes} bytes: leave it out, give a file that "
+            "has some, or raise loop.validation_bytes",
+            f"검증 파일 {path}에 {max_bytes}바이트 이하의 글이 없습니다. "
+            "빼거나, 글이 있는 파일을 지정하거나, loop.validation_bytes를 늘리세요",
         )
     return documents
 

@@ -69,6 +69,17 @@ def held_out_texts(texts: Iterable[str]) -> Iterator[str]:
     return (text for text in texts if lot(text) >= 1 - HELD_OUT)
 
 
+def require_held_out(texts: Iterable[str]) -> None:
+    """InputError if no text is held out, which of fewer than some hundred is likely."""
+    if next(held_out_texts(texts), None) is None:
+        raise InputError(
+            "none of these documents is held out to measure the tokenizer on (one of a hundred is, by its "
+            "hash): give a file with --held-out, or more documents; --split line makes each line one",
+            "토크나이저를 재 볼 문서가 없습니다(해시로 백에 하나를 남겨 둡니다). --held-out으로 파일을 "
+            "지정하거나 문서를 더 주세요. --split line은 줄마다 한 문서로 봅니다",
+        )
+
+
 def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measure:
     """Over the first MEASURED_BYTES of the texts; InputError if there is none."""
     n_documents = characters = n_bytes = tokens = 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 CONTEXT = 256
+STEPS = 300
 MIN_BYTES = 20_000  # less text has too few words for even the smallest vocabulary
 BYTES_PER_WORD = 100  # of text for each entry of the vocabulary, so that most are seen often
 VOCABULARY = (320, 4096)  # smallest and largest
@@ -84,12 +85,13 @@ def prepare(
     reading: Reading,
     max_bad_share: float,
     folder: Path,
-    steps: int,
+    steps: int | None,
     progress: Callable[[int], None],
 ) -> Toy:
     """Tokenizer, shards and recipe in `folder`; what is there already is kept.
 
-    `max_bad_share` of the records may be unreadable; InputError for more, or for less text than MIN_BYTES.
+    `max_bad_share` of the records may be unreadable; InputError for more, for less text than MIN_BYTES, and
+    for other `steps` than those of a recipe that is there.
     """
     from kogpt.pretraining.tokenizer_training import save_tokenizer
 
@@ -107,11 +109,25 @@ def prepare(
         save_tokenizer(_trained(files, options, n_vocab), tokenizer.parent, CONTEXT)
     pack(files, tokenizer, folder / "shards", options, 1, progress)
     toy = Toy(folder)
-    if not toy.recipe.exists():
-        text = RECIPE.format(context=CONTEXT, steps=steps, warmup=steps // 15, decay=steps // 3)
-        with atomic_write(toy.recipe) as file:
-            file.write(text.encode())
+    if toy.recipe.exists():
+        _require_steps(toy.recipe, steps)
+        return toy
+    steps = steps or STEPS
+    text = RECIPE.format(context=CONTEXT, steps=steps, warmup=steps // 15, decay=steps // 3)
+    with atomic_write(toy.recipe) as file:
+        file.write(text.encode())
     return toy
+
+
+def _require_steps(recipe: Path, steps: int | None) -> None:
+    from kogpt.pretraining.recipe import read_recipe
+
+    if steps and (planned := read_recipe(recipe).schedule.steps) != steps:
+        raise InputError(
+            f"{recipe} says steps = {planned}: leave --steps out, change them there, or give another --out",
+            f"{recipe}의 steps 값은 {planned}입니다. --steps를 빼거나, 거기서 고치거나, "
+            "다른 --out을 지정하세요",
+        )
 
 
 def _trained(files: Sequence[Path], options: Options, n_vocab: int) -> tokenizers.Tokenizer:

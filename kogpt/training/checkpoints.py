@@ -29,11 +29,13 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
 from kogpt.errors import CheckpointError
+from kogpt.training.report import cannot_write
 from kogpt.training.workers import Workers
 
 NAME = re.compile(r"step_(\d{8})")
@@ -107,11 +109,9 @@ class Writer:
                 _rename(partial, final)
                 _remove_old(self.folder, self.keep)
         except (OSError, RuntimeError, CheckpointException) as error:
+            refused = cannot_write(final, _reason(error))  # torch's own words tell nothing of a full disk
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"checkpoint {final} could not be written ({_reason(error)}): make room and resume",
-                f"체크포인트 {final}을(를) 쓸 수 없습니다({_reason(error)}). 공간을 비우고 이어서 하세요",
-            ) from error
+            raise refused from error
 
 
 def latest(folder: Path) -> Path | None:
@@ -155,6 +155,9 @@ def restore(
     _require_same(path, facts.identity, identity)
     state = _state(module, optimisers)
     try:
+        # A run that moved to a GPU: its checkpoint has no generator of one.
+        if "rng.cuda" not in FileSystemReader(path).read_metadata().state_dict_metadata:
+            state["rng"].pop("cuda", None)
         with _quiet():
             state_dict_loader.load(state, checkpoint_id=path)
     except (OSError, ValueError, RuntimeError, KeyError, CheckpointException) as error:
@@ -167,7 +170,7 @@ def restore(
         options=TRAINED,
     )
     torch.set_rng_state(state["rng"]["cpu"])
-    if torch.cuda.is_available():
+    if "cuda" in state["rng"]:
         torch.cuda.set_rng_state(state["rng"]["cuda"])
     return facts
 

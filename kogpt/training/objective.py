@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ class Arithmetic:
                     f"{name} is {value!r}, must be one of {', '.join(allowed)}",
                     f"{name} 값 {value!r}: {', '.join(allowed)} 중에서 고르세요",
                 )
+        if not 0 <= self.z_loss < math.inf:
+            raise ConfigError(
+                f"z_loss is {self.z_loss}, must be a finite number of at least 0 (1e-4 is usual)",
+                f"z_loss 값 {self.z_loss}: 0 이상의 유한한 수여야 합니다 (보통 1e-4)",
+            )
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """What `dtype` means there."""

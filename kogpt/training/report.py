@@ -78,12 +78,16 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = shutil.disk_usage(path.parent).free / 1e9
-        raise CheckpointError(
-            f"cannot write {path} ({error.strerror}; {free:.1f} GB free): make room and resume",
-            f"{path}에 쓸 수 없습니다({error.strerror}, 남은 공간 {free:.1f} GB). "
-            "공간을 비우고 이어서 하세요",
-        ) from error
+        raise cannot_write(path, error.strerror or str(error)) from error
+
+
+def cannot_write(path: Path, reason: str) -> CheckpointError:
+    """With the space that is left beside `path`, which is what is missing as a rule."""
+    free = shutil.disk_usage(path.parent).free / 1e6
+    return CheckpointError(
+        f"{path} could not be written ({free:,.0f} MB free on the disk; {reason}): make room and resume",
+        f"{path}에 쓸 수 없습니다(디스크의 남은 공간 {free:,.0f} MB; {reason}). 공간을 비우고 이어서 하세요",
+    )
 
 
 def _event_writer(folder: Path, first_step: int) -> SummaryWriter:
@@ -105,9 +109,19 @@ def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; a last line that a crash cut off is left out."""
+    """All whole lines of a metrics.jsonl; a last line that a crash cut off is left out.
+
+    CheckpointError for another that is not JSON.
+    """
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} has a line that is not JSON ({error}): remove that line and resume",
+            f"{path}에 JSON이 아닌 줄이 있습니다({error}). 그 줄을 지우고 이어서 하세요",
+        ) from error
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:

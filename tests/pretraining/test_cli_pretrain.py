@@ -102,15 +102,17 @@ def test_bad_records_are_judged_on_the_whole_corpus(
         deque(texts, maxlen=0)
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setattr(sample, "MEASURED_BYTES", 100)
-    command = ["pretrain", "tokenizer", str(path), "--vocab", "300", "--out", str(tmp_path)]
+    command = ["pretrain", "tokenizer", str(path), "--vocab", "300", "--out", str(tmp_path / "t")]
     assert main([*command, "--max-bad-share", "0.0009"]) == 2
     assert "2 of 2000 records are bad" in capsys.readouterr().err
     other = tmp_path / "other.jsonl"  # bad after what is measured
     other.write_text("\n".join(reversed(lines)), encoding="utf-8")
     assert main([*command, "--held-out", str(other)]) == 0
+    command[-1] = str(tmp_path / "u")
     other.write_text("\n".join(reversed(lines[:1000])), encoding="utf-8")
     assert main([*command, "--held-out", str(other)]) == 2
     assert "2 of 1000 records are bad" in capsys.readouterr().err
+    assert not (tmp_path / "u").exists()
 
 
 def test_a_toy_may_have_bad_records(
@@ -154,8 +156,12 @@ def test_pack_by_command(
         (["pack", "a.txt", "--tokenizer", "no.json", "--out", "o"], "cannot read the tokenizer no.json"),
         (["pack", "a.txt", "--tokenizer", "no.json", "--out", "o", "--near", "7"], "from 0.2 to 1"),
         (["pack", "a.txt", "--tokenizer", "t", "--out", "o", "--without-filter", "x"], "no filter x"),
-        (["tokenizer", "a.txt", "--out", "o", "--vocab", "100"], "vocabulary of 100 is too small"),
-        (["tokenizer", "a.txt", "--out", "o", "--vocab", "300"], "vocabulary of"),
+        (["tokenizer", "a.txt", "--out", "o", "--vocab", "300"], "none of these documents is held out"),
+        (["tokenizer", "a.txt", "--held-out", "a.txt", "--out", "o", "--vocab", "9"], "9 is too small"),
+        (["tokenizer", "a.txt", "--held-out", "a.txt", "--out", "o", "--vocab", "300"], "vocabulary of"),
+        (["tokenizer", "a.txt", "--out", "there"], "there/tokenizer.json exists, and shards and models"),
+        (["run", "no.toml", "--out", "o", "--plot", "x.foo"], "--plot x.foo: give the name of a .png"),
+        (["run", "no.toml", "--out", "o", "--plot", "no/x.png"], "in a folder that exists"),
         (["run", "no.toml", "--out", "o"], "no.toml cannot be read"),
         (["plan", "--gpu", "tpu"], "GPU 'tpu' is not in the table"),
         (["plan", "--gpus", "1"], "too few GPUs (1)"),
@@ -176,13 +182,21 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LC_ALL", "C")
     Path("a.txt").write_text("나라 말이 서로 달라 어린 백성이 말하고자 하는 바가 있어도\n", encoding="utf-8")
+    Path("there").mkdir()
+    Path("there/tokenizer.json").touch()
     assert main(["pretrain", *arguments]) == 2
     output = capsys.readouterr()
-    assert output.out == ""
+    assert output.out == "" and not Path("o/tokenizer.json").exists()
     assert output.err.startswith("kogpt: ") and message in output.err and output.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["pack"], ["pack", "a", "--workers", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["nothing"], ["pack"], ["pack", "a", "--workers", "0"]),
+        *(["tokenizer", "a", "--out", "o", "--share", share] for share in ("nan", "0", "7", "half")),
+    ],
+)
 def test_wrong_commands_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["pretrain", *arguments])
@@ -247,6 +261,8 @@ def test_a_toy_from_one_text_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert main(command) == 0  # nothing is left to do
     assert "step" not in capsys.readouterr().err
+    assert main([*command[:-1], "3"]) == 2
+    assert "recipe.toml says steps = 2: leave --steps out" in capsys.readouterr().err
     picture, other = tmp_path / "loss.png", tmp_path / "other"
     again = ["pretrain", "run", str(out / "recipe.toml"), "--out", str(other), "--plot", str(picture)]
     assert main([*again, "--set", "schedule.steps=1", "--set", "model.n_layers=1"]) == 0

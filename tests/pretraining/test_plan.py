@@ -162,6 +162,11 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
     assert again == tokens * (28 * 4 * 4096 + planner.activation_bytes(B6))
 
 
+def test_divisors_of_a_large_batch_are_found_at_once() -> None:
+    assert planner._divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
+    assert len(planner._divisors(10**12)) == 13**2
+
+
 def test_time_by_hand() -> None:
     """82,780 tokens/s on eight H100 at 40 %: 8 * 989e12 * 0.4 / 38.23e9."""
     plan = best_plan(replace(JOB, n_gpus=8, optimizer="adamw"))

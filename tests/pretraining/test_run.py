@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kogpt import checkpoint
 from kogpt.config import ModelConfig
-from kogpt.errors import CheckpointError, ConfigError, InputError
+from kogpt.errors import CheckpointError, ConfigError, InputError, KoGPTError
 from kogpt.locks import alone
 from kogpt.model import GPTJ
 from kogpt.pretraining import shards
@@ -267,6 +267,10 @@ def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
         ("seed = ", "--set seed =  is no line of TOML"),
         ("tokenizer = abc", "--set tokenizer = abc is no line of TOML"),
         ("seed = -1", "seed is -1: it must be 0 or more"),
+        ("seed = 9223372036854775808", r"below 2\^63"),
+        pytest.param("a = " + "[" * 5000, "is no line of TOML", id="deep"),
+        ("arithmetic.z_loss = -1.0", "z_loss is -1.0, must be a finite"),
+        ("arithmetic.z_loss = nan", "z_loss is nan"),
         ("loop.log_every = 0", r"loop\.log_every is 0: it must be a number above 0"),
         ("loop.clip = nan", r"loop\.clip is nan"),
         ("schedule.steps = 0", r"schedule\.steps is 0"),
@@ -281,16 +285,38 @@ def test_a_mistake_in_a_recipe_is_named(root: Path, change: str, message: str) -
         read_recipe(root / "recipe.toml", [change])
 
 
+def test_a_run_does_not_go_on_with_another_tokenizer_of_the_same_size(
+    root: Path, trained: Path, tmp_path: Path
+) -> None:
+    for name in ("shards", "tokenizer"):
+        shutil.copytree(root / name, tmp_path / name)
+    shutil.copytree(trained, tmp_path / "out")
+    own = tmp_path / "tokenizer" / "tokenizer.json"
+    own.write_text(own.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    index = tmp_path / "shards" / "index.json"
+    before, after = (sha256(folder / "tokenizer" / "tokenizer.json") for folder in (root, tmp_path))
+    index.write_text(index.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+    changes = ["schedule.steps = 31", f'validation.text = "{root / "held_out.txt"}"']
+    recipe = read_recipe(root / "recipe.toml", changes)
+    with pytest.raises(CheckpointError, match=f"trained with tokenizer_sha256 = '{before}', not '{after}'"):
+        pretrain(recipe, tmp_path, tmp_path / "out", Workers())
+    assert sha256(tmp_path / "out" / "model" / "tokenizer.json") == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("sources.text.weight = nan", "every weight a number above 0"),
         ("stages = [{ length = 1, rows = 2 }]", "length 1, rows 2: at least 2 and 1"),
-        ("stages = [{ length = 8, rows = 2, first_step = 3 }]", "no stage starts at step 0"),
+        ("stages = [{ length = 8, rows = 2, first_step = 3 }]", r"start at steps \[3\]: one must start at 0"),
+        ("stages = [{ length = 8, rows = 2 }, { length = 9, rows = 2 }]", r"\[0, 0\].* no two"),
+        ("stages = [{ length = 8, rows = 2 }, { length = 8, rows = 2, first_step = -1 }]", r"\[-1, 0\]"),
+        ("model.d_ff = 0", "n_inner is 0"),
+        ("model.d_model = 4000000", "training this model needs"),
     ],
 )
-def test_a_mixture_that_cannot_be_is_refused(root: Path, tmp_path: Path, change: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_what_cannot_be_trained_is_refused(root: Path, tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(KoGPTError, match=message):
         pretrain(read_recipe(root / "recipe.toml", [change]), root, tmp_path, Workers())
 
 

@@ -164,7 +164,7 @@ def test_impossible_mixtures_are_refused(tmp_path: Path) -> None:
     for sources, stages, message in (
         ({}, stage, "at least one source"),
         ({"low": Source(shards="low", weight=0.0)}, stage, "weight .*above 0"),
-        (low, (Stage(first_step=1, length=4, rows=1),), "step 0"),
+        (low, (Stage(first_step=1, length=4, rows=1),), "start at 0"),
         (low, (Stage(length=0, rows=1),), "at least 2 and 1"),
         ({**low, "other": Source(shards="other")}, stage, "different tokenizers"),
     ):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from kogpt.errors import CheckpointError
 from kogpt.training import checkpoints
@@ -165,7 +166,7 @@ def test_a_full_disk_is_one_clear_line_and_harms_no_older_checkpoint(tmp_path: P
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # bytes a file may have
     try:
         run.save()
-        with pytest.raises(CheckpointError, match=r"could not be written.*make room"):
+        with pytest.raises(CheckpointError, match=r"could not be written \([\d,]+ MB free on.*make room"):
             run.checkpoints.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -236,7 +237,9 @@ def test_metrics_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> No
     run = toy.make_run(tmp_path)
     run.resume()
     run.report.path = Path("/dev/full")
-    with pytest.raises(CheckpointError, match=r"cannot write /dev/full \(.*GB free\): make room and resume"):
+    with pytest.raises(
+        CheckpointError, match=r"/dev/full could not be written \([\d,]+ MB free.*No space.*make room"
+    ):
         run.report.write({"step": 1})
 
 
@@ -275,6 +278,22 @@ def test_metrics_after_the_checkpoint_are_forgotten_on_resume(tmp_path: Path) ->
         file.write(json.dumps({"step": 9, "loss": 1.0}) + "\n" + '{"step": 10, "lo')  # a crash cut it off
     toy.make_run(tmp_path).resume()
     assert [step for step, _ in losses(tmp_path)] == list(range(1, toy.STEPS + 1))
+
+
+def test_a_line_of_the_metrics_that_is_no_json_is_named(tmp_path: Path) -> None:
+    checkpoint_of_one_step(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("rubbish\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl has a line that is not JSON"):
+        toy.make_run(tmp_path).resume()
+
+
+def test_a_run_of_a_cpu_goes_on_where_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint_of_one_step(tmp_path)
+    changed: list[Tensor] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.zeros(16, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", changed.append)
+    assert toy.make_run(tmp_path).resume() and not changed
 
 
 def test_two_processes_train_the_same_model_and_resume_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""The scripts around kogpt-mini: what they plan, compare and write."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from kogpt.pretraining.recipe import read_recipe
+
+RUNS = Path(__file__).parents[2] / "runs"
+LINE = {"bits_per_byte": dict.fromkeys(("kowiki", "law", "nsmc", "msdocs", "chat"), 1.0), "mean": 1.0}
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType]]:
+    monkeypatch.syspath_prepend(str(RUNS))
+    import mini_ablations
+    import mini_card
+
+    yield mini_ablations, mini_card
+    for name in ("mini_ablations", "mini_card"):
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["mini", "mini_cpu"])
+def test_every_ablation_is_a_recipe_that_differs_from_all_others(
+    scripts: tuple[ModuleType, ModuleType], name: str
+) -> None:
+    ablations, _ = scripts
+    path = RUNS / f"{name}.toml"
+    planned = ablations.Ablations(path, 1_000_000, 8192).all()
+    recipes = {run: read_recipe(path, ablations.settings(changes)) for run, changes in planned.items()}
+    assert len({repr(recipe) for recipe in recipes.values()}) == len(recipes) >= 20
+    for run, recipe in recipes.items():
+        (stage,) = recipe.stages
+        assert stage.length * stage.rows * recipe.schedule.steps == pytest.approx(1_000_000, rel=0.05), run
+        assert recipe.sources.keys() == recipes["recipe"].sources.keys()
+    (flat, even, steep) = (
+        recipes[run].sources["kowiki"].weight / sum(source.weight for source in recipes[run].sources.values())
+        for run in ("mix flatter", "recipe", "mix steeper")
+    )
+    assert flat < even < steep
+
+
+def test_figures_of_another_recipe_length_or_batch_are_not_known(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    ablations, _ = scripts
+    recipe = tmp_path / "own" / "mini.toml"
+    recipe.parent.mkdir()
+    recipe.write_text("a = 1", encoding="utf-8")
+    series = ablations.Series(tmp_path, recipe, 100, 10)
+    (tmp_path / "ablations.jsonl").write_text(json.dumps({"name": "recipe", **series.key, **LINE}) + "\n")
+    assert list(series.known()) == ["recipe"]
+    assert "| recipe | 1.000 |" in "\n".join(ablations.table(series.known().values()))
+    assert not ablations.Series(tmp_path, recipe, 200, 10).known()
+    assert not ablations.Series(tmp_path, recipe, 100, 20).known()
+    recipe.write_text("a = 2", encoding="utf-8")
+    other = ablations.Series(tmp_path, recipe, 100, 10)
+    assert not other.known() and other.folder != series.folder
+
+
+def test_an_ablation_that_fails_does_not_stop_the_others_and_says_why(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    ablations, _ = scripts
+    recipe = tmp_path / "own.toml"
+    recipe.write_text("nothing = 1", encoding="utf-8")
+    failures = ablations.Series(tmp_path, recipe, 100, 10).run({"one": {}, "two, three": {}}, 2)
+    assert [failure.split(":")[0] for failure in failures] == ["one", "two, three"]
+    assert all("ends with: kogpt: nothing is no setting" in failure for failure in failures)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no folder"),
+        ([".", "nonsense"], "there is no 'nonsense', but 'recipe', 'seed 2'"),
+        ([".", "--recipe", "own.toml"], "own.toml: there are runs/mini.toml, runs/mini_cpu.toml"),
+        ([".", "--tokens", "8000"], "schedule.steps is 0"),
+    ],
+)
+def test_mistakes_of_use_are_one_line(
+    scripts: tuple[ModuleType, ModuleType],
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mini_ablations.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        scripts[0].main()
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_tells_the_recipe(scripts: tuple[ModuleType, ModuleType]) -> None:
+    _, card = scripts
+    path = RUNS / "mini.toml"
+    facts: dict[str, Any] = card.course_of(read_recipe(path))
+    assert facts["course"] == (
+        "Muon (matrices of the blocks, 0.03) and AdamW (the rest, 0.0045); "
+        "warm-up over 100 steps, 1900 at the peak, linear decay over 3000"
+    )
+    assert facts["windows"] == "512, then 2,048"
+    assert facts["share"].keys() == tomllib.loads(path.read_text(encoding="utf-8"))["sources"].keys()
+    other = ['optimiser.name = "adamw"', 'schedule.shape = "cosine"', "schedule.decay_steps = 0"]
+    assert (
+        card.course_of(read_recipe(path, other))["course"] == "AdamW (0.0045); warm-up over 100 steps, cosine"
+    )
