@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24_576_000, help="of each run (default: %(default)s)")
     parser.add_argument("--step-tokens", type=int, default=32_768, help="of each step (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # names after options too
     if args.recipe.stem not in SHAPES or not args.recipe.is_file():
         parser.error(f"--recipe {args.recipe}: there are {', '.join(f'runs/{name}.toml' for name in SHAPES)}")
     if not args.work.is_dir():
