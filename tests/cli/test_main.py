@@ -200,6 +200,18 @@ def test_a_full_disk_is_said_and_is_no_traceback(tiny_folder: Path) -> None:
     assert done.stderr == b"kogpt: the system refused: [Errno 28] No space left on device\n"
 
 
+def test_memory_that_runs_out_is_said_and_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: argparse.Namespace) -> int:
+        raise MemoryError("Unable to allocate 9 EiB")
+
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setattr(cli.command("info")[0], "run", run)
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == "kogpt: not enough memory: Unable to allocate 9 EiB\n"
+
+
 def test_closed_streams_are_no_traceback(tiny_folder: Path) -> None:
     mute = shell("$KOGPT info --json $MODEL >&-", tiny_folder)
     assert mute.returncode == 1 and mute.stderr == b"kogpt: standard output is closed\n"

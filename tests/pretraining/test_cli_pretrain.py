@@ -138,7 +138,11 @@ def test_a_share_of_the_documents_is_the_same_in_any_order() -> None:
 
 
 def test_pack_by_command(
-    corpus_file: Path, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus_file: Path,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "shards"
     command = ["pretrain", "pack", str(corpus_file), "--tokenizer", str(tokenizer_folder), "--out", str(out)]
@@ -147,6 +151,8 @@ def test_pack_by_command(
     assert (facts["records"], facts["documents"], facts["tokens"]) == (1500, 1500, len(Shards(out)))
     assert main([*command, "--workers", "2"]) == 0  # finished already
     assert "documents: 1,500\n" in capsys.readouterr().out
+    monkeypatch.chdir(out)
+    assert main([*command[:-1], "."]) == 0
 
 
 @pytest.mark.parametrize(
