@@ -12,27 +12,33 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from transformers import GPTJConfig, GPTJForCausalLM
 
-from bench.peers.engines import Transformers, random_ids
+from bench.peers.engines import KoGPT, Peer, Transformers, random_ids
 from kogpt.checkpoint import Stored
 from kogpt.cli import limits, speed
 from kogpt.cli.bench import SHAPES, shape_config
 from kogpt.config import ModelConfig
-from kogpt.runner import Chunk
 from kogpt.torch_runner import TorchRunner
 
-Task = Callable[[], float]  # -> what is measured, more is better
+PROMPTS = (512, 1920)
+NEW_TOKENS = 32
 
 
-class OnDevice(Transformers):
+class Ours(KoGPT):
+    """The torch runner, driven as `kogpt bench` does."""
+
+    def __init__(self, runner: TorchRunner) -> None:
+        self._runner = runner
+
+
+class Theirs(Transformers):
     """transformers' GPT-J with these weights."""
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored], dtype: str, device: str) -> None:
@@ -58,73 +64,54 @@ def main() -> None:
     args = parser.parse_args()
     config = shape_config(args.shape)
     tensors = speed.random_tensors(config, args.dtype)
-    started = time.perf_counter()
-    runner = TorchRunner(config, tensors, args.dtype, args.device)
-    seconds = time.perf_counter() - started
-    speed.decode_seconds(runner, 1, 2)
     print(f"{args.shape}, {args.dtype}, torch {torch.__version__}, transformers {transformers.__version__}")
+    started = time.perf_counter()
+    ours = Ours(TorchRunner(config, tensors, args.dtype, args.device))
+    seconds = time.perf_counter() - started
+    ours.decode(1, 2)
+    read: Callable[[], float] | None = None
     if args.device != "cpu":
-        held = torch.cuda.max_memory_allocated() / 1e9
-        print(
-            f"{torch.cuda.get_device_name()}; ours loaded in {seconds:.1f} s, {held:.2f} GB with a short text"
-        )
-    peer = OnDevice(config, tensors, args.dtype, args.device)
-    print(f"correlation of the logits: {agreement(runner, peer):.6f}\n")
-    print(
-        "\n".join(table(measured(runner, peer, args.rounds, args.rows), speed.read_bytes(config, args.dtype)))
-    )
-
-
-def agreement(runner: TorchRunner, peer: Transformers) -> float:
-    """Correlation of both sides' logits after a random prompt."""
-    ids = random_ids(1, 64, runner.config.n_vocab)[0]
-    row = runner.open()
-    (ours,) = runner.forward([Chunk(row, ids)])
-    runner.close(row)
-    return float(np.corrcoef(ours[-1], peer.logits(ids))[0, 1])
+        read = partial(limits.gpu_read_bandwidth, limits.MAX_READ, args.device)
+        name, held = torch.cuda.get_device_name(args.device), torch.cuda.max_memory_allocated(args.device)
+        print(f"{name}; ours loaded in {seconds:.1f} s, {held / 1e9:.2f} GB with a short text")
+    theirs = Theirs(config, tensors, args.dtype, args.device)
+    ids = random_ids(1, 64, config.n_vocab)[0]
+    alike = np.corrcoef(ours.logits(ids), theirs.logits(ids))[0, 1]
+    print(f"correlation of the logits: {alike:.6f}\n")
+    rates, bandwidth = measured((ours, theirs), args.rows, args.rounds, read)
+    print("\n".join(table(rates, speed.read_bytes(config, args.dtype), bandwidth)))
 
 
 def measured(
-    runner: TorchRunner, peer: Transformers, rounds: int, rows_at_once: list[int]
-) -> dict[str, tuple[float, ...]]:
-    """Medians by what is measured, of ours and theirs (the limit of the device: of it alone)."""
-    on_gpu = torch.cuda.is_available()
-    read = partial(limits.gpu_read_bandwidth, limits.MAX_READ, "cuda") if on_gpu else None
-    tasks: dict[str, tuple[Task, ...]] = {"read": (read,)} if read else {}
-    for n in (512, 1920):
-        tasks[f"prefill {n}"] = (
-            lambda n=n: n / speed.prefill_seconds(runner, n),
-            lambda n=n: n / peer.prefill(n),
-        )
-    for rows in rows_at_once:
-        tasks[f"decode x {rows}"] = (
-            lambda rows=rows: 32 * rows / speed.decode_seconds(runner, rows, 32),
-            lambda rows=rows: 32 * rows / peer.decode(rows, 32),
-        )
-    samples: dict[str, list[list[float]]] = defaultdict(list)
+    peers: tuple[Peer, Peer], rows: list[int], rounds: int, read: Callable[[], float] | None
+) -> tuple[dict[tuple[str, int], list[float]], float | None]:
+    """Medians of tokens/s of each peer by (what, prompt tokens or rows), and of what `read` measures."""
+    samples: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
+    bandwidths = []
     for _ in range(rounds + 1):  # the first warms up
-        for name, sides in tasks.items():
-            samples[name].append([side() for side in sides])
-    return {
-        name: tuple(map(statistics.median, zip(*found[1:], strict=True))) for name, found in samples.items()
+        bandwidths.append(read() if read else 0.0)
+        for n in PROMPTS:
+            samples["prompt of", n].append([n / peer.prefill(n) for peer in peers])
+        for n in rows:
+            samples["rows", n].append([n * NEW_TOKENS / peer.decode(n, NEW_TOKENS) for peer in peers])
+    medians = {
+        key: [statistics.median(of_one) for of_one in zip(*found[1:], strict=True)]
+        for key, found in samples.items()
     }
+    return medians, statistics.median(bandwidths[1:]) if read else None
 
 
-def table(medians: Mapping[str, tuple[float, ...]], n_bytes: int) -> list[str]:
-    """Of tokens per second; n_bytes: of weights that a step reads."""
-    lines = [
-        "| tokens/s | kogpt | transformers | ratio | share of the bandwidth |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    read: Any = medians.get("read", (None,))[0]
-    for name, sides in medians.items():
-        if name == "read":
-            continue
-        ours, theirs = sides
-        rows = int(name.split()[-1])
-        share = f"{n_bytes * ours / rows / read:.0%}" if read and name.startswith("decode") else ""
-        lines.append(f"| {name} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} | {share} |")
-    return [*lines, "", f"The device reads {read / 1e9:,.0f} GB/s." if read else ""]
+def table(
+    rates: Mapping[tuple[str, int], list[float]], step_bytes: int, bandwidth: float | None
+) -> Iterator[str]:
+    """In Markdown; step_bytes: of weights that a step reads; bandwidth: bytes per second, if known."""
+    yield "| tokens/s | kogpt | transformers | ratio | share of the bandwidth |"
+    yield "|---|---:|---:|---:|---:|"
+    for (what, n), (ours, theirs) in rates.items():
+        share = f"{step_bytes * ours / n / bandwidth:.0%}" if bandwidth and what == "rows" else ""
+        yield f"| {what} {n} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f} | {share} |"
+    if bandwidth:
+        yield f"\nThe device reads {bandwidth / 1e9:,.0f} GB/s."
 
 
 if __name__ == "__main__":

@@ -336,6 +336,10 @@ def _select(
         found |= shard.tensors
     if config.tied_head and quantization is None and HEAD in found:
         _require_copy(found.pop(HEAD), found.get(EMBEDDING))
+    if (
+        len(found) < config.n_layers
+    ):  # refused before a layout is made for each of the layers that are claimed
+        _require_names(config.tensor_shapes(), found)
     layout = _layout(config, quantization)
     expected = {part: kind for group in layout.values() for part, kind in group.items()}
     _require_names(expected, found)

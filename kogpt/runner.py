@@ -37,9 +37,7 @@ class Runner(Protocol):
     config: ModelConfig
     name: str  # "numpy", "native" or "torch"
     dtype: str  # of the weights in memory: "float32", "bfloat16", "int8", ...
-    piece_tokens: (
-        int  # of prompts in one step: enough for the device, and no longer a wait than rows can bear
-    )
+    piece_tokens: int  # of prompts in one step: enough to be fast, few enough that other rows can wait
 
     def open(self) -> int:
         """A new row that has read nothing. Handles are small integers, reused after `close`."""

@@ -24,13 +24,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from mini_card import MEASURED
+
 from kogpt.pretraining.recipe import Recipe, read_recipe
 from kogpt.training.report import read_metrics
 
 RUNS = Path(__file__).parent
 # Validated at the end only, on half of the usual sample: it costs what a sixth of the training does.
 LOOP = {"loop.validate_every": "1000000", "loop.validation_bytes": "50000", "loop.save_seconds": "120.0"}
-MEASURED = ("kowiki", "law", "nsmc", "msdocs")  # what `mean` is of
 DECAY = 0.6  # of the steps after the warm-up, where a run says nothing else
 INTERRUPTED = 130
 Changes = dict[str, str]
@@ -38,6 +39,7 @@ Key = dict[str, Any]  # what makes figures comparable: recipe, tokens, tokens a 
 
 
 def shape(layers: int, width: int, d_ff: int, tied: bool = False) -> Changes:
+    """Another model, with heads of 64."""
     return {
         "model.n_layers": str(layers),
         "model.d_model": str(width),
@@ -111,6 +113,7 @@ class Ablations:
         }
 
     def shapes(self) -> dict[str, Changes]:
+        """Other models by name, one of them with another tokenizer and its shards."""
         found = dict(SHAPES[self.recipe.stem])
         found["vocabulary 16,384, tied"] |= {
             "tokenizer": '"tokenizer16k"',

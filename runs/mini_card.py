@@ -67,18 +67,18 @@ def main() -> None:
     parser.add_argument("--machine", required=True)
     args = parser.parse_args()
     model, metrics = args.run / "model", args.run / METRICS
+    first, *_, last = read_metrics(metrics)
+    recipe = read_recipe(args.recipe)
+    if last["step"] != recipe.schedule.steps:
+        raise SystemExit(f"{args.run} made {last['step']} steps, {args.recipe} says {recipe.schedule.steps}")
     rows = measure(model, sorted(args.corpus.glob("valid_*.jsonl.zst")))
     ngram = json.loads(args.ngram.read_text(encoding="utf-8"))
     for name, row in rows.items():
         row["kneser_ney"] = ngram["bits_per_byte"][name]
     plot(metrics, model / "loss.png")
-    first, *_, last = read_metrics(metrics)
     start = (
         f"{first['init']}, SHA-256 {first['init_sha256'][:16]}..." if "init" in first else "random weights"
     )
-    recipe = read_recipe(args.recipe)
-    if last["step"] != recipe.schedule.steps:
-        raise SystemExit(f"{args.run} made {last['step']} steps, {args.recipe} says {recipe.schedule.steps}")
     facts = {
         **course_of(recipe),
         "start": start,

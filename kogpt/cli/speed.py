@@ -66,7 +66,7 @@ def measure(runner: Runner, plan: Plan) -> dict[str, float | None]:
 
 
 def prefill_seconds(runner: Runner, n_tokens: int) -> float:
-    """Until the first new token is known, after a prompt read in the engine's pieces."""
+    """Until the first new token is known, after a prompt read in the runner's pieces."""
     ids, step = _random_ids(runner, n_tokens), runner.piece_tokens
     row = runner.open()
     try:
