@@ -17,6 +17,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
 
+from kogpt import __version__
 from kogpt.cli.korean import TEXTS, spoken
 from kogpt.errors import KoGPTError, localized
 
@@ -90,6 +91,9 @@ def command(name: str | None) -> tuple[ModuleType, Parser]:
     """The module of a subcommand (of the interactive prompt if None) and its parser."""
     if name is None:
         path, parser = PROMPT, Parser(prog="kogpt", description=DESCRIPTION, epilog=_overview())
+        parser.add_argument(
+            "--version", action="version", version=__version__, help="show the version and exit"
+        )
     elif name in COMMANDS:
         path, summary = COMMANDS[name]
         parser = Parser(prog=f"kogpt {name}", description=f"{summary[0].upper()}{summary[1:]}.")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import kogpt
 from kogpt import cli
 from kogpt.cli import korean, main
 from kogpt.errors import PromptError
@@ -198,6 +199,12 @@ def test_a_full_disk_is_said_and_is_no_traceback(tiny_folder: Path) -> None:
     done = shell("$KOGPT generate 한국어 --model $MODEL > /dev/full", tiny_folder)
     assert done.returncode == 1
     assert done.stderr == b"kogpt: the system refused: [Errno 28] No space left on device\n"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{kogpt.__version__}\n"
 
 
 def test_memory_that_runs_out_is_said_and_is_no_traceback(
