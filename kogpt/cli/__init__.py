@@ -91,9 +91,7 @@ def command(name: str | None) -> tuple[ModuleType, Parser]:
     """The module of a subcommand (of the interactive prompt if None) and its parser."""
     if name is None:
         path, parser = PROMPT, Parser(prog="kogpt", description=DESCRIPTION, epilog=_overview())
-        parser.add_argument(
-            "--version", action="version", version=__version__, help="show the version and exit"
-        )
+        parser.add_argument("--version", action="version", version=__version__, help="say it and exit")
     elif name in COMMANDS:
         path, summary = COMMANDS[name]
         parser = Parser(prog=f"kogpt {name}", description=f"{summary[0].upper()}{summary[1:]}.")

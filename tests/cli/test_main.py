@@ -202,7 +202,7 @@ def test_a_full_disk_is_said_and_is_no_traceback(tiny_folder: Path) -> None:
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])
     assert capsys.readouterr().out == f"{kogpt.__version__}\n"
 
