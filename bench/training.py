@@ -29,7 +29,7 @@ from kogpt.config import ModelConfig
 from kogpt.pretraining.start import initial_model
 from kogpt.training.loop import Batch, Run, Settings
 from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimisers import Rule
+from kogpt.training.optimizers import Rule
 from kogpt.training.report import flops_per_token, measured_peak
 from kogpt.training.schedule import Schedule
 from kogpt.training.workers import Workers, join

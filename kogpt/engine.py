@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.runner import Array, Chunk, Runner
-from kogpt.sampling import Drawn, Sampling, Writer, log_softmax
+from kogpt.sampling import SampledToken, Sampler, Sampling, log_softmax
 
 FinishReason = Literal["stop", "length", "error"]
 Ids = NDArray[np.int64]
@@ -44,7 +44,7 @@ class Event:
 
     request: int
     sample: int
-    drawn: Drawn | None
+    drawn: SampledToken | None
     finish: FinishReason | None
 
 
@@ -54,13 +54,13 @@ class _Row:
 
     sample: int
     handle: int
-    writer: Writer
+    writer: Sampler
     last: int = 0  # the token written last, not yet read by the runner
     n_written: int = 0
 
 
 @dataclass(slots=True)
-class _Live:
+class _Sequence:
     """An admitted request: its prompt is being read (`rows` empty), or its samples are being written."""
 
     number: int
@@ -82,18 +82,18 @@ class Engine:
         runner: Runner,
         max_rows: int = 16,
         chunk_tokens: int | None = None,
-        n_tokens: int | None = None,
+        n_vocab: int | None = None,
     ) -> None:
-        """At most `max_rows` rows at once, `chunk_tokens` prompt tokens a step, ids below `n_tokens`.
+        """At most `max_rows` rows at once, `chunk_tokens` prompt tokens a step, ids below `n_vocab`.
 
-        By default the runner's own `piece_tokens`, and its vocabulary.
+        By default the runner's own `prefill_tokens`, and its vocabulary.
         """
         self.runner = runner
         self.max_rows = max_rows
-        self.chunk_tokens = chunk_tokens or runner.piece_tokens
-        self.n_tokens = n_tokens or runner.config.n_vocab
+        self.chunk_tokens = chunk_tokens or runner.prefill_tokens
+        self.n_vocab = n_vocab or runner.config.n_vocab
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, _Sequence] = {}
         self._count = 0
 
     @property
@@ -199,10 +199,10 @@ class Engine:
         n_rows = sum(live.n_rows for live in self._live.values())
         while self._waiting and (not self._live or n_rows + self._waiting[0][1].sampling.n <= self.max_rows):
             number, request = self._waiting.popleft()
-            self._live[number] = _Live(number, request, self._open(request.prefix))
+            self._live[number] = _Sequence(number, request, self._open(request.prefix))
             n_rows += request.sampling.n
 
-    def _next_pieces(self) -> list[tuple[_Live, int]]:
+    def _next_pieces(self) -> list[tuple[_Sequence, int]]:
         """The prompts to read from in this step, each with where its piece ends."""
         budget, pieces = self.chunk_tokens, []
         for live in self._live.values():
@@ -213,19 +213,19 @@ class Engine:
             pieces.append((live, end))
         return pieces
 
-    def _begin(self, live: _Live, logits: Array) -> list[Event]:
+    def _begin(self, live: _Sequence, logits: Array) -> list[Event]:
         """The prompt is read: every sample forks from it and writes its first token."""
         request = live.request
         handles = [live.handle] + [self.runner.fork(live.handle) for _ in range(request.sampling.n - 1)]
         live.rows = [
-            _Row(sample, handle, Writer(request.sampling, request.ids, sample))
+            _Row(sample, handle, Sampler(request.sampling, request.ids, sample))
             for sample, handle in enumerate(handles)
         ]
         return [self._write(live, row, logits) for row in list(live.rows)]
 
-    def _write(self, live: _Live, row: _Row, logits: Array) -> Event:
+    def _write(self, live: _Sequence, row: _Row, logits: Array) -> Event:
         """Choose the row's next token; a row that ends is freed at once."""
-        logits = logits[: self.n_tokens]
+        logits = logits[: self.n_vocab]
         drawn = row.writer.draw(logits) if np.isfinite(logits).all() else None
         row.n_written += 1
         finish: FinishReason | None = None
@@ -241,7 +241,7 @@ class Engine:
             self._close(live, row)
         return Event(live.number, row.sample, drawn, finish)
 
-    def _close(self, live: _Live, row: _Row) -> None:
+    def _close(self, live: _Sequence, row: _Row) -> None:
         live.rows.remove(row)
         self.runner.close(row.handle)
         if not live.rows:

@@ -24,7 +24,7 @@ from kogpt.errors import KoGPTError, MissingExtra, PromptError, SamplingError
 from kogpt.memory import require_memory
 from kogpt.quantize import FORMATS, wrong_dtype
 from kogpt.runner import Runner, require_own_cache
-from kogpt.sampling import Drawn, Sampling
+from kogpt.sampling import SampledToken, Sampling
 from kogpt.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -34,7 +34,7 @@ class Piece:
 
     text: str
     sample: int  # which of the n answers
-    drawn: Drawn | None  # None where there is no token: the logits were not finite
+    drawn: SampledToken | None  # None where there is no token: the logits were not finite
     finish_reason: FinishReason | None  # set on an answer's last piece
 
 
@@ -53,7 +53,7 @@ class Result:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
-    logprobs: tuple[Drawn, ...] | None  # one for each of `tokens`, if Sampling.logprobs asked for them
+    logprobs: tuple[SampledToken, ...] | None  # one for each of `tokens`, if Sampling.logprobs asked for them
     sample: int = 0
 
 
@@ -102,7 +102,7 @@ class _Answer:
     decoder: StreamDecoder
     stops: StopStrings
     text: list[str] = field(default_factory=list)
-    drawn: list[Drawn] = field(default_factory=list)
+    drawn: list[SampledToken] = field(default_factory=list)
 
     def push(self, event: Event) -> Piece:
         text, finish = "", event.finish
@@ -184,7 +184,7 @@ class KoGPT:
         tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
         tokenizer.check_fits(stored.config)
         runner = make_runner(stored, device, dtype, cache_dtype)
-        return cls(tokenizer, Engine(runner, n_tokens=tokenizer.n_vocab))
+        return cls(tokenizer, Engine(runner, n_vocab=tokenizer.n_vocab))
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is also an Iterable[str]; it is taken as one prompt

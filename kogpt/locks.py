@@ -14,7 +14,7 @@ NAME = "lock"
 
 
 @contextmanager
-def alone(folder: Path, command: str) -> Iterator[None]:
+def lock_folder(folder: Path, command: str) -> Iterator[None]:
     """Keep other processes of `command` out of the folder, which must exist; InputError if one is in it.
 
     The lock goes with the process, however that ends. Windows has none.

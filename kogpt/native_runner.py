@@ -24,7 +24,7 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.quantize import EMBEDDING, HEAD, Quantized, matrices
-from kogpt.runner import CPU_PIECE, Array, Chunk, check_chunks, split_outputs
+from kogpt.runner import CPU_PREFILL_TOKENS, Array, Chunk, check_chunks, split_outputs
 
 LIBRARY = Path(__file__).with_name("_native.so")
 ABI = 5
@@ -81,7 +81,7 @@ class NativeRunner:
     """
 
     name = "native"
-    piece_tokens = CPU_PIECE
+    prefill_tokens = CPU_PREFILL_TOKENS
 
     def __init__(
         self,
@@ -116,12 +116,12 @@ class NativeRunner:
         self._load(tensors)
 
     def open(self) -> int:
-        return done(self._library.kogpt_open(self._model))
+        return require_memory_ok(self._library.kogpt_open(self._model))
 
     def fork(self, row: int, length: int | None = None) -> int:
         length = self.length(row) if length is None else length
         assert 0 <= length <= self.length(row), (length, self.length(row))
-        return done(self._library.kogpt_fork(self._model, row, length))
+        return require_memory_ok(self._library.kogpt_fork(self._model, row, length))
 
     def close(self, row: int) -> None:
         assert self._library.kogpt_holds(self._model, row), row
@@ -151,7 +151,9 @@ class NativeRunner:
                 slot.embeddings = array.ctypes.data
         width = self.config.d_model if hidden else self.config.n_vocab
         out = np.empty((sum(chunk.n_outputs for chunk in chunks), width), np.float32)
-        done(self._library.kogpt_forward(self._model, native, len(chunks), hidden, out.ctypes.data))
+        require_memory_ok(
+            self._library.kogpt_forward(self._model, native, len(chunks), hidden, out.ctypes.data)
+        )
         return split_outputs(out, chunks)
 
     def _input(self, inputs: NDArray[Any]) -> NDArray[Any]:
@@ -180,7 +182,7 @@ class NativeRunner:
         self._borrowed.append(embedding.array)
         for index, name in enumerate(_vector_names(self.config)):
             vector = np.ascontiguousarray(_plain(tensors, name).to("float32"))
-            done(self._library.kogpt_load_vector(self._model, index, vector.ctypes.data))
+            require_memory_ok(self._library.kogpt_load_vector(self._model, index, vector.ctypes.data))
         for index, name in enumerate(_projection_names(self.config, tensors)):
             self._load_projection(index, tensors[name])
 
@@ -189,7 +191,7 @@ class NativeRunner:
             self._load_codes(index, tensor)
             return
         weight = _contiguous(tensor)
-        borrowed = done(
+        borrowed = require_memory_ok(
             self._library.kogpt_load_projection(
                 self._model, index, FORMATS[weight.dtype], weight.array.ctypes.data
             )
@@ -208,7 +210,7 @@ class NativeRunner:
             None if groups is None else groups.ctypes.data,
             matrix.scales.ctypes.data,
         )
-        done(self._library.kogpt_load_codes(self._model, index, *addresses))
+        require_memory_ok(self._library.kogpt_load_codes(self._model, index, *addresses))
         for array in (matrix.codes, matrix.groups):
             if array is not None:
                 drop_pages(array)
@@ -231,7 +233,7 @@ def _require_threads(threads: int) -> int:
     return threads
 
 
-def done(result: int) -> int:
+def require_memory_ok(result: int) -> int:
     """What a function of the kernels returned; NotEnoughMemory if it is their -1."""
     if result < 0:
         raise NotEnoughMemory(

@@ -18,7 +18,15 @@ import numpy as np
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.memory import available_memory, require_memory
-from kogpt.runner import CPU_PIECE, Array, Chunk, check_chunks, output_places, require_dtype, split_outputs
+from kogpt.runner import (
+    CPU_PREFILL_TOKENS,
+    Array,
+    Chunk,
+    check_chunks,
+    output_places,
+    require_dtype,
+    split_outputs,
+)
 
 Rotation = tuple[Array, Array]  # cos and sin of every rotated angle, (N, 1, R/2) each
 
@@ -34,7 +42,7 @@ class NumpyRunner:
     """
 
     name = "numpy"
-    piece_tokens = CPU_PIECE
+    prefill_tokens = CPU_PREFILL_TOKENS
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored], dtype: str = "float32") -> None:
         require_dtype(dtype, ("float32", "float64"), self.name)

@@ -19,7 +19,7 @@ from kogpt.errors import KoGPTError
 
 Array = NDArray[np.floating[Any]]
 
-CPU_PIECE = 256  # of the 6B shape that is seconds of two cores, in which no other row is written
+CPU_PREFILL_TOKENS = 256  # of the 6B shape that is seconds of two cores, in which no other row is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Runner(Protocol):
     config: ModelConfig
     name: str  # "numpy", "native" or "torch"
     dtype: str  # of the weights in memory: "float32", "bfloat16", "int8", ...
-    piece_tokens: int  # of prompts in one step: enough to be fast, few enough that other rows can wait
+    prefill_tokens: int  # of prompts in one step: enough to be fast, few enough that other rows can wait
 
     def open(self) -> int:
         """A new row that has read nothing. Handles are small integers, reused after `close`."""

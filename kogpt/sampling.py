@@ -79,7 +79,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledToken:
     """One chosen token and the model's own opinion of it (before bias, penalties and temperature)."""
 
     token: int
@@ -87,7 +87,7 @@ class Drawn:
     top_logprobs: tuple[tuple[int, float], ...]  # the likeliest tokens, best first; as many as asked for
 
 
-class Writer:
+class Sampler:
     """What choosing a row's tokens needs to remember: its generator and the tokens so far."""
 
     def __init__(self, sampling: Sampling, prompt: NDArray[np.int64], sample: int = 0) -> None:
@@ -97,7 +97,7 @@ class Writer:
         self._prompt = np.unique(prompt) if sampling.repetition_penalty != 1.0 else prompt[:0]
         self._written: Counter[int] = Counter()
 
-    def draw(self, logits: Array) -> Drawn:
+    def draw(self, logits: Array) -> SampledToken:
         """Choose the next token from (V,) finite logits and remember it."""
         scores = penalized(logits, self.sampling, self._prompt, self._written)
         if self.sampling.temperature == 0.0:
@@ -177,14 +177,14 @@ def _inverse_cdf(probabilities: NDArray[np.float64], u: float) -> int:
     return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
 
 
-def _with_logprobs(logits: Array, token: int, wanted: int | None) -> Drawn:
+def _with_logprobs(logits: Array, token: int, wanted: int | None) -> SampledToken:
     if wanted is None:
-        return Drawn(token, math.nan, ())
+        return SampledToken(token, math.nan, ())
     logprobs = log_softmax(logits.astype(np.float64))
     wanted = min(wanted, len(logprobs))
     best = np.argpartition(-logprobs, max(wanted - 1, 0))[:wanted]
     best = best[np.argsort(-logprobs[best], kind="stable")]
-    return Drawn(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best))
+    return SampledToken(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best))
 
 
 def _require_number(name: str, value: object, limits: Mapping[str, Any], default: object) -> None:

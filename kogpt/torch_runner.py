@@ -28,7 +28,15 @@ from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.memory import available_memory, require_memory
 from kogpt.model import GPTJ
-from kogpt.runner import CPU_PIECE, Array, Chunk, check_chunks, output_places, require_dtype, split_outputs
+from kogpt.runner import (
+    CPU_PREFILL_TOKENS,
+    Array,
+    Chunk,
+    check_chunks,
+    output_places,
+    require_dtype,
+    split_outputs,
+)
 
 DTYPES = {
     "float64": torch.float64,
@@ -37,7 +45,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 # Of the 35 ms in which an H100 reads 256 tokens of 6b, 19 or more launch kernels (docs/log.md, 2026-11-26).
-GPU_PIECE = 1024
+GPU_PREFILL_TOKENS = 1024
 
 
 class TorchRunner:
@@ -62,7 +70,7 @@ class TorchRunner:
         self.config = config
         self.dtype = dtype
         devices = _devices(device)
-        self.piece_tokens = GPU_PIECE if devices[0].type == "cuda" else CPU_PIECE
+        self.prefill_tokens = GPU_PREFILL_TOKENS if devices[0].type == "cuda" else CPU_PREFILL_TOKENS
         self._stages = [
             Stage(*both) for both in zip(devices, split_layers(config, len(devices)), strict=True)
         ]
@@ -102,7 +110,7 @@ class TorchRunner:
         sizes = [(chunk.row, len(chunk.inputs)) for chunk in chunks]
         self._cache.reserve(max(self._cache.lengths[row] + size for row, size in sizes))
         # All before the first kernel is launched: a copy to a device waits for the work queued there.
-        readings = [Reading(self._cache, sizes, stage.device) for stage in self._stages]
+        readings = [ForwardPass(self._cache, sizes, stage.device) for stage in self._stages]
         x = self._embed(chunks)
         for stage, reading in zip(self._stages, readings, strict=True):
             x = self._model.blocks(x.to(stage.device), reading.positions, reading.attend, stage.layers)
@@ -224,7 +232,7 @@ class Group:
     mask: Tensor | None  # (B, 1, T, S), True where a position may be looked at; None if everywhere
 
 
-class Reading:
+class ForwardPass:
     """One forward pass over a device's cache: where the new positions go, and who may look at what."""
 
     def __init__(self, cache: Cache, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:

@@ -1,9 +1,9 @@
-// AMX: tiles of 16 rows x 64 bytes, multiplied at 16 x 16 x 32 bfloat16 or 16 x 16 x 64 int8 products in 16 cycles
-// (Intel 64 optimization manual, chapter 20).
+// AMX: tiles of 16 rows x 64 bytes, multiplied at 16 x 16 x 32 bfloat16 or 16 x 16 x 64 int8 products in 16
+// cycles (Intel 64 optimization manual, chapter 20).
 //
-// Weights are the first operand, 16 outputs x 64 bytes of inputs, straight from where they lie, row by row in the
-// mapped file or tile by tile. Activations are the second, a token to a column.
-// The product is therefore transposed, outputs x columns, and turned on its way out.
+// Weights are the first operand, 16 outputs x 64 bytes of inputs, straight from where they lie, row by row in
+// the mapped file or tile by tile. Activations are the second, a token to a column. The product is therefore
+// transposed, outputs x columns, and turned on its way out.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -35,9 +35,9 @@ struct I16 {
 inline I16 dot64(I16 a, const std::int8_t*, const std::int8_t*) { return a; }
 inline std::int32_t sum(const I16&) { return 0; }
 
+#include "avx512_many.inl"
 #include "generic.inl"
 #include "rows.inl"
-#include "avx512_many.inl"
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;
@@ -68,7 +68,8 @@ void pack_block(const unsigned char* rows, std::size_t bytes, int count, unsigne
   for (std::size_t at = 0; at < bytes; at += 64) {
     Line v;
     for (int i = 0; i < 16; ++i) {
-      v[i] = i < count ? _mm512_loadu_si512(rows + static_cast<std::size_t>(i) * bytes + at) : _mm512_setzero_si512();
+      v[i] = i < count ? _mm512_loadu_si512(rows + static_cast<std::size_t>(i) * bytes + at)
+                       : _mm512_setzero_si512();
     }
     transpose(v);
     unsigned char* to = out + at * static_cast<std::size_t>(count);
@@ -101,8 +102,9 @@ void prepare_tiles(const float* x, std::size_t ld, int m0, int m1, const Acts& a
       if (half) {
         round_token(token, acts.kp, reinterpret_cast<std::uint16_t*>(scratch + at));
       } else {
-        acts.token(m + i) = quantize_token(token, acts.kp, reinterpret_cast<std::int8_t*>(scratch + at),
-                                           reinterpret_cast<std::int8_t*>(high + at), acts.blocks(m + i), maxima);
+        acts.token(m + i) =
+            quantize_token(token, acts.kp, reinterpret_cast<std::int8_t*>(scratch + at),
+                           reinterpret_cast<std::int8_t*>(high + at), acts.blocks(m + i), maxima);
         outliers |= acts.token(m + i).outliers;
       }
     }
@@ -116,19 +118,31 @@ void prepare_tiles(const float* x, std::size_t ld, int m0, int m1, const Acts& a
 
 template <Format kFormat>
 inline void dot_tiles0() {
-  if constexpr (kFormat == Format::bf16) _tile_dpbf16ps(0, 4, 6); else _tile_dpbssd(0, 4, 6);
+  if constexpr (kFormat == Format::bf16)
+    _tile_dpbf16ps(0, 4, 6);
+  else
+    _tile_dpbssd(0, 4, 6);
 }
 template <Format kFormat>
 inline void dot_tiles1() {
-  if constexpr (kFormat == Format::bf16) _tile_dpbf16ps(1, 4, 7); else _tile_dpbssd(1, 4, 7);
+  if constexpr (kFormat == Format::bf16)
+    _tile_dpbf16ps(1, 4, 7);
+  else
+    _tile_dpbssd(1, 4, 7);
 }
 template <Format kFormat>
 inline void dot_tiles2() {
-  if constexpr (kFormat == Format::bf16) _tile_dpbf16ps(2, 5, 6); else _tile_dpbssd(2, 5, 6);
+  if constexpr (kFormat == Format::bf16)
+    _tile_dpbf16ps(2, 5, 6);
+  else
+    _tile_dpbssd(2, 5, 6);
 }
 template <Format kFormat>
 inline void dot_tiles3() {
-  if constexpr (kFormat == Format::bf16) _tile_dpbf16ps(3, 5, 7); else _tile_dpbssd(3, 5, 7);
+  if constexpr (kFormat == Format::bf16)
+    _tile_dpbf16ps(3, 5, 7);
+  else
+    _tile_dpbssd(3, 5, 7);
 }
 
 // Where 16 outputs lie: `stride` bytes between outputs, `step` bytes between slices of 64 bytes of inputs.
@@ -147,7 +161,8 @@ struct Columns {
 template <Format kFormat, bool kTwoGroups, bool kTwoBlocks>
 inline void multiply(const Weights& w, const Columns& x, int steps) {
   const unsigned char *w0 = w.at[0], *w1 = w.at[1], *x0 = x.at[0], *x1 = x.at[1];
-  const std::size_t row0 = 4 * static_cast<std::size_t>(x.count[0]), row1 = 4 * static_cast<std::size_t>(x.count[1]);
+  const std::size_t row0 = 4 * static_cast<std::size_t>(x.count[0]),
+                    row1 = 4 * static_cast<std::size_t>(x.count[1]);
   for (int i = 0; i < steps; ++i, w0 += w.step, w1 += w.step, x0 += 16 * row0, x1 += 16 * row1) {
     _tile_loadd(6, x0, row0);
     _tile_loadd(4, w0, w.stride);
@@ -173,10 +188,11 @@ inline void multiply_any(const Weights& w, const Columns& x, int steps, bool two
   return multiply<kFormat, false, false>(w, x, steps);
 }
 
-// One tile of sums, (16 outputs, tokens), to where they go; high: those of the high planes, nullptr if there are none.
+// One tile of sums, (16 outputs, tokens), to where they go; high: those of the high planes, nullptr if there
+// are none.
 template <Format kFormat>
-void emit(const Linear& w, const Acts& acts, const unsigned char* low, const unsigned char* high, int tokens, int n,
-          int m, const Output& o) {
+void emit(const Linear& w, const Acts& acts, const unsigned char* low, const unsigned char* high, int tokens,
+          int n, int m, const Output& o) {
   Line lows, highs;
   const auto load = [&](const unsigned char* tile, Line& v) {
     for (int i = 0; i < (tokens == 1 ? 1 : 16); ++i) v[i] = _mm512_loadu_si512(tile + 64 * i);
@@ -190,7 +206,8 @@ void emit(const Linear& w, const Acts& acts, const unsigned char* low, const uns
     } else {
       __m512 y = _mm512_cvtepi32_ps(lows[c]);
       if (high != nullptr) y = _mm512_fmadd_ps(_mm512_set1_ps(kHighStep), _mm512_cvtepi32_ps(highs[c]), y);
-      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(acts.token(m + c).scale), _mm512_loadu_ps(w.scale + n));
+      const __m512 scale =
+          _mm512_mul_ps(_mm512_set1_ps(acts.token(m + c).scale), _mm512_loadu_ps(w.scale + n));
       finish(F16{_mm512_mul_ps(y, scale)}, o, m + c, n, w.n);
     }
   }
@@ -209,8 +226,8 @@ void store_sums(const Columns& x, bool two_groups, Sums& sums) {
   if (two_groups && x.count[1] > 0) _tile_stored(3, sums.tiles[1][1], stride(1));
 }
 
-constexpr int kInner = 16;       // slices of two blocks of columns that stay in the first-level cache: 32 KB
-constexpr int kOuter = 64;       // slices of kTaskRows outputs that stay in the second-level cache: 1 MB
+constexpr int kInner = 16;  // slices of two blocks of columns that stay in the first-level cache: 32 KB
+constexpr int kOuter = 64;  // slices of kTaskRows outputs that stay in the second-level cache: 1 MB
 constexpr int kTaskRows = 256;
 constexpr int kTaskColumns = 1024;
 constexpr std::size_t kUnpackedBytes = std::size_t{kTaskRows} * kOuter * 64;
@@ -248,8 +265,8 @@ class Pass {
     }
   }
 
-  // Blocked over inputs twice: 64 slices of the weights stay near while all columns pass, and 16 slices of two blocks
-  // of columns nearer still while the weights pass. Sums wait in scratch, a tile of 1 KB each.
+  // Blocked over inputs twice: 64 slices of the weights stay near while all columns pass, and 16 slices of
+  // two blocks of columns nearer still while the weights pass. Sums wait in scratch, a tile of 1 KB each.
   void wide(int n0, int n1, int column0) {
     const int column1 = column0 + kTaskColumns < columns_ ? column0 + kTaskColumns : columns_;
     for (int outer = 0; outer < steps(); outer += kOuter) {
@@ -261,7 +278,8 @@ class Pass {
         for (int inner = outer; inner < end; inner += kInner) {
           const int count = end - inner < kInner ? end - inner : kInner;
           for (int n = n0; n < n1; n += 32) {
-            const std::size_t pair = static_cast<std::size_t>((n - n0) / 32 * (kTaskColumns / 32) + (column - column0) / 32);
+            const std::size_t pair =
+                static_cast<std::size_t>((n - n0) / 32 * (kTaskColumns / 32) + (column - column0) / 32);
             unsigned char* sums = scratch_ + kUnpackedBytes + pair * 4096;
             inner == 0 ? clear() : resume(sums);
             multiply_any<kFormat>(weights_from(n, n0, outer, end, inner), from(x, inner), count, n + 16 < n1);
@@ -310,8 +328,8 @@ class Pass {
     if (outliers) store_sums(x, two_groups, high);
     for (int group = 0; group < (two_groups ? 2 : 1); ++group) {
       for (int block = 0; block < 2 && x.count[block] > 0; ++block) {
-        emit<kFormat>(w_, acts_, low.tiles[group][block], outliers ? high.tiles[group][block] : nullptr, x.count[block],
-                      n + 16 * group, column + 16 * block, o_);
+        emit<kFormat>(w_, acts_, low.tiles[group][block], outliers ? high.tiles[group][block] : nullptr,
+                      x.count[block], n + 16 * group, column + 16 * block, o_);
       }
     }
   }
@@ -353,7 +371,8 @@ class Pass {
         continue;
       }
       const std::size_t tile = (static_cast<std::size_t>(n) / 16 + static_cast<std::size_t>(group)) *
-                                   static_cast<std::size_t>(steps()) + static_cast<std::size_t>(slice);
+                                   static_cast<std::size_t>(steps()) +
+                               static_cast<std::size_t>(slice);
       unpack_tile(static_cast<const std::uint8_t*>(w_.w) + tile * kTile4, w_.table,
                   reinterpret_cast<std::int8_t*>(slice_[group]));
       w.at[group] = slice_[group];
@@ -371,7 +390,8 @@ class Pass {
     auto* out = reinterpret_cast<std::int8_t*>(scratch_);
     for (int n = n0; n < n1; n += 16) {
       const std::size_t tile = static_cast<std::size_t>(n) / 16 * static_cast<std::size_t>(steps());
-      const auto* source = static_cast<const std::uint8_t*>(w_.w) + (tile + static_cast<std::size_t>(outer)) * kTile4;
+      const auto* source =
+          static_cast<const std::uint8_t*>(w_.w) + (tile + static_cast<std::size_t>(outer)) * kTile4;
       for (int i = outer; i < end; ++i, source += kTile4, out += kTile8) unpack_tile(source, w_.table, out);
     }
   }
@@ -401,7 +421,8 @@ class Pass {
     const auto all = static_cast<std::size_t>(steps());
     for (int group = 0; group < (two_groups ? 2 : 1); ++group) {
       const std::size_t tile = (static_cast<std::size_t>(n) / 16 + static_cast<std::size_t>(group)) * all;
-      const auto* source = static_cast<const std::uint8_t*>(w_.w) + (tile + static_cast<std::size_t>(from)) * kTile4;
+      const auto* source =
+          static_cast<const std::uint8_t*>(w_.w) + (tile + static_cast<std::size_t>(from)) * kTile4;
       auto* out = reinterpret_cast<std::int8_t*>(scratch_ + static_cast<std::size_t>(group) * all * kTile8);
       for (int i = 0; i < count; ++i) unpack_tile(source + i * kTile4, w_.table, out + i * kTile8);
     }
@@ -445,14 +466,17 @@ class Pass {
 };
 
 template <Format kFormat>
-void linear_format(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
+void linear_format(const Linear& w, const Acts& acts, int n0, int n1, const Output& o,
+                   unsigned char* scratch) {
   Pass<kFormat>(w, acts, o, scratch).run(n0, n1);
   _tile_release();
 }
 
-void linear_tiles(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
+void linear_tiles(const Linear& w, const Acts& acts, int n0, int n1, const Output& o,
+                  unsigned char* scratch) {
   if (w.format == Format::bf16) return linear_format<Format::bf16>(w, acts, n0, n1, o, scratch);
-  if (w.format == Format::i8 || w.format == Format::i4) return linear_format<Format::i8>(w, acts, n0, n1, o, scratch);
+  if (w.format == Format::i8 || w.format == Format::i4)
+    return linear_format<Format::i8>(w, acts, n0, n1, o, scratch);
   (acts.m < kMany ? linear_rows : linear_stripes)(w, acts, n0, n1, o, scratch);
 }
 
@@ -464,7 +488,7 @@ std::size_t scratch_tiles(int kp, int d) {
 
 }  // namespace
 
-const Kernels kAmx = {"amx",       layer_norm,  prepare_tiles, linear_tiles, store_rows,
-                      attend_rows, scratch_tiles, quantize_row, search_scales, pack_panel, unpack_tile, widen};
+const Kernels kAmx = {"amx",         layer_norm,   prepare_tiles, linear_tiles, store_rows,  attend_rows,
+                      scratch_tiles, quantize_row, search_scales, pack_panel,   unpack_tile, widen};
 
 }  // namespace kogpt

@@ -1,5 +1,6 @@
-// The plain C interface that kogpt/native_runner.py loads. Nothing thrown leaves it: memory or threads that cannot be
-// had are the value -1 (or no model), everything else a caller could get wrong is asserted in Python.
+// The plain C interface that kogpt/native_runner.py loads. Nothing thrown leaves it: memory or threads that
+// cannot be had are the value -1 (or no model), everything else a caller could get wrong is asserted in
+// Python.
 #include "codebook.h"
 #include "model.h"
 #include "weights.h"
@@ -28,8 +29,8 @@ int guarded(const F& f) noexcept {
 // Raised whenever a signature below or the layout of Dims or Chunk changes.
 KOGPT_API int kogpt_abi() { return 5; }
 
-// Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine. Ask this first:
-// whatever else takes kernels takes these.
+// Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine. Ask this
+// first: whatever else takes kernels takes these.
 KOGPT_API const char* kogpt_isa() {
   const kogpt::Kernels* kernels = kogpt::choose_kernels();
   return kernels == nullptr ? nullptr : kernels->name;
@@ -38,7 +39,8 @@ KOGPT_API const char* kogpt_isa() {
 KOGPT_API Model* kogpt_create(const Dims* dims, int format, int cache_format, int threads) {
   Model* model = nullptr;
   guarded([&] {
-    model = new Model(*dims, static_cast<Format>(format), static_cast<Format>(cache_format), threads, *kogpt::choose_kernels());
+    model = new Model(*dims, static_cast<Format>(format), static_cast<Format>(cache_format), threads,
+                      *kogpt::choose_kernels());
     return 0;
   });
   return model;
@@ -60,9 +62,10 @@ KOGPT_API int kogpt_load_codes(Model* model, int index, const std::uint8_t* code
   });
 }
 
-// A matrix (n, k) rounded to nearest, see weights.h; importance may be nullptr, groups too for int8. 0 done, -1 out of memory.
-KOGPT_API int kogpt_quantize(int threads, int from, const void* source, int n, int k, const float* importance, int format,
-                              std::uint8_t* codes, std::uint8_t* groups, float* scales) {
+// A matrix (n, k) rounded to nearest, see weights.h; importance may be nullptr, groups too for int8. 0 done,
+// -1 out of memory.
+KOGPT_API int kogpt_quantize(int threads, int from, const void* source, int n, int k, const float* importance,
+                             int format, std::uint8_t* codes, std::uint8_t* groups, float* scales) {
   return guarded([&] {
     kogpt::Pool pool(threads);
     kogpt::quantize(pool, *kogpt::choose_kernels(), {static_cast<Format>(from), source, n, k}, importance,

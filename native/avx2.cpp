@@ -43,7 +43,8 @@ struct F16 {
     _mm256_storeu_ps(p + 8, b);
   }
   void store8(std::int8_t* p) const {
-    const __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));  // 0-3, 8-11, 4-7, 12-15
+    const __m256i pairs =
+        _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));  // 0-3, 8-11, 4-7, 12-15
     const __m256i words = _mm256_permute4x64_epi64(pairs, 0xD8);
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
@@ -103,15 +104,20 @@ inline F16 select_less(const F16& a, const F16& b, const F16& x, const F16& y) {
           _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
 }
 
-// Eight of 32 entries: bits 3 and 4 of an index, moved to the sign, choose among the four registers of the table.
+// Eight of 32 entries: bits 3 and 4 of an index, moved to the sign, choose among the four registers of the
+// table.
 inline __m256 pick8(const float (&table)[32], __m256 index) {
   const __m256i at = _mm256_cvttps_epi32(index);
   const auto entries = [&](int i) { return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8 * i), at); };
-  const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)), bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 27));
-  return _mm256_blendv_ps(_mm256_blendv_ps(entries(0), entries(1), bit3), _mm256_blendv_ps(entries(2), entries(3), bit3), bit4);
+  const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)),
+               bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(at, 27));
+  return _mm256_blendv_ps(_mm256_blendv_ps(entries(0), entries(1), bit3),
+                          _mm256_blendv_ps(entries(2), entries(3), bit3), bit4);
 }
 
-inline F16 pick(const float (&table)[32], const F16& index) { return {pick8(table, index.a), pick8(table, index.b)}; }
+inline F16 pick(const float (&table)[32], const F16& index) {
+  return {pick8(table, index.a), pick8(table, index.b)};
+}
 
 inline float sum(const F16& x) {
   const __m256 eight = _mm256_add_ps(x.a, x.b);
@@ -128,14 +134,15 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 16 * i));
     const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(codes), _mm_srli_epi16(codes, 4), 1);
     const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + scales[i] * kCodes));
-    const __m256i values = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), _mm256_and_si256(both, _mm256_set1_epi8(15)));
+    const __m256i values =
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), _mm256_and_si256(both, _mm256_set1_epi8(15)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i % kPanel * kDepth + i / kPanel * kGroup), values);
   }
 }
 
-#include "generic.inl"
-#include "avx2_many.inl"
 #include "avx2_few.inl"
+#include "avx2_many.inl"
+#include "generic.inl"
 
 inline bool is_many(const Acts& acts) {
   return acts.m >= (acts.format == Format::i8 || acts.format == Format::i4 ? kManyInts : kMany);
@@ -150,7 +157,8 @@ void linear(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, 
 }
 
 std::size_t scratch_bytes(int kp, int d) {
-  const std::size_t rows = scratch_rows(kp, d), stripe = static_cast<std::size_t>(kp) * kPanel * sizeof(float);
+  const std::size_t rows = scratch_rows(kp, d),
+                    stripe = static_cast<std::size_t>(kp) * kPanel * sizeof(float);
   return rows > stripe ? rows : stripe;
 }
 

@@ -24,9 +24,9 @@ constexpr bool kHalfProducts = true;
 
 #include "avx512.inl"
 
-#include "generic.inl"
-#include "avx512_many.inl"
 #include "avx512_few.inl"
+#include "avx512_many.inl"
+#include "generic.inl"
 
 void prepare(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
   (acts.m < kMany ? prepare_rows : prepare_stripes)(x, ld, m0, m1, acts, scratch);
@@ -37,13 +37,14 @@ void linear(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, 
 }
 
 std::size_t scratch_bytes(int kp, int d) {
-  const std::size_t rows = scratch_rows(kp, d), stripe = static_cast<std::size_t>(kp) * kStripe * sizeof(float);
+  const std::size_t rows = scratch_rows(kp, d),
+                    stripe = static_cast<std::size_t>(kp) * kStripe * sizeof(float);
   return rows > stripe ? rows : stripe;
 }
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512",    layer_norm,    prepare,        linear,       store_rows,  attend_rows,
+const Kernels kAvx512 = {"avx512",      layer_norm,   prepare,       linear,     store_rows,  attend_rows,
                          scratch_bytes, quantize_row, search_scales, pack_panel, unpack_tile, widen};
 
 }  // namespace kogpt

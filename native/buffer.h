@@ -29,8 +29,8 @@ class Buffer {
     if (posix_memalign(&data, align, bytes) != 0) throw std::bad_alloc();
     data_ = static_cast<unsigned char*>(data);
 #if defined(__linux__)
-    // 4 KB pages cost a tenth to a fifth of the read bandwidth; what does not fill a huge page goes without. Advice only:
-    // an old kernel may decline.
+    // 4 KB pages cost a tenth to a fifth of the read bandwidth; what does not fill a huge page goes without.
+    // Advice only: an old kernel may decline.
     if (align == kHuge) madvise(data_, bytes / kHuge * kHuge, MADV_HUGEPAGE);
 #endif
   }

@@ -8,7 +8,8 @@ Cache::Cache(int n_layers, int n_heads, int d_head, Format format)
     : n_heads_(n_heads),
       format_(format),
       head_bytes_(head_bytes(format, d_head)),
-      block_bytes_(head_bytes_ * 2 * static_cast<std::size_t>(n_layers) * static_cast<std::size_t>(n_heads)) {}
+      block_bytes_(head_bytes_ * 2 * static_cast<std::size_t>(n_layers) * static_cast<std::size_t>(n_heads)) {
+}
 
 int Cache::open() {
   std::size_t row = 0;
@@ -32,7 +33,8 @@ int Cache::fork(int parent, int length) {
 void Cache::close(int row) { rows_[static_cast<std::size_t>(row)] = Row{}; }
 
 bool Cache::holds(int row) const {
-  return row >= 0 && static_cast<std::size_t>(row) < rows_.size() && rows_[static_cast<std::size_t>(row)].open;
+  return row >= 0 && static_cast<std::size_t>(row) < rows_.size() &&
+         rows_[static_cast<std::size_t>(row)].open;
 }
 
 bool Cache::last_is_shared(const Row& row) const {
@@ -43,7 +45,8 @@ bool Cache::last_is_shared(const Row& row) const {
 int Cache::blocks_needed(int row, int tokens) const {
   const Row& from = rows_[static_cast<std::size_t>(row)];
   const int whole = (from.length + tokens + kBlock - 1) / kBlock;
-  const int missing = whole - static_cast<int>(from.blocks.size());  // negative after a step that ran out of memory
+  const int missing =
+      whole - static_cast<int>(from.blocks.size());  // negative after a step that ran out of memory
   return std::max(missing, 0) + (last_is_shared(from) ? 1 : 0);
 }
 

@@ -1,7 +1,8 @@
 // Keys and values of every row, in blocks of 32 positions that rows share.
 //
-// A block holds all layers and heads of its positions. `fork` shares blocks by count; a block that more than one
-// row holds is copied by the first of them that writes into it. A row's own last block is the only one written.
+// A block holds all layers and heads of its positions. `fork` shares blocks by count; a block that more than
+// one row holds is copied by the first of them that writes into it. A row's own last block is the only one
+// written.
 #pragma once
 
 #include <cstddef>
@@ -47,7 +48,8 @@ class Cache {
   };
 
   std::size_t index(int layer, int head) const {
-    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(n_heads_) + static_cast<std::size_t>(head);
+    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(n_heads_) +
+           static_cast<std::size_t>(head);
   }
   bool last_is_shared(const Row& row) const;
 

@@ -8,20 +8,21 @@
 
 namespace kogpt {
 
-// Lloyd's algorithm on groups of 32 normal values, each with its best scale: a fifth less squared error than 16 even
-// steps. One end is longer, so a group may also take the mirrored values.
+// Lloyd's algorithm on groups of 32 normal values, each with its best scale: a fifth less squared error than
+// 16 even steps. One end is longer, so a group may also take the mirrored values.
 constexpr std::array<int, kCodes> kCodebook = {-127, -100, -79, -62, -47, -34, -21, -9,
                                                2,    14,   25,  37,  50,  65,  83,  107};
 
-// Row s: the codebook times (s & 127) / 127, rounded, mirrored where s >= 128. Every entry is an int8, so that the
-// products of a whole row of weights are summed in integers, whatever the scales of its groups.
+// Row s: the codebook times (s & 127) / 127, rounded, mirrored where s >= 128. Every entry is an int8, so
+// that the products of a whole row of weights are summed in integers, whatever the scales of its groups.
 constexpr std::array<std::int8_t, 256 * kCodes> make_table() {
   std::array<std::int8_t, 256 * kCodes> table{};
   for (int s = 0; s < 256; ++s) {
     for (int code = 0; code < kCodes; ++code) {
       const int product = kCodebook[static_cast<std::size_t>(code)] * (s & 127);
       const int rounded = (product + (product >= 0 ? 63 : -63)) / 127;
-      table[static_cast<std::size_t>(s * kCodes + code)] = static_cast<std::int8_t>(s < 128 ? rounded : -rounded);
+      table[static_cast<std::size_t>(s * kCodes + code)] =
+          static_cast<std::int8_t>(s < 128 ? rounded : -rounded);
     }
   }
   return table;

@@ -9,26 +9,30 @@ namespace kogpt {
 struct Kernels {
   const char* name;
   // out[0..n) = layer norm of x over n values, with weight and bias.
-  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, int n, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon, int n,
+                     float* out);
   // Tokens [m0, m1) of x (m, ld) into acts; m0 is a multiple of kMaxWidth, and m1 is one or is acts.m.
   // scratch, here and below: scratch_bytes() of the thread's own.
   void (*prepare)(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch);
   // Outputs [n0, n1); n0 is a multiple of kPanel.
-  void (*linear)(const Linear& w, const Acts& acts, int n0, int n1, const Output& out, unsigned char* scratch);
+  void (*linear)(const Linear& w, const Acts& acts, int n0, int n1, const Output& out,
+                 unsigned char* scratch);
   // One head's key and value of position `slot` into a block of the cache.
   void (*store)(const float* k, const float* v, int d, Format format, int slot, unsigned char* keys,
                 unsigned char* values);
   void (*attend)(const Attend& job, unsigned char* scratch);
   // Bytes that `prepare`, `linear` (kp) and `attend` (d) need in scratch.
   std::size_t (*scratch_bytes)(int kp, int d);
-  // One output to codes (kp), a byte each, and for int4 group scales (kp / 32); returns its scale. The row is scaled in
-  // place; importance (kp), or nullptr, weighs errors (int4).
-  float (*quantize)(Format format, float* row, int kp, const float* importance, std::uint8_t* codes, std::uint8_t* groups);
-  // The best scales for up to 16 groups of 32 values in units of their outputs' scales; importance of group g at g * ld, or
-  // nullptr.
+  // One output to codes (kp), a byte each, and for int4 group scales (kp / 32); returns its scale. The row is
+  // scaled in place; importance (kp), or nullptr, weighs errors (int4).
+  float (*quantize)(Format format, float* row, int kp, const float* importance, std::uint8_t* codes,
+                    std::uint8_t* groups);
+  // The best scales for up to 16 groups of 32 values in units of their outputs' scales; importance of group g
+  // at g * ld, or nullptr.
   void (*search)(const float* x, const float* importance, std::size_t ld, int count, std::uint8_t* scales);
   // 16 outputs, codes (16, kp) and group scales (16, kp / 32), to tiles.
-  void (*pack)(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles);
+  void (*pack)(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp,
+               unsigned char* tiles);
   // One int4 tile to int8, see kTile4.
   void (*unpack)(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
   // n values of a stored format to float32.

@@ -9,12 +9,12 @@
 
 namespace kogpt {
 
-constexpr int kDepth = 64;       // K is padded to this many inputs
-constexpr int kPanel = 16;       // quantised weights come in panels of this many outputs
-constexpr int kBlock = 32;       // positions of one cache block
-constexpr int kGroup = 32;       // weights that share one int4 scale
-constexpr int kCodes = 16;       // entries of the int4 codebook
-constexpr int kMaxWidth = 16;    // tokens in one packed block of activations
+constexpr int kDepth = 64;     // K is padded to this many inputs
+constexpr int kPanel = 16;     // quantised weights come in panels of this many outputs
+constexpr int kBlock = 32;     // positions of one cache block
+constexpr int kGroup = 32;     // weights that share one int4 scale
+constexpr int kCodes = 16;     // entries of the int4 codebook
+constexpr int kMaxWidth = 16;  // tokens in one packed block of activations
 constexpr std::size_t kAlign = 64;
 
 constexpr int round_up(int value, int step) { return (value + step - 1) / step * step; }
@@ -31,28 +31,29 @@ struct Linear {
   int k = 0;
   int kp = 0;
   const void* w = nullptr;
-  const float* scale = nullptr;          // i8, i4: (16 ceil(N / 16)), real weight = scale[n] * integer
-  const std::int8_t* table = nullptr;    // i4: codebook.h; integer = table[group scale][code]
+  const float* scale = nullptr;        // i8, i4: (16 ceil(N / 16)), real weight = scale[n] * integer
+  const std::int8_t* table = nullptr;  // i4: codebook.h; integer = table[group scale][code]
 };
 
-// One int4 tile, 16 outputs x 64 inputs: codes (2 groups, 16 outputs, 16 bytes), byte i of a group holding inputs i (low
-// four bits) and 16 + i (high), so that 64 bytes are one group of four outputs, each in a lane with its own table; then
-// the group scales, (2 groups, 16 outputs).
+// One int4 tile, 16 outputs x 64 inputs: codes (2 groups, 16 outputs, 16 bytes), byte i of a group holding
+// inputs i (low four bits) and 16 + i (high), so that 64 bytes are one group of four outputs, each in a lane
+// with its own table; then the group scales, (2 groups, 16 outputs).
 constexpr int kTile8 = kPanel * kDepth;
 constexpr int kTile4 = kTile8 / 2 + kPanel * (kDepth / kGroup);
 
 // What the integers of a token stand for: x = scale * (low + kHighStep * high).
 struct Token {
   float scale = 0;
-  std::int32_t low_sum = 0;   // over K
+  std::int32_t low_sum = 0;  // over K
   std::int32_t high_sum = 0;
-  bool outliers = false;      // some block has a high plane
+  bool outliers = false;  // some block has a high plane
 };
 
 constexpr int kHighStep = 254;  // so that low and high both lie within [-127, 127]
 constexpr int kLargest = 127;
 
-constexpr std::size_t kAbreast = 6;  // tokens that a set may lay out side by side, the last of them perhaps nobody's
+constexpr std::size_t kAbreast =
+    6;  // tokens that a set may lay out side by side, the last of them perhaps nobody's
 
 // int8 planes, tokens and bitmaps.
 constexpr std::size_t narrow_bytes(std::size_t m, std::size_t kp) {
@@ -63,12 +64,14 @@ constexpr std::size_t narrow_bytes(std::size_t m, std::size_t kp) {
 // Activations made ready for one format by Kernels::prepare.
 //   f32, f16   float32 (m, kp)
 //   bf16       bfloat16 (m, kp); float32 where there are no bfloat16 products
-//   i8, i4     int8, plane `low` (m, kp), then plane `high` (m, kp), tokens (m), a bitmap of blocks for each, and `wide`
-// An instruction set may lay out the first three, and the planes, in another order: it is the only one that reads them.
+//   i8, i4     int8, plane `low` (m, kp), then plane `high` (m, kp), tokens (m), a bitmap of blocks for each,
+//   and `wide`
+// An instruction set may lay out the first three, and the planes, in another order: it is the only one that
+// reads them.
 //
-// A few features of a large model are far larger than the others (LLM.int8(), arXiv 2208.07339). The scale of a token
-// fits the others; `high` is zero but in the blocks of kDepth inputs that hold larger values, and only there does its
-// product cost anything. The bitmap names those blocks.
+// A few features of a large model are far larger than the others (LLM.int8(), arXiv 2208.07339). The scale of
+// a token fits the others; `high` is zero but in the blocks of kDepth inputs that hold larger values, and
+// only there does its product cost anything. The bitmap names those blocks.
 struct Acts {
   Format format = Format::f32;
   int m = 0;
@@ -77,17 +80,21 @@ struct Acts {
 
   std::size_t plane_bytes() const { return static_cast<std::size_t>(m) * static_cast<std::size_t>(kp); }
   std::int8_t* low(int token) const {
-    return reinterpret_cast<std::int8_t*>(data) + static_cast<std::size_t>(token) * static_cast<std::size_t>(kp);
+    return reinterpret_cast<std::int8_t*>(data) +
+           static_cast<std::size_t>(token) * static_cast<std::size_t>(kp);
   }
   std::int8_t* high(int token) const { return low(token) + plane_bytes(); }
   Token& token(int i) const { return reinterpret_cast<Token*>(data + 2 * plane_bytes())[i]; }
   int words() const { return (kp / kDepth + 63) / 64; }
   std::uint64_t* blocks(int token) const {
-    auto* first = reinterpret_cast<std::uint64_t*>(data + 2 * plane_bytes() + static_cast<std::size_t>(m) * sizeof(Token));
+    auto* first = reinterpret_cast<std::uint64_t*>(data + 2 * plane_bytes() +
+                                                   static_cast<std::size_t>(m) * sizeof(Token));
     return first + static_cast<std::size_t>(token) * static_cast<std::size_t>(words());
   }
   // Room for `low` in 16 bits, as a set lays it out that multiplies such.
-  unsigned char* wide() const { return data + narrow_bytes(static_cast<std::size_t>(m), static_cast<std::size_t>(kp)); }
+  unsigned char* wide() const {
+    return data + narrow_bytes(static_cast<std::size_t>(m), static_cast<std::size_t>(kp));
+  }
 };
 
 constexpr std::size_t acts_bytes(Format format, std::size_t m, std::size_t kp) {
@@ -105,11 +112,12 @@ struct Output {
   bool gelu = false;
 };
 
-// One block of the cache holds, for each layer and head, keys then values of 32 positions, Dp being D rounded up to 32:
+// One block of the cache holds, for each layer and head, keys then values of 32 positions, Dp being D rounded
+// up to 32:
 //   keys    (2, Dp / 2) cells     16 positions x a pair of dimensions
 //   values  (16, Dp / 16) cells   16 dimensions x a pair of positions
-// A cell is (2, 16) float32, (16, 2) bfloat16 or (16, 2) int8. int8 cells are followed by a float32 for each position:
-// what its integers are multiplied with.
+// A cell is (2, 16) float32, (16, 2) bfloat16 or (16, 2) int8. int8 cells are followed by a float32 for each
+// position: what its integers are multiplied with.
 constexpr int kHeadStep = 32;
 
 constexpr std::size_t head_bytes(Format format, int d) {

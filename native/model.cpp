@@ -10,12 +10,13 @@ namespace kogpt {
 
 namespace {
 
-constexpr int kPass = 512;         // positions that go through the layers together
-constexpr int kHeadPass = 256;     // outputs that go through the head together
-constexpr int kFewTokens = 16;     // up to which a pass is bound by reading the weights
+constexpr int kPass = 512;                      // positions that go through the layers together
+constexpr int kHeadPass = 256;                  // outputs that go through the head together
+constexpr int kFewTokens = 16;                  // up to which a pass is bound by reading the weights
 constexpr std::size_t kTaskBytes = 128 * 1024;  // of weights in a task of few tokens: some 10 us
 constexpr int kTasks = 8;                       // of few tokens for each thread at least
-constexpr int kTaskOutputs = 256;  // of a task at most: what a thread's second-level cache holds of the weights
+constexpr int kTaskOutputs =
+    256;  // of a task at most: what a thread's second-level cache holds of the weights
 constexpr double kSmall = 1 << 18;  // products that are not worth a dispatch: a few microseconds
 
 // Outputs of one task, each of `bytes` weights: small enough to even out threads that are held up.
@@ -71,13 +72,14 @@ Model::Model(const Dims& dims, Format format, Format cache, int threads, const K
   for (Buffer& scratch : scratch_) scratch = Buffer(bytes);
 }
 
-// Turns for positions below `positions`. n_ctx only says how many there may be: all of them could fill the memory.
+// Turns for positions below `positions`. n_ctx only says how many there may be: all of them could fill the
+// memory.
 void Model::reach(int positions) {
   const int pairs = dims_.rotary_dim / 2;
-  for (int position = static_cast<int>(turns_.size()) / pairs; position < positions; ++position) {
+  for (int position = static_cast<int>(rotary_.size()) / pairs; position < positions; ++position) {
     for (int j = 0; j < pairs; ++j) {  // RoFormer, equation 15
       const double angle = position * std::pow(10000.0, -2.0 * j / dims_.rotary_dim);
-      turns_.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))});
+      rotary_.push_back({static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))});
     }
   }
 }
@@ -107,19 +109,21 @@ template <class F>
 void Model::by_tokens(int m, const F& f) {
   constexpr double kPerValue = 32;  // a layer norm and a conversion, in products of a projection
   const int blocks = (m + kMaxWidth - 1) / kMaxWidth;
-  run(blocks, kPerValue * m * e_, [&](int i, int thread) {
-    f(i * kMaxWidth, std::min(m, (i + 1) * kMaxWidth), thread);
-  });
+  run(blocks, kPerValue * m * e_,
+      [&](int i, int thread) { f(i * kMaxWidth, std::min(m, (i + 1) * kMaxWidth), thread); });
 }
 
-// f(task, thread) as `run`, but each thread begins with a range of its own, so that it reads the weights in order;
-// who has done its range takes from the others'.
+// f(task, thread) as `run`, but each thread begins with a range of its own, so that it reads the weights in
+// order; who has done its range takes from the others'.
 template <class F>
 void Model::run_in_order(int tasks, double products, const F& f) {
   const int threads = pool_.threads();
   if (products <= kSmall || threads == 1) return run(tasks, products, f);
-  const auto begin = [&](int thread) { return static_cast<int>(static_cast<std::int64_t>(tasks) * thread / threads); };
-  for (int i = 0; i < threads; ++i) ranges_[static_cast<std::size_t>(i)].next.store(begin(i), std::memory_order_relaxed);
+  const auto begin = [&](int thread) {
+    return static_cast<int>(static_cast<std::int64_t>(tasks) * thread / threads);
+  };
+  for (int i = 0; i < threads; ++i)
+    ranges_[static_cast<std::size_t>(i)].next.store(begin(i), std::memory_order_relaxed);
   pool_.run(tasks, [&](int, int thread) {
     for (int i = 0; i < threads; ++i) {  // as many calls as tasks: each finds one
       const int owner = (thread + i) % threads;
@@ -152,7 +156,8 @@ void Model::project(const Job* jobs, int n_jobs) {
 void Model::forward(const Chunk* chunks, int n_chunks, bool hidden, float* out) {
   int outputs = 0;
   for (int i = 0; i < n_chunks; ++i) outputs += chunks[i].n_outputs;
-  last_.reserve(static_cast<std::size_t>(std::max(outputs, 1)) * static_cast<std::size_t>(e_) * sizeof(float));
+  last_.reserve(static_cast<std::size_t>(std::max(outputs, 1)) * static_cast<std::size_t>(e_) *
+                sizeof(float));
   for (int i = 0; i < n_chunks; ++i) {
     cache_.reserve(chunks[i].row, chunks[i].t);
     reach(cache_.length(chunks[i].row) + chunks[i].t);
@@ -182,7 +187,8 @@ void Model::forward(const Chunk* chunks, int n_chunks, bool hidden, float* out) 
   for (int i = 0; i < n_chunks; ++i) cache_.advance(chunks[i].row, chunks[i].t);
   if (!hidden) return head(out, outputs);
   for (int i = 0; i < outputs; ++i) {
-    std::memcpy(out + static_cast<std::ptrdiff_t>(i) * dims_.d_model, last_.floats() + static_cast<std::ptrdiff_t>(i) * e_,
+    std::memcpy(out + static_cast<std::ptrdiff_t>(i) * dims_.d_model,
+                last_.floats() + static_cast<std::ptrdiff_t>(i) * e_,
                 static_cast<std::size_t>(dims_.d_model) * sizeof(float));
   }
 }
@@ -196,8 +202,8 @@ void Model::pass(const std::vector<Piece>& pieces, int m) {
   for (const Piece& piece : pieces) {
     for (int i = 0; i < piece.chunk.n_outputs; ++i) {
       const std::ptrdiff_t from = piece.start + piece.chunk.t - piece.chunk.n_outputs + i;
-      kernels_.layer_norm(x_.floats() + from * e_, vector(norm), vector(norm + 1), dims_.epsilon, dims_.d_model,
-                          last_.floats() + static_cast<std::ptrdiff_t>(piece.output + i) * e_);
+      kernels_.layer_norm(x_.floats() + from * e_, vector(norm), vector(norm + 1), dims_.epsilon,
+                          dims_.d_model, last_.floats() + static_cast<std::ptrdiff_t>(piece.output + i) * e_);
     }
   }
 }
@@ -227,8 +233,8 @@ void Model::block(int layer, int m) {
   by_tokens(m, [&](int m0, int m1, int thread) {
     for (int i = m0; i < m1; ++i) {
       const std::size_t at = static_cast<std::size_t>(i) * e;
-      kernels_.layer_norm(x_.floats() + at, vector(vectors + kNormWeight), vector(vectors + kNormBias), dims_.epsilon,
-                          dims_.d_model, h_.floats() + at);
+      kernels_.layer_norm(x_.floats() + at, vector(vectors + kNormWeight), vector(vectors + kNormBias),
+                          dims_.epsilon, dims_.d_model, h_.floats() + at);
     }
     kernels_.prepare(h_.floats(), e, m0, m1, normal, scratch(thread));
   });
@@ -246,12 +252,13 @@ void Model::block(int layer, int m) {
   });
   const int outputs = dims_.d_model;
   const int step = task_outputs(outputs, output_bytes(w[kOut]) + output_bytes(w[kFcOut]), pool_.threads(), m);
-  run_in_order((outputs + step - 1) / step, static_cast<double>(outputs) * (e_ + f_) * m, [&](int task, int thread) {
-    const int n0 = task * step, n1 = std::min(n0 + step, outputs);
-    kernels_.linear(w[kOut], mixed, n0, n1, {x_.floats(), e, nullptr, true, false}, scratch(thread));
-    const Output last{x_.floats(), e, vector(vectors + kFcOutBias), true, false};
-    kernels_.linear(w[kFcOut], wide, n0, n1, last, scratch(thread));
-  });
+  run_in_order(
+      (outputs + step - 1) / step, static_cast<double>(outputs) * (e_ + f_) * m, [&](int task, int thread) {
+        const int n0 = task * step, n1 = std::min(n0 + step, outputs);
+        kernels_.linear(w[kOut], mixed, n0, n1, {x_.floats(), e, nullptr, true, false}, scratch(thread));
+        const Output last{x_.floats(), e, vector(vectors + kFcOutBias), true, false};
+        kernels_.linear(w[kFcOut], wide, n0, n1, last, scratch(thread));
+      });
 }
 
 // Turns each pair (2j, 2j + 1) of the first rotary_dim values of one head.
@@ -259,7 +266,7 @@ void Model::rotate(float* x, int position) const {
   const int pairs = dims_.rotary_dim / 2;
   const std::size_t row = static_cast<std::size_t>(position) * static_cast<std::size_t>(pairs);
   for (int j = 0; j < pairs; ++j) {
-    const auto [c, s] = turns_[row + static_cast<std::size_t>(j)];
+    const auto [c, s] = rotary_[row + static_cast<std::size_t>(j)];
     const float even = x[2 * j], odd = x[2 * j + 1];
     x[2 * j] = even * c - odd * s;
     x[2 * j + 1] = odd * c + even * s;
@@ -287,7 +294,8 @@ bool Model::joins_last(const Piece& piece) {
   return true;
 }
 
-// Rows that share the tiles of a prefix read them together: one after the other they would wait for memory each time.
+// Rows that share the tiles of a prefix read them together: one after the other they would wait for memory
+// each time.
 void Model::plan_attention(const std::vector<Piece>& pieces) {
   spans_.clear();
   groups_.clear();
@@ -314,8 +322,8 @@ void Model::store(int layer, int head, const Span& span) {
     rotate(q_.floats() + row, position);
     rotate(k_.floats() + row, position);
     unsigned char* block = const_cast<unsigned char*>(span.blocks[position / kBlock]);
-    kernels_.store(k_.floats() + row, v_.floats() + row, d_head_, cache_.format(), position % kBlock, block + keys,
-                   block + values);
+    kernels_.store(k_.floats() + row, v_.floats() + row, d_head_, cache_.format(), position % kBlock,
+                   block + keys, block + values);
   }
 }
 
@@ -324,9 +332,8 @@ void Model::attend(int layer) {
   double products = 0;
   for (const Span& span : spans_) products += 2.0 * span.t * (span.first + span.t) * dims_.d_model;
   if (stored_apart_) {
-    run(heads * static_cast<int>(spans_.size()), products, [&](int task, int) {
-      store(layer, task % heads, spans_[static_cast<std::size_t>(task / heads)]);
-    });
+    run(heads * static_cast<int>(spans_.size()), products,
+        [&](int task, int) { store(layer, task % heads, spans_[static_cast<std::size_t>(task / heads)]); });
   }
   run(heads * static_cast<int>(groups_.size()), products, [&](int task, int thread) {
     const Group& group = groups_[static_cast<std::size_t>(task / heads)];
@@ -355,10 +362,14 @@ void Model::head(float* out, int m) {
     const Acts last{w.format, count, e_, acts_[0].data()};
     const float* from = last_.floats() + static_cast<std::ptrdiff_t>(m0) * e_;
     by_tokens(count, [&](int i0, int i1, int thread) {
-      kernels_.prepare(from, static_cast<std::size_t>(e_), i0, i1, last, scratch_[static_cast<std::size_t>(thread)].data());
+      kernels_.prepare(from, static_cast<std::size_t>(e_), i0, i1, last,
+                       scratch_[static_cast<std::size_t>(thread)].data());
     });
-    const Job job{&w, &last, {out + static_cast<std::ptrdiff_t>(m0) * dims_.n_vocab, static_cast<std::size_t>(dims_.n_vocab),
-                              vector(dims_.n_layers * kVectors + 2), false, false}};
+    const Job job{
+        &w,
+        &last,
+        {out + static_cast<std::ptrdiff_t>(m0) * dims_.n_vocab, static_cast<std::size_t>(dims_.n_vocab),
+         vector(dims_.n_layers * kVectors + 2), false, false}};
     project(&job, 1);
   }
 }

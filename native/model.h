@@ -1,7 +1,7 @@
 // GPT-J on one machine: weights, cache and the forward pass of a batch of chunks.
 //
-// New positions of all rows lie end to end, M in all, in (M, width) float32 buffers whose rows are padded with
-// zeros to a multiple of kDepth.
+// New positions of all rows lie end to end, M in all, in (M, width) float32 buffers whose rows are padded
+// with zeros to a multiple of kDepth.
 #pragma once
 
 #include <atomic>
@@ -42,14 +42,16 @@ class Model {
   // Borrows `source` (n, k) if it is in the model's format and layout already, else converts a copy; true if
   // borrowed. Quantised formats are rounded to nearest here.
   bool load_projection(int index, Format from, const void* source);
-  // Weights in the model's format, int8 or int4, as files hold them (see Codes in weights.h); copied into tiles.
+  // Weights in the model's format, int8 or int4, as files hold them (see Codes in weights.h); copied into
+  // tiles.
   void load_codes(int index, const std::uint8_t* codes, const std::uint8_t* groups, const float* scales);
   void load_vector(int index, const float* source);
   void borrow_embedding(Format format, const void* source);
 
   Cache& cache() { return cache_; }
 
-  // Outputs of each chunk's last n_outputs positions, end to end: (., n_vocab) logits, or (., d_model) hidden.
+  // Outputs of each chunk's last n_outputs positions, end to end: (., n_vocab) logits, or (., d_model)
+  // hidden.
   void forward(const Chunk* chunks, int n_chunks, bool hidden, float* out);
 
  private:
@@ -114,10 +116,10 @@ class Model {
   std::vector<Buffer> vectors_;
   Format embedding_format_ = Format::f32;
   const unsigned char* embedding_ = nullptr;
-  struct Turn {
+  struct Rotation {
     float cos, sin;
   };
-  std::vector<Turn> turns_;  // (positions so far, R / 2)
+  std::vector<Rotation> rotary_;  // (positions so far, R / 2)
 
   std::vector<Span> spans_;
   std::vector<Group> groups_;

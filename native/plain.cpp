@@ -94,7 +94,8 @@ inline F16 whole(F16 a) {
   return a;
 }
 
-// e^x for x <= 88; below -87 it is flushed to e^-87. Cephes' expf: range reduction and a polynomial of degree 5.
+// e^x for x <= 88; below -87 it is flushed to e^-87. Cephes' expf: range reduction and a polynomial of
+// degree 5.
 inline float exp_of(float x) {
   x = x < -87.0f ? -87.0f : x;
   const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
@@ -133,7 +134,8 @@ inline F16 select_less(const F16& a, const F16& b, const F16& x, F16 y) {
 }
 
 inline F16 pick(const float (&table)[32], F16 index) {
-  for (float& lane : index.v) lane = table[lane >= 0 ? static_cast<int>(lane) : 0];  // also where it is no number
+  for (float& lane : index.v)
+    lane = table[lane >= 0 ? static_cast<int>(lane) : 0];  // also where it is no number
   return index;
 }
 
@@ -171,7 +173,7 @@ void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t
 
 }  // namespace
 
-const Kernels kPlain = {"plain",   layer_norm, prepare_rows, linear_rows, store_rows,
-                        attend_rows, scratch_rows, quantize_row, search_scales, pack_panel, unpack_tile, widen};
+const Kernels kPlain = {"plain",      layer_norm,   prepare_rows,  linear_rows, store_rows,  attend_rows,
+                        scratch_rows, quantize_row, search_scales, pack_panel,  unpack_tile, widen};
 
 }  // namespace kogpt

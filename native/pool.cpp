@@ -3,8 +3,8 @@
 #include <pthread.h>
 
 #include <chrono>
-#include <new>
 #include <exception>
+#include <new>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -103,7 +103,9 @@ void Pool::Crew::dispatch(int n, Call call, const void* context) {
   ticket_.store(static_cast<std::uint64_t>(epoch) << 32, std::memory_order_release);
   n_tasks_.store(static_cast<std::uint32_t>(n), std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-    { const std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
   perform(epoch, 0);
@@ -133,7 +135,8 @@ void Pool::Crew::work(int thread) {
     std::unique_lock<std::mutex> lock(mutex_);
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
     wake_.wait(lock, [&] {
-      return stop_.load() || (epoch_of(ticket_.load()) != seen && n_tasks_.load(std::memory_order_seq_cst) != 0);
+      return stop_.load() ||
+             (epoch_of(ticket_.load()) != seen && n_tasks_.load(std::memory_order_seq_cst) != 0);
     });
     sleepers_.fetch_sub(1, std::memory_order_seq_cst);
     idle_since = std::chrono::steady_clock::now();

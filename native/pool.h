@@ -25,15 +25,17 @@ class Pool {
   int threads() const { return threads_; }
 
   // Calls f(task, thread) for every task in [0, n); returns when all have returned.
-  // thread is in [0, threads()) and no two concurrent calls share it. f may throw std::bad_alloc and nothing else:
-  // then the tasks still run to their end, and it is thrown here.
+  // thread is in [0, threads()) and no two concurrent calls share it. f may throw std::bad_alloc and nothing
+  // else: then the tasks still run to their end, and it is thrown here.
   template <class F>
   void run(int n, const F& f) {
     if (n == 1 || threads_ == 1) {
       for (int task = 0; task < n; ++task) f(task, 0);
       return;
     }
-    dispatch(n, [](const void* context, int task, int thread) { (*static_cast<const F*>(context))(task, thread); }, &f);
+    dispatch(
+        n, [](const void* context, int task, int thread) { (*static_cast<const F*>(context))(task, thread); },
+        &f);
   }
 
  private:
@@ -71,7 +73,8 @@ class Pool {
 
   int threads_;
   unsigned forks_;  // of the process when the crew was hired
-  Crew* crew_;      // a forked child has its memory but none of its threads: it hires its own and leaves this one be
+  Crew* crew_;  // a forked child has its memory but none of its threads: it hires its own and leaves this one
+                // be
 };
 
 }  // namespace kogpt

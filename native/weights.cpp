@@ -52,7 +52,8 @@ void narrow(Format to, const float* source, int n, void* out) {
 // Row n of a matrix as float32; the padding of `row` is zero.
 void widen_row(const Kernels& kernels, const Source& from, int n, std::vector<float>& row) {
   const auto k = static_cast<std::size_t>(from.k);
-  const auto* source = static_cast<const unsigned char*>(from.data) + static_cast<std::size_t>(n) * k * width_of(from.format);
+  const auto* source =
+      static_cast<const unsigned char*>(from.data) + static_cast<std::size_t>(n) * k * width_of(from.format);
   kernels.widen(from.format, source, k, row.data());
   std::fill(row.begin() + from.k, row.end(), 0.0f);
 }
@@ -62,12 +63,14 @@ bool is_quantized(Format format) { return format == Format::i8 || format == Form
 }  // namespace
 
 std::size_t stored_bytes(Format format, int n, int k) {
-  const auto tiles = static_cast<std::size_t>(round_up(n, kPanel) / kPanel) * static_cast<std::size_t>(round_up(k, kDepth) / kDepth);
+  const auto tiles = static_cast<std::size_t>(round_up(n, kPanel) / kPanel) *
+                     static_cast<std::size_t>(round_up(k, kDepth) / kDepth);
   if (format == Format::i4) return tiles * kTile4;
   return tiles * kTile8 * (format == Format::i8 ? 1 : width_of(format));
 }
 
-void quantize(Pool& pool, const Kernels& kernels, const Source& from, const float* importance, const Codes& to) {
+void quantize(Pool& pool, const Kernels& kernels, const Source& from, const float* importance,
+              const Codes& to) {
   const int kp = round_up(from.k, kDepth);
   const auto width = static_cast<std::size_t>(kp), k = static_cast<std::size_t>(from.k);
   std::vector<float> weights(importance == nullptr ? 0 : width);
@@ -95,7 +98,8 @@ void quantize(Pool& pool, const Kernels& kernels, const Source& from, const floa
   });
 }
 
-// Room for projection `index` in the model's format. All lie in one piece, so that all but its end is in huge pages.
+// Room for projection `index` in the model's format. All lie in one piece, so that all but its end is in huge
+// pages.
 unsigned char* Model::own(int index) {
   if (owned_.data() == nullptr) owned_ = Buffer(places_.back(), Buffer::kUnset);
   return owned_.data() + places_[static_cast<std::size_t>(index)];
@@ -141,13 +145,15 @@ void Model::convert(const Linear& w, Format from, const void* source, unsigned c
     std::memset(out + static_cast<std::size_t>(panel) * bytes, 0, bytes);
     for (int n = panel * kPanel; n < w.n && n < (panel + 1) * kPanel; ++n) {
       const auto at = static_cast<std::size_t>(n);
-      kernels_.widen(from, static_cast<const unsigned char*>(source) + at * k * width_of(from), k, wide.data());
+      kernels_.widen(from, static_cast<const unsigned char*>(source) + at * k * width_of(from), k,
+                     wide.data());
       narrow(w.format, wide.data(), w.k, out + at * kp * width_of(w.format));
     }
   });
 }
 
-void Model::load_codes(int index, const std::uint8_t* codes, const std::uint8_t* groups, const float* scales) {
+void Model::load_codes(int index, const std::uint8_t* codes, const std::uint8_t* groups,
+                       const float* scales) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
   w.format = format_;
   const auto k = static_cast<std::size_t>(w.k), pairs = (k + 1) / 2, n_groups = (k + kGroup - 1) / kGroup;
@@ -167,12 +173,13 @@ void Model::load_codes(int index, const std::uint8_t* codes, const std::uint8_t*
   });
 }
 
-// Tiles of a quantised projection, panel by panel. code_row(n, row, codes, groups) -> scale gives output n: kp codes and
-// kp / 32 group scales; `row` is room for kp floats.
+// Tiles of a quantised projection, panel by panel. code_row(n, row, codes, groups) -> scale gives output n:
+// kp codes and kp / 32 group scales; `row` is room for kp floats.
 template <class F>
 void Model::make_tiles(int index, const F& code_row) {
   Linear& w = projections_[static_cast<std::size_t>(index)];
-  const auto outputs = static_cast<std::size_t>(round_up(w.n, kPanel)), width = static_cast<std::size_t>(w.kp);
+  const auto outputs = static_cast<std::size_t>(round_up(w.n, kPanel)),
+             width = static_cast<std::size_t>(w.kp);
   unsigned char* tiles = own(index);
   Buffer& scales = owned_scales_[static_cast<std::size_t>(index)] = Buffer(outputs * sizeof(float));
   const std::size_t panel_bytes = stored_bytes(w.format, kPanel, w.k);
@@ -192,7 +199,7 @@ void Model::make_tiles(int index, const F& code_row) {
 }
 
 void Model::load_vector(int index, const float* source) {
-  const int width = index == dims_.n_layers * kVectors + 2 ? dims_.n_vocab
+  const int width = index == dims_.n_layers * kVectors + 2                               ? dims_.n_vocab
                     : index < dims_.n_layers * kVectors && index % kVectors == kFcInBias ? dims_.d_ff
                                                                                          : dims_.d_model;
   Buffer& to = vectors_[static_cast<std::size_t>(index)] =

@@ -29,6 +29,7 @@ struct Codes {
 };
 
 // Rounds a matrix to nearest; importance (k) or nullptr: see Kernels::quantize.
-void quantize(Pool& pool, const Kernels& kernels, const Source& from, const float* importance, const Codes& to);
+void quantize(Pool& pool, const Kernels& kernels, const Source& from, const float* importance,
+              const Codes& to);
 
 }  // namespace kogpt

@@ -133,8 +133,8 @@ class Ablations:
 
     def rates(self, factor: float) -> Changes:
         """Both learning rates times a factor."""
-        rule = {"muon_rate": 0.02, "adamw_rate": 0.003} | self.document.get("optimiser", {})
-        return {f"optimiser.{name}": f"{rule[name] * factor:.6f}" for name in ("muon_rate", "adamw_rate")}
+        rule = {"muon_rate": 0.02, "adamw_rate": 0.003} | self.document.get("optimizer", {})
+        return {f"optimizer.{name}": f"{rule[name] * factor:.6f}" for name in ("muon_rate", "adamw_rate")}
 
 
 def main() -> None:
@@ -205,17 +205,17 @@ class Series:
     def one(self, name: str, changes: Changes) -> str | None:
         """Train to the end and note what came of it; or what stopped it."""
         out = self.folder / name.replace(" ", "_").replace(",", "")
-        told = Path(f"{out}.log")
+        log_path = Path(f"{out}.log")
         command = [sys.executable, "-m", "kogpt", "pretrain", "run", str(self.recipe), "--out", str(out)]
         for change in settings(changes):
             command += ["--set", change]
-        with told.open("a") as log:
+        with log_path.open("a") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
             self.processes.append(process)
             status = process.wait()
         if status:
-            *_, last = ["nothing", *told.read_text(encoding="utf-8").splitlines()]
-            return f"{name}: status {status}, {told} ends with: {last}"
+            *_, last = ["nothing", *log_path.read_text(encoding="utf-8").splitlines()]
+            return f"{name}: status {status}, {log_path} ends with: {last}"
         found = {"name": name, **self.key, **measured(read_metrics(out / "metrics.jsonl"))}
         with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found, ensure_ascii=False) + "\n")

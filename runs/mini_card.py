@@ -100,7 +100,7 @@ def duration(seconds: float) -> str:
 
 def course_of(recipe: Recipe) -> dict[str, Any]:
     """What the card says of a recipe."""
-    schedule, rule = recipe.schedule, recipe.optimiser
+    schedule, rule = recipe.schedule, recipe.optimizer
     stable = schedule.steps - schedule.warmup_steps - schedule.decay_steps
     parts = [f"warm-up over {schedule.warmup_steps} steps"]
     if schedule.shape == "cosine":

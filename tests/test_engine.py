@@ -17,7 +17,7 @@ from kogpt.config import ModelConfig
 from kogpt.engine import Engine, Event, Ids, Request
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Array, Chunk
-from kogpt.sampling import Sampling, Writer, log_softmax
+from kogpt.sampling import Sampler, Sampling, log_softmax
 
 GREEDY = Sampling(temperature=0)
 SEEDED = Sampling(temperature=1, top_p=0.95, seed=11)
@@ -48,7 +48,7 @@ def slow_tokens(
     ids: Ids, sampling: Sampling, limit: int, sample: int = 0, start: Sequence[int] = ()
 ) -> list[int]:
     """The obviously right twin: read everything again for every token."""
-    writer = Writer(sampling, ids, sample)
+    writer = Sampler(sampling, ids, sample)
     written: list[int] = []
     for _ in range(limit):
         row = RUNNER.open()
@@ -130,7 +130,7 @@ def test_a_stop_id_ends_a_row_and_is_reported() -> None:
 
 
 def test_ids_the_tokenizer_lacks_are_never_written() -> None:
-    engine = Engine(RUNNER, n_tokens=7)
+    engine = Engine(RUNNER, n_vocab=7)
     engine.add(request(5, Sampling(temperature=2, seed=0), limit=60))
     assert max(run(engine)[1, 0]) < 7
 
@@ -185,7 +185,7 @@ def test_a_step_reads_no_more_than_its_budget_of_prompt(monkeypatch: pytest.Monk
 
 def test_the_runner_says_how_much_prompt_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Engine(RUNNER).chunk_tokens == 256
-    monkeypatch.setattr(RUNNER, "piece_tokens", 17)
+    monkeypatch.setattr(RUNNER, "prefill_tokens", 17)
     assert Engine(RUNNER).chunk_tokens == 17
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kogpt.errors import SamplingError
-from kogpt.sampling import Sampling, Writer, candidates, log_softmax, penalized
+from kogpt.sampling import Sampler, Sampling, candidates, log_softmax, penalized
 
 NO_PROMPT = np.array([], dtype=np.int64)
 
@@ -136,13 +136,13 @@ def test_extreme_temperatures_stay_finite(temperature: float) -> None:
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     logits = np.array([0.0, 5.0, 4.9], np.float32)
-    writer = Writer(Sampling(temperature=0, seed=1), NO_PROMPT)
+    writer = Sampler(Sampling(temperature=0, seed=1), NO_PROMPT)
     assert [writer.draw(logits).token for _ in range(20)] == [1] * 20
 
 
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
-    writer = Writer(Sampling(temperature=1, seed=3), NO_PROMPT)
+    writer = Sampler(Sampling(temperature=1, seed=3), NO_PROMPT)
     counts = np.bincount([writer.draw(logits).token for _ in range(4000)], minlength=3) / 4000
     assert counts == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
@@ -151,7 +151,7 @@ def test_a_seed_fixes_each_sample_by_itself() -> None:
     logits = np.zeros(1000, np.float32)
 
     def tokens(sample: int) -> list[int]:
-        writer = Writer(Sampling(temperature=1, seed=7), NO_PROMPT, sample)
+        writer = Sampler(Sampling(temperature=1, seed=7), NO_PROMPT, sample)
         return [writer.draw(logits).token for _ in range(8)]
 
     assert tokens(0) == tokens(0) and tokens(0) != tokens(1)
@@ -170,18 +170,18 @@ def test_penalties_and_bias() -> None:
 
 def test_a_writer_counts_what_it_writes() -> None:
     logits = np.array([1.0, 0.9, 0.8], np.float32)
-    writer = Writer(Sampling(temperature=0, frequency_penalty=0.15), NO_PROMPT)
+    writer = Sampler(Sampling(temperature=0, frequency_penalty=0.15), NO_PROMPT)
     assert [writer.draw(logits).token for _ in range(6)] == [0, 1, 0, 2, 1, 0]
 
 
 def test_logprobs_are_the_models_own() -> None:
     logits = np.array([0.0, 1.0, 2.0, 3.0], np.float32)
-    drawn = Writer(Sampling(temperature=0, logit_bias={0: 100}, logprobs=2), NO_PROMPT).draw(logits)
+    drawn = Sampler(Sampling(temperature=0, logit_bias={0: 100}, logprobs=2), NO_PROMPT).draw(logits)
     own = logits - np.log(np.exp(logits).sum())
     assert drawn.token == 0 and drawn.logprob == pytest.approx(own[0])
     assert [token for token, _ in drawn.top_logprobs] == [3, 2]
     assert [value for _, value in drawn.top_logprobs] == pytest.approx([own[3], own[2]])
-    assert Writer(Sampling(logprobs=0, seed=1), NO_PROMPT).draw(logits).top_logprobs == ()
+    assert Sampler(Sampling(logprobs=0, seed=1), NO_PROMPT).draw(logits).top_logprobs == ()
 
 
 def test_log_softmax_sums_to_one_for_huge_logits() -> None:

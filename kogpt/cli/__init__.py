@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from kogpt import __version__
-from kogpt.cli.korean import TEXTS, spoken
+from kogpt.cli.korean import TEXTS, korean_argparse
 from kogpt.errors import KoGPTError, localized
 
 DESCRIPTION = "KakaoBrain Korean(hangul) Generative Pre-Training Model"  # the original's own words
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _speak_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and not words[0].startswith("-") else None
-    with spoken():
+    with korean_argparse():
         module, parser = command(name)
         args, rest = parser.parse_known_args(words)
     if rest:

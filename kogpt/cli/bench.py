@@ -17,7 +17,7 @@ from kogpt.cli.options import add_model_options, device_from
 from kogpt.errors import ConfigError, KoGPTError, MissingExtra, localized
 
 if TYPE_CHECKING:
-    from kogpt.cli.speed import Plan
+    from kogpt.cli.speed import BenchSettings
     from kogpt.config import ModelConfig
     from kogpt.runner import Runner
 
@@ -183,9 +183,9 @@ def make_runner(
     return TorchRunner(config, tensors, dtype, device)
 
 
-def _plan(args: argparse.Namespace, config: ModelConfig, threads: int, device: str) -> Plan:
+def _plan(args: argparse.Namespace, config: ModelConfig, threads: int, device: str) -> BenchSettings:
     """ConfigError if the model's context is too short for what is asked."""
-    from kogpt.cli.speed import Plan
+    from kogpt.cli.speed import BenchSettings
 
     prompt = args.prompt_tokens or min(PROMPT_TOKENS, config.n_ctx)
     for option, n_tokens in (("--prompt-tokens", prompt), ("--new-tokens", args.new_tokens + 1)):
@@ -195,11 +195,11 @@ def _plan(args: argparse.Namespace, config: ModelConfig, threads: int, device: s
                 f"{option}: {n_tokens}토큰의 문맥이 필요하지만 이 모델은 {config.n_ctx}토큰까지 읽습니다. "
                 "값을 줄여 주십시오",
             )
-    return Plan(args.rows, prompt, args.new_tokens, args.rounds, threads, device)
+    return BenchSettings(args.rows, prompt, args.new_tokens, args.rounds, threads, device)
 
 
 def _records(
-    facts: Mapping[str, Any], runner: Runner, plan: Plan, medians: Mapping[str, float | None]
+    facts: Mapping[str, Any], runner: Runner, plan: BenchSettings, medians: Mapping[str, float | None]
 ) -> list[dict[str, Any]]:
     """One object per number of rows; these names are stable."""
     from kogpt.cli.limits import peak_memory

@@ -16,7 +16,7 @@ from kogpt.cli.progress import Progress
 from kogpt.cli.reading import (
     ENCODINGS,
     decode,
-    intended,
+    decode_argument,
     jsonl_prompts,
     read_bytes,
     text_lines,
@@ -85,7 +85,7 @@ def _prompts(args: argparse.Namespace) -> _Prompts:
     if args.prompt in (None, "-"):
         text = decode(read_bytes("-"), _source("-"), args.encoding)
         return _Prompts([text.removesuffix("\n").removesuffix("\r")], _source("-"), [], [])
-    return _Prompts([intended(args.prompt, "PROMPT")], "PROMPT", [], [])
+    return _Prompts([decode_argument(args.prompt, "PROMPT")], "PROMPT", [], [])
 
 
 def _prompts_of_file(path: str, encoding: str) -> _Prompts:

@@ -37,7 +37,7 @@ TEXTS = {
 
 
 @contextmanager
-def spoken() -> Iterator[None]:
+def korean_argparse() -> Iterator[None]:
     """Within, argparse speaks the user's language."""
     if not prefers_korean():
         yield

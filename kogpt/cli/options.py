@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from kogpt.cli.reading import intended
+from kogpt.cli.reading import decode_argument
 from kogpt.errors import KoGPTError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def sampling_from(args: argparse.Namespace) -> Sampling:
     from kogpt.sampling import Sampling
 
     given = {setting.name: getattr(args, setting.name) for setting in fields(Sampling)}
-    given["stop"] = tuple(intended(stop, "--stop") for stop in given["stop"] or ())
+    given["stop"] = tuple(decode_argument(stop, "--stop") for stop in given["stop"] or ())
     given["logit_bias"] = dict(given["logit_bias"] or ())
     return Sampling(**given)
 

@@ -148,7 +148,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.toml", help="model, data, schedule, optimiser")
+    parser.add_argument("recipe", metavar="RECIPE.toml", help="model, data, schedule, optimizer")
     parser.add_argument("--out", required=True, metavar="DIR", help="checkpoints, metrics and the model")
     parser.add_argument(
         "--set",

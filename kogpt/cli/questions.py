@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kogpt.cli.reading import decode, intended
+from kogpt.cli.reading import decode, decode_argument
 from kogpt.errors import localized
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Terminal:
     def ask(self, question: str, keep: bool = False) -> str:
         session = self._prompts if keep else self._numbers
         typed = session.prompt(question, pre_run=self._watch)
-        return intended(typed, localized("what was typed", "입력한 글"))
+        return decode_argument(typed, localized("what was typed", "입력한 글"))
 
     def _watch(self) -> None:
         from prompt_toolkit.application import get_app

@@ -57,7 +57,7 @@ def read_bytes(path: str) -> bytes:
         ) from error
 
 
-def intended(text: str, source: str) -> str:
+def decode_argument(text: str, source: str) -> str:
     """An argument or a typed line as the user meant it, whatever the locale made of its bytes."""
     if not any("\udc80" <= character <= "\udcff" for character in text):
         return text

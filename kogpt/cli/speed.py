@@ -31,7 +31,7 @@ NOISE = 1_000_003  # prime, so that no two rows of a matrix made by repeating it
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchSettings:
     """What to measure."""
 
     rows: tuple[int, ...]
@@ -42,7 +42,7 @@ class Plan:
     device: str  # "cpu", or "cuda..." for the limits of a GPU
 
 
-def measure(runner: Runner, plan: Plan) -> dict[str, float | None]:
+def measure(runner: Runner, plan: BenchSettings) -> dict[str, float | None]:
     """Medians over the rounds by name; None for what cannot be measured here.
 
     read (bytes/s), float32 and bfloat16 (operations/s), first (s), prefill (tokens/s), and for each number of
@@ -67,7 +67,7 @@ def measure(runner: Runner, plan: Plan) -> dict[str, float | None]:
 
 def prefill_seconds(runner: Runner, n_tokens: int) -> float:
     """Until the first new token is known, after a prompt read in the runner's pieces."""
-    ids, step = _random_ids(runner, n_tokens), runner.piece_tokens
+    ids, step = _random_ids(runner, n_tokens), runner.prefill_tokens
     row = runner.open()
     try:
         started = time.perf_counter()
@@ -129,7 +129,7 @@ def random_tensors(config: ModelConfig, dtype: str) -> Mapping[str, Stored]:
     return tensors
 
 
-def _limit_tasks(runner: Runner, plan: Plan) -> dict[str, Callable[[], float | None]]:
+def _limit_tasks(runner: Runner, plan: BenchSettings) -> dict[str, Callable[[], float | None]]:
     n_bytes = read_bytes(runner.config, runner.dtype)
     if plan.device == "cpu":
         return {
@@ -146,7 +146,7 @@ def _limit_tasks(runner: Runner, plan: Plan) -> dict[str, Callable[[], float | N
     }
 
 
-def _tasks(runner: Runner, plan: Plan) -> dict[str, Callable[[], float]]:
+def _tasks(runner: Runner, plan: BenchSettings) -> dict[str, Callable[[], float]]:
     tasks: dict[str, Callable[[], float]] = {
         "first": partial(prefill_seconds, runner, min(FIRST_TOKENS, plan.prompt_tokens)),
         "prefill": partial(_prefill_rate, runner, plan.prompt_tokens),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
-from kogpt.native_runner import FORMATS, done, drop_pages, isa, library, usable_cpus
+from kogpt.native_runner import FORMATS, drop_pages, isa, library, require_memory_ok, usable_cpus
 from kogpt.quantize import EMBEDDING, Lazy, Quantized, matrices, parts
 
 
@@ -44,7 +44,7 @@ def nearest(tensor: Stored, dtype: str, importance: NDArray[np.float32] | None =
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     arguments = (FORMATS[source.dtype], array.ctypes.data, n, k, _address(weights), FORMATS[dtype])
     outputs = (codes.ctypes.data, _address(groups), scales.ctypes.data)
-    done(kernels().kogpt_quantize(usable_cpus(), *arguments, *outputs))
+    require_memory_ok(kernels().kogpt_quantize(usable_cpus(), *arguments, *outputs))
     return Quantized(dtype, (n, k), codes, groups, scales)
 
 

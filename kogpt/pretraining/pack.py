@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from kogpt.checkpoint import atomic_write
 from kogpt.errors import InputError
-from kogpt.locks import alone
+from kogpt.locks import lock_folder
 from kogpt.pretraining import dedup, filters, shards
 from kogpt.pretraining.parts import Counts, Job, Options, opened, read_corpus
 from kogpt.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def pack(
         report = _finished(out, plan)
         _remove(work)  # there if a kill came after the renaming
         return report
-    with _writing(work), alone(work, "kogpt pretrain pack"):
+    with _writing(work), lock_folder(work, "kogpt pretrain pack"):
         _begin(work, plan)
         counts = read_corpus(files, Job(tokenizer, work, options), workers, progress)
         _require_unchanged(files, plan)

@@ -1,6 +1,6 @@
 """What a pretraining run would need: memory per GPU, tokens per day, days and cost. No torch, no measurement.
 
-Arithmetic of a run of `kogpt pretrain run` under torchrun: weights, gradients and optimiser state in float32,
+Arithmetic of a run of `kogpt pretrain run` under torchrun: weights, gradients and optimizer state in float32,
 each GPU holding its share of them (ZeRO stage 3, arXiv 1910.02054; torch's fully_shard), blocks gathered in
 bfloat16 one at a time, gradients reduced in float32, the loss made in chunks of tokens.
 
@@ -130,7 +130,7 @@ class Plan:
         """Of Muon's update, when all else is done: matrices to the GPUs that work on them, work, and back.
 
         As many matrices at a time as there are GPUs, the largest first, and all wait for the largest of them
-        (kogpt/training/optimisers.py). What is element by element, and so all of AdamW, is left out.
+        (kogpt/training/optimizers.py). What is element by element, and so all of AdamW, is left out.
         """
         if self.job.optimizer != "muon":
             return 0.0

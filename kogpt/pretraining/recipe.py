@@ -1,4 +1,4 @@
-"""A pretraining run as one TOML file: model, data, schedule, optimiser; closed, typed, checked when read.
+"""A pretraining run as one TOML file: model, data, schedule, optimizer; closed, typed, checked when read.
 
 seed = 1
 tokenizer = "tokenizer"                      # a folder with tokenizer.json; paths are from the file's folder
@@ -17,7 +17,7 @@ steps = 1000
 warmup_steps = 50
 [validation]
 wiki = "valid_wiki.jsonl.zst"
-[optimiser], [arithmetic], [loop]            # may be left out; fields as in kogpt/training
+[optimizer], [arithmetic], [loop]            # may be left out; fields as in kogpt/training
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from kogpt.errors import ConfigError
 from kogpt.pretraining.mixture import Source, Stage
 from kogpt.training.objective import Arithmetic
-from kogpt.training.optimisers import Rule
+from kogpt.training.optimizers import Rule
 from kogpt.training.schedule import Schedule
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Recipe:
     schedule: Schedule
     model: Shape | None = None  # of random weights
     init: str | None = None  # the model folder, or name, whose weights and shape the run starts from
-    optimiser: Rule = field(default_factory=Rule)
+    optimizer: Rule = field(default_factory=Rule)
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     loop: Pace = field(default_factory=Pace)
     validation: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def read_recipe(path: Path, changes: Sequence[str] = (), init: str | None = None
     if init is not None:
         document.pop("model", None)
         document["init"] = init
-    return closed(Recipe, document, "")
+    return from_table(Recipe, document, "")
 
 
 def _table(change: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _table(change: str) -> dict[str, Any]:
         ) from error
 
 
-def closed(kind: type[T], document: Mapping[str, Any], where: str) -> T:
+def from_table(kind: type[T], document: Mapping[str, Any], where: str) -> T:
     """A dataclass from a table that has its fields and no others."""
     hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if NoneType in inner:
         return _value(inner[0], value, where)
     if is_dataclass(hint) and isinstance(value, dict):
-        return closed(hint, value, where + ".")  # type: ignore[arg-type]
+        return from_table(hint, value, where + ".")  # type: ignore[arg-type]
     if origin is tuple and isinstance(value, list):
         return tuple(_value(inner[0], item, f"{where}[{n}]") for n, item in enumerate(value))
     if origin is not None and issubclass(origin if isinstance(origin, type) else int, Mapping):

@@ -14,7 +14,7 @@ from kogpt import checkpoint
 from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError
-from kogpt.locks import alone
+from kogpt.locks import lock_folder
 from kogpt.memory import require_memory
 from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture
@@ -51,7 +51,7 @@ def pretrain(
     if not workers.is_first:
         return _pretrain(recipe, root, folder, workers, live, tensorboard)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder, "kogpt pretrain run"):
+    with lock_folder(folder, "kogpt pretrain run"):
         return _pretrain(recipe, root, folder, workers, live, tensorboard)
 
 
@@ -238,7 +238,7 @@ def _settings(recipe: Recipe, dtype: torch.dtype) -> Settings:
     pace = recipe.loop
     return Settings(
         schedule=recipe.schedule,
-        rule=recipe.optimiser,
+        rule=recipe.optimizer,
         dtype=dtype,
         clip=pace.clip,
         tokens_per_pass=pace.tokens_per_pass,

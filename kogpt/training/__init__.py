@@ -1,1 +1,1 @@
-"""What pretraining and tuning share: the loop, optimisers, schedule, checkpoints and report."""
+"""What pretraining and tuning share: the loop, optimizers, schedule, checkpoints and report."""

@@ -51,7 +51,7 @@ class Facts:
     step: int
     tokens: int
     seconds: float
-    identity: Mapping[str, Any]  # of model and optimiser, see Run
+    identity: Mapping[str, Any]  # of model and optimizer, see Run
 
 
 class Writer:
@@ -67,7 +67,7 @@ class Writer:
         self._pending: Future[None] | None = None
         _ignore_warning()  # for good: the writing threads outlive any context
 
-    def begin(self, module: nn.Module, optimisers: list[Optimizer], facts: Facts) -> None:
+    def begin(self, module: nn.Module, optimizers: list[Optimizer], facts: Facts) -> None:
         """Copy all that the next step depends on, and write it in the background, with every process.
 
         Waits for the checkpoint before it, see `finish`.
@@ -79,7 +79,7 @@ class Writer:
             shutil.rmtree(partial, ignore_errors=True)
         self.workers.wait()
         copied = async_save(
-            _state(module, optimisers),
+            _state(module, optimizers),
             checkpoint_id=partial,
             process_group=self._group,
             no_dist=self._group is None,
@@ -143,17 +143,17 @@ def verify(path: Path, workers: Workers | None = None) -> Facts:
 def restore(
     path: Path,
     module: nn.Module,
-    optimisers: list[Optimizer],
+    optimizers: list[Optimizer],
     identity: Mapping[str, Any],
     workers: Workers,
 ) -> Facts:
-    """Load a checkpoint into module, optimisers and torch's generators.
+    """Load a checkpoint into module, optimizers and torch's generators.
 
-    CheckpointError if it is of another model or optimiser than `identity` says, or damaged.
+    CheckpointError if it is of another model or optimizer than `identity` says, or damaged.
     """
     facts = verify(path, workers)
     _require_same(path, facts.identity, identity)
-    state = _state(module, optimisers)
+    state = _state(module, optimizers)
     try:
         # A run that moved to a GPU: its checkpoint has no generator of one.
         if "rng.cuda" not in FileSystemReader(path).read_metadata().state_dict_metadata:
@@ -164,9 +164,9 @@ def restore(
         raise _damaged(path, error) from error
     set_state_dict(
         module,
-        optimisers,
+        optimizers,
         model_state_dict=state["module"],
-        optim_state_dict=state["optimisers"],
+        optim_state_dict=state["optimizers"],
         options=TRAINED,
     )
     torch.set_rng_state(state["rng"]["cpu"])
@@ -238,12 +238,12 @@ def _whole(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step_*") if NAME.fullmatch(path.name)]
 
 
-def _state(module: nn.Module, optimisers: list[Optimizer]) -> dict[str, Any]:
-    weights, learning = get_state_dict(module, optimisers, options=TRAINED)
+def _state(module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
+    weights, learning = get_state_dict(module, optimizers, options=TRAINED)
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
-    return {"module": weights, "optimisers": learning, "rng": rng}
+    return {"module": weights, "optimizers": learning, "rng": rng}
 
 
 def _rename(partial: Path, final: Path) -> None:

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from kogpt.errors import KoGPTError
 from kogpt.training import checkpoints
 from kogpt.training.loss import IGNORED
-from kogpt.training.optimisers import Rule, build, set_rate
+from kogpt.training.optimizers import Rule, build, set_rate
 from kogpt.training.report import Report
 from kogpt.training.schedule import Schedule
 from kogpt.training.workers import Workers
@@ -82,8 +82,8 @@ class Run:
         self.objective = objective  # distributed already: its parameters are what is trained
         self.settings = settings
         self.workers = workers
-        self.optimisers = build(objective, settings.rule, settings.dtype)
-        self.identity = {**(identity or {}), "optimiser": settings.rule.name}
+        self.optimizers = build(objective, settings.rule, settings.dtype)
+        self.identity = {**(identity or {}), "optimizer": settings.rule.name}
         self.report = Report(folder)
         self.checkpoints = checkpoints.Writer(folder, settings.keep, workers)
         self.flops: Callable[[int], float] | None = None  # tokens per row -> share of the machine per token/s
@@ -95,15 +95,15 @@ class Run:
     def resume(self) -> bool:
         """Continue from the newest whole checkpoint of the folder, if there is one.
 
-        Model and optimiser must be the checkpoint's, else CheckpointError; rates, schedule and data are those
+        Model and optimizer must be the checkpoint's, else CheckpointError; rates, schedule and data are those
         of today.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoints.latest(self.folder)
         if path is not None:
-            rates = _hyperparameters(self.optimisers)
-            facts = checkpoints.restore(path, self.objective, self.optimisers, self.identity, self.workers)
-            for group, wanted in zip(_groups(self.optimisers), rates, strict=True):
+            rates = _hyperparameters(self.optimizers)
+            facts = checkpoints.restore(path, self.objective, self.optimizers, self.identity, self.workers)
+            for group, wanted in zip(_groups(self.optimizers), rates, strict=True):
                 group.update(wanted)
             self.step, self.tokens, self.seconds = facts.step, facts.tokens, facts.seconds
         if self.workers.is_first:
@@ -136,7 +136,7 @@ class Run:
         return self.step >= n_steps
 
     def update(self, batch: Batch) -> dict[str, Any]:
-        """One step of the optimisers; TrainingStopped before it if loss or gradient is not finite."""
+        """One step of the optimizers; TrainingStopped before it if loss or gradient is not finite."""
         begin = time.monotonic()
         n_targets = max(1, int((batch.targets != IGNORED).sum()))
         losses = [self._backward(*part, n_targets) for part in self._passes(batch)]
@@ -145,10 +145,10 @@ class Run:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(self.step, loss, norm, batch.origins)
         factor = self.settings.schedule.factor(self.step)
-        set_rate(self.optimisers, factor)
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        set_rate(self.optimizers, factor)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         self.tokens += n_targets
         taken = time.monotonic() - begin
@@ -161,7 +161,7 @@ class Run:
     def save(self) -> None:
         """Begin a checkpoint of this step; `checkpoints.finish` waits for it."""
         facts = checkpoints.Facts(self.step, self.tokens, self.seconds, self.identity)
-        self.checkpoints.begin(self.objective, self.optimisers, facts)
+        self.checkpoints.begin(self.objective, self.optimizers, facts)
 
     def _passes(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's rows, as many at a time as fit into one pass."""
@@ -208,15 +208,15 @@ class Run:
                 signal.signal(number, handler)
 
 
-def _groups(optimisers: Iterable[Optimizer]) -> Iterator[dict[str, Any]]:
-    for optimiser in optimisers:
-        yield from optimiser.param_groups
+def _groups(optimizers: Iterable[Optimizer]) -> Iterator[dict[str, Any]]:
+    for optimizer in optimizers:
+        yield from optimizer.param_groups
 
 
-def _hyperparameters(optimisers: Iterable[Optimizer]) -> list[dict[str, Any]]:
+def _hyperparameters(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
     """Of every group: rates, decay, betas and the like."""
     return [
-        {name: value for name, value in group.items() if name != "params"} for group in _groups(optimisers)
+        {name: value for name, value in group.items() if name != "params"} for group in _groups(optimizers)
     ]
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kogpt.cli import bench, limits, main, speed
-from kogpt.cli.speed import Plan
+from kogpt.cli.speed import BenchSettings
 from kogpt.config import ModelConfig
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Chunk
@@ -29,7 +29,7 @@ NAMES = [
 class Recorder:
     """A Runner that remembers what it was asked; token 1 always follows."""
 
-    name, dtype, piece_tokens = "numpy", "float32", 200
+    name, dtype, prefill_tokens = "numpy", "float32", 200
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -146,7 +146,7 @@ def test_counts_begin_at_one(arguments: list[str], capsys: pytest.CaptureFixture
 
 def test_the_share_is_bytes_read_per_step(tiny: ModelConfig) -> None:
     runner = Recorder(tiny)
-    plan = Plan((1, 4), 8, 2, 1, 1, "cpu")
+    plan = BenchSettings((1, 4), 8, 2, 1, 1, "cpu")
     medians = {"read": 1e9, "first": 0.5, "prefill": 7.0, "float32": 1e9, "bfloat16": 2e9}
     medians |= {"decode 1": 100.0, "decode 4": 200.0}
     records = bench._records({}, runner, plan, medians)
@@ -195,7 +195,7 @@ def test_weights_to_be_packed_take_no_memory() -> None:
 
 def test_limits_are_plausible_in_their_own_process(tiny: ModelConfig) -> None:
     medians = speed.measure(
-        NumpyRunner(tiny, speed.random_tensors(tiny, "float32")), Plan((1,), 4, 2, 1, 1, "cpu")
+        NumpyRunner(tiny, speed.random_tensors(tiny, "float32")), BenchSettings((1,), 4, 2, 1, 1, "cpu")
     )
     assert medians["read"] is not None and 0 < medians["read"] < 1e13
     assert medians["float32"] is not None and 0 < medians["float32"] < 1e14

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kogpt.cli.reading import decode, intended, jsonl_prompts, read_bytes, text_lines
+from kogpt.cli.reading import decode, decode_argument, jsonl_prompts, read_bytes, text_lines
 from kogpt.errors import InputError
 
 SYLLABLES = [chr(code) for code in range(0xAC00, 0xD7A4)]
@@ -84,11 +84,11 @@ def test_a_named_encoding_is_taken_at_its_word() -> None:
 
 
 def test_an_argument_is_recovered_from_what_the_locale_made_of_it() -> None:
-    assert intended("한국어", "x") == "한국어"
-    assert intended("한국어".encode().decode("ascii", "surrogateescape"), "x") == "한국어"
-    assert intended("한국어 값".encode("cp949").decode("utf-8", "surrogateescape"), "x") == "한국어 값"
+    assert decode_argument("한국어", "x") == "한국어"
+    assert decode_argument("한국어".encode().decode("ascii", "surrogateescape"), "x") == "한국어"
+    assert decode_argument("한국어 값".encode("cp949").decode("utf-8", "surrogateescape"), "x") == "한국어 값"
     with pytest.raises(InputError, match="PROMPT is neither UTF-8"):
-        intended(b"\xff\xff".decode("utf-8", "surrogateescape"), "PROMPT")
+        decode_argument(b"\xff\xff".decode("utf-8", "surrogateescape"), "PROMPT")
 
 
 def test_lines_keep_their_numbers_and_only_line_feeds_end_them() -> None:

@@ -1,10 +1,12 @@
-// The kernels of every named instruction set beside the plain ones, without Python: scripts/arm runs it under qemu.
+// The kernels of every named instruction set beside the plain ones, without Python: scripts/arm runs it under
+// qemu.
 //
 //   kernels             all sets of this processor
 //   kernels SET...      the sets that it must have, best first; any other must be refused
 //
-// What is computed in integers (int8 and int4 projections, packing, conversions) is compared bit for bit; what is
-// summed in float32 to within its rounding. No output may depend on the tokens beside it, not by a bit.
+// What is computed in integers (int8 and int4 projections, packing, conversions) is compared bit for bit;
+// what is summed in float32 to within its rounding. No output may depend on the tokens beside it, not by a
+// bit.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -89,7 +91,8 @@ const Kernels* kernels_named(const char* name) {
 
 // ---- threads ----
 
-// Every task once, whatever the number of threads and however long they have slept; crews that end while they sleep.
+// Every task once, whatever the number of threads and however long they have slept; crews that end while they
+// sleep.
 void check_pool() {
   for (int threads : {1, 2, 3, 16}) {
     Pool pool(threads);
@@ -108,7 +111,8 @@ void check_pool() {
     }
     int found = 0;
     for (const auto& count : counts) found += count;
-    if (found != wanted) fail("tasks of the pool: " + std::to_string(found) + " of " + std::to_string(wanted));
+    if (found != wanted)
+      fail("tasks of the pool: " + std::to_string(found) + " of " + std::to_string(wanted));
     bool thrown = false;
     std::atomic<int> others{0};
     try {
@@ -167,7 +171,7 @@ void check_layer_norm(const Kernels& set, const std::string& name, std::mt19937&
 struct Matrix {
   Format format;
   int n, k;
-  Floats values;                 // (16 ceil(n / 16), kp), what the kernels should multiply with
+  Floats values;  // (16 ceil(n / 16), kp), what the kernels should multiply with
   Buffer data;
   Floats scales;
   Linear linear;
@@ -234,7 +238,8 @@ std::unique_ptr<Matrix> make_matrix(Format format, int n, int k, std::mt19937& r
 }
 
 // y (m, n) of m tokens x (m, ld), outputs in two calls where there is more than one panel.
-Floats multiply(const Kernels& set, const Matrix& w, const Floats& x, std::size_t ld, int m, bool all_of_output) {
+Floats multiply(const Kernels& set, const Matrix& w, const Floats& x, std::size_t ld, int m,
+                bool all_of_output) {
   const auto tokens = static_cast<std::size_t>(m), width = static_cast<std::size_t>(w.linear.kp);
   Buffer data(acts_bytes(w.format, tokens, width));
   Buffer scratch(set.scratch_bytes(w.linear.kp, 2));
@@ -265,7 +270,8 @@ void check_linear(const Kernels& set, const std::string& name, std::mt19937& ran
       for (std::size_t i = 0; i < kMost; ++i) {
         const Floats token = normal(random, static_cast<std::size_t>(w->k), i % 5 == 4 ? 40.0f : 1.0f);
         std::copy(token.begin(), token.end(), x.begin() + static_cast<std::ptrdiff_t>(i * ld));
-        const float outlier = i % 2 == 0 ? 60.0f : 5000.0f;  // of which the second is as far as integers reach
+        const float outlier =
+            i % 2 == 0 ? 60.0f : 5000.0f;  // of which the second is as far as integers reach
         for (std::size_t j = i; i % 3 == 1 && j < token.size(); j += 777) x[i * ld + j] *= outlier;
       }
       const std::string what = name + " linear " + kFormatNames[static_cast<int>(format)] + " " +
@@ -292,7 +298,8 @@ void check_packing(const Kernels& set, const std::string& name, std::mt19937& ra
   for (float& value : importance) value = value * value + 0.1f;
   for (Format format : {Format::i8, Format::i4}) {
     const std::string what = name + " quantize " + kFormatNames[static_cast<int>(format)];
-    for (const float* weights : {static_cast<const float*>(nullptr), static_cast<const float*>(importance.data())}) {
+    for (const float* weights :
+         {static_cast<const float*>(nullptr), static_cast<const float*>(importance.data())}) {
       Matrix found, wanted;
       for (Matrix* w : {&found, &wanted}) {
         w->format = format;
@@ -313,8 +320,8 @@ void check_packing(const Kernels& set, const std::string& name, std::mt19937& ra
 
 // ---- attention ----
 
-// One head's outputs for the queries of `texts`, each t queries after `first` positions. All texts are one beginning of
-// (k, v), in blocks of their own but for the tiles that `shared` says.
+// One head's outputs for the queries of `texts`, each t queries after `first` positions. All texts are one
+// beginning of (k, v), in blocks of their own but for the tiles that `shared` says.
 struct Text {
   int first, t;
 };
@@ -347,7 +354,9 @@ Floats attend(const Kernels& set, const Floats& q, const Floats& k, const Floats
   for (std::size_t i = 0; i < spans.size(); ++i) spans[i].blocks = pointers[i].data();
   Buffer scratch(set.scratch_bytes(64, d));
   Floats out(queries.size());
-  const Attend job{spans.data(), static_cast<int>(spans.size()), shared, queries.data(), out.data(), width, d, format, 0, side};
+  const Attend job{
+      spans.data(), static_cast<int>(spans.size()), shared, queries.data(), out.data(), width, d, format, 0,
+      side};
   set.attend(job, scratch.data());
   return out;
 }
@@ -358,12 +367,22 @@ void check_attention(const Kernels& set, const std::string& name, std::mt19937& 
     const auto n = static_cast<std::size_t>(kMost * d);
     const Floats q = normal(random, n, 2.0f), k = normal(random, n), v = normal(random, n);
     for (Format format : {Format::f32, Format::bf16, Format::i8}) {
-      const std::string what = name + " attend, " + kFormatNames[static_cast<int>(format)] + ", d " + std::to_string(d);
+      const std::string what =
+          name + " attend, " + kFormatNames[static_cast<int>(format)] + ", d " + std::to_string(d);
       const auto rows = [&](const Floats& all, std::size_t from, int t) {
         const auto at = all.begin() + static_cast<std::ptrdiff_t>(from);
         return Floats(at, at + static_cast<std::ptrdiff_t>(t) * d);
       };
-      for (const Text& text : {Text{0, 1}, {0, 5}, {15, 2}, {31, 1}, {32, 1}, {63, 3}, {64, 33}, {100, 64}, {255, 1}, {256, 44}}) {
+      for (const Text& text : {Text{0, 1},
+                               {0, 5},
+                               {15, 2},
+                               {31, 1},
+                               {32, 1},
+                               {63, 3},
+                               {64, 33},
+                               {100, 64},
+                               {255, 1},
+                               {256, 44}}) {
         const Floats found = attend(set, q, k, v, d, format, {text});
         const std::string where = what + " " + std::to_string(text.first) + " + " + std::to_string(text.t);
         // bfloat16 products where the set has them
@@ -377,13 +396,15 @@ void check_attention(const Kernels& set, const std::string& name, std::mt19937& 
       const Floats found = attend(set, q, k, v, d, format, family, 2);
       std::size_t from = 0;
       for (const Text& text : family) {
-        expect(attend(set, q, k, v, d, format, {text}), rows(found, from, text.t), 0, what + " sharing tiles");
+        expect(attend(set, q, k, v, d, format, {text}), rows(found, from, text.t), 0,
+               what + " sharing tiles");
         from += static_cast<std::size_t>(text.t * d);
       }
     }
     // What int8 costs: a step is 1/254 of a position's largest value.
     const Floats exact = attend(set, q, k, v, d, Format::f32, {{0, 64}});
-    expect(attend(set, q, k, v, d, Format::i8, {{0, 64}}), exact, 0.03, name + " int8 beside float32, d " + std::to_string(d));
+    expect(attend(set, q, k, v, d, Format::i8, {{0, 64}}), exact, 0.03,
+           name + " int8 beside float32, d " + std::to_string(d));
   }
 }
 
@@ -409,10 +430,12 @@ struct Weights {
   }
 };
 
-// Logits of every position of texts of these lengths, read `step` positions at a time, all rows together or alone.
+// Logits of every position of texts of these lengths, read `step` positions at a time, all rows together or
+// alone.
 Floats logits(const Weights& weights, const char* isa, Format format, int threads, int step, bool together) {
   set_isa(isa);
-  Model* model = kogpt_create(&weights.dims, static_cast<int>(format), static_cast<int>(format == Format::f32 ? format : Format::bf16), threads);
+  Model* model = kogpt_create(&weights.dims, static_cast<int>(format),
+                              static_cast<int>(format == Format::f32 ? format : Format::bf16), threads);
   int index = 0;
   for (const Floats& w : weights.projections) kogpt_load_projection(model, index++, 0, w.data());
   index = 0;
@@ -436,7 +459,8 @@ Floats logits(const Weights& weights, const char* isa, Format format, int thread
     }
     if (chunks.empty()) return;
     Floats out(outputs * vocabulary);
-    if (kogpt_forward(model, chunks.data(), static_cast<int>(chunks.size()), 0, out.data()) != 0) fail("forward");
+    if (kogpt_forward(model, chunks.data(), static_cast<int>(chunks.size()), 0, out.data()) != 0)
+      fail("forward");
     auto from = out.begin();
     for (const Chunk& chunk : chunks) {
       const auto size = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(chunk.t) * vocabulary);
@@ -464,7 +488,9 @@ void check_model(const std::string& name, std::mt19937& random) {
   for (Format format : kFormats) {
     const std::string what = name + " model " + kFormatNames[static_cast<int>(format)];
     const Floats found = logits(weights, name.c_str(), format, 2, 64, true);
-    const double tolerance = format == Format::f32 ? 1e-5 : format == Format::bf16 ? 0.05 : 0.01;  // bfloat16 cache
+    const double tolerance = format == Format::f32    ? 1e-5
+                             : format == Format::bf16 ? 0.05
+                                                      : 0.01;  // bfloat16 cache
     expect(found, logits(weights, "plain", format, 1, 64, true), tolerance, what);
     expect(logits(weights, name.c_str(), format, 3, 64, false), found, 0, what + " row by row");
     expect(logits(weights, name.c_str(), format, 1, 7, true), found, 0, what + " in chunks of 7");

@@ -113,7 +113,7 @@ def test_the_card_tells_the_recipe(scripts: tuple[ModuleType, ModuleType]) -> No
     )
     assert facts["windows"] == "512, then 2,048"
     assert facts["share"].keys() == tomllib.loads(path.read_text(encoding="utf-8"))["sources"].keys()
-    other = ['optimiser.name = "adamw"', 'schedule.shape = "cosine"', "schedule.decay_steps = 0"]
+    other = ['optimizer.name = "adamw"', 'schedule.shape = "cosine"', "schedule.decay_steps = 0"]
     assert (
         card.course_of(read_recipe(path, other))["course"] == "AdamW (0.0045); warm-up over 100 steps, cosine"
     )

@@ -183,7 +183,7 @@ def _wait_until_gone(group: int) -> None:
 def test_a_second_process_is_refused(corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     busy = pytest.raises(InputError, match="in use by another")
-    with packing._writing(tmp_path / "out.partial"), packing.alone(tmp_path / "out.partial", "x"), busy:
+    with packing._writing(tmp_path / "out.partial"), packing.lock_folder(tmp_path / "out.partial", "x"), busy:
         run(corpus_files, tokenizer_file, out)
     run(corpus_files, tokenizer_file, out)
 

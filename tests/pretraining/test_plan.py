@@ -22,7 +22,7 @@ from kogpt.pretraining import plan as planner
 from kogpt.pretraining.plan import GIB, GPUS, Job, Plan, best_plan, best_plans, plans
 from kogpt.pretraining.start import meta_model
 from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimisers import Muon, Rule, build, orthogonal
+from kogpt.training.optimizers import Muon, Rule, build, orthogonal
 from kogpt.training.workers import Workers
 
 B6 = SHAPES["kogpt-6b"]
@@ -131,16 +131,16 @@ def tracked_peak(config: ModelConfig, rows: int, workers: Workers, checkpointing
     arithmetic = Arithmetic(dtype="bfloat16", compile="nothing", checkpoint_blocks=checkpointing)
     objective = Objective(meta_model(config), arithmetic)
     workers.distribute(objective, objective.blocks(), torch.bfloat16)
-    optimisers = build(objective, Rule(name="adamw"), torch.bfloat16)
+    optimizers = build(objective, Rule(name="adamw"), torch.bfloat16)
     tokens = torch.zeros((rows, config.n_ctx), dtype=torch.long)
     tracker = MemTracker()
-    tracker.track_external(objective, *optimisers)
+    tracker.track_external(objective, *optimizers)
     with tracker:
-        for _ in range(2):  # the first makes the optimisers' state
+        for _ in range(2):  # the first makes the optimizers' state
             torch.autograd.backward(objective(tokens, tokens))
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             tracker.reset_mod_stats()
     (peak,) = tracker.get_tracker_snapshot("peak").values()
     return float(peak["Total"])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kogpt import checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError, InputError, KoGPTError
-from kogpt.locks import alone
+from kogpt.locks import lock_folder
 from kogpt.model import GPTJ
 from kogpt.pretraining import shards
 from kogpt.pretraining.mixture import Mixture
@@ -121,7 +121,7 @@ def test_a_run_starts_from_the_weights_and_shape_of_a_model_folder(
     root: Path, trained: Path, tmp_path: Path
 ) -> None:
     start = trained / "model"
-    rates = "optimiser = { muon_rate = 0.0, adamw_rate = 0.0 }"
+    rates = "optimizer = { muon_rate = 0.0, adamw_rate = 0.0 }"
     assert pretrain(continued(root, start, rates), root, tmp_path, Workers())
     assert checkpoint.digest(tmp_path / "model") == checkpoint.digest(start)
     first = read_metrics(tmp_path / "metrics.jsonl")[0]
@@ -248,9 +248,9 @@ def test_validation_takes_whole_documents_up_to_a_size(tmp_path: Path, root: Pat
 
 
 def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
-    recipe = read_recipe(root / "recipe.toml", ["schedule.steps = 99", 'optimiser.name = "adamw"', "seed=4"])
+    recipe = read_recipe(root / "recipe.toml", ["schedule.steps = 99", 'optimizer.name = "adamw"', "seed=4"])
     assert recipe.schedule.steps == 99 and recipe.schedule.warmup_steps == 5
-    assert recipe.optimiser.name == "adamw" and recipe.seed == 4
+    assert recipe.optimizer.name == "adamw" and recipe.seed == 4
     assert read_recipe(root / "recipe.toml", ["loop.clip = 2"]).loop.clip == 2.0
 
 
@@ -275,7 +275,7 @@ def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
         ("loop.clip = nan", r"loop\.clip is nan"),
         ("schedule.steps = 0", r"schedule\.steps is 0"),
         ("schedule.decay_steps = 99", r"decay \(99\) must be 0 or more and fit into 30 steps: shorten"),
-        ('optimiser.name = "sgd"', "'sgd' is unknown"),
+        ('optimizer.name = "sgd"', "'sgd' is unknown"),
         ('init = "kogpt-mini"', r"either \[model\]"),
         ("init = 3", "init is 3"),
     ],
@@ -329,7 +329,7 @@ def test_rows_that_do_not_divide_among_the_processes_are_refused(root: Path, tmp
 
 
 def test_a_run_has_its_folder_to_itself(root: Path, tmp_path: Path) -> None:
-    with alone(tmp_path, "kogpt pretrain run"), pytest.raises(InputError, match="in use by another"):
+    with lock_folder(tmp_path, "kogpt pretrain run"), pytest.raises(InputError, match="in use by another"):
         pretrain(read_recipe(root / "recipe.toml"), root, tmp_path, Workers())
 
 

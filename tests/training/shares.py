@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from kogpt.config import ModelConfig
 from kogpt.pretraining.start import meta_model, random_rows
 from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimisers import Rule, build
+from kogpt.training.optimizers import Rule, build
 from kogpt.training.workers import Workers, join
 
 # Odd sizes: shares of different lengths, and blocks of random rows that lie across a border.
@@ -62,8 +62,8 @@ def gradients(made: Objective, workers: Workers) -> dict[str, torch.Tensor]:
 def updated(made: Objective, workers: Workers) -> dict[str, torch.Tensor]:
     """The weights after an update by those gradients, its products in float32."""
     gradients(made, workers)
-    for optimiser in build(made, Rule(), torch.float32):
-        optimiser.step()
+    for optimizer in build(made, Rule(), torch.float32):
+        optimizer.step()
     return {name: whole(parameter.detach()) for name, parameter in made.named_parameters()}
 
 

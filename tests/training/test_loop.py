@@ -23,7 +23,7 @@ from kogpt.errors import CheckpointError
 from kogpt.training import checkpoints
 from kogpt.training.loop import Batch, Run, TrainingStopped
 from kogpt.training.loss import IGNORED
-from kogpt.training.optimisers import Rule
+from kogpt.training.optimizers import Rule
 from kogpt.training.report import flops_per_token, plot, read_metrics
 from kogpt.training.schedule import Schedule
 from kogpt.training.workers import Workers
@@ -209,12 +209,12 @@ def test_a_damaged_checkpoint_is_named(unbroken: Path, tmp_path: Path) -> None:
     assert toy.make_run(tmp_path).resume()
 
 
-def test_a_checkpoint_of_another_model_or_optimiser_is_not_resumed_and_not_called_damaged(
+def test_a_checkpoint_of_another_model_or_optimizer_is_not_resumed_and_not_called_damaged(
     tmp_path: Path,
 ) -> None:
     checkpoint_of_one_step(tmp_path)
     with pytest.raises(
-        CheckpointError, match="trained with optimiser = 'muon', not 'adamw': give the recipe"
+        CheckpointError, match="trained with optimizer = 'muon', not 'adamw': give the recipe"
     ):
         toy.make_run(tmp_path, rule=Rule(name="adamw")).resume()
     other = toy.make_run(tmp_path)

@@ -23,7 +23,7 @@ from kogpt.model import GPTJ
 from kogpt.training import checkpoints
 from kogpt.training.loop import Batch, Run, Settings
 from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimisers import Rule
+from kogpt.training.optimizers import Rule
 from kogpt.training.schedule import Schedule
 from kogpt.training.workers import Workers, join
 

@@ -163,7 +163,7 @@ class Watched:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.config, self.name, self.dtype = runner.config, runner.name, runner.dtype
-        self.piece_tokens = runner.piece_tokens
+        self.prefill_tokens = runner.prefill_tokens
         self.n_tokens = 0
         self._read: dict[int, tuple[int, ...]] = {}  # row -> hash after each position, 0 before the first
         self._likeliest: dict[int, int] = {}  # hash of a text -> token

@@ -40,7 +40,7 @@ class Rule:
     def __post_init__(self) -> None:
         if self.name not in RULES:
             raise ConfigError(
-                f"optimiser {self.name!r} is unknown: choose one of {', '.join(RULES)}",
+                f"optimizer {self.name!r} is unknown: choose one of {', '.join(RULES)}",
                 f"최적화기 {self.name!r}을(를) 알 수 없습니다. {', '.join(RULES)} 중에서 고르세요",
             )
         for name in ("adamw_rate", "muon_rate", "adamw_decay", "muon_decay"):
@@ -152,7 +152,7 @@ def orthogonal(matrices: Tensor, group: Mapping[str, Any]) -> Tensor:
 
 
 def build(model: nn.Module, rule: Rule, dtype: torch.dtype) -> list[Optimizer]:
-    """Optimisers over the parameters of `model` that require a gradient; decay only on matrices.
+    """Optimizers over the parameters of `model` that require a gradient; decay only on matrices.
 
     `dtype` is that of the products which Muon needs; all that is kept is float32.
     Muon: kellerjordan.github.io/posts/muon. Embedding and head are matrices too, but their rows are words
@@ -171,24 +171,24 @@ def build(model: nn.Module, rule: Rule, dtype: torch.dtype) -> list[Optimizer]:
         {"params": adamw_matrices, "weight_decay": rule.adamw_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    optimisers: list[Optimizer] = [AdamW(groups, lr=rule.adamw_rate, betas=rule.betas, fused=True)]
+    optimizers: list[Optimizer] = [AdamW(groups, lr=rule.adamw_rate, betas=rule.betas, fused=True)]
     if rule.name == "muon" and matrices:
-        optimisers.append(Muon(matrices, rule, dtype))
-    for optimiser in optimisers:
-        for param_group in optimiser.param_groups:
+        optimizers.append(Muon(matrices, rule, dtype))
+    for optimizer in optimizers:
+        for param_group in optimizer.param_groups:
             param_group["peak"] = param_group["lr"]
-    return optimisers
+    return optimizers
 
 
-def set_rate(optimisers: list[Optimizer], factor: float) -> None:
+def set_rate(optimizers: list[Optimizer], factor: float) -> None:
     """Every group's learning rate to `factor` of its peak."""
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
             group["lr"] = factor * group["peak"]
 
 
 def _impossible(name: str, value: object, rule: str, rule_ko: str) -> ConfigError:
     return ConfigError(
-        f"optimiser.{name} is {value}: it must be {rule}",
-        f"optimiser.{name} 값이 {value}입니다. {rule_ko}여야 합니다",
+        f"optimizer.{name} is {value}: it must be {rule}",
+        f"optimizer.{name} 값이 {value}입니다. {rule_ko}여야 합니다",
     )

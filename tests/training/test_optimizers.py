@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from kogpt.config import ModelConfig
 from kogpt.errors import ConfigError
 from kogpt.model import GPTJ
-from kogpt.training import optimisers
-from kogpt.training.optimisers import Muon, Rule, build, orthogonal, set_rate
+from kogpt.training import optimizers
+from kogpt.training.optimizers import Muon, Rule, build, orthogonal, set_rate
 
 SIZES = [(48, 48), (24, 96), (96, 24)]
 
@@ -24,18 +24,18 @@ def matrix(size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 def trained(kind: str, size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, dict[str, object]]:
-    """A matrix after five updates, and what its optimiser keeps."""
+    """A matrix after five updates, and what its optimizer keeps."""
     weight = nn.Parameter(matrix(size))
     rule = Rule(muon_rate=0.1)
-    optimiser = (
+    optimizer = (
         Muon([weight], rule, dtype)
         if kind == "ours"
         else torch.optim.Muon([weight], lr=rule.muon_rate, weight_decay=rule.muon_decay)
     )
     for step in range(5):
         weight.grad = matrix(size, seed=step + 1)
-        optimiser.step()
-    return weight.detach(), optimiser.state_dict()
+        optimizer.step()
+    return weight.detach(), optimizer.state_dict()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -52,7 +52,7 @@ def test_muon_in_bfloat16_is_torchs_bit_for_bit(size: tuple[int, int]) -> None:
 def test_matrices_that_learn_together_learn_as_each_alone(
     together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimisers, "TOGETHER", together)
+    monkeypatch.setattr(optimizers, "TOGETHER", together)
     sizes = [(48, 48), (24, 96), (48, 48), (96, 24), (48, 48)]
 
     def learnt(numbers: list[int]) -> list[Tensor]:
@@ -113,10 +113,10 @@ def test_frozen_parameters_are_left_out(tiny: ModelConfig) -> None:
 
 
 def test_rates_are_factors_of_each_groups_own_peak(tiny: ModelConfig) -> None:
-    optimisers = build(GPTJ(tiny), Rule(adamw_rate=0.5, muon_rate=0.25), torch.float32)
-    set_rate(optimisers, 0.5)
-    set_rate(optimisers, 0.1)  # of the peak, not of the last rate
-    rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+    optimizers = build(GPTJ(tiny), Rule(adamw_rate=0.5, muon_rate=0.25), torch.float32)
+    set_rate(optimizers, 0.5)
+    set_rate(optimizers, 0.1)  # of the peak, not of the last rate
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     assert rates == pytest.approx([0.05, 0.05, 0.025])
 
 

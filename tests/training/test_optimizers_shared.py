@@ -1,6 +1,6 @@
 """Muon over matrices whose rows lie in several processes: one process's update, and two exchanges a round.
 
-`python test_optimisers_shared.py FOLDER` under torchrun's variables is one of those processes.
+`python test_optimizers_shared.py FOLDER` under torchrun's variables is one of those processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from kogpt.training.optimisers import Muon, Rule
+from kogpt.training.optimizers import Muon, Rule
 from kogpt.training.workers import join
 
 # Eight of them have a gradient: of 3 processes one has nothing to work on in the last round, and holds fewer
@@ -34,23 +34,23 @@ def drawn(size: tuple[int, int], seed: int) -> Tensor:
 
 
 def trained(dtype: torch.dtype, count: int) -> tuple[list[Tensor], list[dict[str, int]], dict[str, Any]]:
-    """The matrices after some steps, what each step sent by kind, and what the optimiser keeps of them."""
+    """The matrices after some steps, what each step sent by kind, and what the optimizer keeps of them."""
     mesh = init_device_mesh("cpu", (count,)) if count > 1 else None
 
     def shared(whole: Tensor) -> Tensor:
         return whole if mesh is None else distribute_tensor(whole, mesh, [Shard(0)])
 
     weights = [nn.Parameter(shared(drawn(size, seed))) for seed, size in enumerate(SIZES)]
-    optimiser = Muon(weights, Rule(muon_rate=0.1), dtype)
+    optimizer = Muon(weights, Rule(muon_rate=0.1), dtype)
     sent = []
     for step in range(STEPS):
         for n, (weight, size) in enumerate(zip(weights, SIZES, strict=True)):
             if n != WITHOUT_GRADIENT:
                 weight.grad = shared(drawn(size, 100 * (step + 1) + n))
         with CommDebugMode() as calls:
-            optimiser.step()
+            optimizer.step()
         sent.append({str(kind): times for kind, times in calls.get_comm_counts().items()})
-    means = {str(n): whole(state["momentum_buffer"]) for n, state in optimiser.state_dict()["state"].items()}
+    means = {str(n): whole(state["momentum_buffer"]) for n, state in optimizer.state_dict()["state"].items()}
     return [whole(weight.detach()) for weight in weights], sent, means
 
 
