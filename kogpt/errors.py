@@ -16,6 +16,15 @@ Each message names the value, the limit and the remedy. Bugs of ours are `assert
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
+
+# What a Korean reader hears at the end of a word that is not written in Hangul.
+_ENDS_IN_CONSONANT = frozenset("0136780LMNR")  # 영 일 삼 육 칠 팔, 엘 엠 엔 알
+_ENDS_IN_RIEUL = frozenset("178LR")  # 일 칠 팔, 엘 알
+_POWERS_OF_TEN = re.compile(r"[1-9]\d*?(0+)")
+_ENGLISH_CONSONANT = re.compile(r"(?:[lmn]e?|ng|[aeiou](?:ck|k|p|t)|pe)$")  # 모델 네임 토큰 / 톱 포맷 타입
+_CLOSING = re.compile(r"(?:\([^()]*\)|[^\w%])+$")
 
 
 def prefers_korean() -> bool:
@@ -28,6 +37,44 @@ def prefers_korean() -> bool:
 def localized(en: str, ko: str) -> str:
     """The one of two equivalent texts that suits the user's locale."""
     return ko if prefers_korean() else en
+
+
+def josa(word: object, pair: str) -> str:
+    """`word` with the particle of `pair` that fits it: josa("모델", "이/가") is "모델이".
+
+    pair: the form after a consonant, then the form after a vowel, as in "은/는" or "으로/로".
+    Numbers and Latin letters count as a Korean reads them aloud; quotes, brackets and what is in trailing
+    parentheses do not count. What cannot be read aloud keeps both: "大이(가)".
+    """
+    after_consonant, after_vowel = pair.split("/")
+    coda = _coda(_CLOSING.sub("", unicodedata.normalize("NFC", str(word))))
+    if coda is None:
+        return f"{word}{after_consonant}({after_vowel})"
+    with_vowel = coda == "" or (coda == "ㄹ" and after_consonant.startswith("으"))
+    return f"{word}{after_vowel if with_vowel else after_consonant}"
+
+
+def _coda(word: str) -> str | None:
+    """Final consonant of a word as it is read aloud: "", "ㄹ", "other", or None where nobody can say."""
+    last = word[-1:]
+    if "가" <= last <= "힣":
+        coda = (ord(last) - ord("가")) % 28
+        return {0: "", 8: "ㄹ"}.get(coda, "other")
+    if last == "%":
+        return ""  # 퍼센트
+    if not last.isascii() or not last.isalnum():
+        return None
+    digits = re.search(r"[\d,]*$", word)
+    number = digits.group().replace(",", "") if digits else ""
+    if zeros := _POWERS_OF_TEN.fullmatch(number):
+        return "" if 12 <= len(zeros.group(1)) < 16 else "other"  # 십 백 천 만 억, but 조
+    letters = re.search(r"[A-Za-z]*$", word)
+    name = letters.group() if letters else ""
+    if len(name) > 1 and not name.isupper():
+        found = _ENGLISH_CONSONANT.search(name.lower())
+        return "" if found is None else "ㄹ" if found.group() in ("l", "le") else "other"
+    last = last.upper()
+    return "ㄹ" if last in _ENDS_IN_RIEUL else "other" if last in _ENDS_IN_CONSONANT else ""
 
 
 class KoGPTError(ValueError):
