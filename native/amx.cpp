@@ -35,9 +35,9 @@ struct I16 {
 inline I16 dot64(I16 a, const std::int8_t*, const std::int8_t*) { return a; }
 inline std::int32_t sum(const I16&) { return 0; }
 
-#include "avx512_many.inl"
 #include "generic.inl"
 #include "rows.inl"
+#include "avx512_many.inl"
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;

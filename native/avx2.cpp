@@ -140,9 +140,9 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
   }
 }
 
-#include "avx2_few.inl"
-#include "avx2_many.inl"
 #include "generic.inl"
+#include "avx2_many.inl"
+#include "avx2_few.inl"
 
 inline bool is_many(const Acts& acts) {
   return acts.m >= (acts.format == Format::i8 || acts.format == Format::i4 ? kManyInts : kMany);

@@ -24,9 +24,9 @@ constexpr bool kHalfProducts = true;
 
 #include "avx512.inl"
 
-#include "avx512_few.inl"
-#include "avx512_many.inl"
 #include "generic.inl"
+#include "avx512_many.inl"
+#include "avx512_few.inl"
 
 void prepare(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
   (acts.m < kMany ? prepare_rows : prepare_stripes)(x, ld, m0, m1, acts, scratch);
