@@ -1,14 +1,16 @@
 // Attention over the cache, in the vector operations of generic.inl, which includes this file.
 //
-// Both products, queries x keys and weights x values, are sums over cells of 16 lanes x 2 (see kBlock in layout.h).
-// Keys are read in tiles of kTile blocks, whatever the step that reads them, and each query rescales what it has summed
-// when a tile raises its largest score (FlashAttention, Dao et al. 2022, section 3.1). A query's sums run tile by tile
-// in one order, and what it may not see adds exact zeros: its result does not depend on the queries beside it.
+// Both products, queries x keys and weights x values, are sums over cells of 16 lanes x 2 (see kBlock in
+// layout.h). Keys are read in tiles of kTile blocks, whatever the step that reads them, and each query
+// rescales what it has summed when a tile raises its largest score (FlashAttention, Dao et al. 2022,
+// section 3.1). A query's sums run tile by tile in one order, and what it may not see adds exact zeros: its
+// result does not depend on the queries beside it.
 
 // Lane i of load(kVisible + 16 - n) tells whether i < n: 1 or 0, and what hides a score, 0 or minus infinity.
 alignas(64) constexpr float kVisible[32] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 alignas(64) constexpr float kHidden[32] = {
-    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    0,          0,          0,          0,          0,          0,          0,          0,
+    0,          0,          0,          0,          0,          0,          0,          0,
     -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity,
     -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity};
 
@@ -49,11 +51,12 @@ inline F16 dot_pair(const Cell& cell, const float* pair, const F16& sum) {
   return fma(cell.second, F16::splat(pair[1]), fma(cell.first, F16::splat(pair[0]), sum));
 }
 
-// sums[c][v] += the sum over i of cell (i, v) x pair i of row c; cells lie `step` and `side` bytes apart. A single row waits
-// for memory: what lies `ahead` of each cell is fetched, to be read a tile later.
+// sums[c][v] += the sum over i of cell (i, v) x pair i of row c; cells lie `step` and `side` bytes apart. A
+// single row waits for memory: what lies `ahead` of each cell is fetched, to be read a tile later.
 template <class Cell, int C, int V>
 inline void add_products(const unsigned char* cells, std::size_t step, std::size_t side,
-                         const typename Cell::Scalar* rows, std::size_t ld, int pairs, std::ptrdiff_t ahead, F16 (&sums)[C][V]) {
+                         const typename Cell::Scalar* rows, std::size_t ld, int pairs, std::ptrdiff_t ahead,
+                         F16 (&sums)[C][V]) {
   for (int i = 0; i < pairs; ++i, cells += step, rows += 2) {
     if constexpr (C == 1) {
       for (int v = 0; v < V; ++v) {
@@ -64,7 +67,8 @@ inline void add_products(const unsigned char* cells, std::size_t step, std::size
     Cell cell[V];
     for (int v = 0; v < V; ++v) cell[v] = Cell::load(cells + static_cast<std::size_t>(v) * side);
     for (int c = 0; c < C; ++c) {
-      for (int v = 0; v < V; ++v) sums[c][v] = dot_pair(cell[v], rows + static_cast<std::size_t>(c) * ld, sums[c][v]);
+      for (int v = 0; v < V; ++v)
+        sums[c][v] = dot_pair(cell[v], rows + static_cast<std::size_t>(c) * ld, sums[c][v]);
     }
   }
 }
@@ -91,7 +95,8 @@ class Attention {
 
   static std::size_t scratch_bytes(int d) {
     const auto dp = static_cast<std::size_t>(round_up(d, kHeadStep));
-    return sizeof(float) * (2 * kMaxQueries * dp + 2 * kQueries * kTile) + 2 * kTile * dp * sizeof(std::uint16_t);
+    return sizeof(float) * (2 * kMaxQueries * dp + 2 * kQueries * kTile) +
+           2 * kTile * dp * sizeof(std::uint16_t);
   }
 
   void run() {
@@ -141,7 +146,8 @@ class Attention {
     const int n = last < kTileBlocks ? last : kTileBlocks;
     const int after = (visible_[end - 1] + kBlock - 1) / kBlock - (tile + 1) * kTileBlocks;
     const bool alone = end - query == 1;
-    for (int b = 0; b < kTileBlocks; ++b) next_[b] = alone && b < after ? blocks[(tile + 1) * kTileBlocks + b] : nullptr;
+    for (int b = 0; b < kTileBlocks; ++b)
+      next_[b] = alone && b < after ? blocks[(tile + 1) * kTileBlocks + b] : nullptr;
     for (int b = 0; b < n; ++b) {
       const unsigned char* block = blocks[tile * kTileBlocks + b];
       keys_[b] = block + job_.keys;
@@ -194,10 +200,11 @@ class Attention {
     for (int b = 0; b < blocks; ++b) {
       for (int group = 0; group < 2; group += kVectors) {
         F16 sums[C][kVectors] = {};
-        add_products<Cell, C, kVectors>(keys_[b] + static_cast<std::size_t>(group) * side, Cell::kBytes, side, rows, dp_,
-                                        (job_.d + 1) / 2, values_[b] - keys_[b], sums);
+        add_products<Cell, C, kVectors>(keys_[b] + static_cast<std::size_t>(group) * side, Cell::kBytes, side,
+                                        rows, dp_, (job_.d + 1) / 2, values_[b] - keys_[b], sums);
         for (int c = 0; c < C; ++c) {
-          for (int v = 0; v < kVectors; ++v) sums[c][v].store(scores_ + c * kTile + b * kBlock + (group + v) * 16);
+          for (int v = 0; v < kVectors; ++v)
+            sums[c][v].store(scores_ + c * kTile + b * kBlock + (group + v) * 16);
         }
       }
     }
@@ -245,8 +252,8 @@ class Attention {
     for (int b = 0; b < blocks; ++b) {
       const std::ptrdiff_t ahead = next_[b] != nullptr ? next_[b] + job_.keys - values_[b] : 0;
       const unsigned char* cells = values_[b] + static_cast<std::size_t>(vector) * Cell::kBytes;
-      add_products<Cell, C, V>(cells, dp_ / 16 * Cell::kBytes, Cell::kBytes, weights_ + b * kBlock, kTile, kBlock / 2, ahead,
-                             sums);
+      add_products<Cell, C, V>(cells, dp_ / 16 * Cell::kBytes, Cell::kBytes, weights_ + b * kBlock, kTile,
+                               kBlock / 2, ahead, sums);
     }
     for (int c = 0; c < C; ++c) {
       for (int v = 0; v < V; ++v) sums[c][v].store(out + static_cast<std::size_t>(c) * dp_ + v * 16);
@@ -262,18 +269,18 @@ class Attention {
 
   const Attend& job_;
   std::size_t dp_;
-  Scalar* queries_;        // (kMaxQueries, Dp), scaled
-  float* mixed_;           // (kMaxQueries, Dp), weighted sums of values
-  float* scores_;          // (kQueries, kTile)
-  Scalar* weights_;        // (kQueries, kTile)
-  unsigned char* widened_; // (kTileBlocks, keys and values, 32 Dp) bfloat16
+  Scalar* queries_;         // (kMaxQueries, Dp), scaled
+  float* mixed_;            // (kMaxQueries, Dp), weighted sums of values
+  float* scores_;           // (kQueries, kTile)
+  Scalar* weights_;         // (kQueries, kTile)
+  unsigned char* widened_;  // (kTileBlocks, keys and values, 32 Dp) bfloat16
   const unsigned char* keys_[kTileBlocks];
   const unsigned char* values_[kTileBlocks];
   const unsigned char* next_[kTileBlocks];  // blocks of the tile after it, for a single query
   const float* key_scales_[kTileBlocks];
   const float* value_scales_[kTileBlocks];
-  int visible_[kMaxQueries];      // positions that a query sees
-  float top_[kMaxQueries];        // its largest score so far
+  int visible_[kMaxQueries];                 // positions that a query sees
+  float top_[kMaxQueries];                   // its largest score so far
   alignas(64) float sums_[kMaxQueries][16];  // of its weights, in lanes
 };
 
@@ -284,13 +291,16 @@ class Attention {
 
 // ---- the cache ----
 
-// k and v (d) as the cache holds them, see kBlock in layout.h. rounded(x, which): x of the key (0) or the value (1) as T.
+// k and v (d) as the cache holds them, see kBlock in layout.h. rounded(x, which): x of the key (0) or the
+// value (1) as T.
 template <class T, class Pair, class Rounded>
-inline void store_pairs(const float* k, const float* v, int d, int slot, void* keys, void* values, const Rounded& rounded) {
+inline void store_pairs(const float* k, const float* v, int d, int slot, void* keys, void* values,
+                        const Rounded& rounded) {
   static_assert(sizeof(Pair) == 2 * sizeof(T));
   const int dp = round_up(d, kHeadStep);
   Pair* key = static_cast<Pair*>(keys) + slot / 16 * dp / 2 * 16 + slot % 16;
-  T* value = static_cast<T*>(values) + slot / 2 * dp * 2 + slot % 2;  // another thread may write the other half
+  T* value =
+      static_cast<T*>(values) + slot / 2 * dp * 2 + slot % 2;  // another thread may write the other half
   for (int i = 0; i < d; i += kHeadStep) {
     const int n = d - i < kHeadStep ? d - i : kHeadStep;
     T of_key[kHeadStep] = {}, of_value[kHeadStep] = {};
@@ -309,11 +319,12 @@ inline void store_floats(const float* k, const float* v, int d, int slot, float*
   for (int i = 0; i < d; ++i) values[(slot / 2 * dp + i / 16 * 16) * 2 + slot % 2 * 16 + i % 16] = v[i];
 }
 
-// The integer nearest to x, ties to even, for |x| < 2^22: 1.5 * 2^23 leaves it in the low bits. No conversion, which
-// would be undefined for what is not finite.
+// The integer nearest to x, ties to even, for |x| < 2^22: 1.5 * 2^23 leaves it in the low bits. No
+// conversion, which would be undefined for what is not finite.
 inline std::int32_t nearest(float x) {
   constexpr float kRound = 12582912.0f;
-  return static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(x + kRound) - std::bit_cast<std::uint32_t>(kRound));
+  return static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(x + kRound) -
+                                   std::bit_cast<std::uint32_t>(kRound));
 }
 
 // As integers, magnitudes keep their order, and what is not finite is above them all.
@@ -326,7 +337,8 @@ inline float step_of(const float* x, int d) {
   return std::bit_cast<float>(most) / 127.0f;
 }
 
-void store_rows(const float* k, const float* v, int d, Format format, int slot, unsigned char* keys, unsigned char* values) {
+void store_rows(const float* k, const float* v, int d, Format format, int slot, unsigned char* keys,
+                unsigned char* values) {
   if (format == Format::f32) {
     return store_floats(k, v, d, slot, reinterpret_cast<float*>(keys), reinterpret_cast<float*>(values));
   }
@@ -335,10 +347,13 @@ void store_rows(const float* k, const float* v, int d, Format format, int slot, 
     return store_pairs<std::uint16_t, std::uint32_t>(k, v, d, slot, keys, values, rounded);
   }
   const float steps[2] = {step_of(k, d), step_of(v, d)};
-  const float inverse[2] = {steps[0] > kFaintest ? 1.0f / steps[0] : 0.0f, steps[1] > kFaintest ? 1.0f / steps[1] : 0.0f};
+  const float inverse[2] = {steps[0] > kFaintest ? 1.0f / steps[0] : 0.0f,
+                            steps[1] > kFaintest ? 1.0f / steps[1] : 0.0f};
   const std::size_t n = static_cast<std::size_t>(kBlock) * static_cast<std::size_t>(round_up(d, kHeadStep));
   reinterpret_cast<float*>(keys + n)[slot] = steps[0];
   reinterpret_cast<float*>(values + n)[slot] = steps[1];
-  const auto rounded = [&](float x, int which) { return static_cast<std::uint8_t>(nearest(x * inverse[which])); };
+  const auto rounded = [&](float x, int which) {
+    return static_cast<std::uint8_t>(nearest(x * inverse[which]));
+  };
   store_pairs<std::uint8_t, std::uint16_t>(k, v, d, slot, keys, values, rounded);
 }

@@ -1,7 +1,8 @@
 // Products of few tokens on AVX2, as in decoding; after avx2_many.inl.
 //
-// Reading the weights is what they wait for: each passes by once, in the order in which it lies in memory, and all
-// that is done with it is done in registers. A panel of 16 outputs is taken at a time, for one, two or four tokens.
+// Reading the weights is what they wait for: each passes by once, in the order in which it lies in memory,
+// and all that is done with it is done in registers. A panel of 16 outputs is taken at a time, for one, two
+// or four tokens.
 
 using Eight = __m256i[8];
 
@@ -16,14 +17,17 @@ inline __m256 add_lanes(const __m256 (&v)[8]) {
   __m256 halves[4], quarters[2];  // outputs (0, 1), (2, 3) ...; (0, 2 | 1, 3), (4, 6 | 5, 7)
   for (int i = 0; i < 4; ++i) {
     const __m256 even = v[2 * i], odd = v[2 * i + 1];
-    halves[i] = _mm256_add_ps(_mm256_permute2f128_ps(even, odd, 0x20), _mm256_permute2f128_ps(even, odd, 0x31));
+    halves[i] =
+        _mm256_add_ps(_mm256_permute2f128_ps(even, odd, 0x20), _mm256_permute2f128_ps(even, odd, 0x31));
   }
   for (int i = 0; i < 2; ++i) {
     const __m256d one = _mm256_castps_pd(halves[2 * i]), other = _mm256_castps_pd(halves[2 * i + 1]);
-    quarters[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(one, other)), _mm256_castpd_ps(_mm256_unpackhi_pd(one, other)));
+    quarters[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(one, other)),
+                                _mm256_castpd_ps(_mm256_unpackhi_pd(one, other)));
   }
-  const __m256 sums = _mm256_add_ps(_mm256_shuffle_ps(quarters[0], quarters[1], 0x88),
-                                    _mm256_shuffle_ps(quarters[0], quarters[1], 0xDD));  // outputs 0, 2, 4, 6, 1, 3, 5, 7
+  const __m256 sums =
+      _mm256_add_ps(_mm256_shuffle_ps(quarters[0], quarters[1], 0x88),
+                    _mm256_shuffle_ps(quarters[0], quarters[1], 0xDD));  // outputs 0, 2, 4, 6, 1, 3, 5, 7
   return _mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
@@ -37,8 +41,8 @@ inline __m256i add_lanes(Eight& v) {
 
 // ---- float32, float16, bfloat16: rows of weights ----
 
-// 16 outputs of C tokens. A few rows at a time, while the next few are fetched in the order of memory: as many streams at
-// once, rows apart, would be read more slowly.
+// 16 outputs of C tokens. A few rows at a time, while the next few are fetched in the order of memory: as
+// many streams at once, rows apart, would be read more slowly.
 template <Format kFormat, int C>
 void few_rows(const Linear& w, const Acts& acts, int n, int m, const Output& o) {
   constexpr int kTogether = C == 4 ? 2 : 4;
@@ -60,7 +64,8 @@ void few_rows(const Linear& w, const Acts& acts, int n, int m, const Output& o) 
       for (int r = 0; r < kTogether; ++r) {
         const __m256 eight = load8<kFormat>(weights + static_cast<std::size_t>(r) * row, k);
         for (int c = 0; c < C; ++c) {
-          sums[r][c] = _mm256_fmadd_ps(eight, _mm256_loadu_ps(x + static_cast<std::size_t>(c) * kp + k), sums[r][c]);
+          sums[r][c] =
+              _mm256_fmadd_ps(eight, _mm256_loadu_ps(x + static_cast<std::size_t>(c) * kp + k), sums[r][c]);
         }
       }
     }
@@ -73,7 +78,8 @@ void few_rows(const Linear& w, const Acts& acts, int n, int m, const Output& o) 
 
 // ---- int8, int4: tiles ----
 
-// Asks for the tile that the thread comes to in some microseconds: what the processor fetches by itself is nearer.
+// Asks for the tile that the thread comes to in some microseconds: what the processor fetches by itself is
+// nearer.
 template <std::size_t kBytes>
 inline void fetch_tile(const unsigned char* tile) {
   constexpr std::size_t kAhead = 4096;
@@ -88,8 +94,8 @@ struct Sums {
 
 // int8, C tokens: R outputs of `count` tiles. Not inlined, see add_steps.
 template <int R, int C>
-[[gnu::noinline]] void add_tiles8(__m256i (&sums)[R][C], const unsigned char* tile, const std::int8_t* x, std::size_t ld,
-                                  std::size_t count) {
+[[gnu::noinline]] void add_tiles8(__m256i (&sums)[R][C], const unsigned char* tile, const std::int8_t* x,
+                                  std::size_t ld, std::size_t count) {
   __m256i local[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -100,9 +106,11 @@ template <int R, int C>
     const unsigned char* from = tile + i / 2 * kTile8 + i % 2 * 32;
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
-      const __m256i input = load32(x + static_cast<std::size_t>(c) * ld + i * 32), size = _mm256_abs_epi8(input);
+      const __m256i input = load32(x + static_cast<std::size_t>(c) * ld + i * 32),
+                    size = _mm256_abs_epi8(input);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) local[r][c] = add_products_of_4(local[r][c], load32(from + r * kDepth), input, size);
+      for (int r = 0; r < R; ++r)
+        local[r][c] = add_products_of_4(local[r][c], load32(from + r * kDepth), input, size);
     }
   }
 #pragma GCC unroll 8
@@ -133,8 +141,8 @@ inline Sums<C> sum_tiles8(const unsigned char* tiles, const std::int8_t* x, std:
   return out;
 }
 
-// One token: 16 inputs of two outputs are a register, a lane to an output, so that eight sums hold the whole panel and the
-// tiles pass by in order.
+// One token: 16 inputs of two outputs are a register, a lane to an output, so that eight sums hold the whole
+// panel and the tiles pass by in order.
 
 struct Inputs16 {
   __m256i x, size;
@@ -161,7 +169,8 @@ inline void add_tile8(__m256i (&sums)[8], const unsigned char* tile, const std::
 }
 
 // A table register serves both halves of a byte.
-inline void add_tile4(__m256i (&sums)[8], const unsigned char* tile, const std::int8_t* table, const std::int8_t* x) {
+inline void add_tile4(__m256i (&sums)[8], const unsigned char* tile, const std::int8_t* table,
+                      const std::int8_t* x) {
   const __m256i nibble = _mm256_set1_epi8(15);
   const unsigned char* scales = tile + kTile8 / 2;
   for (int group = 0; group < 2; ++group) {
@@ -181,8 +190,8 @@ inline void add_tile4(__m256i (&sums)[8], const unsigned char* tile, const std::
 
 // `count` tiles. Not inlined, see add_steps.
 template <Format kFormat>
-[[gnu::noinline]] void add_tiles(__m256i (&sums)[8], const Linear& w, const unsigned char* tile, const std::int8_t* x,
-                                 std::size_t count) {
+[[gnu::noinline]] void add_tiles(__m256i (&sums)[8], const Linear& w, const unsigned char* tile,
+                                 const std::int8_t* x, std::size_t count) {
   __m256i local[8];
   for (int i = 0; i < 8; ++i) local[i] = sums[i];
   for (; count > 0; --count, x += kDepth) {
@@ -207,7 +216,8 @@ inline __m256i add_pairs(const __m256i* v) {
 }
 
 template <Format kFormat, class F>
-inline Sums<1> sum_in_order(const Linear& w, const unsigned char* tiles, const std::int8_t* x, const F& each) {
+inline Sums<1> sum_in_order(const Linear& w, const unsigned char* tiles, const std::int8_t* x,
+                            const F& each) {
   constexpr std::size_t kBytes = kFormat == Format::i8 ? kTile8 : kTile4;
   __m256i sums[8] = {};
   each([&](std::size_t i, std::size_t count) {
@@ -224,12 +234,14 @@ inline void few_tiles(const Linear& w, const Acts& acts, int n, int m, const Out
   Sums<C> high;
   const bool outliers = has_outliers(acts, m, C);
   if (outliers) {
-    high = sum(acts.high(m), [&](const auto& add) { outlier_blocks(acts, m, C, [&](std::size_t i) { add(i, 1); }); });
+    high = sum(acts.high(m),
+               [&](const auto& add) { outlier_blocks(acts, m, C, [&](std::size_t i) { add(i, 1); }); });
   }
   for (int c = 0; c < C; ++c) {
     __m256 y[2];
     for (int v = 0; v < 2; ++v) {
-      y[v] = real_sums(low.v[c][v], outliers ? &high.v[c][v] : nullptr, acts.token(m + c), w.scale + n + 8 * v);
+      y[v] =
+          real_sums(low.v[c][v], outliers ? &high.v[c][v] : nullptr, acts.token(m + c), w.scale + n + 8 * v);
     }
     finish(F16{y[0], y[1]}, o, m + c, n, w.n);
   }
@@ -241,12 +253,14 @@ void few_in_order(const Linear& w, const Acts& acts, int n, const Output& o) {
   constexpr std::size_t kBytes = kFormat == Format::i8 ? kTile8 : kTile4;
   const std::size_t panel = static_cast<std::size_t>(n / kPanel) * static_cast<std::size_t>(w.kp / kDepth);
   const unsigned char* tiles = static_cast<const unsigned char*>(w.w) + panel * kBytes;
-  few_tiles<1>(w, acts, n, 0, o,
-               [&](const std::int8_t* x, const auto& each) { return sum_in_order<kFormat>(w, tiles, x, each); });
+  few_tiles<1>(w, acts, n, 0, o, [&](const std::int8_t* x, const auto& each) {
+    return sum_in_order<kFormat>(w, tiles, x, each);
+  });
 }
 
 template <int C>
-inline void few_panel(const Linear& w, const unsigned char* tiles, const Acts& acts, int n, int m, const Output& o) {
+inline void few_panel(const Linear& w, const unsigned char* tiles, const Acts& acts, int n, int m,
+                      const Output& o) {
   const auto kp = static_cast<std::size_t>(w.kp);
   switch (w.format) {
     case Format::f32: return few_rows<Format::f32, C>(w, acts, n, m, o);

@@ -1,16 +1,17 @@
 // Products of many tokens on AVX2; after generic.inl.
 //
-// 16 outputs at a time are packed with outputs in the lanes, (steps, 2, 8 outputs, 4 bytes of inputs), and then every token
-// passes by, six abreast: 12 sums, two registers of weights, and 4 bytes of a token in all lanes of one more. That is
-// two products a cycle, what the processor can do at most. Weights are taken in pieces that stay in the first-level cache.
+// 16 outputs at a time are packed with outputs in the lanes, (steps, 2, 8 outputs, 4 bytes of inputs), and
+// then every token passes by, six abreast: 12 sums, two registers of weights, and 4 bytes of a token in all
+// lanes of one more. That is two products a cycle, what the processor can do at most. Weights are taken in
+// pieces that stay in the first-level cache.
 //
-// A float sum of few tokens is eight sums, lane j over inputs 8 i + j, added as a tree (see add_lanes). Here lane j is a
-// pass of its own, chain j, and the tree is the same: an output has the same bits whatever the number of tokens. Integers,
-// two 16-bit inputs to a step, need but one chain: their sums are exact.
+// A float sum of few tokens is eight sums, lane j over inputs 8 i + j, added as a tree (see add_lanes). Here
+// lane j is a pass of its own, chain j, and the tree is the same: an output has the same bits whatever the
+// number of tokens. Integers, two 16-bit inputs to a step, need but one chain: their sums are exact.
 
-constexpr int kMany = 24, kManyInts = 12;   // tokens from which packing the weights pays
-constexpr int kTrains = 16;                 // groups of tokens that take turns at a piece of the weights
-constexpr std::size_t kPiece = 256;         // steps of one: 16 KB
+constexpr int kMany = 24, kManyInts = 12;  // tokens from which packing the weights pays
+constexpr int kTrains = 16;                // groups of tokens that take turns at a piece of the weights
+constexpr std::size_t kPiece = 256;        // steps of one: 16 KB
 constexpr std::size_t kStepBytes = kPanel * 4;
 constexpr std::size_t kTurn = kAbreast * 4;  // bytes of a step of six tokens
 
@@ -45,10 +46,12 @@ struct alignas(32) Train {  // sums of 16 outputs of six tokens
   float v[kAbreast][kPanel];
 };
 
-// `steps` steps of six tokens, added to the sums or, where `fresh`, in place of them. Not inlined: the compiler keeps the
-// sums in registers only where it sees nothing but this loop, and its tokens one after the other.
+// `steps` steps of six tokens, added to the sums or, where `fresh`, in place of them. Not inlined: the
+// compiler keeps the sums in registers only where it sees nothing but this loop, and its tokens one after the
+// other.
 template <class Step>
-[[gnu::noinline]] void add_steps(Train& sums, const unsigned char* w, const unsigned char* x, std::size_t steps, bool fresh) {
+[[gnu::noinline]] void add_steps(Train& sums, const unsigned char* w, const unsigned char* x,
+                                 std::size_t steps, bool fresh) {
   typename Step::Sum local[kAbreast][2] = {};
   if (!fresh) {
 #pragma GCC unroll 8
@@ -86,7 +89,8 @@ class Trains {
     for (int level = 0; level <= Step::kLevels; ++level) rooms_[level] = memory_[level];
   }
 
-  // `count` trains through all of a stripe: chains of `steps` steps, pieces of chains, trains. `x` is the first train's.
+  // `count` trains through all of a stripe: chains of `steps` steps, pieces of chains, trains. `x` is the
+  // first train's.
   Train* run(int count, const unsigned char* stripe, const unsigned char* x, std::size_t steps) {
     for (int i = 0; i < Step::kChains; ++i) {
       const std::size_t at = static_cast<std::size_t>(Step::kOrder[i]) * steps;
@@ -145,11 +149,11 @@ inline __m128i load16(const void* from) { return _mm_loadu_si128(static_cast<con
 // 16 int8 as 16-bit integers: the inputs of eight steps.
 inline __m256i widen16(const std::int8_t* from) { return _mm256_cvtepi8_epi16(load16(from)); }
 
-// `count` tokens of one train to its seats from `first` on: line(c, i) is 8 steps of one, which go to steps i, i + step and so
-// on, times `along`.
+// `count` tokens of one train to its seats from `first` on: line(c, i) is 8 steps of one, which go to steps
+// i, i + step and so on, times `along`.
 template <class F>
-inline void board(int first, int count, std::size_t lines, std::size_t along, std::size_t step, unsigned char* train,
-                  const F& line) {
+inline void board(int first, int count, std::size_t lines, std::size_t along, std::size_t step,
+                  unsigned char* train, const F& line) {
   for (std::size_t i = 0; i < lines; ++i) {
     unsigned char* to = train + i * along * kTurn;
     if (count == static_cast<int>(kAbreast)) {
@@ -185,7 +189,8 @@ void add_high(Train& sums, const unsigned char* stripe, const Acts& acts, int m,
 }
 
 // The integers of a train of `count` tokens to the floats that they stand for.
-void make_real(Train& sums, const unsigned char* stripe, const Linear& w, const Acts& acts, int n, int m, int count) {
+void make_real(Train& sums, const unsigned char* stripe, const Linear& w, const Acts& acts, int n, int m,
+               int count) {
   const bool outliers = has_outliers(acts, m, count);
   Train high{};
   if (outliers) add_high(high, stripe, acts, m, count);
@@ -193,7 +198,8 @@ void make_real(Train& sums, const unsigned char* stripe, const Linear& w, const 
     for (int j = 0; j < kPanel; j += 8) {
       const __m256i more = IntStep::load(high.v[c] + j);
       const __m256i low = IntStep::load(sums.v[c] + j);
-      FloatStep::store(sums.v[c] + j, real_sums(low, outliers ? &more : nullptr, acts.token(m + c), w.scale + n + j));
+      FloatStep::store(sums.v[c] + j,
+                       real_sums(low, outliers ? &more : nullptr, acts.token(m + c), w.scale + n + j));
     }
   }
 }
@@ -207,8 +213,10 @@ void stripe_tokens(const Linear& w, const unsigned char* stripe, const Acts& act
   const unsigned char* x = kInts ? acts.wide() : acts.data;
   Trains<Step> all;
   for (int m0 = 0; m0 < acts.m; m0 += kTrains * kTokens) {
-    const int left = acts.m - m0, trains = left < kTrains * kTokens ? (left + kTokens - 1) / kTokens : kTrains;
-    Train* sums = all.run(trains, stripe, x + static_cast<std::size_t>(m0) * steps * Step::kChains * 4, steps);
+    const int left = acts.m - m0,
+              trains = left < kTrains * kTokens ? (left + kTokens - 1) / kTokens : kTrains;
+    Train* sums =
+        all.run(trains, stripe, x + static_cast<std::size_t>(m0) * steps * Step::kChains * 4, steps);
     for (int t = 0; t < trains; ++t) {
       const int m = m0 + t * kTokens, count = acts.m - m < kTokens ? acts.m - m : kTokens;
       if constexpr (kInts) make_real(sums[t], stripe, w, acts, n, m, count);
@@ -217,9 +225,11 @@ void stripe_tokens(const Linear& w, const unsigned char* stripe, const Acts& act
   }
 }
 
-// 16 outputs as a stripe: line(output, i) is 8 steps of one output, which go to steps i, i + step and so on, times `along`.
+// 16 outputs as a stripe: line(output, i) is 8 steps of one output, which go to steps i, i + step and so on,
+// times `along`.
 template <class F>
-inline void pack_stripe(std::size_t lines, std::size_t along, std::size_t step, unsigned char* stripe, const F& line) {
+inline void pack_stripe(std::size_t lines, std::size_t along, std::size_t step, unsigned char* stripe,
+                        const F& line) {
   for (std::size_t i = 0; i < lines; ++i) {
     for (int side = 0; side < 2; ++side) {
       __m256i eight[8];
@@ -254,7 +264,8 @@ void pack_rows(const Linear& w, int n, unsigned char* stripe) {
 }
 
 // Outputs [n0, n1) for all tokens; scratch: a stripe, 16 kp values of at most 4 bytes, and 16 rows of int8.
-void linear_stripes(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
+void linear_stripes(const Linear& w, const Acts& acts, int n0, int n1, const Output& o,
+                    unsigned char* scratch) {
   const auto kp = static_cast<std::size_t>(w.kp);
   for (int n = n0; n < n1; n += kPanel) {
     switch (w.format) {
@@ -271,7 +282,8 @@ void linear_stripes(const Linear& w, const Acts& acts, int n0, int n1, const Out
 }
 
 // Tokens for linear_stripes: (trains, chains, steps, 6 tokens, 4 bytes).
-void prepare_stripes(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
+void prepare_stripes(const float* x, std::size_t ld, int m0, int m1, const Acts& acts,
+                     unsigned char* scratch) {
   const auto kp = static_cast<std::size_t>(acts.kp);
   const bool ints = acts.format == Format::i8 || acts.format == Format::i4;
   if (ints) prepare_rows(x, ld, m0, m1, acts, scratch);
@@ -284,9 +296,8 @@ void prepare_stripes(const float* x, std::size_t ld, int m0, int m1, const Acts&
       board(first, count, kp / 16, 8, 1, acts.wide() + train * 2,
             [&](int c, std::size_t i) { return widen16(acts.low(m + c) + 16 * i); });
     } else {
-      board(first, count, kp / 8, 1, kp / 8, acts.data + train * 4, [&](int c, std::size_t i) {
-        return load32(x + static_cast<std::size_t>(m + c) * ld + 8 * i);
-      });
+      board(first, count, kp / 8, 1, kp / 8, acts.data + train * 4,
+            [&](int c, std::size_t i) { return load32(x + static_cast<std::size_t>(m + c) * ld + 8 * i); });
     }
   }
 }

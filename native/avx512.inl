@@ -72,7 +72,8 @@ inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std:
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 16 * i));
     const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(codes), _mm_srli_epi16(codes, 4), 1);
     const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + scales[i] * kCodes));
-    const __m256i values = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), _mm256_and_si256(both, _mm256_set1_epi8(15)));
+    const __m256i values =
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), _mm256_and_si256(both, _mm256_set1_epi8(15)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i % kPanel * kDepth + i / kPanel * kGroup), values);
   }
 }
@@ -104,5 +105,6 @@ struct HalfCell {
 inline F16 dot_pair(const HalfCell& cell, const std::uint16_t* pair, const F16& sum) {
   std::int32_t two;
   std::memcpy(&two, pair, sizeof two);
-  return {_mm512_dpbf16_ps(sum.v, std::bit_cast<__m512bh>(cell.pairs), std::bit_cast<__m512bh>(_mm512_set1_epi32(two)))};
+  return {_mm512_dpbf16_ps(sum.v, std::bit_cast<__m512bh>(cell.pairs),
+                           std::bit_cast<__m512bh>(_mm512_set1_epi32(two)))};
 }

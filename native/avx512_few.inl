@@ -1,7 +1,8 @@
 // Products of few tokens on AVX-512, as in decoding; after avx512_many.inl.
 //
-// Reading the weights is what they wait for: each passes by once, in the order in which it lies in memory, and all
-// that is done with it is done in registers. A panel of 16 outputs is taken at a time, for one, two or four tokens.
+// Reading the weights is what they wait for: each passes by once, in the order in which it lies in memory,
+// and all that is done with it is done in registers. A panel of 16 outputs is taken at a time, for one, two
+// or four tokens.
 
 // The sums of 16 outputs: v[n] holds 16 partial sums of output n. The tree is that of _mm512_reduce_add_ps.
 inline __m512 add_lanes(Line& v, __m512) {
@@ -32,15 +33,16 @@ struct Row {
 
   static __m512 dot(__m512 sum, const unsigned char* w, __m512i x) {
     if constexpr (kFormat == Format::bf16) {
-      return _mm512_dpbf16_ps(sum, std::bit_cast<__m512bh>(_mm512_loadu_si512(w)), std::bit_cast<__m512bh>(x));
+      return _mm512_dpbf16_ps(sum, std::bit_cast<__m512bh>(_mm512_loadu_si512(w)),
+                              std::bit_cast<__m512bh>(x));
     } else {
       return _mm512_fmadd_ps(load_weight<kFormat>(w, 0).v, _mm512_castsi512_ps(x), sum);
     }
   }
 };
 
-// 16 outputs of C tokens. Four rows at a time, while the next four are fetched in the order of memory: four streams at
-// once, rows apart, would be read a fifth slower.
+// 16 outputs of C tokens. Four rows at a time, while the next four are fetched in the order of memory: four
+// streams at once, rows apart, would be read a fifth slower.
 template <Format kFormat, int C>
 inline void few_rows(const Linear& w, const Acts& acts, int n, int m, bool fetch, const Output& o) {
   using R = Row<kFormat>;
@@ -57,14 +59,17 @@ inline void few_rows(const Linear& w, const Acts& acts, int n, int m, bool fetch
     const unsigned char* ahead = weights + kTogether * row;
     for (std::size_t k = 0; k < kp; k += R::kStep) {
       if (fetch) {
-        for (std::size_t i = 0; i < kTogether * R::kStep * R::kBytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+        for (std::size_t i = 0; i < kTogether * R::kStep * R::kBytes; i += 64)
+          _mm_prefetch(ahead + i, _MM_HINT_T1);
         ahead += kTogether * R::kStep * R::kBytes;
       }
       __m512i inputs[C];
-      for (int c = 0; c < C; ++c) inputs[c] = _mm512_loadu_si512(x + static_cast<std::size_t>(c) * input + k * R::kInput);
+      for (int c = 0; c < C; ++c)
+        inputs[c] = _mm512_loadu_si512(x + static_cast<std::size_t>(c) * input + k * R::kInput);
       for (int r = 0; r < kTogether; ++r) {
         for (int c = 0; c < C; ++c) {
-          sums[r][c] = R::dot(sums[r][c], weights + static_cast<std::size_t>(r) * row + k * R::kBytes, inputs[c]);
+          sums[r][c] =
+              R::dot(sums[r][c], weights + static_cast<std::size_t>(r) * row + k * R::kBytes, inputs[c]);
         }
       }
     }
@@ -101,8 +106,8 @@ struct Tiles8 {
   }
 };
 
-// Asks for the tile that the thread comes to in some microseconds: what the processor fetches by itself is nearer, and
-// a sixth slower in int8.
+// Asks for the tile that the thread comes to in some microseconds: what the processor fetches by itself is
+// nearer, and a sixth slower in int8.
 template <std::size_t kBytes>
 inline void fetch_tile(const unsigned char* tile) {
   constexpr std::size_t kAhead = 16384;
@@ -110,8 +115,8 @@ inline void fetch_tile(const unsigned char* tile) {
 }
 
 template <int C, class F>
-inline void sum_tiles8(const unsigned char* tiles, const std::int8_t* x, std::size_t ld, bool fetch, __m512i (&out)[C],
-                       const F& each) {
+inline void sum_tiles8(const unsigned char* tiles, const std::int8_t* x, std::size_t ld, bool fetch,
+                       __m512i (&out)[C], const F& each) {
   Line lines[C];
   for (int r0 = 0; r0 < kPanel; r0 += Tiles8<C>::kOutputs) {
     Tiles8<C> t;
@@ -128,9 +133,9 @@ inline void sum_tiles8(const unsigned char* tiles, const std::int8_t* x, std::si
   for (int c = 0; c < C; ++c) out[c] = add_lanes(lines[c], __m512i{});
 }
 
-// int4: four registers of four outputs each, a lane of 16 bytes to an output, so that one table register serves both
-// halves of a byte. A row of kTable is made where it is used, which is faster than fetching it: codebook x scale / 127,
-// rounded, is vpmulhrsw of the scale with the codebook in units of 127 / 2^15.
+// int4: four registers of four outputs each, a lane of 16 bytes to an output, so that one table register
+// serves both halves of a byte. A row of kTable is made where it is used, which is faster than fetching it:
+// codebook x scale / 127, rounded, is vpmulhrsw of the scale with the codebook in units of 127 / 2^15.
 constexpr int table_factor(int code) {
   const int entry = kCodebook[static_cast<std::size_t>(code)] * 32768;
   return (entry + (entry >= 0 ? 63 : -63)) / 127;
@@ -139,7 +144,8 @@ constexpr int table_factor(int code) {
 constexpr bool factors_make_the_table() {
   for (int scale = 0; scale < 128; ++scale) {
     for (int code = 0; code < kCodes; ++code) {
-      const int up = (table_factor(code) * scale + 0x4000) >> 15, down = (table_factor(code) * -scale + 0x4000) >> 15;
+      const int up = (table_factor(code) * scale + 0x4000) >> 15,
+                down = (table_factor(code) * -scale + 0x4000) >> 15;
       if (up != kTable[static_cast<std::size_t>(scale * kCodes + code)]) return false;
       if (down != kTable[static_cast<std::size_t>((scale + 128) * kCodes + code)]) return false;
     }
@@ -173,7 +179,8 @@ struct Tiles4 {
   static void widen_scales(const std::uint8_t* from, __m512i (&scales)[2]) {
     const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     const __m256i size = _mm256_and_si256(stored, _mm256_set1_epi8(127));
-    const __m256i values = _mm256_mask_sub_epi8(size, _mm256_movepi8_mask(stored), _mm256_setzero_si256(), size);
+    const __m256i values =
+        _mm256_mask_sub_epi8(size, _mm256_movepi8_mask(stored), _mm256_setzero_si256(), size);
     scales[0] = _mm512_cvtepi8_epi16(values);
     scales[1] = _mm512_shuffle_i64x2(scales[0], scales[0], 0xEE);
   }
@@ -181,8 +188,10 @@ struct Tiles4 {
   void add(const unsigned char* tile, const std::int8_t* x, std::size_t ld) {
     const __m512i nibble = _mm512_set1_epi8(15), flip = _mm512_set1_epi8(-128);
     // Word i of four outputs' scales: that of output i / 8.
-    const __m512i four = _mm512_srli_epi16(_mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15,
-                                                            14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 3);
+    const __m512i four =
+        _mm512_srli_epi16(_mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15,
+                                           14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                          3);
     __m512i scales[2];
     widen_scales(tile + kTile8 / 2, scales);
     for (int group = 0; group < 2; ++group) {
@@ -200,7 +209,8 @@ struct Tiles4 {
         const __m512i table = _mm512_xor_si512(
             flip, _mm512_packs_epi16(_mm512_mulhrs_epi16(low, scale), _mm512_mulhrs_epi16(high, scale)));
         const __m512i first = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, nibble));
-        const __m512i second = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble));
+        const __m512i second =
+            _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble));
         for (int c = 0; c < C; ++c) {
           sums[q][c][0] = _mm512_dpbusd_epi32(sums[q][c][0], first, inputs[c][0]);
           sums[q][c][kChains - 1] = _mm512_dpbusd_epi32(sums[q][c][kChains - 1], second, inputs[c][1]);
@@ -219,13 +229,14 @@ struct Tiles4 {
     const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
     const __m512i turned = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     // Lane l, dword q is output 4 q + l.
-    return _mm512_permutexvar_epi32(_mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0), turned);
+    return _mm512_permutexvar_epi32(_mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0),
+                                    turned);
   }
 };
 
 template <int C, class F>
-inline void sum_tiles4(const unsigned char* tiles, const std::int8_t* x, std::size_t ld, bool fetch, __m512i (&out)[C],
-                       const F& each) {
+inline void sum_tiles4(const unsigned char* tiles, const std::int8_t* x, std::size_t ld, bool fetch,
+                       __m512i (&out)[C], const F& each) {
   Tiles4<C> t;
   t.clear();
   each([&](std::size_t i) {
@@ -241,8 +252,9 @@ template <Format kFormat, int C>
 inline void few_tiles(const Linear& w, const Acts& acts, int n, int m, bool fetch, const Output& o) {
   const auto kp = static_cast<std::size_t>(w.kp), steps = kp / kDepth;
   constexpr std::size_t kBytes = kFormat == Format::i8 ? kTile8 : kTile4;
-  const auto* tiles = static_cast<const unsigned char*>(w.w) + static_cast<std::size_t>(n / kPanel) * steps * kBytes;
-  const auto sum = [&](const std::int8_t* x, bool ahead, __m512i (&out)[C], const auto& each) {
+  const auto* tiles =
+      static_cast<const unsigned char*>(w.w) + static_cast<std::size_t>(n / kPanel) * steps * kBytes;
+  const auto sum = [&](const std::int8_t* x, bool ahead, __m512i(&out)[C], const auto& each) {
     if constexpr (kFormat == Format::i8) {
       sum_tiles8<C>(tiles, x, kp, ahead, out, each);
     } else {

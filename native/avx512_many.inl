@@ -1,12 +1,14 @@
 // Products of many tokens on AVX-512, for avx512.cpp and amx.cpp; after generic.inl.
 //
-// 64 outputs at a time are packed with outputs in the lanes, (steps, 4, 16 outputs, 4 bytes of inputs), and then every
-// token passes by, six at a time: 24 sums, four registers of weights, and 4 bytes of a token in all lanes of one more.
-// That is one product a cycle and two loads for five of them, all from near caches: the machine's peak.
+// 64 outputs at a time are packed with outputs in the lanes, (steps, 4, 16 outputs, 4 bytes of inputs), and
+// then every token passes by, six at a time: 24 sums, four registers of weights, and 4 bytes of a token in
+// all lanes of one more. That is one product a cycle and two loads for five of them, all from near caches:
+// the machine's peak.
 //
-// A float sum of few tokens is 16 sums, lane j over inputs 16 i + j, added as a tree (see add_lanes). Here lane j is
-// a pass of its own, chain j, and the tree is the same: an output has the same bits whatever the number of tokens.
-// So that a chain finds its inputs in a row, weights and tokens of floats lie chain by chain.
+// A float sum of few tokens is 16 sums, lane j over inputs 16 i + j, added as a tree (see add_lanes). Here
+// lane j is a pass of its own, chain j, and the tree is the same: an output has the same bits whatever the
+// number of tokens. So that a chain finds its inputs in a row, weights and tokens of floats lie chain by
+// chain.
 
 constexpr int kPanels = 4;  // of 16 outputs, in a stripe
 constexpr int kStripe = kPanels * kPanel;
@@ -69,11 +71,11 @@ struct IntStep {
 template <class Step, int C>
 using SumsOf = typename Step::Sum[C][kPanels];
 
-// `steps` steps of C tokens, x + c * ld, added to the sums or, with kFresh, in place of them. Not inlined: the compiler
-// keeps the sums in registers only where it sees nothing but this loop.
+// `steps` steps of C tokens, x + c * ld, added to the sums or, with kFresh, in place of them. Not inlined:
+// the compiler keeps the sums in registers only where it sees nothing but this loop.
 template <class Step, int C, bool kFresh>
-[[gnu::noinline]] void add_steps(SumsOf<Step, C>& sums, const unsigned char* w, const unsigned char* x, std::size_t ld,
-                                 std::size_t steps) {
+[[gnu::noinline]] void add_steps(SumsOf<Step, C>& sums, const unsigned char* w, const unsigned char* x,
+                                 std::size_t ld, std::size_t steps) {
   SumsOf<Step, C> local;
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c) {
@@ -109,8 +111,8 @@ inline void clear(SumsOf<Step, C>& sums) {
 
 // The chains of C tokens, and their tree: (j, j + 8), (j, j + 4), (j, j + 2), (0, 1).
 template <class Step, int C>
-inline void float_stripe(__m512 (&sums)[C][kPanels], const unsigned char* w, const unsigned char* x, std::size_t ld,
-                         std::size_t steps) {
+inline void float_stripe(__m512 (&sums)[C][kPanels], const unsigned char* w, const unsigned char* x,
+                         std::size_t ld, std::size_t steps) {
   constexpr int kOrder[kChains] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
   alignas(64) float waiting[4][C][kPanels][16];
   for (int i = 0; i < kChains; ++i) {
@@ -119,7 +121,8 @@ inline void float_stripe(__m512 (&sums)[C][kPanels], const unsigned char* w, con
     int level = 0;
     for (; i >> level & 1; ++level) {
       for (int c = 0; c < C; ++c) {
-        for (int v = 0; v < kPanels; ++v) sums[c][v] = _mm512_add_ps(_mm512_load_ps(waiting[level][c][v]), sums[c][v]);
+        for (int v = 0; v < kPanels; ++v)
+          sums[c][v] = _mm512_add_ps(_mm512_load_ps(waiting[level][c][v]), sums[c][v]);
       }
     }
     if (i == kChains - 1) return;
@@ -131,8 +134,8 @@ inline void float_stripe(__m512 (&sums)[C][kPanels], const unsigned char* w, con
 
 // The sums of C tokens from m on, both planes, scaled.
 template <int C>
-inline void int_stripe(__m512 (&sums)[C][kPanels], const Linear& w, const unsigned char* stripe, const Acts& acts, int n,
-                       int m) {
+inline void int_stripe(__m512 (&sums)[C][kPanels], const Linear& w, const unsigned char* stripe,
+                       const Acts& acts, int n, int m) {
   const auto kp = static_cast<std::size_t>(acts.kp);
   __m512i whole[C][kPanels];
   const auto less_offset = [&](int c, int v, std::int32_t sum) {
@@ -146,7 +149,8 @@ inline void int_stripe(__m512 (&sums)[C][kPanels], const Linear& w, const unsign
     clear<IntStep, C>(whole);
     outlier_blocks(acts, m, C, [&](std::size_t i) {
       add_steps<IntStep, C, false>(whole, stripe + i * kDepth * kStripe,
-                                   reinterpret_cast<const unsigned char*>(acts.high(m) + i * kDepth), kp, kDepth / 4);
+                                   reinterpret_cast<const unsigned char*>(acts.high(m) + i * kDepth), kp,
+                                   kDepth / 4);
     });
     for (int c = 0; c < C; ++c) {
       for (int v = 0; v < kPanels; ++v) {
@@ -165,22 +169,27 @@ inline void int_stripe(__m512 (&sums)[C][kPanels], const Linear& w, const unsign
 
 // C tokens from m on, the outputs of a stripe.
 template <int C>
-void stripe_tokens(const Linear& w, const unsigned char* stripe, const Acts& acts, int n, int m, const Output& o) {
+void stripe_tokens(const Linear& w, const unsigned char* stripe, const Acts& acts, int n, int m,
+                   const Output& o) {
   __m512 sums[C][kPanels];
   const auto kp = static_cast<std::size_t>(acts.kp);
   if (w.format == Format::i8 || w.format == Format::i4) {
     int_stripe<C>(sums, w, stripe, acts, n, m);
   } else if (w.format == Format::bf16) {
-    float_stripe<HalfStep, C>(sums, stripe, acts.data + static_cast<std::size_t>(m) * kp * 2, kp * 2, kp / 32);
+    float_stripe<HalfStep, C>(sums, stripe, acts.data + static_cast<std::size_t>(m) * kp * 2, kp * 2,
+                              kp / 32);
   } else {
-    float_stripe<FloatStep, C>(sums, stripe, acts.data + static_cast<std::size_t>(m) * kp * 4, kp * 4, kp / 16);
+    float_stripe<FloatStep, C>(sums, stripe, acts.data + static_cast<std::size_t>(m) * kp * 4, kp * 4,
+                               kp / 16);
   }
   for (int c = 0; c < C; ++c) {
-    for (int v = 0; v < kPanels && n + v * kPanel < w.n; ++v) finish(F16{sums[c][v]}, o, m + c, n + v * kPanel, w.n);
+    for (int v = 0; v < kPanels && n + v * kPanel < w.n; ++v)
+      finish(F16{sums[c][v]}, o, m + c, n + v * kPanel, w.n);
   }
 }
 
-void stripe_rest(const Linear& w, const unsigned char* stripe, const Acts& acts, int n, int m, const Output& o) {
+void stripe_rest(const Linear& w, const unsigned char* stripe, const Acts& acts, int n, int m,
+                 const Output& o) {
   switch (acts.m - m) {
     case 1: return stripe_tokens<1>(w, stripe, acts, n, m, o);
     case 2: return stripe_tokens<2>(w, stripe, acts, n, m, o);
@@ -191,11 +200,13 @@ void stripe_rest(const Linear& w, const unsigned char* stripe, const Acts& acts,
   }
 }
 
-// Line i of 64 bytes of 16 outputs, 16 steps of which each is one line now, to where vector v of the stripe has them.
+// Line i of 64 bytes of 16 outputs, 16 steps of which each is one line now, to where vector v of the stripe
+// has them.
 inline void place_lines(Line& lines, std::size_t first, std::size_t step, unsigned char* stripe, int v) {
   transpose(lines);
   for (std::size_t j = 0; j < 16; ++j) {
-    _mm512_storeu_si512(stripe + (first + j * step) * kStripe * 4 + static_cast<std::size_t>(v) * 64, lines[j]);
+    _mm512_storeu_si512(stripe + (first + j * step) * kStripe * 4 + static_cast<std::size_t>(v) * 64,
+                        lines[j]);
   }
 }
 
@@ -225,7 +236,8 @@ void pack_vector(const Linear& w, int n, int v, unsigned char* stripe) {
     for (int r = 0; r < kPanel; ++r) {
       const std::size_t at = static_cast<std::size_t>(n + r) * kp + i * inputs;
       if (w.format == Format::f32) lines[r] = _mm512_loadu_si512(static_cast<const float*>(w.w) + at);
-      if (w.format == Format::bf16) lines[r] = _mm512_loadu_si512(static_cast<const std::uint16_t*>(w.w) + at);
+      if (w.format == Format::bf16)
+        lines[r] = _mm512_loadu_si512(static_cast<const std::uint16_t*>(w.w) + at);
       if (w.format == Format::f16) {
         lines[r] = _mm512_castps_si512(F16::load_f16(static_cast<const std::uint16_t*>(w.w) + at).v);
       }
@@ -235,7 +247,8 @@ void pack_vector(const Linear& w, int n, int v, unsigned char* stripe) {
 }
 
 // Outputs [n0, n1) for all tokens; scratch: a stripe, 64 kp values of at most 4 bytes.
-void linear_stripes(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
+void linear_stripes(const Linear& w, const Acts& acts, int n0, int n1, const Output& o,
+                    unsigned char* scratch) {
   for (int n = n0; n < n1; n += kStripe) {
     Linear part = w;  // ends with the task
     part.n = n1 < w.n ? n1 : w.n;
@@ -254,8 +267,10 @@ inline void to_chains(const std::uint32_t* lines, std::size_t steps, std::uint32
 }
 
 // Tokens for linear_stripes.
-void prepare_stripes(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
-  if (acts.format == Format::i8 || acts.format == Format::i4) return prepare_rows(x, ld, m0, m1, acts, scratch);
+void prepare_stripes(const float* x, std::size_t ld, int m0, int m1, const Acts& acts,
+                     unsigned char* scratch) {
+  if (acts.format == Format::i8 || acts.format == Format::i4)
+    return prepare_rows(x, ld, m0, m1, acts, scratch);
   const bool half = acts.format == Format::bf16;
   const auto kp = static_cast<std::size_t>(acts.kp), row_bytes = kp * (half ? 2 : 4);
   for (int m = m0; m < m1; ++m) {

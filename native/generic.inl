@@ -10,7 +10,8 @@
 // Sums run in one order whatever the number of tokens: an output never depends on its neighbours in a batch.
 
 constexpr float kInfinity = __builtin_huge_valf(), kNotANumber = __builtin_nanf("");
-constexpr float kFaintest = 1e-30f;  // as large as values are when their scale is not taken for zero: its inverse is finite
+constexpr float kFaintest =
+    1e-30f;  // as large as values are when their scale is not taken for zero: its inverse is finite
 
 // The tanh approximation of GELU, x * sigmoid(2u): 1/2 (1 + tanh u) = sigmoid(2u).
 inline F16 gelu16(const F16& x) {
@@ -68,9 +69,10 @@ inline F16 within(const F16& x, float limit) { return most(least(x, F16::splat(l
 
 // One token of kp inputs in two planes, see Acts; all of both is written. maxima: room for kp / kDepth.
 //
-// The scale is that of the largest value if this is at most kBulk times the median of the blocks' largest values (of
-// 2048 normal values it is 1.4 times that median), else that of kBulk times the median.
-Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high, std::uint64_t* blocks, float* maxima) {
+// The scale is that of the largest value if this is at most kBulk times the median of the blocks' largest
+// values (of 2048 normal values it is 1.4 times that median), else that of kBulk times the median.
+Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high, std::uint64_t* blocks,
+                     float* maxima) {
   constexpr float kBulk = 4.0f;
   const int n_blocks = kp / kDepth;
   float highest = 0;
@@ -123,7 +125,8 @@ Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high
     }
   }
   // Sums of whole numbers below 2^24 are exact.
-  return {unit / kLargest, static_cast<std::int32_t>(sum(low_sum)), static_cast<std::int32_t>(sum(high_sum)), outliers};
+  return {unit / kLargest, static_cast<std::int32_t>(sum(low_sum)), static_cast<std::int32_t>(sum(high_sum)),
+          outliers};
 }
 
 void prepare_rows(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
@@ -137,7 +140,8 @@ void prepare_rows(const float* x, std::size_t ld, int m0, int m1, const Acts& ac
       auto* out = reinterpret_cast<std::uint16_t*>(acts.data) + static_cast<std::size_t>(m) * kp;
       for (std::size_t i = 0; i < kp; ++i) out[i] = bf16_of(row[i]);
     } else {
-      std::memcpy(reinterpret_cast<float*>(acts.data) + static_cast<std::size_t>(m) * kp, row, kp * sizeof(float));
+      std::memcpy(reinterpret_cast<float*>(acts.data) + static_cast<std::size_t>(m) * kp, row,
+                  kp * sizeof(float));
     }
   }
 }
@@ -188,8 +192,8 @@ inline F16 nearest_code(const F16& t) {
   return count_above(t, pick(kBinTable.middle, bin), pick(kBinTable.code, bin));
 }
 
-// Weighted squared error of each group at its own scale; below zero the codebook is mirrored. Without fused products:
-// every processor finds the same scales and codes.
+// Weighted squared error of each group at its own scale; below zero the codebook is mirrored. Without fused
+// products: every processor finds the same scales and codes.
 inline F16 group_errors(const Groups& groups, const F16& scale) {
   const F16 step = mul(scale, F16::splat(1.0f / 127)), inverse = div(F16::splat(1.0f), step);
   F16 errors = F16::zero();
@@ -202,9 +206,9 @@ inline F16 group_errors(const Groups& groups, const F16& scale) {
   return errors;
 }
 
-// The group scales with the least errors: seven sizes of either codebook from one that clips the largest value to one that
-// holds it, then the neighbours of the best. x: 32 values of each of `count` <= 16 groups, in units of their output's
-// scale; importance: of group g at g * ld, or nullptr.
+// The group scales with the least errors: seven sizes of either codebook from one that clips the largest
+// value to one that holds it, then the neighbours of the best. x: 32 values of each of `count` <= 16 groups,
+// in units of their output's scale; importance: of group g at g * ld, or nullptr.
 void search_scales(const float* x, const float* importance, std::size_t ld, int count, std::uint8_t* scales) {
   Groups groups;
   F16 top = F16::zero(), bottom = F16::zero();
@@ -214,7 +218,8 @@ void search_scales(const float* x, const float* importance, std::size_t ld, int 
     groups.x[i] = F16::load(values);
     groups.importance[i] = F16::splat(1.0f);
     if (importance != nullptr) {
-      for (int g = 0; g < count; ++g) weights[g] = importance[static_cast<std::size_t>(g) * ld + static_cast<std::size_t>(i)];
+      for (int g = 0; g < count; ++g)
+        weights[g] = importance[static_cast<std::size_t>(g) * ld + static_cast<std::size_t>(i)];
       groups.importance[i] = F16::load(weights);
     }
     top = most(top, groups.x[i]);
@@ -246,7 +251,8 @@ void search_scales(const float* x, const float* importance, std::size_t ld, int 
 
 // One output in int4: kp codes of a byte each and kp / 32 group scales. The row is scaled in place.
 float quantize_row4(float* row, int kp, const float* importance, std::uint8_t* codes, std::uint8_t* groups) {
-  const float top = largest_of(row, kp), unit = top / 120.0f;  // leaves the largest group room to be scaled up
+  const float top = largest_of(row, kp),
+              unit = top / 120.0f;  // leaves the largest group room to be scaled up
   const float inverse = top > kFaintest ? 1.0f / unit : 0.0f;
   for (int i = 0; i < kp; ++i) row[i] *= inverse;
   const int n_groups = kp / kGroup;
@@ -256,11 +262,13 @@ float quantize_row4(float* row, int kp, const float* importance, std::uint8_t* c
   }
   for (int g = 0; g < n_groups; ++g) {
     const int size = groups[g] & 127;
-    const F16 inverse = F16::splat((groups[g] < 128 ? 127.0f : -127.0f) / static_cast<float>(size > 0 ? size : 1));
+    const F16 inverse =
+        F16::splat((groups[g] < 128 ? 127.0f : -127.0f) / static_cast<float>(size > 0 ? size : 1));
     for (int i = g * kGroup; i < (g + 1) * kGroup; i += 16) {
       float found[16];
       nearest_code(mul(F16::load(row + i), inverse)).store(found);
-      for (int j = 0; j < 16; ++j) codes[i + j] = static_cast<std::uint8_t>(static_cast<std::int32_t>(found[j]));
+      for (int j = 0; j < 16; ++j)
+        codes[i + j] = static_cast<std::uint8_t>(static_cast<std::int32_t>(found[j]));
     }
   }
   return unit;
@@ -274,7 +282,8 @@ float quantize_row(Format format, float* row, int kp, const float* importance, s
 }
 
 // 16 outputs, codes (16, kp) and group scales (16, kp / 32), to tiles.
-void pack_panel(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp, unsigned char* tiles) {
+void pack_panel(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp,
+                unsigned char* tiles) {
   for (int k = 0; k < kp; k += kDepth, tiles += format == Format::i8 ? kTile8 : kTile4) {
     if (format == Format::i8) {
       for (int n = 0; n < kPanel; ++n) std::memcpy(tiles + n * kDepth, codes + n * kp + k, kDepth);
@@ -341,6 +350,7 @@ inline const std::int8_t* panel_tiles(const Linear& w, int n, unsigned char* scr
 #include "attention.inl"
 
 [[maybe_unused]] std::size_t scratch_rows(int kp, int d) {
-  const std::size_t panel = static_cast<std::size_t>(kp) * kPanel, attend = Attention<FloatCell>::scratch_bytes(d);
+  const std::size_t panel = static_cast<std::size_t>(kp) * kPanel,
+                    attend = Attention<FloatCell>::scratch_bytes(d);
   return panel > attend ? panel : attend;
 }

@@ -8,7 +8,9 @@ struct F16 {
     return {{lane, lane, lane, lane}};
   }
   static F16 zero() { return splat(0.0f); }
-  static F16 load(const float* p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+  static F16 load(const float* p) {
+    return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
+  }
   static F16 load_bf16(const std::uint16_t* p) {
     const uint16x8_t a = vld1q_u16(p), b = vld1q_u16(p + 8), zero = vdupq_n_u16(0);
     return {{vreinterpretq_f32_u16(vzip1q_u16(zero, a)), vreinterpretq_f32_u16(vzip2q_u16(zero, a)),

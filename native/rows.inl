@@ -27,7 +27,8 @@ inline void float_block(const Linear& w, const Acts& acts, int n, int m, float (
   }
 }
 
-// Adds the products of one block of 64 inputs; `line` is kRows outputs of a tile, x the tokens' planes from there on.
+// Adds the products of one block of 64 inputs; `line` is kRows outputs of a tile, x the tokens' planes from
+// there on.
 template <int C>
 inline void int_step(I16 (&sums)[kRows][C], const std::int8_t* line, const std::int8_t* x, std::size_t kp) {
   for (int r = 0; r < kRows; ++r) {
@@ -46,11 +47,14 @@ inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& act
   I16 sums[kRows][C] = {};
   for (std::size_t i = 0; i < steps; ++i) int_step<C>(sums, lines + i * kTile8, acts.low(m) + i * kDepth, kp);
   for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < C; ++c) y[c][column + r] = static_cast<float>(sum(sums[r][c]) - kOffset * acts.token(m + c).low_sum);
+    for (int c = 0; c < C; ++c)
+      y[c][column + r] = static_cast<float>(sum(sums[r][c]) - kOffset * acts.token(m + c).low_sum);
   }
   if (has_outliers(acts, m, C)) {
     I16 high[kRows][C] = {};
-    outlier_blocks(acts, m, C, [&](std::size_t i) { int_step<C>(high, lines + i * kTile8, acts.high(m) + i * kDepth, kp); });
+    outlier_blocks(acts, m, C, [&](std::size_t i) {
+      int_step<C>(high, lines + i * kTile8, acts.high(m) + i * kDepth, kp);
+    });
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < C; ++c) {
         const auto steps_of = static_cast<float>(sum(high[r][c]) - kOffset * acts.token(m + c).high_sum);
@@ -64,7 +68,8 @@ inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& act
 }
 
 template <int C>
-inline void panel_block(const Linear& w, const std::int8_t* tiles, const Acts& acts, int n, int m, const Output& o) {
+inline void panel_block(const Linear& w, const std::int8_t* tiles, const Acts& acts, int n, int m,
+                        const Output& o) {
   float y[C][kPanel];
   for (int column = 0; column < kPanel; column += kRows) {
     switch (w.format) {
