@@ -37,9 +37,7 @@ class Sampling:
     """
 
     temperature: float = _setting(0.8, "0 picks the likeliest token; higher is more varied", 0)
-    top_p: float = _setting(
-        1.0, "keep the likeliest tokens that together reach this probability; 0 keeps one", 0, 1
-    )
+    top_p: float = _setting(1.0, "keep the likeliest tokens up to this total probability; 0 keeps one", 0, 1)
     top_k: int = _setting(0, "keep this many likeliest tokens; 0 keeps all", 0)
     min_p: float = _setting(0.0, "drop tokens below this share of the likeliest one's probability", 0, 1)
     repetition_penalty: float = _setting(
@@ -50,7 +48,7 @@ class Sampling:
     )
     frequency_penalty: float = _setting(0.0, "subtracted for every time a token was written", -100, 100)
     logit_bias: Mapping[int, float] = field(
-        default_factory=dict, metadata={"help": "token id -> value added to its logit"}
+        default_factory=dict, metadata={"help": "add VALUE to the logit of token ID"}
     )
     seed: int | None = _setting(None, "the same seed gives the same text", 0, 2**63 - 1)
     stop: tuple[str, ...] = field(default=(), metadata={"help": "text that ends the answer; not shown"})

@@ -37,15 +37,16 @@ def docs_script() -> ModuleType:
     return module
 
 
-def test_the_page_of_options_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LC_ALL", "C")
-    assert text_of("docs/cli.md") == docs_script().render(), "run scripts/docs"
+@pytest.mark.parametrize(("locale", "name"), [("C", "docs/cli.md"), ("ko_KR.UTF-8", "docs/ko/cli.md")])
+def test_the_pages_of_options_are_current(locale: str, name: str) -> None:
+    assert text_of(name) == docs_script().render(locale), "run scripts/docs"
 
 
-def test_the_page_of_options_names_every_option() -> None:
-    page = text_of("docs/cli.md")
-    for name in (None, *COMMANDS):
-        for action in command(name)[1]._actions:
+@pytest.mark.parametrize("name", ["docs/cli.md", "docs/ko/cli.md"])
+def test_the_pages_of_options_name_every_option(name: str) -> None:
+    page = text_of(name)
+    for command_name in (None, *COMMANDS):
+        for action in command(command_name)[1]._actions:
             for option in action.option_strings[:1]:
                 assert option in ("-h",) or option in page
 

@@ -18,8 +18,9 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from kogpt import __version__
-from kogpt.cli.korean import TEXTS, korean_argparse
-from kogpt.errors import KoGPTError, localized
+from kogpt.cli.examples import EXAMPLES
+from kogpt.cli.korean import HELP, TEXTS, korean_argparse, translate
+from kogpt.errors import KoGPTError, localized, prefers_korean
 
 DESCRIPTION = "KakaoBrain Korean(hangul) Generative Pre-Training Model"  # the original's own words
 
@@ -27,11 +28,11 @@ DESCRIPTION = "KakaoBrain Korean(hangul) Generative Pre-Training Model"  # the o
 PROMPT = "kogpt.cli.prompt"
 COMMANDS = {
     "generate": ("kogpt.cli.generate", "continue one prompt, standard input or a file of prompts"),
-    "info": ("kogpt.cli.info", "a model's hyperparameters, and whether it fits this machine"),
-    "bench": ("kogpt.cli.bench", "the speed of a model beside the limits of the machine"),
-    "eval": ("kogpt.cli.eval", "few-shot evaluation"),
-    "export": ("kogpt.cli.export", "write a model folder anew: quantised, or in another precision"),
-    "pretrain": ("kogpt.cli.pretrain", "a tokenizer and a model from raw text"),
+    "info": ("kogpt.cli.info", "show a model's hyperparameters and whether it fits this machine"),
+    "bench": ("kogpt.cli.bench", "measure a model's speed against the limits of this machine"),
+    "eval": ("kogpt.cli.eval", "evaluate a model on Korean tasks, few-shot"),
+    "export": ("kogpt.cli.export", "write a model folder in another precision"),
+    "pretrain": ("kogpt.cli.pretrain", "train a tokenizer and a model from raw text"),
 }
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -84,14 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stop(FAILURE, localized(f"not enough memory: {error}", f"메모리 부족: {error}"), debug)
     except OSError as error:
         _abandon_stdout()
-        return _stop(FAILURE, localized(f"the system refused: {error}", f"시스템 오류: {error}"), debug)
+        where = f"{error.filename}: " if error.filename else ""
+        reason = f"{where}{error.strerror or error}"
+        return _stop(FAILURE, localized(f"system error: {reason}", f"시스템 오류: {reason}"), debug)
 
 
 def command(name: str | None) -> tuple[ModuleType, Parser]:
     """The module of a subcommand (of the interactive prompt if None) and its parser."""
     if name is None:
         path, parser = PROMPT, Parser(prog="kogpt", description=DESCRIPTION, epilog=_overview())
-        parser.add_argument("--version", action="version", version=__version__, help="say it and exit")
+        parser.add_argument(
+            "--version", action="version", version=__version__, help="print the version and exit"
+        )
     elif name in COMMANDS:
         path, summary = COMMANDS[name]
         parser = Parser(prog=f"kogpt {name}", description=f"{summary[0].upper()}{summary[1:]}.")
@@ -100,24 +105,39 @@ def command(name: str | None) -> tuple[ModuleType, Parser]:
         remedy = ("generate TEXT, to continue a text", "generate TEXT (글을 이어 쓰기)")
         en, ko = (close[0], close[0]) if close else remedy
         en = f"there is no command {name!r}, try: kogpt {en}"
-        Parser(prog="kogpt").error(localized(en, f"{name!r} 명령은 없습니다. 다음을 써 보십시오: kogpt {ko}"))
+        Parser(prog="kogpt").error(localized(en, f"{name!r} 명령은 없습니다. 다음을 써 보세요: kogpt {ko}"))
     module = import_module(path)
     module.add_arguments(parser)
+    if prefers_korean():
+        translate(parser)
+    _add_examples(parser)
     return module, parser
 
 
 def _overview() -> str:
+    en = "Without a command: the interactive prompt. Commands (kogpt COMMAND --help):"
+    lines = [localized(en, "명령 없이 실행하면 대화형 프롬프트가 열립니다. 명령 (kogpt COMMAND --help):")]
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join(["Without a command: the interactive prompt. Commands (kogpt COMMAND --help):", *lines])
+    for name, (_, summary) in COMMANDS.items():
+        lines.append(f"  {name:{width}}  {localized(summary, HELP.get(summary, summary))}")
+    return "\n".join(lines)
+
+
+def _add_examples(parser: argparse.ArgumentParser) -> None:
+    """Put the examples of a command, and of its subcommands, below its options."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                _add_examples(child)
+    if parser.prog in EXAMPLES:
+        lines = [localized("examples:", HELP["examples:"]), *(f"  {line}" for line in EXAMPLES[parser.prog])]
+        parser.epilog = "\n".join(lines if not parser.epilog else [parser.epilog, "", *lines])
 
 
 def _unexpected(rest: Sequence[str], name: str | None) -> str:
     if name is None and (known := [word for word in rest if word in COMMANDS]):
         first = f"kogpt {known[0]}"
-        return localized(
-            f"write the command first: {first} [options]", f"명령을 먼저 쓰십시오: {first} [옵션]"
-        )
+        return localized(f"write the command first: {first} [options]", f"명령을 먼저 쓰세요: {first} [옵션]")
     words = " ".join(rest)
     return localized(f"unrecognized arguments: {words}", TEXTS["unrecognized arguments: %s"] % words)
 

@@ -36,30 +36,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     group = parser.add_argument_group("measurement")
     group.add_argument(
-        "--shape", choices=SHAPES, help="random weights of a named shape, instead of those of --model"
+        "--shape", choices=SHAPES, help="measure random weights of a named shape instead of --model"
     )
     group.add_argument(
-        "--runner", choices=("auto", *RUNNER_DTYPES), default="auto", help="(default: %(default)s)"
+        "--runner",
+        choices=("auto", *RUNNER_DTYPES),
+        default="auto",
+        help="what does the arithmetic (default: %(default)s)",
     )
-    group.add_argument("--threads", type=count, metavar="N", help="of the CPU (default: all)")
+    group.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: all)")
     group.add_argument(
         "--rows",
         type=_counts,
         metavar="N,...",
         default="1,4,16",
-        help="how many texts are written at once (default: %(default)s)",
+        help="numbers of texts to decode at once (default: %(default)s)",
     )
     group.add_argument(
         "--prompt-tokens",
         type=count,
         metavar="N",
-        help=f"length of the prompt (default: {PROMPT_TOKENS}, or the model's context)",
+        help=f"prompt length in tokens (default: {PROMPT_TOKENS}, or the model's context)",
     )
     group.add_argument(
-        "--new-tokens", type=count, metavar="N", default=32, help="written by each row (default: %(default)s)"
+        "--new-tokens",
+        type=count,
+        metavar="N",
+        default=32,
+        help="tokens to decode in each row (default: %(default)s)",
     )
-    group.add_argument("--rounds", type=count, metavar="N", default=5, help="(default: %(default)s)")
-    group.add_argument("--json", action="store_true", help="one JSON object for each number of rows")
+    group.add_argument(
+        "--rounds",
+        type=count,
+        metavar="N",
+        default=5,
+        help="rounds; the median is shown (default: %(default)s)",
+    )
+    group.add_argument("--json", action="store_true", help="print one JSON object for each number of rows")
 
 
 def run(args: argparse.Namespace) -> int:

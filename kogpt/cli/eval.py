@@ -21,50 +21,55 @@ if TYPE_CHECKING:
 EPILOG = """tasks: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag
        kobest-sentineg kobest-wic, ppl (bits per byte of --text)
 
-Offline, --data or KOGPT_DATA names a folder of the data files; otherwise they are fetched from where they
-were published. A run that was interrupted goes on where it was when the same command is given again."""
+Offline, --data or KOGPT_DATA names a folder with the data files; otherwise they are downloaded from where
+they were published. The same command resumes an interrupted run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which tasks, how they are asked, and where the report goes."""
     parser.epilog = EPILOG
-    parser.add_argument("tasks", nargs="+", metavar="TASK", help="what to measure (below)")
+    parser.add_argument("tasks", nargs="+", metavar="TASK", help="task to measure (listed below)")
     parser.add_argument(
         "--prompt",
         action="append",
         metavar="NAME",
-        help="a named wording (repeatable), or all (default: the first)",
+        help="prompt wording, repeatable, or all (default: the task's first)",
     )
     parser.add_argument(
         "--shots",
         type=_counts,
         default=(0, 5),
         metavar="N,N",
-        help="solved examples shown first (default: 0,5)",
+        help="numbers of solved examples before each question (default: 0,5)",
     )
-    parser.add_argument("--seeds", type=_count, default=3, metavar="N", help="draws of shots (default: 3)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="a fixed random subset of the test rows")
+    parser.add_argument(
+        "--seeds", type=_count, default=3, metavar="N", help="random draws of shots (default: 3)"
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="score a fixed random subset of N items")
     parser.add_argument(
         "--scoring",
         choices=("raw", "normalised", "calibrated"),
-        help="of log-likelihoods (default: the task's)",
+        help="how log-likelihoods are compared (default: the task's way)",
     )
     parser.add_argument(
-        "--sample", type=float, metavar="T", help="draw the label at temperature T instead of scoring it"
+        "--sample",
+        type=float,
+        metavar="T",
+        help="sample the label at temperature T instead of scoring every label",
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of data files")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with the data files")
     parser.add_argument(
-        "--text", type=Path, action="append", metavar="FILE", help="for ppl: .txt, .jsonl(.zst)"
+        "--text", type=Path, action="append", metavar="FILE", help="text for ppl: .txt, .jsonl or .jsonl.zst"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("eval-results"),
         metavar="DIR",
-        help="reports and finished batches (%(default)s)",
+        help="folder for reports and finished batches (default: %(default)s)",
     )
-    parser.add_argument("--no-tfidf", action="store_true", help="leave the TF-IDF baseline out")
-    parser.add_argument("--json", action="store_true", help="one JSON object per value on stdout")
+    parser.add_argument("--no-tfidf", action="store_true", help="skip the TF-IDF baseline")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per value")
     add_model_options(parser)
 
 

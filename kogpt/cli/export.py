@@ -12,11 +12,11 @@ from kogpt.cli.reading import decode, read_bytes
 from kogpt.errors import localized
 
 FORMATS = {  # -> what it is
-    "int4": "4.25 bits a weight, for KoGPT's native runner",
-    "int8": "8 bits a weight, for KoGPT's native runner",
-    "float16": "as transformers reads it",
-    "bfloat16": "as transformers reads it",
-    "float32": "as transformers reads it",
+    "int4": "4.25 bits per weight, for KoGPT only",
+    "int8": "8 bits per weight, for KoGPT only",
+    "float16": "for KoGPT and transformers",
+    "bfloat16": "for KoGPT and transformers",
+    "float32": "for KoGPT and transformers",
 }
 
 
@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, a hub name or a built-in model (default: %(default)s)",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new model folder")
-    parser.add_argument("--force", action="store_true", help="replace a model that is in DIR")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--force", action="store_true", help="replace the model that DIR already holds")
     parser.add_argument(
         "--calibration",
         metavar="TEXTFILE",
-        help="int4: round so that the model reads this text as before (GPTQ); 32,000 tokens of it are used",
+        help="int4 only: quantise with GPTQ, calibrated on about 32,000 tokens of this text",
     )
 
 

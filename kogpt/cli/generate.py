@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `kogpt generate` takes."""
     parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads it from standard input"
+        "prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input"
     )
     parser.add_argument(
         "--file",
         metavar="PATH",
-        help='one prompt a line, or JSON Lines with a "prompt" each (.jsonl);'
-        " one that is refused does not stop the others",
+        help='file with one prompt per line, or JSON Lines with a "prompt" each (.jsonl);'
+        " a prompt that is refused does not stop the others",
     )
     parser.add_argument(
-        "--encoding", choices=ENCODINGS, default="auto", help="of the input (default: %(default)s)"
+        "--encoding", choices=ENCODINGS, default="auto", help="encoding of the input (default: %(default)s)"
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help='one JSON object per answer; "input" has the other keys of its line,'
+        help='print one JSON object per answer; "input" holds the other keys of its line,'
         ' "error" says why there is no answer',
     )
     add_generation_options(parser)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a folder, a hub name, kogpt-mini, or a shape: {', '.join(SHAPES)} (default: %(default)s)",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:

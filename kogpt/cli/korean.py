@@ -1,7 +1,8 @@
-"""argparse's own texts in Korean, where the locale is.
+"""The command line in Korean, where the locale is Korean: argparse's own words and every help text of ours.
 
-argparse looks every text up by its English one, with the functions of `gettext` that it has imported. They
-are replaced while a command line is read; compiled catalogues would say the same through the same door.
+Both tables go from the English text to the Korean one. argparse looks its texts up with the functions of
+`gettext` that it has imported; `korean_argparse` replaces them while a command line is read. Help texts of
+ours are looked up by `translate` once a parser is complete. A test refuses one that is not in the table.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 
 from kogpt.errors import prefers_korean
 
+# argparse's own texts.
 TEXTS = {
     "usage: ": "사용법: ",
     "positional arguments": "위치 인자",
@@ -20,7 +22,7 @@ TEXTS = {
     "argument %(argument_name)s: %(message)s": "인자 %(argument_name)s: %(message)s",
     "the following arguments are required: %s": "빠진 인자가 있습니다: %s",
     "one of the arguments %s is required": "다음 인자 중 하나가 필요합니다: %s",
-    "not allowed with argument %s": "인자 %s와(과) 함께 쓸 수 없습니다",
+    "not allowed with argument %s": "인자 %s와 함께 쓸 수 없습니다",
     "unrecognized arguments: %s": "알 수 없는 인자: %s",
     "ambiguous option: %(option)s could match %(matches)s": "모호한 옵션 %(option)s (가능: %(matches)s)",
     "unexpected option string: %s": "알 수 없는 옵션: %s",
@@ -34,6 +36,263 @@ TEXTS = {
     "invalid choice: %(value)r (choose from %(choices)s)": "없는 선택지 %(value)r (가능: %(choices)s)",
     "unknown parser %(parser_name)r (choices: %(choices)s)": "없는 명령 %(parser_name)r (가능: %(choices)s)",
 }
+
+# Help texts of ours. A summary of a command also serves as its description.
+HELP = {
+    "KakaoBrain Korean(hangul) Generative Pre-Training Model": "카카오브레인 한국어 생성 언어 모델",
+    "model": "모델",
+    "generation": "생성",
+    "measurement": "측정",
+    "reading": "입력",
+    "examples:": "예:",
+    "show log and tracebacks": "로그와 오류 추적을 보여 줍니다",
+    "print the version and exit": "버전을 보여 줍니다",
+    # commands
+    "continue one prompt, standard input or a file of prompts": (
+        "프롬프트 하나, 표준 입력 또는 파일의 프롬프트들을 이어 씁니다"
+    ),
+    "show a model's hyperparameters and whether it fits this machine": (
+        "모델의 크기와, 이 컴퓨터에서 돌아가는지를 보여 줍니다"
+    ),
+    "measure a model's speed against the limits of this machine": (
+        "모델의 속도를 이 컴퓨터의 한계와 견주어 잽니다"
+    ),
+    "evaluate a model on Korean tasks, few-shot": "한국어 과제로 모델을 퓨샷 평가합니다",
+    "write a model folder in another precision": "모델 폴더를 다른 정밀도로 다시 씁니다",
+    "train a tokenizer and a model from raw text": "원문에서 토크나이저와 모델을 학습합니다",
+    "train a tokenizer, and measure it on held-out text": (
+        "토크나이저를 학습하고, 학습에 쓰지 않은 글로 잽니다"
+    ),
+    "filter, deduplicate and tokenize text into shards": "글을 거르고 중복을 없앤 뒤 토큰 샤드로 만듭니다",
+    "train a model on shards, or resume a run": "샤드로 모델을 학습하거나, 멈춘 학습을 이어 갑니다",
+    "estimate the memory, days and cost of a run": "학습에 드는 메모리, 기간, 비용을 어림합니다",
+    "do all of it on one text file, in minutes": "글 파일 하나로 전 과정을 몇 분 안에 해 봅니다",
+    # model
+    "a folder, a hub name or a built-in model (default: %(default)s)": (
+        "폴더, 허브 이름 또는 내장 모델 (기본값: %(default)s)"
+    ),
+    "branch, tag or commit of a hub model": "허브 모델의 브랜치, 태그 또는 커밋",
+    (
+        "auto, cpu, cuda or cuda:N; cuda:0,cuda:1 splits the model over these GPUs, cuda:all over every GPU"
+        " (default: %(default)s)"
+    ): (
+        "auto, cpu, cuda 또는 cuda:N; cuda:0,cuda:1은 모델을 두 GPU에, cuda:all은 모든 GPU에 나누어"
+        " 올립니다 (기본값: %(default)s)"
+    ),
+    "precision of the weights (default: %(default)s)": "가중치의 정밀도 (기본값: %(default)s)",
+    "precision of cached keys and values on the CPU (default: %(default)s)": (
+        "CPU에서 KV 캐시의 정밀도 (기본값: %(default)s)"
+    ),
+    "the original's name for --device cuda:all": "--device cuda:all과 같습니다 (원본의 옵션 이름)",
+    "the same seed gives the same text": "시드가 같으면 같은 글이 나옵니다",
+    # generate
+    "text to continue; - reads standard input": "이어 쓸 글; -이면 표준 입력을 읽습니다",
+    (
+        'file with one prompt per line, or JSON Lines with a "prompt" each (.jsonl); a prompt that is refused'
+        " does not stop the others"
+    ): (
+        '한 줄에 프롬프트 하나씩 적은 파일, 또는 줄마다 "prompt"가 있는 JSON Lines (.jsonl); 하나가'
+        " 거부되어도 나머지는 계속합니다"
+    ),
+    "encoding of the input (default: %(default)s)": "입력의 인코딩 (기본값: %(default)s)",
+    (
+        'print one JSON object per answer; "input" holds the other keys of its line,'
+        ' "error" says why there is no answer'
+    ): ('답마다 JSON 객체 하나를 출력합니다; "input"은 그 줄의 다른 키, "error"는 답이 없는 이유'),
+    "0 picks the likeliest token; higher is more varied (default: %(default)s)": (
+        "0이면 가장 그럴듯한 토큰을 고르고, 클수록 다양해집니다 (기본값: %(default)s)"
+    ),
+    "keep the likeliest tokens up to this total probability; 0 keeps one (default: %(default)s)": (
+        "확률이 높은 순으로 합이 이 값이 될 때까지의 토큰만 남깁니다; 0이면 하나 (기본값: %(default)s)"
+    ),
+    "keep this many likeliest tokens; 0 keeps all (default: %(default)s)": (
+        "확률이 높은 토큰을 이만큼만 남깁니다; 0이면 모두 (기본값: %(default)s)"
+    ),
+    "drop tokens below this share of the likeliest one's probability (default: %(default)s)": (
+        "가장 높은 확률의 이 비율에 못 미치는 토큰을 버립니다 (기본값: %(default)s)"
+    ),
+    "above 1 makes tokens already in the text less likely (default: %(default)s)": (
+        "1보다 크면 이미 나온 토큰이 덜 나옵니다 (기본값: %(default)s)"
+    ),
+    "subtracted once from logits of tokens already written (default: %(default)s)": (
+        "이미 쓴 토큰의 로짓에서 한 번 뺍니다 (기본값: %(default)s)"
+    ),
+    "subtracted for every time a token was written (default: %(default)s)": (
+        "토큰을 쓴 횟수만큼 로짓에서 뺍니다 (기본값: %(default)s)"
+    ),
+    "add VALUE to the logit of token ID; may be repeated": (
+        "ID 토큰의 로짓에 VALUE를 더합니다; 여러 번 쓸 수 있습니다"
+    ),
+    "text that ends the answer; not shown; may be repeated": (
+        "답을 끝내는 글; 출력하지 않습니다; 여러 번 쓸 수 있습니다"
+    ),
+    "new tokens at most (128 if no length is given)": "새 토큰의 최대 개수 (길이를 정하지 않으면 128)",
+    "tokens of prompt and answer together at most": "프롬프트와 답을 더한 토큰의 최대 개수",
+    "answers per prompt (default: %(default)s)": "프롬프트마다 쓸 답의 수 (기본값: %(default)s)",
+    "report this many likeliest tokens with each token": "토큰마다 가장 그럴듯한 후보를 이만큼 보여 줍니다",
+    # model
+    "a folder, a hub name, kogpt-mini, or a shape: kogpt-6b, kogpt-1b (default: %(default)s)": (
+        "폴더, 허브 이름, kogpt-mini, 또는 크기 이름: kogpt-6b, kogpt-1b (기본값: %(default)s)"
+    ),
+    "print one JSON object": "JSON 객체 하나를 출력합니다",
+    "measure random weights of a named shape instead of --model": (
+        "--model 대신 이 크기의 무작위 가중치를 잽니다"
+    ),
+    "what does the arithmetic (default: %(default)s)": "계산을 맡을 러너 (기본값: %(default)s)",
+    "CPU threads (default: all)": "CPU 스레드 수 (기본값: 모두)",
+    "numbers of texts to decode at once (default: %(default)s)": (
+        "한꺼번에 쓸 글의 수들 (기본값: %(default)s)"
+    ),
+    "prompt length in tokens (default: 512, or the model's context)": (
+        "프롬프트의 토큰 수 (기본값: 512 또는 모델의 문맥 길이)"
+    ),
+    "tokens to decode in each row (default: %(default)s)": "글마다 쓸 토큰 수 (기본값: %(default)s)",
+    "rounds; the median is shown (default: %(default)s)": (
+        "반복 횟수; 중앙값을 보여 줍니다 (기본값: %(default)s)"
+    ),
+    "print one JSON object for each number of rows": "글의 수마다 JSON 객체 하나를 출력합니다",
+    # eval
+    "task to measure (listed below)": "평가할 과제 (아래 목록)",
+    "prompt wording, repeatable, or all (default: the task's first)": (
+        "프롬프트 문구의 이름; 여러 번 쓰거나 all (기본값: 과제의 첫 문구)"
+    ),
+    "numbers of solved examples before each question (default: 0,5)": (
+        "문항 앞에 보여 줄 예시의 수들 (기본값: 0,5)"
+    ),
+    "random draws of shots (default: 3)": "예시를 무작위로 뽑는 횟수 (기본값: 3)",
+    "score a fixed random subset of N items": "정해진 무작위 문항 N개만 채점합니다",
+    "how log-likelihoods are compared (default: the task's way)": (
+        "로그 가능도를 비교하는 방식 (기본값: 과제의 방식)"
+    ),
+    "sample the label at temperature T instead of scoring every label": (
+        "레이블을 모두 채점하지 않고 온도 T로 생성합니다"
+    ),
+    "folder with the data files": "데이터 파일이 있는 폴더",
+    "text for ppl: .txt, .jsonl or .jsonl.zst": "ppl로 잴 글: .txt, .jsonl 또는 .jsonl.zst",
+    "folder for reports and finished batches (default: %(default)s)": (
+        "보고서와 끝난 묶음을 둘 폴더 (기본값: %(default)s)"
+    ),
+    "skip the TF-IDF baseline": "TF-IDF 기준선을 건너뜁니다",
+    "print one JSON object per value": "값마다 JSON 객체 하나를 출력합니다",
+    (
+        "tasks: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag\n"
+        "       kobest-sentineg kobest-wic, ppl (bits per byte of --text)\n\nOffline, --data or KOGPT_DATA"
+        " names a folder with the data files; otherwise they are downloaded from where\nthey were published."
+        " The same command resumes an interrupted run."
+    ): (
+        "과제: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag\n"
+        "      kobest-sentineg kobest-wic, ppl (--text의 바이트당 비트)\n\n인터넷 없이 쓰려면 --data나"
+        " KOGPT_DATA에 데이터 파일이 있는 폴더를 적으세요. 없으면 공개된 곳에서 내려받습니다.\n같은 명령을"
+        " 다시 주면 멈춘 평가를 이어 갑니다."
+    ),
+    # export
+    (
+        "int4: 4.25 bits per weight, for KoGPT only; int8: 8 bits per weight, for KoGPT only; float16: for"
+        " KoGPT and transformers; bfloat16: for KoGPT and transformers; float32: for KoGPT and transformers"
+    ): (
+        "int4: 가중치마다 4.25비트, KoGPT 전용; int8: 가중치마다 8비트, KoGPT 전용; float16, bfloat16,"
+        " float32: KoGPT와 transformers용"
+    ),
+    "folder to write the model to": "모델을 쓸 폴더",
+    "replace the model that DIR already holds": "DIR에 이미 있는 모델을 바꿉니다",
+    "int4 only: quantise with GPTQ, calibrated on about 32,000 tokens of this text": (
+        "int4 전용: 이 글의 토큰 약 32,000개로 보정해 GPTQ로 양자화합니다"
+    ),
+    # pretrain
+    "files, folders or patterns: .jsonl, .txt, either in .zst or .gz, or .parquet": (
+        "파일, 폴더 또는 패턴: .jsonl, .txt, 그 .zst나 .gz, 또는 .parquet"
+    ),
+    "names of files to skip": "건너뛸 파일 이름",
+    "format of the input (default: by file name)": "입력 형식 (기본값: 파일 이름으로 판단)",
+    "encoding of the input (default: detect)": "입력의 인코딩 (기본값: 자동 판별)",
+    "field that holds the text (default: %(default)s)": "글이 들어 있는 필드 (기본값: %(default)s)",
+    "what counts as one document in a .txt file (default: the file)": (
+        ".txt 파일에서 문서를 나누는 단위 (기본값: 파일 전체)"
+    ),
+    "stop when more of the records are unreadable (default: %(default)s)": (
+        "읽을 수 없는 레코드의 비율이 이보다 크면 멈춥니다 (기본값: %(default)s)"
+    ),
+    "vocabulary size (default: %(default)s, as in KoGPT 6B)": (
+        "어휘 크기 (기본값: %(default)s, KoGPT 6B와 같음)"
+    ),
+    "folder for tokenizer.json": "tokenizer.json을 쓸 폴더",
+    "share of the documents to learn from (default: all)": "학습에 쓸 문서의 비율 (기본값: 전부)",
+    "files to measure on (default: 1 %% of FILES)": "잴 때 쓸 파일 (기본값: FILES의 1 %%)",
+    "model_max_length written to tokenizer_config.json": "tokenizer_config.json에 적을 model_max_length",
+    "print the measures as one JSON object": "잰 값을 JSON 객체 하나로 출력합니다",
+    "tokenizer.json, or the folder that holds it": "tokenizer.json 또는 그 폴더",
+    "folder to write the shards to": "샤드를 쓸 폴더",
+    "worker processes (default: one per core)": "작업 프로세스의 수 (기본값: 코어마다 하나)",
+    "drop documents at least this similar; 0 drops exact copies only (default: %(default)s)": (
+        "이만큼 비슷한 문서를 버립니다; 0이면 똑같은 문서만 (기본값: %(default)s)"
+    ),
+    "keep duplicates": "중복 문서를 남깁니다",
+    "skip this filter, or all of them; may be repeated": (
+        "이 필터를 건너뜁니다, all이면 모두; 여러 번 쓸 수 있습니다"
+    ),
+    "print the report as one JSON object": "보고서를 JSON 객체 하나로 출력합니다",
+    "recipe: model, data, schedule and optimizer": "레시피: 모델, 데이터, 일정, 옵티마이저",
+    "folder for checkpoints, metrics and the model": "체크포인트, 지표, 모델을 둘 폴더",
+    "change a setting of the recipe, such as schedule.steps=200": (
+        "레시피의 설정을 바꿉니다. 예: schedule.steps=200"
+    ),
+    "start from the weights of this model; its shape replaces the recipe's [model]": (
+        "이 모델의 가중치에서 시작합니다; 레시피의 [model] 대신 이 모델의 크기를 씁니다"
+    ),
+    "device (default: cuda where there is a GPU)": "장치 (기본값: GPU가 있으면 cuda)",
+    "also write TensorBoard event files to DIR/tensorboard": (
+        "DIR/tensorboard에 TensorBoard 이벤트 파일도 씁니다"
+    ),
+    "file for a plot of the loss": "손실 그래프를 그릴 파일",
+    "Many processes: torchrun --nproc-per-node 8 -m kogpt pretrain run RECIPE.toml --out DIR": (
+        "여러 프로세스: torchrun --nproc-per-node 8 -m kogpt pretrain run RECIPE.toml --out DIR"
+    ),
+    "named shape, or a config.json": "크기 이름 또는 config.json",
+    "GPU type: a100, h100, h200 or b200": "GPU 종류: a100, h100, h200 또는 b200",
+    "numbers of GPUs to plan for (default: 8 64 512)": "계획에 쓸 GPU의 수들 (기본값: 8 64 512)",
+    "tokens to train on (default: 20 per parameter)": "학습할 토큰 수 (기본값: 매개변수마다 20개)",
+    "tokens per step (default: %(default)s)": "스텝마다의 토큰 수 (기본값: %(default)s)",
+    "share of the GPU's peak to assume (default: %(default)s)": (
+        "GPU 최고 성능 중 쓴다고 볼 비율 (기본값: %(default)s)"
+    ),
+    "optimizer (default: %(default)s)": "옵티마이저 (기본값: %(default)s)",
+    "figures of your own GPUs, instead of the built-in ones": "내장 값 대신 쓸, 가진 GPU의 수치",
+    "peak per GPU in dense bfloat16 TFLOP/s": "GPU마다의 최고 성능, 밀집 bfloat16 TFLOP/s",
+    "memory per GPU in GB": "GPU마다의 메모리, GB",
+    "network rate per GPU to other nodes": "GPU마다 다른 노드와의 통신 속도",
+    "price of one GPU for one hour": "GPU 하나의 시간당 가격",
+    "print one JSON object for each number of GPUs": "GPU 수마다 JSON 객체 하나를 출력합니다",
+    "folder for everything (default: %(default)s)": "모든 것을 둘 폴더 (기본값: %(default)s)",
+    "training steps (default: 300); afterwards the recipe in DIR says how many": (
+        "학습 스텝 수 (기본값: 300); 한 번 시작하면 DIR의 레시피를 따릅니다"
+    ),
+}
+
+
+def korean(text: str) -> str | None:
+    """A help text in Korean; None if the table has none."""
+    summary = text[:1].lower() + text[1:].removesuffix(".")  # a description is its summary as a sentence
+    return HELP.get(text) or HELP.get(summary)
+
+
+def translate(parser: argparse.ArgumentParser) -> None:
+    """Put every help text of a complete parser and its subcommands into Korean."""
+    parser.description = _translated(parser.description)
+    parser.epilog = _translated(parser.epilog)
+    for group in parser._action_groups:
+        group.title = _translated(group.title)
+        group.description = _translated(group.description)
+    for action in parser._actions:
+        action.help = _translated(action.help)
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action._choices_actions:
+                choice.help = _translated(choice.help)
+            for child in action.choices.values():
+                translate(child)
+
+
+def _translated(text: str | None) -> str | None:
+    return text and (korean(text) or text)
 
 
 @contextmanager

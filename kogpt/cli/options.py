@@ -34,8 +34,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         default="auto",
-        help="auto, cpu, cuda or cuda:N; cuda:0,cuda:1 splits the model over these GPUs, cuda:all over all"
-        " (default: %(default)s)",
+        help="auto, cpu, cuda or cuda:N; cuda:0,cuda:1 splits the model over these GPUs,"
+        " cuda:all over every GPU (default: %(default)s)",
     )
     group.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="precision of the weights (default: %(default)s)"
@@ -45,13 +45,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--cache_dtype",
         choices=CACHE_DTYPES,
         default="auto",
-        help="precision of keys and values on the CPU; int8 takes half of bfloat16 (default: %(default)s)",
+        help="precision of cached keys and values on the CPU (default: %(default)s)",
     )
     group.add_argument(
         "--model_parallel",
         "--model-parallel",
         action="store_true",
-        help="the original's option: split the model over every GPU, as --device cuda:all",
+        help="the original's name for --device cuda:all",
     )
 
 

@@ -43,19 +43,19 @@ def run(args: argparse.Namespace) -> int:
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     _add_corpus(parser)
     parser.add_argument(
-        "--vocab", type=int, default=64512, help="entries (default: %(default)s, as published)"
+        "--vocab", type=int, default=64512, help="vocabulary size (default: %(default)s, as in KoGPT 6B)"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where tokenizer.json goes")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for tokenizer.json")
     parser.add_argument(
-        "--share", type=_share, default=1.0, help="of the documents to learn from (default: all)"
-    )
-    parser.add_argument(
-        "--held-out", nargs="+", metavar="FILE", help="measure on these, not on 1 %% of FILES"
+        "--share", type=_share, default=1.0, help="share of the documents to learn from (default: all)"
     )
     parser.add_argument(
-        "--context", type=_count, default=2048, help="longest text of the model, for others to read"
+        "--held-out", nargs="+", metavar="FILE", help="files to measure on (default: 1 %% of FILES)"
     )
-    parser.add_argument("--json", action="store_true", help="the measures as one JSON object")
+    parser.add_argument(
+        "--context", type=_count, default=2048, help="model_max_length written to tokenizer_config.json"
+    )
+    parser.add_argument("--json", action="store_true", help="print the measures as one JSON object")
 
 
 def _tokenizer(args: argparse.Namespace) -> int:
@@ -98,21 +98,29 @@ def _tokenizer(args: argparse.Namespace) -> int:
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     _add_corpus(parser)
-    parser.add_argument("--tokenizer", required=True, metavar="PATH", help="tokenizer.json or its folder")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of shards to make")
-    parser.add_argument("--workers", type=_count, metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="PATH", help="tokenizer.json, or the folder that holds it"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write the shards to")
+    parser.add_argument(
+        "--workers", type=_count, metavar="N", help="worker processes (default: one per core)"
+    )
     parser.add_argument(
         "--near",
         type=float,
         default=0.8,
         metavar="SIMILARITY",
-        help="from which a document repeats an earlier one; 0 compares exactly only (default: %(default)s)",
+        help="drop documents at least this similar; 0 drops exact copies only (default: %(default)s)",
     )
-    parser.add_argument("--keep-duplicates", action="store_true", help="drop none")
+    parser.add_argument("--keep-duplicates", action="store_true", help="keep duplicates")
     parser.add_argument(
-        "--without-filter", action="append", default=[], metavar="NAME", help="leave out a filter, or all"
+        "--without-filter",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="skip this filter, or all of them; may be repeated",
     )
-    parser.add_argument("--json", action="store_true", help="the report as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
 def _pack(args: argparse.Namespace) -> int:
@@ -148,25 +156,29 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.toml", help="model, data, schedule, optimizer")
-    parser.add_argument("--out", required=True, metavar="DIR", help="checkpoints, metrics and the model")
+    parser.add_argument("recipe", metavar="RECIPE.toml", help="recipe: model, data, schedule and optimizer")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for checkpoints, metrics and the model"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change the recipe, as in schedule.steps=200",
+        help="change a setting of the recipe, such as schedule.steps=200",
     )
     parser.add_argument(
         "--init",
         metavar="MODEL",
-        help="start from the weights of a model folder, whose shape takes the place of the recipe's [model]",
+        help="start from the weights of this model; its shape replaces the recipe's [model]",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument(
-        "--tensorboard", action="store_true", help="write the metrics as event files into DIR/tensorboard too"
+        "--device", choices=("cpu", "cuda"), help="device (default: cuda where there is a GPU)"
     )
-    parser.add_argument("--plot", metavar="PNG", help="draw the loss at the end")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="also write TensorBoard event files to DIR/tensorboard"
+    )
+    parser.add_argument("--plot", metavar="PNG", help="file for a plot of the loss")
     parser.epilog = "Many processes: torchrun --nproc-per-node 8 -m kogpt pretrain run RECIPE.toml --out DIR"
 
 
@@ -196,23 +208,32 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="kogpt-6b", metavar="NAME", help="a named shape or a config.json")
-    parser.add_argument("--gpu", default="h100", metavar="NAME", help="a100, h100, h200 or b200")
+    parser.add_argument("--shape", default="kogpt-6b", metavar="NAME", help="named shape, or a config.json")
+    parser.add_argument("--gpu", default="h100", metavar="NAME", help="GPU type: a100, h100, h200 or b200")
     parser.add_argument(
-        "--gpus", type=int, nargs="+", default=[8, 64, 512], metavar="N", help="how many of them"
+        "--gpus",
+        type=int,
+        nargs="+",
+        default=[8, 64, 512],
+        metavar="N",
+        help="numbers of GPUs to plan for (default: 8 64 512)",
     )
-    parser.add_argument("--tokens", type=float, help="to train on (default: 20 for each parameter)")
-    parser.add_argument("--batch-tokens", type=int, default=2**22, help="per step (default: %(default)s)")
+    parser.add_argument("--tokens", type=float, help="tokens to train on (default: 20 per parameter)")
     parser.add_argument(
-        "--mfu", type=float, default=0.4, help="share of the peak reached (default: %(default)s)"
+        "--batch-tokens", type=int, default=2**22, help="tokens per step (default: %(default)s)"
     )
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="default: %(default)s")
-    own = parser.add_argument_group("what your GPUs really are, instead of the table's figures")
-    own.add_argument("--tflops", type=float, help="peak of each, dense bfloat16")
-    own.add_argument("--memory", type=float, metavar="GB", help="of each")
-    own.add_argument("--network", type=float, metavar="GB/S", help="of each, to other nodes")
-    own.add_argument("--price", type=float, metavar="DOLLARS", help="of each, per hour")
-    parser.add_argument("--json", action="store_true", help="one JSON object for each number of GPUs")
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the GPU's peak to assume (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--optimizer", choices=("muon", "adamw"), default="muon", help="optimizer (default: %(default)s)"
+    )
+    own = parser.add_argument_group("figures of your own GPUs, instead of the built-in ones")
+    own.add_argument("--tflops", type=float, help="peak per GPU in dense bfloat16 TFLOP/s")
+    own.add_argument("--memory", type=float, metavar="GB", help="memory per GPU in GB")
+    own.add_argument("--network", type=float, metavar="GB/S", help="network rate per GPU to other nodes")
+    own.add_argument("--price", type=float, metavar="DOLLARS", help="price of one GPU for one hour")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each number of GPUs")
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -274,9 +295,13 @@ def _shape(name: str) -> Any:
 def _add_toy(parser: argparse.ArgumentParser) -> None:
     _add_corpus(parser)
     parser.add_argument(
-        "--out", default="toy", metavar="DIR", help="everything goes here (default: %(default)s)"
+        "--out", default="toy", metavar="DIR", help="folder for everything (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=_count, help="of training (default: 300); later its recipe has them")
+    parser.add_argument(
+        "--steps",
+        type=_count,
+        help="training steps (default: 300); afterwards the recipe in DIR says how many",
+    )
 
 
 def _toy(args: argparse.Namespace) -> int:
@@ -301,29 +326,35 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILES", help=f"files, folders or patterns: {formats}")
     group = parser.add_argument_group("reading")
     group.add_argument(
-        "--exclude", action="append", default=[], metavar="PATTERN", help="file names to pass over"
+        "--exclude", action="append", default=[], metavar="PATTERN", help="names of files to skip"
     )
     group.add_argument(
-        "--format", choices=("jsonl", "text", "parquet"), help="default: by the name of each file"
+        "--format", choices=("jsonl", "text", "parquet"), help="format of the input (default: by file name)"
     )
     group.add_argument(
-        "--encoding", choices=("auto", "utf-8", "cp949"), default="auto", help="default: by content"
+        "--encoding",
+        choices=("auto", "utf-8", "cp949"),
+        default="auto",
+        help="encoding of the input (default: detect)",
     )
     group.add_argument(
-        "--text-field", default="text", metavar="NAME", help="of a record (default: %(default)s)"
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="field that holds the text (default: %(default)s)",
     )
     group.add_argument(
         "--split",
         choices=("file", "blank-line", "line"),
         default="file",
-        help="what one document of a .txt file is (default: the file)",
+        help="what counts as one document in a .txt file (default: the file)",
     )
     group.add_argument(
         "--max-bad-share",
         type=float,
         default=0.001,
         metavar="SHARE",
-        help="stop if more of the records cannot be read (default: %(default)s)",
+        help="stop when more of the records are unreadable (default: %(default)s)",
     )
 
 
@@ -426,9 +457,9 @@ def _tell(as_json: bool, facts: dict[str, Any]) -> None:
 
 Action = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 ACTIONS: dict[str, Action] = {
-    "tokenizer": ("make a tokenizer from text, and measure it on other text", _add_tokenizer, _tokenizer),
-    "pack": ("turn text into shards of tokens: filtered, without duplicates", _add_pack, _pack),
-    "run": ("train a model on shards, or go on with a run", _add_run, _run),
-    "plan": ("what training a model would need: memory, days, cost", _add_plan, _plan),
-    "toy": ("all of it on one text file, in minutes", _add_toy, _toy),
+    "tokenizer": ("train a tokenizer, and measure it on held-out text", _add_tokenizer, _tokenizer),
+    "pack": ("filter, deduplicate and tokenize text into shards", _add_pack, _pack),
+    "run": ("train a model on shards, or resume a run", _add_run, _run),
+    "plan": ("estimate the memory, days and cost of a run", _add_plan, _plan),
+    "toy": ("do all of it on one text file, in minutes", _add_toy, _toy),
 }

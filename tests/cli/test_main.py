@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 import kogpt
 from kogpt import cli
 from kogpt.cli import korean, main
+from kogpt.cli.examples import EXAMPLES
 from kogpt.errors import PromptError
 
 ROOT = Path(__file__).parents[2]
@@ -71,9 +74,9 @@ def test_a_wrong_command_line_is_one_line(
     [
         (
             ["generat"],
-            "kogpt: 'generat' 명령은 없습니다. 다음을 써 보십시오: kogpt generate (kogpt --help 참고)",
+            "kogpt: 'generat' 명령은 없습니다. 다음을 써 보세요: kogpt generate (kogpt --help 참고)",
         ),
-        (["--model", "x", "generate"], "kogpt: 명령을 먼저 쓰십시오: kogpt generate [옵션]"),
+        (["--model", "x", "generate"], "kogpt: 명령을 먼저 쓰세요: kogpt generate [옵션]"),
         (["generate", "a", "b"], "kogpt generate: 알 수 없는 인자: b (kogpt generate --help 참고)"),
         (["generate", "--top-k", "x"], "kogpt generate: 인자 --top-k/--top_k: int 형식이 아닌 값: 'x'"),
         (["generate", "--dtype", "int3"], "kogpt generate: 인자 --dtype: 없는 선택지 'int3' (가능: 'auto', "),
@@ -98,6 +101,66 @@ def test_argparse_speaks_korean_where_the_locale_does(
     assert capsys.readouterr().out.startswith("usage: ")
 
 
+def parsers() -> list[argparse.ArgumentParser]:
+    """Every command's parser, and those of its subcommands."""
+    found = [cli.command(name)[1] for name in (None, *cli.COMMANDS)]
+    for parser in found:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += action.choices.values()
+    return found
+
+
+def help_texts(parser: argparse.ArgumentParser) -> list[str]:
+    """What --help of a parser shows, but for usage, examples and the names of options."""
+    texts = [parser.description, (parser.epilog or "").partition("examples:")[0].strip()]
+    for group in parser._action_groups:
+        texts += [group.title, group.description]
+    for action in parser._actions:
+        texts.append(action.help)
+        if isinstance(action, argparse._SubParsersAction):
+            texts += [choice.help for choice in action._choices_actions]
+    return [text for text in texts if text and text != argparse.SUPPRESS]
+
+
+def test_every_help_text_has_a_korean_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    texts = {text for parser in parsers() for text in help_texts(parser)} - set(korean.TEXTS)
+    overview = {text for text in texts if text.startswith("Without a command")}
+    assert len(overview) == 1
+    assert {text for text in texts - overview if korean.korean(text) is None} == set()
+
+
+def test_no_help_text_is_english_where_the_locale_is_korean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    with korean.korean_argparse():
+        texts = [text for parser in parsers() for text in help_texts(parser)]
+    assert [text for text in texts if not re.search("[가-힣]", text) and "config.json" not in text] == []
+
+
+def test_an_option_without_help_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    actions = [action for parser in parsers() for action in parser._actions]
+    assert [a.dest for a in actions if not a.help and not isinstance(a, argparse._SubParsersAction)] == []
+
+
+def test_every_translation_is_of_a_text_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    texts = {text for parser in parsers() for text in help_texts(parser)}
+    texts |= {summary for _, summary in cli.COMMANDS.values()} | {"examples:"}
+    assert set(korean.HELP) - texts == set()
+
+
+def test_the_examples_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(EXAMPLES) == {parser.prog for parser in parsers()}
+    for prog, lines in EXAMPLES.items():
+        for line in lines:
+            words = shlex.split(line.partition(" > ")[0])
+            assert words[: len(prog.split())] == prog.split()
+            name = words[1] if words[1:] and words[1] in cli.COMMANDS else None
+            cli.command(name)[1].parse_args(words[2 if name else 1 :])
+
+
 def test_the_frame_of_help_is_korean(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +168,10 @@ def test_the_frame_of_help_is_korean(
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
     out = capsys.readouterr().out
-    assert all(text in out for text in ("사용법: kogpt generate", "위치 인자:", "옵션:", "이 도움말을"))
+    assert all(
+        text in out for text in ("사용법: kogpt generate", "위치 인자:", "옵션:", "이 도움말을", "생성:")
+    )
+    assert "이어 쓸 글" in out and "예:\n  kogpt generate" in out
 
 
 def test_every_text_that_argparse_shows_to_users_is_known_to_be_its_own() -> None:
@@ -198,7 +264,7 @@ def test_a_closed_pipe_is_quiet(tiny_folder: Path) -> None:
 def test_a_full_disk_is_said_and_is_no_traceback(tiny_folder: Path) -> None:
     done = shell("$KOGPT generate 한국어 --model $MODEL > /dev/full", tiny_folder)
     assert done.returncode == 1
-    assert done.stderr == b"kogpt: the system refused: [Errno 28] No space left on device\n"
+    assert done.stderr == b"kogpt: system error: No space left on device\n"
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

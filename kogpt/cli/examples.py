@@ -1,0 +1,27 @@
+"""Examples of every command, shown by --help and in docs/cli.md; a test parses each."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "kogpt": ("kogpt", "kogpt --model kakaobrain/kogpt --revision KoGPT6B-ryan1.5b-float16 --device cuda"),
+    "kogpt generate": (
+        'kogpt generate "제1조(목적) 이 법은" --max-tokens 64 --seed 1',
+        "kogpt generate --file prompts.jsonl -n 4 --json > answers.jsonl",
+    ),
+    "kogpt info": ("kogpt info", "kogpt info kogpt-6b"),
+    "kogpt bench": ("kogpt bench", "kogpt bench --shape 6b --dtype int4 --rows 1"),
+    "kogpt eval": (
+        "kogpt eval nsmc klue-sts --shots 0,5 --limit 500",
+        "kogpt eval ppl --text book.txt",
+    ),
+    "kogpt export": ("kogpt export int4 --model kakaobrain/kogpt --out kogpt-int4",),
+    "kogpt pretrain": ("kogpt pretrain toy novel.txt --out toy",),
+    "kogpt pretrain tokenizer": ("kogpt pretrain tokenizer corpus/ --vocab 16384 --out tokenizer",),
+    "kogpt pretrain pack": ("kogpt pretrain pack corpus/ --tokenizer tokenizer --out shards",),
+    "kogpt pretrain run": (
+        "kogpt pretrain run recipe.toml --out run",
+        "kogpt pretrain run recipe.toml --init kogpt-mini --out continued",
+    ),
+    "kogpt pretrain plan": ("kogpt pretrain plan --gpu h200 --gpus 8 64",),
+    "kogpt pretrain toy": ("kogpt pretrain toy novel.txt --out toy",),
+}
