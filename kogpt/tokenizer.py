@@ -119,6 +119,36 @@ class Tokenizer:
             encodings = self._library.encode_batch_fast(normal, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def encode_choices(
+        self, context: str, choices: Sequence[str], prefix: str = ""
+    ) -> tuple[list[int], list[list[int]]]:
+        """Token ids of a context and of each choice that may follow it: the one rule for their border.
+
+        The texts are encoded whole: `context`, and `context + choice` for each choice. The tokens with which
+        all of them begin form the context. The remaining tokens belong to the choice, and so does a token
+        that spans the border. Context and choice together are always the ids of the joined text in NFC.
+
+        An empty context becomes [eos_token_id], because every document of the training text follows [EOS].
+        The same holds where the first token of the context already merges with a choice.
+        Compare scores within one call only: where one choice merges with the end of the context, that end is
+        scored as a part of every choice.
+
+        prefix: text before the context that the caller has encoded already, such as shots. Its ids are left
+        out of the answer. The end of a long prefix is enough.
+
+        Raises PromptError for a choice that adds no token, for a token that spans the end of the prefix, and
+        for a context that has no token after a prefix.
+        """
+        before, alone = self.encode(prefix), self.encode(prefix + context)
+        joined = [self.encode(prefix + context + choice) for choice in choices]
+        n = _n_shared([alone, *joined])
+        for number, ids in enumerate(joined, 1):
+            if ids == alone or len(ids) == n:
+                raise _adds_nothing(number, choices[number - 1])
+        if prefix and (n <= len(before) or alone[: len(before)] != before):
+            raise _no_border(prefix)
+        return alone[len(before) : n] or [self.eos_token_id], [ids[n:] for ids in joined]
+
     @contextmanager
     def _no_panic(self) -> Iterator[None]:
         """A pattern that matches for too long makes the library panic: TokenizerError instead."""
@@ -309,6 +339,29 @@ def _build(document: Mapping[str, Any], vocabulary: dict[str, int], where: str) 
         return tokenizers.Tokenizer.from_str(json.dumps(plain))
     except Exception as error:  # the library raises nothing more specific
         raise _unfit(where, str(error)[:200]) from error
+
+
+def _n_shared(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest beginning that all sequences have in common."""
+    columns = zip(*sequences, strict=False)
+    return next((n for n, ids in enumerate(columns) if len(set(ids)) > 1), min(map(len, sequences)))
+
+
+def _adds_nothing(number: int, choice: str) -> PromptError:
+    return PromptError(
+        f"choice {number} ({choice[:40]!r}) adds no token to the context: give it some text",
+        f"{number}번째 선택지({choice[:40]!r})에는 토큰이 없습니다. 글을 적어 주세요",
+    )
+
+
+def _no_border(prefix: str) -> PromptError:
+    end = prefix[-32:]
+    return PromptError(
+        f"with this tokenizer no token begins after the shared text {end!r}: end it with a line break, or"
+        " encode it together with each question",
+        f"이 토크나이저에서는 공통된 글 {end!r} 바로 뒤에서 시작하는 토큰이 없습니다. 줄바꿈으로 끝내거나"
+        " 질문마다 함께 인코딩하세요",
+    )
 
 
 def _unfit(where: str, reason: str) -> TokenizerError:

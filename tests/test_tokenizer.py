@@ -94,6 +94,97 @@ def test_lone_surrogates_are_refused(tokenizer: Tokenizer, text: str) -> None:
         tokenizer.encode(text)
 
 
+# ------------------------------------------------------------------- the border of question and answer
+
+CHOICE_TEXT = st.text(alphabet="가각나 닥\u0301a\n[EOS]", max_size=6)
+
+
+def slow_choices(encode: Callable[[str], list[int]], context: str, choices: list[str]) -> tuple[Any, Any]:
+    """The rule by trying every border, the last first."""
+    texts = [encode(context), *(encode(context + choice) for choice in choices)]
+    for n in range(len(texts[0]), -1, -1):
+        if all(ids[:n] == texts[0][:n] for ids in texts):
+            return texts[0][:n] or [1], [ids[n:] for ids in texts[1:]]
+    raise AssertionError
+
+
+@given(CHOICE_TEXT, st.lists(CHOICE_TEXT.filter(bool), max_size=4))
+@settings(deadline=None, max_examples=300)
+def test_choices_are_split_as_by_trying_every_border(
+    tokenizer: Tokenizer, context: str, choices: list[str]
+) -> None:
+    found = tokenizer.encode_choices(context, choices)
+    assert found == slow_choices(tokenizer.encode, context, choices)
+    for choice, ids in zip(choices, found[1], strict=True):
+        assert ids and found[0]
+        whole = tokenizer.encode(context + choice)
+        assert [*found[0], *ids] in (whole, [tokenizer.eos_token_id, *whole])
+
+
+@given(CHOICE_TEXT, CHOICE_TEXT.filter(bool), st.lists(CHOICE_TEXT.filter(bool), min_size=1, max_size=3))
+@settings(deadline=None)
+def test_a_prefix_only_leaves_its_own_ids_out(
+    tokenizer: Tokenizer, prefix: str, context: str, choices: list[str]
+) -> None:
+    before = tokenizer.encode(prefix)
+    whole, expected = tokenizer.encode_choices(prefix + context, choices)
+    if prefix and (whole[: len(before)] != before or len(whole) == len(before)):
+        with pytest.raises(PromptError, match="no token begins after the shared text"):
+            tokenizer.encode_choices(context, choices, prefix)
+    else:
+        assert tokenizer.encode_choices(context, choices, prefix) == (whole[len(before) :], expected)
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Ids 0 to 4 are special; merges make "ab" and "abc", and "ᆨ" composes with what precedes it."""
+    alphabet = {character: 5 + i for i, character in enumerate(sorted(BYTES))}
+    vocabulary = {f"[{name}]": i for i, name in enumerate(("BOS", "EOS", "UNK", "PAD", "MASK"))} | alphabet
+    vocabulary |= {"ab": 261, "abc": 262}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"], ["ab", "c"]]}
+    folder = tmp_path_factory.mktemp("merging")
+    document = {"model": model, "pre_tokenizer": BYTE_LEVEL, "added_tokens": []}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    return Tokenizer.from_file(folder / "tokenizer.json")
+
+
+def test_the_border_moves_to_where_a_token_begins(merging: Tokenizer) -> None:
+    a, b, c, d = (merging.encode(letter)[0] for letter in "abcd")
+    assert merging.encode_choices("d", ["a", "b"]) == ([d], [[a], [b]])
+    assert merging.encode_choices("", ["a", "ab"]) == ([1], [[a], [261]]), "an empty context is [EOS]"
+    assert merging.encode_choices("da", ["b", "d"]) == ([d], [[261], [a, d]]), (
+        "the merged token is the choice's"
+    )
+    assert merging.encode_choices("a", ["b"]) == ([1], [[261]]), "every token of the context merges"
+    assert merging.encode_choices("da", ["b", "bc"]) == ([d], [[261], [262]]), "one choice begins the other"
+    assert merging.encode_choices("ab", ["d", "dd"]) == ([261], [[d], [d, d]])
+    assert merging.encode_choices("ab", []) == ([261], [])
+    assert c in merging.encode("bc")
+
+
+def test_a_jamo_at_the_border_composes(merging: Tokenizer) -> None:
+    """U+AC00 and U+11A8 are U+AC01: the last byte of the syllable belongs to the choice."""
+    first, second, third = merging.encode("각")
+    other = merging.encode("가")[2]
+    assert merging.encode_choices("가", ["\u11a8"]) == ([first, second], [[third]])
+    space = merging.encode(" ")
+    assert merging.encode_choices("가", ["\u11a8", " "]) == ([first, second], [[third], [other, *space]])
+
+
+@pytest.mark.parametrize(("context", "choices"), [("d", ["a", ""]), ("", ["a", ""]), ("da", ["b", ""])])
+def test_a_choice_that_adds_no_token_is_named(merging: Tokenizer, context: str, choices: list[str]) -> None:
+    with pytest.raises(PromptError, match=r"choice 2 \(''\) adds no token") as caught:
+        merging.encode_choices(context, choices)
+    assert "2번째 선택지" in caught.value.ko
+
+
+def test_a_border_inside_a_token_of_the_prefix_is_refused(merging: Tokenizer) -> None:
+    assert merging.encode_choices("d", ["a"], prefix="ab") == merging.encode_choices("d", ["a"])
+    for context in ("b", ""):
+        with pytest.raises(PromptError, match="no token begins after the shared text 'a'"):
+            merging.encode_choices(context, ["c"], prefix="a")
+
+
 # --------------------------------------------------------------------------------------- special tokens
 
 
