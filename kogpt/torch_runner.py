@@ -44,7 +44,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Of the 35 ms in which an H100 reads 256 tokens of 6b, 19 or more launch kernels (docs/log.md, 2026-11-26).
+# Of the 35 ms in which an H100 reads 256 tokens of 6b, 19 or more launch kernels (notes/log.md, 2026-11-26).
 GPU_PREFILL_TOKENS = 1024
 
 
