@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.runner import Array, Chunk, Runner
-from kogpt.sampling import SampledToken, Sampler, Sampling, log_softmax
+from kogpt.sampling import SampledToken, Sampler, Sampling, log_softmax, sample
 
 FinishReason = Literal["stop", "length", "error"]
 Ids = NDArray[np.int64]
@@ -54,7 +54,7 @@ class _Row:
 
     sample: int
     handle: int
-    writer: Sampler
+    sampler: Sampler
     last: int = 0  # the token written last, not yet read by the runner
     n_written: int = 0
 
@@ -218,15 +218,14 @@ class Engine:
         request = live.request
         handles = [live.handle] + [self.runner.fork(live.handle) for _ in range(request.sampling.n - 1)]
         live.rows = [
-            _Row(sample, handle, Sampler(request.sampling, request.ids, sample))
-            for sample, handle in enumerate(handles)
+            _Row(i, handle, Sampler(request.sampling, request.ids, i)) for i, handle in enumerate(handles)
         ]
         return [self._write(live, row, logits) for row in list(live.rows)]
 
     def _write(self, live: _Sequence, row: _Row, logits: Array) -> Event:
         """Choose the row's next token; a row that ends is freed at once."""
         logits = logits[: self.n_vocab]
-        drawn = row.writer.draw(logits) if np.isfinite(logits).all() else None
+        drawn = sample(logits, row.sampler.draw())
         row.n_written += 1
         finish: FinishReason | None = None
         if drawn is None:
@@ -237,6 +236,7 @@ class Engine:
             finish = "length"
         if drawn is not None:
             row.last = drawn.token
+            row.sampler.accept(drawn.token)
         if finish:
             self._close(live, row)
         return Event(live.number, row.sample, drawn, finish)

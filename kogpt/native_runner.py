@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,23 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.quantize import EMBEDDING, HEAD, Quantized, matrices
-from kogpt.runner import CPU_PREFILL_TOKENS, Array, Chunk, check_chunks, split_outputs
+from kogpt.runner import (
+    CPU_PREFILL_TOKENS,
+    Array,
+    Chunk,
+    cache_room,
+    check_chunks,
+    choose_all,
+    split_outputs,
+)
+from kogpt.sampling import Chosen, Wanted
 
 LIBRARY = Path(__file__).with_name("_native.so")
-ABI = 5
+ABI = 6
 MAX_THREADS = 1024
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.54}  # per weight
+BLOCK = 32  # positions of one cache block, native/layout.h
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
 DIMENSIONS = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
@@ -81,6 +91,7 @@ class NativeRunner:
     """
 
     name = "native"
+    dtypes: ClassVar[tuple[str, ...]] = ("bfloat16", "float32", "float16", "int8", "int4")
     prefill_tokens = CPU_PREFILL_TOKENS
 
     def __init__(
@@ -115,6 +126,10 @@ class NativeRunner:
         self._free = weakref.finalize(self, kernels.kogpt_destroy, self._model)
         self._load(tensors)
 
+    @classmethod
+    def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
+        return int(sum(n * k for n, k in matrices(config).values()) * BYTES[dtype])
+
     def open(self) -> int:
         return require_memory_ok(self._library.kogpt_open(self._model))
 
@@ -131,6 +146,17 @@ class NativeRunner:
         assert self._library.kogpt_holds(self._model, row), row
         length: int = self._library.kogpt_length(self._model, row)
         return length
+
+    def truncate(self, row: int, length: int) -> None:
+        assert 0 <= length <= self.length(row), (length, self.length(row))
+        self._library.kogpt_truncate(self._model, row, length)
+
+    def room(self) -> int | None:
+        position_bytes = self._library.kogpt_block_bytes(self._model) / BLOCK
+        return cache_room(position_bytes, memory.available_memory())
+
+    def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        return choose_all(self.forward(chunks), wanted)
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         return self._run(chunks, hidden=False)
@@ -312,8 +338,9 @@ def _plain(tensors: Mapping[str, Stored | Quantized], name: str) -> Stored:
 
 def _require_room(config: ModelConfig, dtype: str) -> None:
     """Refuse a model whose weights do not fit, before anything is allocated."""
-    needed = int(sum(n * k for n, k in matrices(config).values()) * BYTES[dtype])
-    memory.require_memory(needed, f"this model in {dtype}", f"{dtype} 형식의 이 모델")
+    memory.require_memory(
+        NativeRunner.weight_bytes(config, dtype), f"this model in {dtype}", f"{dtype} 형식의 이 모델"
+    )
 
 
 @cache
@@ -344,6 +371,8 @@ def library() -> ctypes.CDLL | None:
         "kogpt_close": (None, (pointer, number)),
         "kogpt_holds": (number, (pointer, number)),
         "kogpt_length": (number, (pointer, number)),
+        "kogpt_truncate": (None, (pointer, number, number)),
+        "kogpt_block_bytes": (ctypes.c_size_t, (pointer,)),
         "kogpt_cache_bytes": (ctypes.c_size_t, (pointer, number, number)),
         "kogpt_forward": (number, (pointer, pointer, number, number, pointer)),
     }

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,11 +23,14 @@ from kogpt.runner import (
     CPU_PREFILL_TOKENS,
     Array,
     Chunk,
+    cache_room,
     check_chunks,
+    choose_all,
     output_places,
     require_dtype,
     split_outputs,
 )
+from kogpt.sampling import Chosen, Wanted
 
 Rotation = tuple[Array, Array]  # cos and sin of every rotated angle, (N, 1, R/2) each
 
@@ -42,16 +46,21 @@ class NumpyRunner:
     """
 
     name = "numpy"
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
     prefill_tokens = CPU_PREFILL_TOKENS
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Stored], dtype: str = "float32") -> None:
-        require_dtype(dtype, ("float32", "float64"), self.name)
+        require_dtype(dtype, self.dtypes, self.name)
         self.config = config
         self.dtype = dtype
         self._tensors = _converted_if_roomy(tensors, dtype)
         if config.tied_head:
             self._tensors["lm_head.weight"] = self._tensors["transformer.wte.weight"]
         self._rows: dict[int, Row] = {}
+
+    @classmethod
+    def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
+        return config.n_parameters * np.dtype(dtype).itemsize
 
     def open(self) -> int:
         handle = next(i for i in count() if i not in self._rows)
@@ -72,6 +81,18 @@ class NumpyRunner:
 
     def length(self, row: int) -> int:
         return self._row(row).length
+
+    def truncate(self, row: int, length: int) -> None:
+        assert 0 <= length <= self.length(row), (length, self.length(row))
+        self._rows[row].length = length
+
+    def room(self) -> int | None:
+        return cache_room(
+            2 * self.config.n_layers * self.config.d_model * np.dtype(self.dtype).itemsize, available_memory()
+        )
+
+    def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        return choose_all(self.forward(chunks), wanted)
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         hidden = self._trunk(chunks)

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
+from kogpt.memory import USABLE_SHARE
+from kogpt.sampling import Chosen, Wanted, choose
 
 Array = NDArray[np.floating[Any]]
 
-CPU_PREFILL_TOKENS = 256  # of the 6B shape that is seconds of two cores, in which no other row is written
+# Prompt tokens of one step: 256 of the 6B shape take two cores seconds, and no other row is written then.
+CPU_PREFILL_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,15 @@ class Chunk:
 class Runner(Protocol):
     """NumpyRunner, NativeRunner and TorchRunner; interchangeable, and tested against one another."""
 
+    dtypes: ClassVar[tuple[str, ...]]  # of the weights in memory; the first is the default
     config: ModelConfig
     name: str  # "numpy", "native" or "torch"
     dtype: str  # of the weights in memory: "float32", "bfloat16", "int8", ...
     prefill_tokens: int  # of prompts in one step: enough to be fast, few enough that other rows can wait
+
+    @classmethod
+    def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
+        """Bytes that the weights of a model take in one of `dtypes`."""
 
     def open(self) -> int:
         """A new row that has read nothing. Handles are small integers, reused after `close`."""
@@ -51,15 +59,24 @@ class Runner(Protocol):
     def length(self, row: int) -> int:
         """How many positions the row has read."""
 
+    def truncate(self, row: int, length: int) -> None:
+        """Forget the positions of a row from `length` on."""
+
+    def room(self) -> int | None:
+        """How many positions can still be cached, over all rows; None where no limit is known."""
+
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         """Read each chunk into its row (rows are distinct); logits (N, V) of each chunk, in order.
 
         float32, or float64 from a float64 runner. A row never grows past config.n_ctx: the engine
-        checks that, a runner asserts it.
+        checks that, a runner asserts it. A row's bits do not depend on the rows beside it.
         """
 
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
         """As `forward`, but (N, E): the trunk's output after the last LayerNorm, before the head."""
+
+    def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        """As `forward`, then sampling.choose for each chunk: the same tokens from the same logits."""
 
 
 def require_dtype(dtype: str, known: Collection[str], runner: str) -> None:
@@ -78,7 +95,7 @@ def require_own_cache(cache_dtype: str, runner: str) -> None:
             f"the {runner} runner keeps its cache in the dtype of the weights, not in {cache_dtype}: "
             "leave --cache-dtype out, or run on a CPU with the native runner",
             f"{runner} 러너의 캐시는 가중치와 같은 형식이며 {cache_dtype} 형식을 쓸 수 없습니다. "
-            "--cache-dtype을 빼거나 CPU의 native 러너를 쓰십시오",
+            "--cache-dtype을 빼거나 CPU의 native 러너를 쓰세요",
         )
 
 
@@ -95,6 +112,16 @@ def output_places(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
     """Where the wanted outputs lie when all new positions lie end to end; (M,), M the sum of n_outputs."""
     ends = np.cumsum([len(chunk.inputs) for chunk in chunks])
     return np.concatenate([np.arange(end - c.n_outputs, end) for end, c in zip(ends, chunks, strict=True)])
+
+
+def cache_room(position_bytes: float, free: int | None) -> int | None:
+    """How many positions of `position_bytes` fit what is free (None: not known), less a reserve."""
+    return None if free is None else max(0, int(USABLE_SHARE * free / position_bytes))
+
+
+def choose_all(outputs: Sequence[Array], wanted: Sequence[Wanted]) -> list[Chosen]:
+    """Answer each chunk's Wanted from its (N, V) logits, on the host."""
+    return [choose(logits, want) for logits, want in zip(outputs, wanted, strict=True)]
 
 
 def split_outputs(packed: Array, chunks: Sequence[Chunk]) -> list[Array]:

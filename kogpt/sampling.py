@@ -1,26 +1,42 @@
-"""How the next token is chosen: settings as a value, and pure functions from logits to a token.
+"""The next token of a row: settings as a value, and pure functions from logits to a token.
 
-Knows one row at a time and draws from the generator it is given, so a row's text depends on its own
-seed and on nothing that its neighbours do.
+A choice is a function of the logits, the settings, the seed, the number of the sample and the position in the
+answer, and of nothing else: the highest of score / temperature + Gumbel noise among the allowed tokens
+(Gumbel-max trick; Maddison et al. 2014, arXiv 1411.0030, section 2). The noise comes from a counter, not from
+a generator with a state, so a text does not depend on batch, neighbours, device or runner. Every operation on
+the way to it is exactly rounded, so numpy, C++ and torch give the same bits on every processor.
+Shapes: V vocabulary, N outputs, K targets, C changed logits.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.errors import SamplingError
-from kogpt.runner import Array
+
+Array = NDArray[np.floating[Any]]
+Ids = NDArray[np.int64]
 
 DEFAULT_NEW_TOKENS = 128  # when neither max_tokens nor max_length is given
+MAX_STOPS = 64  # stop strings of a request
+MAX_STOP_LENGTH = 1024  # characters of a stop string
+MAX_BIASES = 4096  # tokens with a logit bias
+MAX_BIAS = 1e6  # absolute value of a logit bias
+
+GOLDEN = 0x9E3779B97F4A7C15  # increment of SplitMix64
+MASK64 = 2**64 - 1
+LOG2_HIGH = float.fromhex("0x1.62e42fee00000p-1")  # the first 33 bits of log 2: its multiples are exact
+LOG2_LOW = float.fromhex("0x1.a39ef35793c76p-33")  # the rest
 
 
 def _setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf) -> Any:
@@ -36,7 +52,7 @@ class Sampling:
     min-p (arXiv 2407.01082).
     """
 
-    temperature: float = _setting(0.8, "0 picks the likeliest token; higher is more varied", 0)
+    temperature: float = _setting(0.8, "0 picks the likeliest token; higher is more varied", 0, 100)
     top_p: float = _setting(1.0, "keep the likeliest tokens up to this total probability; 0 keeps one", 0, 1)
     top_k: int = _setting(0, "keep this many likeliest tokens; 0 keeps all", 0)
     min_p: float = _setting(0.0, "drop tokens below this share of the likeliest one's probability", 0, 1)
@@ -51,7 +67,7 @@ class Sampling:
         default_factory=dict, metadata={"help": "add VALUE to the logit of token ID"}
     )
     seed: int | None = _setting(None, "the same seed gives the same text", 0, 2**63 - 1)
-    stop: tuple[str, ...] = field(default=(), metadata={"help": "text that ends the answer; not shown"})
+    stop: Sequence[str] = field(default=(), metadata={"help": "text that ends the answer; not shown"})
     max_tokens: int | None = _setting(
         None, f"new tokens at most ({DEFAULT_NEW_TOKENS} if no length is given)", 1
     )
@@ -62,7 +78,9 @@ class Sampling:
     def __post_init__(self) -> None:
         for setting in fields(self):
             if "low" in setting.metadata:
-                _require_number(setting.name, getattr(self, setting.name), setting.metadata, setting.default)
+                value = getattr(self, setting.name)
+                checked = _checked_number(setting.name, value, setting.metadata, setting.default)
+                object.__setattr__(self, setting.name, checked)
         object.__setattr__(self, "stop", _checked_stop(self.stop))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 
@@ -81,73 +99,225 @@ class SampledToken:
     """One chosen token and the model's own opinion of it (before bias, penalties and temperature)."""
 
     token: int
-    logprob: float  # nats
+    logprob: float  # nats; NaN if Sampling.logprobs is None
     top_logprobs: tuple[tuple[int, float], ...]  # the likeliest tokens, best first; as many as asked for
 
 
-class Sampler:
-    """What choosing a row's tokens needs to remember: its generator and the tokens so far."""
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What bias and penalties make of some logits: z -> penalty(z + bias) - minus.
 
-    def __init__(self, sampling: Sampling, prompt: NDArray[np.int64], sample: int = 0) -> None:
+    The repetition penalty divides a positive logit by `factor` and multiplies a negative one with it.
+    """
+
+    ids: Ids  # (C,) distinct, each below n_vocab of the draw
+    bias: NDArray[np.float64]  # (C,)
+    factor: NDArray[np.float64]  # (C,) 1: none
+    minus: NDArray[np.float64]  # (C,)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one token is chosen from one output: all that matters besides the logits."""
+
+    key: int  # uint64, random_bits(random_bits(seed, sample), position)
+    temperature: float = 0.0  # 0: the likeliest, the first of several
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    n_vocab: int | None = None  # tokens from here on are never chosen; None: none of them
+    logprobs: int | None = None
+    changes: Changes | None = None
+    allowed: NDArray[np.uint32] | None = None  # bit t % 32 of word t // 32: token t may be chosen; None: all
+    output: int = -1  # index of the output among those of the chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is wanted of the outputs of one chunk: tokens to choose, and log-probabilities of given tokens."""
+
+    draws: Sequence[Draw] = ()
+    outputs: Ids | None = None  # (K,) index of an output, and
+    targets: Ids | None = None  # (K,) the token whose log-probability is wanted there
+    n_top: int = 0  # likeliest tokens to name at each target
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The answer to a Wanted."""
+
+    tokens: list[SampledToken | None]  # one for each draw; None where the logits were not finite
+    logprobs: NDArray[np.float64]  # (K,) nats; NaN where the logits were not finite
+    likeliest: Ids  # (K,) the token with the highest logit, the first of several
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()  # (K, n_top) (token, log-probability), best first
+
+
+class Sampler:
+    """What choosing the tokens of one sample has to remember: their number and how often each was written."""
+
+    def __init__(self, sampling: Sampling, prompt: Ids, sample: int = 0, n_vocab: int | None = None) -> None:
+        """prompt: the ids that the repetition penalty counts as seen. Without a seed one is drawn."""
         self.sampling = sampling
-        seed = None if sampling.seed is None else [sampling.seed, sample]
-        self._rng = np.random.default_rng(seed)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        self._key = random_bits(seed, sample)
+        self._n_vocab = n_vocab
         self._prompt = np.unique(prompt) if sampling.repetition_penalty != 1.0 else prompt[:0]
         self._written: Counter[int] = Counter()
+        self._position = 0
 
-    def draw(self, logits: Array) -> SampledToken:
-        """Choose the next token from (V,) finite logits and remember it."""
-        scores = penalized(logits, self.sampling, self._prompt, self._written)
-        if self.sampling.temperature == 0.0:
-            token = int(scores.argmax())
-        else:
-            ids, probabilities = candidates(scores, self.sampling)
-            token = int(ids[_inverse_cdf(probabilities, self._rng.random())])
+    def draw(self) -> Draw:
+        """How the next token is to be chosen."""
+        s = self.sampling
+        return Draw(
+            key=random_bits(self._key, self._position),
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            min_p=s.min_p,
+            n_vocab=self._n_vocab,
+            logprobs=s.logprobs,
+            changes=changes(s, self._prompt, self._written, self._n_vocab),
+        )
+
+    def accept(self, token: int) -> None:
+        """Remember the token that was chosen."""
         self._written[token] += 1
-        return _with_logprobs(logits, token, self.sampling.logprobs)
+        self._position += 1
 
 
-def penalized(
-    logits: Array, sampling: Sampling, prompt: NDArray[np.int64], written: Mapping[int, int]
-) -> Array:
-    """(V,) logits after bias and penalties; the array itself where there are none."""
+def changes(
+    sampling: Sampling, prompt: Ids, written: Mapping[int, int], n_vocab: int | None = None
+) -> Changes | None:
+    """Bias and penalties after `written` (token -> how often); None where there are none.
+
+    prompt: distinct ids that count as seen.
+    """
     s = sampling
-    if not s.logit_bias and (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) == (1, 0, 0):
+    penalized = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0)
+    if not s.logit_bias and not (penalized and (written or len(prompt))):
+        return None
+    new = np.fromiter(written, np.int64, len(written))
+    biased = np.fromiter(s.logit_bias, np.int64, len(s.logit_bias))
+    ids = np.unique(np.concatenate([prompt, new, biased]) if penalized else biased)
+    ids = ids if n_vocab is None else ids[ids < n_vocab]
+    bias = np.array([s.logit_bias.get(int(i), 0.0) for i in ids], np.float64)
+    counts = np.array([written.get(int(i), 0) for i in ids], np.float64)
+    seen = np.isin(ids, prompt) | (counts > 0)
+    factor = np.where(seen, s.repetition_penalty, 1.0)
+    return Changes(ids, bias, factor, (counts > 0) * s.presence_penalty + counts * s.frequency_penalty)
+
+
+def choose(logits: Array, wanted: Wanted) -> Chosen:
+    """Answer a Wanted from the (N, V) logits of its chunk: the reference for every faster way."""
+    tokens = [sample(logits[draw.output], draw) for draw in wanted.draws]
+    if wanted.targets is None or wanted.outputs is None:
+        return Chosen(tokens, np.empty(0), np.empty(0, np.int64))
+    rows = logits[wanted.outputs]
+    finite = np.array([np.isfinite(row).all() for row in rows], np.bool_)
+    logprobs = log_softmax(np.where(finite[:, None], rows, 0).astype(np.float64))
+    found = np.where(finite, logprobs[np.arange(len(rows)), wanted.targets], np.nan)
+    top = tuple(_likeliest(row, wanted.n_top) for row in logprobs) if wanted.n_top else ()
+    return Chosen(tokens, found, rows.argmax(axis=-1).astype(np.int64), top)
+
+
+def sample(logits: Array, draw: Draw) -> SampledToken | None:
+    """Choose one token from (V,) logits; None where a logit that counts is not finite."""
+    logits = logits[: draw.n_vocab]
+    if not np.isfinite(logits).all():
+        return None
+    scores = changed(logits, draw)
+    if draw.temperature == 0.0:
+        token = int(scores.argmax())
+    else:
+        ids, scaled = candidates(scores, draw)
+        token = int(ids[(scaled + gumbel(draw.key, ids)).argmax()])
+    if draw.logprobs is None:
+        return SampledToken(token, math.nan, ())
+    logprobs = log_softmax(logits.astype(np.float64))
+    return SampledToken(token, float(logprobs[token]), _likeliest(logprobs, draw.logprobs))
+
+
+def changed(logits: Array, draw: Draw) -> Array:
+    """(V,) logits after bias, penalties and mask, in float64; the array itself where there are none."""
+    if draw.changes is None and draw.allowed is None:
         return logits
     scores = logits.astype(np.float64)
-    for token, bias in s.logit_bias.items():
-        if token < len(scores):
-            scores[token] += bias
-    ids = np.fromiter(written, dtype=np.int64, count=len(written))
-    counts = np.fromiter(written.values(), dtype=np.int64, count=len(written))
-    if s.repetition_penalty != 1.0:
-        seen = np.union1d(prompt, ids)
-        seen = seen[seen < len(scores)]
-        values = scores[seen]
-        scores[seen] = np.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
-    scores[ids] -= s.presence_penalty + s.frequency_penalty * counts
+    if draw.changes is not None:
+        c = draw.changes
+        values = scores[c.ids] + c.bias
+        scores[c.ids] = np.where(values > 0, values / c.factor, values * c.factor) - c.minus
+    if draw.allowed is not None:
+        bits = np.unpackbits(draw.allowed.view(np.uint8), bitorder="little", count=len(scores))
+        assert bits.any(), "a mask allows at least one token"
+        scores[bits == 0] = -np.inf
     return scores
 
 
-def candidates(scores: Array, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Ids that may be drawn, in rising order, and their probabilities (sum 1), from (V,) scores.
+def candidates(scores: Array, draw: Draw) -> tuple[Ids, NDArray[np.float64]]:
+    """Ids that may be chosen, in rising order, and their scaled scores (highest 0), from (V,) scores.
 
     temperature must be above 0.
     """
     shifted = scores.astype(np.float64) - float(scores.max())
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
-        scaled = shifted / sampling.temperature
-    ids = np.arange(len(scaled))
-    if 0 < sampling.top_k < len(scaled):
-        ids = np.sort(np.argpartition(-scaled, sampling.top_k - 1)[: sampling.top_k])
-    weights = np.exp(scaled[ids])
-    probabilities = weights / weights.sum()
-    if sampling.top_p < 1.0:
-        ids, probabilities = _nucleus(ids, probabilities, sampling.top_p)
-    if sampling.min_p > 0.0:
-        kept = probabilities >= sampling.min_p * probabilities.max()
-        ids, probabilities = ids[kept], probabilities[kept]
-    return ids, probabilities / probabilities.sum()
+        scaled = shifted / draw.temperature
+    ids = np.flatnonzero(scaled > -np.inf)
+    if 0 < draw.top_k < len(ids):
+        ids = np.sort(ids[np.argsort(-scaled[ids], kind="stable")[: draw.top_k]])
+    if draw.top_p < 1.0:
+        ids = _nucleus(ids, exp(scaled[ids]), draw.top_p)
+    if draw.min_p > 0.0:
+        ids = ids[exp(scaled[ids]) >= draw.min_p]
+    return ids, scaled[ids]
+
+
+def random_bits(state: int, counter: int) -> int:
+    """Output `counter` of SplitMix64 started at `state` (Steele et al. 2014, figure 14): a uint64."""
+    z = (state + (counter + 1) * GOLDEN) & MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK64
+    return z ^ (z >> 31)
+
+
+def gumbel(key: int, ids: Ids) -> NDArray[np.float64]:
+    """Standard Gumbel noise of each token: -log(-log(u)), u in (0, 1) made of 52 random_bits(key, id)."""
+    z = np.uint64(key) + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    u = ((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return -log(-log(u))
+
+
+def log(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Natural logarithm by exactly rounded operations alone: libraries differ in the last bits.
+
+    log(2^e m) = e log 2 + 2 (s + s^3 / 3 + s^5 / 5 + ...), s = (m - 1) / (m + 1), m in [sqrt(1/2), sqrt(2)):
+    relative error below 1e-12. Sums and products are not to be fused.
+    """
+    m, e = np.frexp(x)
+    low = m < math.sqrt(0.5)
+    m, e = np.where(low, m + m, m), e - low
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    series = np.full_like(z, 1 / 15)
+    for n in (13, 11, 9, 7, 5, 3, 1):
+        series = series * z + 1 / n
+    return (s + s) * series + e * math.log(2)
+
+
+def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """e^x for x <= 0 by exactly rounded operations alone, as `log`; relative error below 1e-13.
+
+    e^x = 2^k e^r, k = round(x / log 2), e^r by its Taylor series to r^13 / 13!, |r| <= log(2) / 2.
+    """
+    x = np.maximum(x, -746.0)  # e^-746 is 0 in float64
+    k = np.rint(x * (1 / math.log(2)))
+    r = (x - k * LOG2_HIGH) - k * LOG2_LOW
+    series = np.full_like(r, 1 / math.factorial(13))
+    for n in range(12, -1, -1):
+        series = series * r + 1 / math.factorial(n)
+    return np.ldexp(series, k.astype(np.int32))
 
 
 def log_softmax(logits: Array) -> Array:
@@ -157,43 +327,33 @@ def log_softmax(logits: Array) -> Array:
     return normalized
 
 
-def _nucleus(
-    ids: NDArray[np.int64], probabilities: NDArray[np.float64], top_p: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The smallest set of likeliest tokens whose probabilities reach top_p; at least one token."""
+def _nucleus(ids: Ids, weights: NDArray[np.float64], top_p: float) -> Ids:
+    """The smallest set of likeliest tokens whose share of the weights reaches top_p; at least one token."""
+    shares = weights / np.cumsum(weights)[-1]  # one after the other: other orders differ in the last bits
     # Tokens below (1 - top_p) / V together weigh less than 1 - top_p: never in the set, not worth sorting.
-    possible = np.flatnonzero(probabilities >= min((1.0 - top_p) / len(ids), probabilities.max()))
-    order = possible[np.argsort(-probabilities[possible], kind="stable")]
-    reached = np.cumsum(probabilities[order])
-    size = int(np.searchsorted(reached, top_p)) + 1
-    kept = np.sort(order[:size])
-    return ids[kept], probabilities[kept]
+    possible = np.flatnonzero(shares >= min((1.0 - top_p) / len(ids), shares.max()))
+    order = possible[np.argsort(-shares[possible], kind="stable")]
+    size = int(np.searchsorted(np.cumsum(shares[order]), top_p)) + 1
+    return np.sort(ids[order[:size]])
 
 
-def _inverse_cdf(probabilities: NDArray[np.float64], u: float) -> int:
-    cumulative = np.cumsum(probabilities)
-    return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-
-
-def _with_logprobs(logits: Array, token: int, wanted: int | None) -> SampledToken:
-    if wanted is None:
-        return SampledToken(token, math.nan, ())
-    logprobs = log_softmax(logits.astype(np.float64))
+def _likeliest(logprobs: Array, wanted: int) -> tuple[tuple[int, float], ...]:
+    """The `wanted` highest of (V,) log-probabilities, best first."""
     wanted = min(wanted, len(logprobs))
     best = np.argpartition(-logprobs, max(wanted - 1, 0))[:wanted]
     best = best[np.argsort(-logprobs[best], kind="stable")]
-    return SampledToken(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best))
+    return tuple((int(i), float(logprobs[i])) for i in best)
 
 
-def _require_number(name: str, value: object, limits: Mapping[str, Any], default: object) -> None:
+def _checked_number(name: str, value: object, limits: Mapping[str, Any], default: object) -> float | None:
+    """The value as a plain int or float (numpy's are taken too); SamplingError where it breaks its limits."""
     if value is None and default is None:
-        return
+        return None
     whole = isinstance(default, int) or default is None
-    kinds = (int,) if whole else (int, float)
     low, high = limits["low"], limits["high"]
     if (
         isinstance(value, bool)
-        or not isinstance(value, kinds)
+        or not isinstance(value, Integral if whole else Real)
         or not low <= value <= high
         or value == math.inf
     ):
@@ -203,6 +363,7 @@ def _require_number(name: str, value: object, limits: Mapping[str, Any], default
             f"{name} is {_shown(value)}, must be {kind} {'from' if upper else 'of at least'} {low}{upper}",
             f"{name} 값 {_shown(value)} (조건: {low} 이상{upper_ko or '의'} {kind_ko})",
         )
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _checked_stop(stop: object) -> tuple[str, ...]:
@@ -212,26 +373,45 @@ def _checked_stop(stop: object) -> tuple[str, ...]:
             f"stop is {_shown(stop)}, must be texts of at least one character",
             f"stop 값 {_shown(stop)} (조건: 한 글자 이상의 문자열)",
         )
+    if len(strings) > MAX_STOPS:
+        raise SamplingError(
+            f"stop has {len(strings)} texts, must be at most {MAX_STOPS}",
+            f"stop 문자열 {len(strings)}개 (조건: {MAX_STOPS}개 이하)",
+        )
+    if (longest := max(map(len, strings), default=0)) > MAX_STOP_LENGTH:
+        raise SamplingError(
+            f"stop has a text of {longest} characters, must be at most {MAX_STOP_LENGTH}",
+            f"stop 문자열 길이 {longest}자 (조건: {MAX_STOP_LENGTH}자 이하)",
+        )
     return tuple(unicodedata.normalize("NFC", s) for s in strings)
 
 
-def _checked_bias(bias: object) -> Mapping[int, float]:
+def _checked_bias(bias: object) -> dict[int, float]:
     if not isinstance(bias, Mapping):
         raise SamplingError(
             f"logit_bias is {_shown(bias)}, must map token ids to numbers",
             f"logit_bias 값 {_shown(bias)} (조건: 토큰 번호와 숫자의 짝)",
         )
+    if len(bias) > MAX_BIASES:
+        raise SamplingError(
+            f"logit_bias has {len(bias)} entries, must be at most {MAX_BIASES}",
+            f"logit_bias 항목 {len(bias)}개 (조건: {MAX_BIASES}개 이하)",
+        )
     for token, value in bias.items():
-        known = type(token) is int and token >= 0
-        finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not (known and finite):
+        known = isinstance(token, Integral) and not isinstance(token, bool) and 0 <= int(token) < 2**31
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (known and number and abs(value) <= MAX_BIAS):
             entry = f"{_shown(token)}: {_shown(value)}"
             raise SamplingError(
-                f"logit_bias has {entry}, must be a token id of at least 0 and a finite number",
-                f"logit_bias 항목 {entry} (조건: 0 이상의 토큰 번호와 유한한 숫자)",
+                f"logit_bias has {entry}, must be a token id of at least 0"
+                f" and a number from {-MAX_BIAS:g} to {MAX_BIAS:g}",
+                f"logit_bias 항목 {entry} (조건: 토큰 번호, {-MAX_BIAS:g} 이상 {MAX_BIAS:g} 이하의 수)",
             )
-    return MappingProxyType(dict(bias))
+    return {int(token): float(value) for token, value in bias.items()}
 
 
 def _shown(value: object) -> str:
+    """The beginning of a value; Python refuses to print whole numbers of more than 4,300 digits."""
+    if isinstance(value, int) and abs(value) >= 10**60:
+        return "a number of more than 60 digits"
     return repr(value)[:60]

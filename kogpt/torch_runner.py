@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,11 +33,14 @@ from kogpt.runner import (
     CPU_PREFILL_TOKENS,
     Array,
     Chunk,
+    cache_room,
     check_chunks,
+    choose_all,
     output_places,
     require_dtype,
     split_outputs,
 )
+from kogpt.sampling import Chosen, Wanted
 
 DTYPES = {
     "float64": torch.float64,
@@ -58,6 +62,7 @@ class TorchRunner:
     """
 
     name = "torch"
+    dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16", "float32", "float64")
 
     def __init__(
         self,
@@ -66,7 +71,7 @@ class TorchRunner:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
-        require_dtype(dtype, DTYPES, self.name)
+        require_dtype(dtype, self.dtypes, self.name)
         self.config = config
         self.dtype = dtype
         devices = _devices(device)
@@ -80,6 +85,10 @@ class TorchRunner:
         self._model = _model(config, tensors, DTYPES[dtype], self._stages)
         self._cache = Cache(config, DTYPES[dtype], self._stages)
 
+    @classmethod
+    def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
+        return config.n_parameters * DTYPES[dtype].itemsize
+
     def open(self) -> int:
         return self._cache.open()
 
@@ -92,6 +101,22 @@ class TorchRunner:
     def length(self, row: int) -> int:
         assert row in self._cache.lengths, row
         return self._cache.lengths[row]
+
+    def truncate(self, row: int, length: int) -> None:
+        self._cache.truncate(row, length)
+
+    def room(self) -> int | None:
+        layer_bytes = 2 * self.config.d_model * DTYPES[self.dtype].itemsize
+        rooms = [
+            cache_room(layer_bytes * len(stage.layers), _free_bytes(stage.device))
+            for stage in self._stages
+            if stage.layers
+        ]
+        known = [room for room in rooms if room is not None]
+        return min(known, default=None)
+
+    def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        return choose_all(self.forward(chunks), wanted)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
@@ -191,6 +216,13 @@ class Cache:
         length = self.lengths.pop(row)
         for tensor in (*self.keys, *self.values):
             tensor[row, :, :length] = 0
+
+    @torch.inference_mode()
+    def truncate(self, row: int, length: int) -> None:
+        assert 0 <= length <= self.lengths[row], (length, self.lengths[row])
+        for tensor in (*self.keys, *self.values):
+            tensor[row, :, length : self.lengths[row]] = 0
+        self.lengths[row] = length
 
     def reserve(self, length: int) -> None:
         """Make room for rows of `length` positions."""

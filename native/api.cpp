@@ -27,7 +27,7 @@ int guarded(const F& f) noexcept {
 }  // namespace
 
 // Raised whenever a signature below or the layout of Dims or Chunk changes.
-KOGPT_API int kogpt_abi() { return 5; }
+KOGPT_API int kogpt_abi() { return 6; }
 
 // Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine. Ask this
 // first: whatever else takes kernels takes these.
@@ -109,6 +109,8 @@ KOGPT_API int kogpt_fork(Model* model, int row, int length) {
 KOGPT_API void kogpt_close(Model* model, int row) { model->cache().close(row); }
 KOGPT_API int kogpt_holds(Model* model, int row) { return model->cache().holds(row) ? 1 : 0; }
 KOGPT_API int kogpt_length(Model* model, int row) { return model->cache().length(row); }
+KOGPT_API void kogpt_truncate(Model* model, int row, int length) { model->cache().truncate(row, length); }
+KOGPT_API std::size_t kogpt_block_bytes(Model* model) { return model->cache().block_bytes(); }
 
 // Bytes of cache that a chunk would allocate.
 KOGPT_API std::size_t kogpt_cache_bytes(Model* model, int row, int tokens) {

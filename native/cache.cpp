@@ -32,6 +32,14 @@ int Cache::fork(int parent, int length) {
 
 void Cache::close(int row) { rows_[static_cast<std::size_t>(row)] = Row{}; }
 
+void Cache::truncate(int handle, int length) {
+  Row& row = rows_[static_cast<std::size_t>(handle)];
+  const auto count = static_cast<std::size_t>((length + kBlock - 1) / kBlock);
+  row.length = length;
+  row.blocks.resize(count);
+  row.data.resize(count);
+}
+
 bool Cache::holds(int row) const {
   return row >= 0 && static_cast<std::size_t>(row) < rows_.size() &&
          rows_[static_cast<std::size_t>(row)].open;

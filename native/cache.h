@@ -22,6 +22,8 @@ class Cache {
   int open();
   int fork(int row, int length);
   void close(int row);
+  // Forgets the positions of a row from `length` on.
+  void truncate(int row, int length);
   bool holds(int row) const;
   int length(int row) const { return rows_[static_cast<std::size_t>(row)].length; }
 

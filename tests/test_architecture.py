@@ -20,7 +20,8 @@ MAX_LINES, MAX_PARAMETERS = 70, 6  # of a function
 
 # What each file of the core may import, in the order of data flow: nothing but these.
 STANDARD = set(sys.stdlib_module_names)
-ARITHMETIC = {"checkpoint", "config", "errors", "memory", "quantize", "runner", "weights", "numpy"}
+ARITHMETIC = {"adapter", "checkpoint", "config", "errors", "memory", "quantize", "runner", "sampling"}
+ARITHMETIC |= {"weights", "numpy"}
 CORE: dict[str, set[str]] = {
     "__init__": {"config", "errors", "generation", "sampling"},
     "__main__": {"cli"},
@@ -41,8 +42,9 @@ CORE: dict[str, set[str]] = {
         "torch",
     },
     "tokenizer": {"checkpoint", "config", "errors", "tokenizers"},
-    "runner": {"config", "errors", "numpy"},
-    "sampling": {"errors", "runner", "numpy"},
+    "adapter": {"errors", "numpy"},
+    "sampling": {"errors", "numpy"},
+    "runner": {"adapter", "config", "errors", "memory", "sampling", "numpy"},
     "model": {"config", "torch"},
     "numpy_runner": ARITHMETIC,
     "native_runner": ARITHMETIC,

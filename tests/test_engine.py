@@ -17,7 +17,7 @@ from kogpt.config import ModelConfig
 from kogpt.engine import Engine, Event, Ids, Request
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Array, Chunk
-from kogpt.sampling import Sampler, Sampling, log_softmax
+from kogpt.sampling import Sampler, Sampling, log_softmax, sample
 
 GREEDY = Sampling(temperature=0)
 SEEDED = Sampling(temperature=1, top_p=0.95, seed=11)
@@ -45,15 +45,18 @@ def request(
 
 
 def slow_tokens(
-    ids: Ids, sampling: Sampling, limit: int, sample: int = 0, start: Sequence[int] = ()
+    ids: Ids, sampling: Sampling, limit: int, index: int = 0, start: Sequence[int] = ()
 ) -> list[int]:
     """The obviously right twin: read everything again for every token."""
-    writer = Sampler(sampling, ids, sample)
+    sampler = Sampler(sampling, ids, index)
     written: list[int] = []
     for _ in range(limit):
         row = RUNNER.open()
         text = np.concatenate([np.array(start, dtype=np.int64), ids, np.array(written, dtype=np.int64)])
-        written.append(writer.draw(RUNNER.forward([Chunk(row, text)])[0][-1]).token)
+        token = sample(RUNNER.forward([Chunk(row, text)])[0][-1], sampler.draw())
+        assert token is not None
+        sampler.accept(token.token)
+        written.append(token.token)
         RUNNER.close(row)
     return written
 
@@ -255,8 +258,8 @@ class Schedules(RuleBasedStateMachine):
 
     @invariant()
     def tokens_are_those_of_the_request_alone(self) -> None:
-        for (number, sample), tokens in self.tokens.items():
-            assert tokens == solo(*self.requests[number], sample)[: len(tokens)]
+        for (number, index), tokens in self.tokens.items():
+            assert tokens == solo(*self.requests[number], index)[: len(tokens)]
 
     def teardown(self) -> None:
         while not self.engine.idle:

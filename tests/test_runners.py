@@ -22,6 +22,7 @@ from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Chunk, Runner
+from kogpt.sampling import Draw, Sampling, Wanted, changes, choose
 from kogpt.torch_runner import TorchRunner
 
 Ids = NDArray[np.int64]
@@ -386,3 +387,99 @@ def test_cache_that_does_not_fit_is_refused(
     assert "tokens" in error.value.en
     assert runner.length(row) == 10
     assert_logits(runner.forward([Chunk(row, IDS[0, 10:90])])[0], WANTED[0][89:90], kind)
+
+
+# Truncation and room
+
+
+def test_a_truncated_row_goes_on_as_if_it_had_never_read_further(runner: Runner, kind: Kind) -> None:
+    row = read(runner, IDS[0, :90])
+    fork = runner.fork(row)
+    for length in (64, 41, 40, 3, 0):
+        runner.truncate(row, length)
+        assert runner.length(row) == length
+        (logits,) = runner.forward([Chunk(row, IDS[1, :7], 7)])
+        wanted = REFERENCE.logits(np.concatenate([IDS[0, :length], IDS[1, :7]]))[-7:]
+        assert_logits(logits, wanted, kind)
+    assert_logits(runner.forward([Chunk(fork, IDS[0, 90:])])[0], WANTED[0][-1:], kind)
+
+
+def test_room_follows_the_free_memory(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 10**9
+    for module in (memory, numpy_runner):
+        monkeypatch.setattr(module, "available_memory", lambda: free)
+    monkeypatch.setattr(torch_runner, "_free_bytes", lambda device: free)
+    room = runner.room()
+    assert room is not None and 0 < room <= 10**9 / (2 * TINY.n_layers * TINY.d_model)
+    free = 0
+    assert runner.room() == 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_weight_bytes_are_near_the_weights(name: str) -> None:
+    n_bytes = KINDS[name].make(TINY, TENSORS).weight_bytes(TINY, KINDS[name].dtype)
+    assert 0.2 * TINY.n_parameters < n_bytes <= 8 * TINY.n_parameters
+
+
+# Choosing tokens
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("name", KINDS)
+def test_draw_chooses_what_sampling_chooses_from_the_same_logits(name: str, data: st.DataObject) -> None:
+    runner = KINDS[name].make(TINY, TENSORS)
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    rows = [runner.open() for _ in sizes]
+    twins = [runner.fork(row) for row in rows]
+    chunks = [Chunk(row, IDS[i, :n], n) for i, (row, n) in enumerate(zip(rows, sizes, strict=True))]
+    wanted = [data.draw(wishes(n)) for n in sizes]
+    answers = runner.draw(chunks, wanted)
+    logits = runner.forward([replace(chunk, row=twin) for chunk, twin in zip(chunks, twins, strict=True)])
+    for answer, own, want in zip(answers, logits, wanted, strict=True):
+        twin = choose(own, want)
+        assert [t and t.token for t in answer.tokens] == [t and t.token for t in twin.tokens]
+        for found, wished in zip(answer.tokens, twin.tokens, strict=True):
+            if found and wished:
+                assert found.logprob == pytest.approx(wished.logprob, abs=1e-5, nan_ok=True)
+                assert [i for i, _ in found.top_logprobs] == [i for i, _ in wished.top_logprobs]
+        np.testing.assert_allclose(answer.logprobs, twin.logprobs, rtol=0, atol=1e-5)
+        assert answer.likeliest.tolist() == twin.likeliest.tolist()
+        assert [[i for i, _ in row] for row in answer.top] == [[i for i, _ in row] for row in twin.top]
+
+
+@st.composite
+def wishes(draw: st.DrawFn, n_outputs: int) -> Wanted:
+    """Any Wanted of a chunk with so many outputs."""
+    draws = draw(st.lists(any_draw(n_outputs), max_size=3))
+    n_targets = draw(st.integers(0, 5))
+    if not n_targets:
+        return Wanted(draws)
+    outputs = np.array([draw(st.integers(0, n_outputs - 1)) for _ in range(n_targets)])
+    targets = np.array([draw(st.integers(0, TINY.n_vocab - 1)) for _ in range(n_targets)])
+    return Wanted(draws, outputs, targets, draw(st.sampled_from([0, 1, 3])))
+
+
+@st.composite
+def any_draw(draw: st.DrawFn, n_outputs: int) -> Draw:
+    n_vocab = draw(st.sampled_from([None, TINY.n_vocab, TINY.n_vocab - 3]))
+    sampling = Sampling(
+        repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+        presence_penalty=draw(st.sampled_from([0.0, 0.4])),
+        logit_bias=draw(st.dictionaries(st.integers(0, TINY.n_vocab - 1), st.floats(-3, 3), max_size=3)),
+    )
+    written = draw(st.dictionaries(st.integers(0, TINY.n_vocab - 4), st.integers(1, 3), max_size=4))
+    words = (TINY.n_vocab + 31) // 32
+    allowed = draw(st.sampled_from([None, np.full(words, 0x55555555, np.uint32)]))
+    return Draw(
+        key=draw(st.integers(0, 2**64 - 1)),
+        temperature=draw(st.sampled_from([0.0, 0.01, 0.8, 1.0, 5.0])),
+        top_k=draw(st.sampled_from([0, 1, 7, 10**6])),
+        top_p=draw(st.sampled_from([0.0, 0.5, 0.95, 1.0])),
+        min_p=draw(st.sampled_from([0.0, 0.1])),
+        n_vocab=n_vocab,
+        logprobs=draw(st.sampled_from([None, 0, 4])),
+        changes=changes(sampling, np.array([2, 5]), written, n_vocab),
+        allowed=allowed,
+        output=draw(st.sampled_from([-1, 0, n_outputs - 1])),
+    )

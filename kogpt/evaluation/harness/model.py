@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lm_eval import utils
@@ -102,7 +102,7 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         watched = Watched(self.model.engine.runner)
         found: dict[Pair, tuple[float, bool]] = {}
         for group in groups(sorted(choices)):
-            for context, values in self._score_group(watched, group, choices):
+            for context, values in self._score_group(cast(Runner, watched), group, choices):
                 likeliest = watched.greedy(context, choices[context])
                 for continuation, value, greedy in zip(choices[context], values, likeliest, strict=True):
                     found[context, continuation] = (value, greedy)
