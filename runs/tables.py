@@ -107,9 +107,9 @@ def as_table(reports: list[dict[str, Any]], model: str) -> str:
     )
     parts = [table(head, measured)]
     parts.append(
-        f"{model}, mean ± standard deviation over seeds, percent; items: scored of the file's."
-        " constant: the best constant answer. TF-IDF: with logistic regression on the whole pool of shots."
-        " (n): the shots that fit the context."
+        f"{model}, mean ± standard deviation over seeds, percent; items: scored of the file's.\n"
+        "constant: the best constant answer. TF-IDF: with logistic regression on the whole pool of shots.\n"
+        "(n): the shots that fit the context."
     )
     rows = [_published_row(row) for row in published.README]
     original = [report for report in reports if report["results"][0]["task"] in ("nsmc", "ynat", "klue-sts")]

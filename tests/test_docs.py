@@ -21,6 +21,10 @@ from kogpt.cli import COMMANDS, command
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.ko.md")
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for folder in ("docs", "docs/ko") for path in (ROOT / folder).glob("*.md")
+)
+WRITTEN = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "notes/log.md", *PAGES)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -28,13 +32,18 @@ def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def docs_script() -> ModuleType:
-    loader = SourceFileLoader("docs_script", str(ROOT / "scripts" / "docs"))
-    spec = importlib.util.spec_from_loader("docs_script", loader)
+def script(name: str) -> ModuleType:
+    """A script of scripts/ as a module."""
+    loader = SourceFileLoader(f"script_{name}", str(ROOT / "scripts" / name))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
+
+
+def docs_script() -> ModuleType:
+    return script("docs")
 
 
 @pytest.mark.parametrize(("locale", "name"), [("C", "docs/cli.md"), ("ko_KR.UTF-8", "docs/ko/cli.md")])
@@ -51,7 +60,7 @@ def test_the_pages_of_options_name_every_option(name: str) -> None:
                 assert option in ("-h",) or option in page
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", [*READMES, "docs/python.md", "docs/ko/python.md"])
 def test_python_examples_run(
     name: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +86,7 @@ def test_shell_examples_are_commands_that_exist(name: str) -> None:
                 command(known)[1].parse_args(words[2 if known else 1 :])
             else:
                 assert (ROOT / words[0]).stat().st_mode & 0o111, line
+            assert [w for w in line.split() if w.startswith("examples/") and not (ROOT / w).is_file()] == []
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -104,12 +114,57 @@ def test_the_tree_of_files_is_complete(name: str) -> None:
     assert shown == files | folders
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_links_lead_somewhere(name: str) -> None:
-    links = re.findall(r"\]\(([^)]+)\)", text_of(name))
-    local = [link for link in links if "://" not in link]
-    assert local
-    assert [link for link in local if not (ROOT / link).exists()] == []
+    """Files exist, and so do the headings behind a #."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(name)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/README.md", "docs/ko/README.md"])
+def test_the_index_names_every_page(name: str) -> None:
+    links = {(ROOT / name).parent / link for link in re.findall(r"\]\(([^)#\s]+)", text_of(name))}
+    found = {path.resolve() for path in links}
+    if name != "README.md":
+        mine = [page for page in PAGES if ("/ko/" in page) == ("/ko/" in name)]
+        assert {(ROOT / page).resolve() for page in mine} - found <= {(ROOT / name).resolve()}
+    else:
+        assert (ROOT / "docs/README.md").resolve() in found
+
+
+@pytest.mark.parametrize("name", [page for page in PAGES if "/ko/" in page])
+def test_a_korean_page_and_its_english_one_name_each_other(name: str) -> None:
+    english = name.replace("/ko/", "/")
+    assert f"[English](../{Path(name).name})" in text_of(name)
+    assert f"[한국어](ko/{Path(name).name})" in text_of(english)
+
+
+def test_markdown_is_wrapped() -> None:
+    assert script("markdown").main([]) == 0, "run scripts/markdown --fix"
+
+
+def test_wide_lines_are_found_and_mended() -> None:
+    markdown = script("markdown")
+    long = "word " * 30
+    text = f"# {long}\n\n{long}\n\n- {long}\n- 한글 {'가나다 ' * 30}\n\n| {long} |\n\n```\n{long}\n```\n"
+    assert [number for number, _ in markdown.too_wide(text)] == [3, 5, 6]
+    mended = markdown.wrapped(text)
+    assert list(markdown.too_wide(mended)) == []
+    assert mended.split() == text.split()
+    assert markdown.wrapped(mended) == mended
+    assert mended.count(f"| {long} |") == mended.count(f"\n{long}\n") == 1
 
 
 def test_start_up_is_measured_by_a_command(tiny_folder: Path) -> None:
