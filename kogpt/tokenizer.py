@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,20 +25,13 @@ import tokenizers
 from kogpt.checkpoint import read_json
 from kogpt.config import ModelConfig
 from kogpt.errors import PromptError, TokenizerError
+from kogpt.patterns import is_linear
 
 MAX_FILE_BYTES = 32 << 20  # a vocabulary of 200,000 takes 15 MB
 MAX_TOKENS = 1 << 20
 ROLES = ("bos", "eos", "unk", "pad", "mask")
 
-# A regular expression from a file may take exponential time if what repeats is repeated. So only the plain
-# parts of the syntax are known, no quantifier may follow a group (a lone "?" may), and an alternative may
-# repeat two things at most: published byte-level tokenizers need no more.
-_ESCAPE = r"\\[pP]\{\^?\w+\}|\\[sSdDwWrntNhH]|\\u[0-9A-Fa-f]{4}|\\[^\w\s]"
-_ATOM = re.compile(rf"{_ESCAPE}|\[\^?(?:{_ESCAPE}|[^\[\]\\])+\]")
-_TAME = re.compile(
-    r"(?:[^\\\[\]()|*+?{}](?:[*+?][?+]?|\{\d+(?:,\d*)?\})?|\((?:\?(?:i?:|<?[!=]))?|\)\??(?![*+?{])|\|)*"
-)
-MAX_PATTERN = 1000
+MAX_STEPS = 16  # of cutting text before the BPE; published tokenizers have at most 6
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -252,26 +244,21 @@ def _require_byte_level(document: Mapping[str, Any], where: str) -> None:
         raise _unfit(where, "its text is not split by a ByteLevel pre-tokenizer")
     if steps[-1].get("add_prefix_space"):
         raise _unfit(where, "it adds a space before the text (add_prefix_space)")
+    if len(steps) > MAX_STEPS:
+        raise _unfit(where, f"it splits text in {len(steps):,} steps, at most {MAX_STEPS} are supported")
     if unknown := next((step for step in steps[:-1] if not _is_lossless(step)), None):
         raise _unfit(where, f"it splits text with {str(unknown)[:80]}, which may lose text or never end")
 
 
 def _is_lossless(step: Mapping[str, Any]) -> bool:
-    """Whether a step cuts text without dropping any of it, in polynomial time."""
+    """Whether a step cuts text without dropping any of it, in linear time."""
     if step.get("type") == "Digits":
         return True
     pattern = step.get("pattern")
     if step.get("type") != "Split" or step.get("behavior") == "Removed" or type(pattern) is not dict:
         return False
     regex = pattern.get("Regex", "")
-    return type(regex) is str and len(regex) <= MAX_PATTERN and _is_tame(regex)
-
-
-def _is_tame(regex: str) -> bool:
-    """Whether matching takes at most cubic time, by its syntax alone."""
-    bare = _ATOM.sub("x", regex)
-    repeats = [len(re.findall(r"[*+][?+]?|\{", alternative)) for alternative in bare.split("|")]
-    return _TAME.fullmatch(bare) is not None and max(repeats) <= 2
+    return type(regex) is str and is_linear(regex)
 
 
 def _steps(part: Any, key: str) -> list[dict[str, Any]]:
