@@ -1,21 +1,22 @@
 """GPT-J in numpy: the readable reference, and the runner of machines that have nothing faster.
 
-The new positions of all rows lie end to end in one (N, E) array, so that rows of unequal length need no
-padding; only attention looks at one row at a time. Weights keep their published names.
-Shapes: N new positions of all rows, T those of one row, S positions that a row has read, H heads, D head
-width, R rotary width, E model width, F MLP width, V vocabulary, M outputs wanted.
+The new positions of all rows lie end to end in one (N, E) array, so rows of unequal length need no padding.
+Only attention and LoRA look at one row at a time. Weights keep their published names.
+Shapes: N new positions of all rows, T those of one row, S positions that a row has read, P given positions,
+L layers, H heads, D head width, R rotary width, E model width, F MLP width, V vocabulary, M outputs wanted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import ClassVar
 
 import numpy as np
 
+from kogpt.adapter import Lora, LowRank
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.memory import available_memory, require_memory
@@ -28,21 +29,22 @@ from kogpt.runner import (
     choose_all,
     output_places,
     require_dtype,
+    require_lora_fits,
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted
 
 Rotation = tuple[Array, Array]  # cos and sin of every rotated angle, (N, 1, R/2) each
 
-BLOCK = 2**18  # values of a weight that are converted at a time: 1 MB of float32 stays in a core's cache
+BLOCK = 2**18  # values of a weight converted at a time: 1 MB of float32 stays in a core's cache
 
 
 class NumpyRunner:
     """A Runner in float32 or float64; see runner.py for what its methods promise.
 
-    `tensors` are those of `config.tensor_shapes()`, in any dtype. They are converted once where that leaves
-    memory to spare, else a block at a time whenever they are used. NotEnoughMemory if they do not fit,
-    KoGPTError if `dtype` is another.
+    `tensors` holds every name of `config.tensor_shapes()`, in any dtype. Where memory allows, they are
+    converted once; else a block at a time at every use. NotEnoughMemory if they do not fit, KoGPTError for an
+    unknown `dtype`.
     """
 
     name = "numpy"
@@ -57,21 +59,37 @@ class NumpyRunner:
         if config.tied_head:
             self._tensors["lm_head.weight"] = self._tensors["transformer.wte.weight"]
         self._rows: dict[int, Row] = {}
+        self._adapters: dict[int, Mapping[str, LowRank]] = {}
 
     @classmethod
     def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
         return config.n_parameters * np.dtype(dtype).itemsize
 
-    def open(self) -> int:
-        handle = next(i for i in count() if i not in self._rows)
-        self._rows[handle] = Row(self.config, self.dtype)
+    def add_adapter(self, lora: Lora) -> int:
+        require_lora_fits(lora, self.config)
+        handle = _first_free(self._adapters)
+        self._adapters[handle] = {
+            name: LowRank(update.a.astype(self.dtype), update.b.astype(self.dtype), float(update.scale))
+            for name, update in lora.updates.items()
+        }
+        return handle
+
+    def drop_adapter(self, adapter: int) -> None:
+        assert adapter in self._adapters, adapter
+        assert all(row.adapter != adapter for row in self._rows.values()), adapter
+        del self._adapters[adapter]
+
+    def open(self, adapter: int | None = None) -> int:
+        assert adapter is None or adapter in self._adapters, adapter
+        handle = _first_free(self._rows)
+        self._rows[handle] = Row(self.config, self.dtype, adapter)
         return handle
 
     def fork(self, row: int, length: int | None = None) -> int:
         parent = self._row(row)
         length = parent.length if length is None else length
         assert 0 <= length <= parent.length, (length, parent.length)
-        handle = self.open()
+        handle = self.open(parent.adapter)
         self._rows[handle].copy_from(parent, length)
         return handle
 
@@ -85,6 +103,9 @@ class NumpyRunner:
     def truncate(self, row: int, length: int) -> None:
         assert 0 <= length <= self.length(row), (length, self.length(row))
         self._rows[row].length = length
+
+    def load_cache(self, row: int, keys: Array, values: Array) -> None:
+        self._row(row).extend(keys, values)
 
     def room(self) -> int | None:
         return cache_room(
@@ -138,7 +159,7 @@ class NumpyRunner:
         block = f"transformer.h.{layer}"
         h = self._layer_norm(x, f"{block}.ln_1")
         q, k, v = (
-            self._linear(h, f"{block}.attn.{projection}").reshape(len(x), -1, self.config.d_head)
+            self._project(h, f"{block}.attn.{projection}", rows).reshape(len(x), -1, self.config.d_head)
             for projection in ("q_proj", "k_proj", "v_proj")
         )  # (N, H, D) each
         q, k = rotate(q, rotation), rotate(k, rotation)
@@ -149,8 +170,23 @@ class NumpyRunner:
             keys, values = row.write(layer, k[new], v[new])
             attended[new] = attend(q[new], keys, values)
             start += size
-        mlp = self._linear(gelu(self._linear(h, f"{block}.mlp.fc_in")), f"{block}.mlp.fc_out")
-        return x + self._linear(attended, f"{block}.attn.out_proj") + mlp
+        attention = self._project(attended, f"{block}.attn.out_proj", rows)
+        inner = gelu(self._project(h, f"{block}.mlp.fc_in", rows))
+        return x + attention + self._project(inner, f"{block}.mlp.fc_out", rows)
+
+    def _project(self, x: Array, name: str, rows: list[tuple[Row, int]]) -> Array:
+        """`_linear`, and to each row's part the update of the row's adapter; (N, in) -> (N, out).
+
+        y = W x + scale * B A x (LoRA, arXiv 2106.09685, equation 3).
+        """
+        y = self._linear(x, name)
+        start = 0
+        for row, size in rows:
+            new = slice(start, start + size)
+            if row.adapter is not None and (update := self._adapters[row.adapter].get(name)):
+                y[new] += update.scale * (x[new] @ update.a.T @ update.b.T)
+            start += size
+        return y
 
     def _layer_norm(self, x: Array, name: str) -> Array:
         centred = x - x.mean(-1, keepdims=True)
@@ -177,8 +213,9 @@ class NumpyRunner:
 class Row:
     """Keys and values that one row has read, with room to grow; no two rows share memory."""
 
-    def __init__(self, config: ModelConfig, dtype: str) -> None:
+    def __init__(self, config: ModelConfig, dtype: str, adapter: int | None = None) -> None:
         self.length = 0
+        self.adapter = adapter
         self._n_ctx = config.n_ctx
         # (L, 2, H, room, D): keys are [:, 0], values [:, 1]
         self._cache = np.empty((config.n_layers, 2, config.n_heads, 0, config.d_head), dtype)
@@ -203,11 +240,26 @@ class Row:
         keys[:, self.length :], values[:, self.length :] = k.swapaxes(0, 1), v.swapaxes(0, 1)
         return keys, values
 
+    def extend(self, keys: Array, values: Array) -> None:
+        """Put given keys and values, (L, P, H, D) each, after what was read."""
+        n_layers, _, n_heads, _, d_head = self._cache.shape
+        n_new = keys.shape[1]
+        assert keys.shape == values.shape == (n_layers, n_new, n_heads, d_head), (keys.shape, values.shape)
+        assert self.length + n_new <= self._n_ctx, (self.length, n_new)
+        self.reserve(self.length + n_new)
+        for layer in range(n_layers):
+            self.write(layer, keys[layer], values[layer])
+        self.length += n_new
+
     def copy_from(self, parent: Row, length: int) -> None:
         """Become a row that has read the first `length` positions of `parent`."""
         self.reserve(length)
         self._cache[:, :, :, :length] = parent._cache[:, :, :, :length]
         self.length = length
+
+
+def _first_free(handles: Container[int]) -> int:
+    return next(i for i in count() if i not in handles)
 
 
 def rotary_table(positions: Array, rotary_dim: int, dtype: str) -> Rotation:

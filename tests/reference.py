@@ -2,6 +2,7 @@
 
 One row, one head and one position at a time; no cache, no batch, no mask. Written from the papers that
 kogpt/model.py names, with the rotation as a product of complex numbers.
+Shapes: T tokens, L layers, H heads, D head width, E model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Reference:
     def __init__(self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
         self.config = config
         self.tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+        self._read: list[tuple[Matrix, Matrix]] = []  # keys and values of each layer of the last text
 
     def embeddings(self, ids: NDArray[np.int64]) -> Matrix:
         return np.array([self.tensors["transformer.wte.weight"][i] for i in ids])
@@ -32,8 +34,16 @@ class Reference:
         head = "transformer.wte" if self.config.tied_head else "lm_head"
         return self.hidden(inputs) @ self.tensors[f"{head}.weight"].T + self.tensors["lm_head.bias"]
 
+    def keys_values(self, inputs: NDArray[Any]) -> tuple[Matrix, Matrix]:
+        """(T,) ids or (T, E) embeddings -> rotated keys, and values, (L, T, H, D) each."""
+        self.hidden(inputs)
+        keys, values = (np.array(layers) for layers in zip(*self._read, strict=True))
+        shape = (*keys.shape[:2], self.config.n_heads, self.config.d_head)
+        return keys.reshape(shape), values.reshape(shape)
+
     def hidden(self, inputs: NDArray[Any]) -> Matrix:
         """(T,) ids or (T, E) embeddings -> (T, E) after the last LayerNorm."""
+        self._read = []
         x = inputs.astype(np.float64) if inputs.ndim == 2 else self.embeddings(inputs)
         for layer in range(self.config.n_layers):
             h = self.layer_norm(x, f"transformer.h.{layer}.ln_1")
@@ -60,15 +70,17 @@ class Reference:
     def attention(self, h: Matrix, name: str) -> Matrix:
         d_head = self.config.d_head
         q, k, v = (h @ self.tensors[f"{name}.{p}_proj.weight"].T for p in "qkv")
-        y = np.zeros_like(h)
+        y, all_keys = np.zeros_like(h), np.zeros_like(h)
         for start in range(0, self.config.d_model, d_head):
             head = slice(start, start + d_head)
             queries = [self.turned(row, t) for t, row in enumerate(q[:, head])]
             keys = [self.turned(row, t) for t, row in enumerate(k[:, head])]
+            all_keys[:, head] = keys
             for t, query in enumerate(queries):
                 scores = np.array([query @ key for key in keys[: t + 1]]) / math.sqrt(d_head)
                 weights = np.exp(scores - scores.max())
                 y[t, head] = weights / weights.sum() @ v[: t + 1, head]
+        self._read.append((all_keys, v))
         return y @ self.tensors[f"{name}.out_proj.weight"].T
 
     def turned(self, x: Matrix, position: int) -> Matrix:
