@@ -128,7 +128,7 @@ def _choose(args: argparse.Namespace) -> tuple[str, str, str]:
         raise KoGPTError(
             "--runner native was not built: install a C++ compiler and KoGPT again, or use --runner numpy",
             "--runner native: 빌드되지 않았습니다. C++ 컴파일러를 설치하고 KoGPT를 다시 설치하거나 "
-            "--runner numpy를 쓰십시오",
+            "--runner numpy를 쓰세요",
         )
     if name == "torch" and find_spec("torch") is None:
         raise MissingExtra("--runner torch", "torch")
@@ -206,7 +206,7 @@ def _plan(args: argparse.Namespace, config: ModelConfig, threads: int, device: s
             raise ConfigError(
                 f"{option} needs a context of {n_tokens} tokens, the model has {config.n_ctx}: ask for fewer",
                 f"{option}: {n_tokens}토큰의 문맥이 필요하지만 이 모델은 {config.n_ctx}토큰까지 읽습니다. "
-                "값을 줄여 주십시오",
+                "값을 줄이세요",
             )
     return BenchSettings(args.rows, prompt, args.new_tokens, args.rounds, threads, device)
 

@@ -74,7 +74,7 @@ class _Prompts:
 
 def _prompts(args: argparse.Namespace) -> _Prompts:
     if args.prompt is not None and args.file is not None:
-        raise InputError("give a PROMPT or a --file, not both", "PROMPT와 --file 중 하나만 지정해 주십시오")
+        raise InputError("give a PROMPT or a --file, not both", "PROMPT와 --file 중 하나만 지정하세요")
     if args.file is not None:
         return _prompts_of_file(args.file, args.encoding)
     if args.prompt is None and sys.stdin is not None and sys.stdin.isatty():

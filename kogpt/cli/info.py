@@ -118,7 +118,7 @@ def _find(model: str, revision: str | None) -> tuple[ModelConfig, Path | None]:
         if revision is not None:
             raise CheckpointError(
                 f"{model} is a shape and has no revision {revision!r}: leave the revision out",
-                f"{model}: 이름만 있는 모델 구조에는 리비전({revision!r})이 없습니다. 리비전을 빼 주십시오",
+                f"{model}: 이름만 있는 모델 구조에는 리비전({revision!r})이 없습니다. 리비전을 빼세요",
             )
         return SHAPES[model], None
     folder = checkpoint.find_folder(model, revision, weights=False)

@@ -72,7 +72,7 @@ def device_from(args: argparse.Namespace) -> str:
     if device not in ("auto", "cuda"):
         raise KoGPTError(
             f"--model_parallel takes every GPU, --device {device} does not: leave one of them out",
-            f"--model_parallel은 모든 GPU를 씁니다. --device {device}와 둘 중 하나를 빼 주십시오",
+            f"--model_parallel은 모든 GPU를 씁니다. --device {device}와 둘 중 하나를 빼세요",
         )
     return "cuda:all" if gpus() else device
 
