@@ -21,7 +21,7 @@ from kogpt import checkpoint
 from kogpt.evaluation.evaluate import Subject
 from kogpt.evaluation.perplexity import measure, read_texts
 from kogpt.export.folder import export
-from kogpt.generation import make_runner
+from kogpt.placement import Placement, load_runner
 from kogpt.tokenizer import Tokenizer
 
 ROWS = ("float32", "bfloat16", "int8", "int4", "int4, calibrated")
@@ -71,7 +71,7 @@ def main() -> None:
             folder = Path(scratch) / "model"
             export(source, dtype, folder, "\n".join(calibration) if dtype != row else None)
             stored = checkpoint.load(folder)
-            runner = make_runner(stored, "cpu", dtype)
+            runner = load_runner(stored, Placement("cpu", dtype))
             subject = Subject(args.model, runner, tokenizer, {})
             values = []
             for path, texts in scored.items():

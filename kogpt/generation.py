@@ -6,24 +6,19 @@ and one search for stop strings, streamed or not. Knows nothing of HTTP, argumen
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt import checkpoint, native_runner
-from kogpt.checkpoint import Checkpoint
+from kogpt import checkpoint
 from kogpt.engine import Engine, Event, FinishReason, Ids, Request
-from kogpt.errors import KoGPTError, MissingExtra, PromptError, SamplingError
-from kogpt.memory import require_memory
-from kogpt.quantize import FORMATS, wrong_dtype
-from kogpt.runner import Runner, require_own_cache
+from kogpt.errors import PromptError, SamplingError
+from kogpt.placement import Placement, load_runner
 from kogpt.sampling import SampledToken, Sampling
 from kogpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -168,13 +163,14 @@ class KoGPT:
         cls,
         name: str | Path = "kogpt-mini",
         revision: str | None = None,
-        device: str = "auto",
+        device: str | Placement = "auto",
         dtype: str = "auto",
         cache_dtype: str = "auto",
     ) -> Self:
         """Load a folder, a hub name or the built-in kogpt-mini.
 
-        device: auto, cpu, cuda, cuda:N; cuda:0,cuda:1 or cuda:all (every GPU) splits the model over them.
+        device: auto, cpu, cuda, cuda:N; cuda:0,cuda:1 or cuda:all (every GPU) splits the model over them; or
+        a whole Placement, which says dtype, cache_dtype and threads as well.
         dtype: auto, float32, bfloat16, float16 and what the runner for that device knows besides; of a
         quantised folder auto is the format that it is stored in, where the runner multiplies in that.
         cache_dtype: of keys and values; auto, or float32, bfloat16, int8 on the native runner.
@@ -183,7 +179,7 @@ class KoGPT:
         stored = checkpoint.load(name, revision)
         tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
         tokenizer.check_fits(stored.config)
-        runner = make_runner(stored, device, dtype, cache_dtype)
+        runner = load_runner(stored, Placement.of(device, dtype, cache_dtype))
         return cls(tokenizer, Engine(runner, n_vocab=tokenizer.n_vocab))
 
     @overload
@@ -340,66 +336,6 @@ class KoGPT:
 def sorted_results(results: Iterable[tuple[int, Result]]) -> list[Result]:
     """Results in the order of their prompts and samples."""
     return [result for _, result in sorted(results, key=lambda entry: (entry[0], entry[1].sample))]
-
-
-def make_runner(
-    stored: Checkpoint, device: str = "auto", dtype: str = "auto", cache_dtype: str = "auto"
-) -> Runner:
-    """The runner for a device, with the checkpoint's weights in it."""
-    name = runner_name(device)
-    if name != "native":
-        require_own_cache(cache_dtype, name)
-    dtype, tensors = weights_for(stored, name, dtype)
-    if name == "torch":
-        from kogpt.torch_runner import TorchRunner  # 1.5 s of import, only where it is used
-
-        return TorchRunner(stored.config, tensors, dtype, "cuda" if device == "auto" else device)
-    if name == "native":
-        return native_runner.NativeRunner(stored.config, tensors, dtype, cache_dtype=cache_dtype)
-    from kogpt.numpy_runner import NumpyRunner
-
-    return NumpyRunner(stored.config, tensors, dtype)
-
-
-def weights_for(stored: Checkpoint, runner: str, dtype: str) -> tuple[str, Mapping[str, Any]]:
-    """The dtype that "auto" means for a runner ("numpy", "native" or "torch"), and the weights for it.
-
-    A quantised folder keeps its format in the native runner; for any format of floats, and the other runners,
-    it is unpacked. KoGPTError where it would be rounded a second time.
-    """
-    quantization = stored.quantization
-    if runner == "native" and quantization is not None and dtype in ("auto", quantization):
-        return quantization, stored.tensors
-    if quantization not in (None, dtype) and dtype in FORMATS:
-        raise wrong_dtype(str(quantization), dtype)
-    defaults = {"numpy": "float32", "native": "bfloat16", "torch": "float16"}
-    tensors = stored.floats()
-    if runner == "numpy" and quantization is not None:  # which keeps all of them
-        require_memory(4 * stored.config.n_parameters, "this model unpacked", "압축을 푼 이 모델")
-        tensors = dict(tensors)
-    return defaults[runner] if dtype == "auto" else dtype, tensors
-
-
-def runner_name(device: str = "auto") -> str:
-    """Which runner a device gets: torch on CUDA; on the CPU native where it was built, else numpy."""
-    if all(name.startswith("cuda") for name in device.split(",")):
-        if importlib.util.find_spec("torch") is None:
-            raise MissingExtra(f"--device {device}", "torch")
-        return "torch"
-    if device not in ("auto", "cpu"):
-        raise KoGPTError(
-            f"device is {device!r}, must be auto, cpu, cuda, cuda:N, cuda:N,cuda:M or cuda:all",
-            f"device 값 {device!r} (조건: auto, cpu, cuda, cuda:N, cuda:N,cuda:M, cuda:all 중 하나)",
-        )
-    if device == "auto" and has_cuda() and importlib.util.find_spec("torch") is not None:
-        return "torch"
-    return "native" if native_runner.available() else "numpy"
-
-
-def has_cuda() -> bool:
-    """Whether an NVIDIA driver is at hand, told without importing torch."""
-    nodes = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Linux under Windows
-    return any(node.exists() for node in nodes) or shutil.which("nvidia-smi") is not None
 
 
 def _empty(what: str, ko: str) -> PromptError:

@@ -13,6 +13,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,12 +35,14 @@ from kogpt.runner import (
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted
+from kogpt.weights import WIDTHS
 
 LIBRARY = Path(__file__).with_name("_native.so")
 ABI = 6
 MAX_THREADS = 1024
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
-BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.54}  # per weight
+BYTES = WIDTHS | {"int8": 1, "int4": 17 / 32}  # per weight of a matrix; int4: a byte of scale per 32 weights
+OUTPUT_BYTES = 8  # per output of a packed matrix: a float32 scale and an int32 sum, native/layout.h
 BLOCK = 32  # positions of one cache block, native/layout.h
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out")
@@ -128,7 +131,15 @@ class NativeRunner:
 
     @classmethod
     def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
-        return int(sum(n * k for n, k in matrices(config).values()) * BYTES[dtype])
+        if dtype in WIDTHS:
+            return config.n_parameters * WIDTHS[dtype]
+        shapes = config.tensor_shapes()
+        total = 2 * prod(shapes[EMBEDDING]) + sum(
+            4 * shape[0] for shape in shapes.values() if len(shape) == 1
+        )
+        for n, k in matrices(config).values():  # a tied head is packed beside the embedding
+            total += OUTPUT_BYTES * n + int(BYTES[dtype] * n * k)
+        return total
 
     def open(self) -> int:
         return require_memory_ok(self._library.kogpt_open(self._model))
@@ -317,10 +328,15 @@ def _check_dtype(dtype: str) -> None:
         )
 
 
+def cache_dtype_for(dtype: str) -> str:
+    """What the cache's "auto" stands for beside weights in `dtype`."""
+    return "float32" if dtype == "float32" else "bfloat16"
+
+
 def _cache_dtype(cache_dtype: str, dtype: str) -> str:
     """What "auto" stands for beside weights in `dtype`; KoGPTError if the kernels know no such cache."""
     if cache_dtype == "auto":
-        return "float32" if dtype == "float32" else "bfloat16"
+        return cache_dtype_for(dtype)
     if cache_dtype not in CACHE_DTYPES:
         raise KoGPTError(
             f"cache dtype is {cache_dtype!r}, must be auto, {', '.join(CACHE_DTYPES)}",

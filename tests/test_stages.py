@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kogpt import torch_runner
 from kogpt.config import SHAPES, ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
-from kogpt.generation import runner_name
+from kogpt.placement import Placement
 from kogpt.runner import Array, Chunk
 from kogpt.torch_runner import TorchRunner, split_layers
 
@@ -170,7 +170,7 @@ def test_cuda_all_is_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_devices_are_gpus() -> None:
-    assert runner_name("cuda:0,cuda:1") == runner_name("cuda:all") == "torch"
+    assert {Placement(name).runner_name() for name in ("cuda:0,cuda:1", "cuda:all")} == {"torch"}
     for device in ("cuda:0,cpu", "cpu,cpu", "auto,cuda"):
         with pytest.raises(KoGPTError, match=f"'{device}'.*cuda:all"):
-            runner_name(device)
+            Placement(device)

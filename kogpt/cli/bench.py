@@ -11,23 +11,21 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kogpt.cli.options import add_model_options, device_from
-from kogpt.errors import ConfigError, KoGPTError, MissingExtra, localized
+from kogpt.cli.options import add_model_options, placement_from
+from kogpt.errors import ConfigError, localized
 
 if TYPE_CHECKING:
     from kogpt.cli.speed import BenchSettings
     from kogpt.config import ModelConfig
+    from kogpt.placement import Placement
     from kogpt.runner import Runner
 
 SHAPES = ("mini", "1b", "6b")
-# What each runner can be asked for, its default on a CPU first.
-RUNNER_DTYPES = {
-    "native": ("bfloat16", "float32", "float16", "int8", "int4"),
-    "numpy": ("float32",),
-    "torch": ("bfloat16", "float32", "float16"),
-}
+RUNNERS = ("auto", "native", "numpy", "torch")  # as Placement takes them; see options.py
 PROMPT_TOKENS = 512
 
 
@@ -40,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--runner",
-        choices=("auto", *RUNNER_DTYPES),
+        choices=RUNNERS,
         default="auto",
         help="what does the arithmetic (default: %(default)s)",
     )
@@ -79,17 +77,18 @@ def run(args: argparse.Namespace) -> int:
     """Measure; print a table, or JSON."""
     if args.threads:
         limit_threads(args.threads)  # before numpy is imported
-    name, dtype, device = _choose(args)
     from kogpt.cli.speed import measure
     from kogpt.native_runner import usable_cpus
 
+    placement = replace(placement_from(args), threads=args.threads, runner=args.runner)
     threads = args.threads or usable_cpus()
-    runner, seconds = _load(args, name, dtype, threads, device)
+    runner, seconds = _load(args, placement)
+    device = placement.torch_device() if runner.name == "torch" else "cpu"
     plan = _plan(args, runner.config, threads, device)
     facts = {
         "shape": args.shape or args.model,
         "dtype": runner.dtype,
-        "runner": name,
+        "runner": runner.name,
         "threads": threads,
         "load_seconds": _rounded(seconds),
     }
@@ -115,85 +114,24 @@ def shape_config(name: str) -> ModelConfig:
     return config.SHAPES[f"kogpt-{name}"]
 
 
-def _choose(args: argparse.Namespace) -> tuple[str, str, str]:
-    """Runner, dtype of the weights and device; KoGPTError for what is not there or does not go together."""
-    from importlib.util import find_spec
-
-    from kogpt import generation, native_runner
-
-    wanted = device_from(args)
-    automatic = generation.runner_name(wanted)
-    name: str = automatic if args.runner == "auto" else args.runner
-    if name == "native" and not native_runner.available():
-        raise KoGPTError(
-            "--runner native was not built: install a C++ compiler and KoGPT again, or use --runner numpy",
-            "--runner native: 빌드되지 않았습니다. C++ 컴파일러를 설치하고 KoGPT를 다시 설치하거나 "
-            "--runner numpy를 쓰세요",
-        )
-    if name == "torch" and find_spec("torch") is None:
-        raise MissingExtra("--runner torch", "torch")
-    device = "cpu"
-    if name == "torch" and automatic == "torch":  # what --device means where there is a GPU
-        device = "cuda" if wanted == "auto" else wanted
-    allowed = RUNNER_DTYPES[name]
-    dtype: str = args.dtype
-    if dtype == "auto":
-        dtype = "float16" if device != "cpu" else allowed[0]
-    if dtype not in allowed:
-        raise KoGPTError(
-            f"the {name} runner has no {dtype}: use --dtype {', '.join(allowed)}",
-            f"{name} 러너는 {dtype} 형식을 지원하지 않습니다 (가능한 --dtype: {', '.join(allowed)})",
-        )
-    return name, dtype, device
-
-
-def _load(args: argparse.Namespace, name: str, dtype: str, threads: int, device: str) -> tuple[Runner, float]:
+def _load(args: argparse.Namespace, placement: Placement) -> tuple[Runner, float]:
     """The runner, and the seconds that checking, reading and converting took; random weights cost none."""
+    from kogpt import checkpoint
+    from kogpt.placement import default_dtype, load_runner
+
     if args.shape:
         from kogpt.cli.speed import random_tensors
 
+        if placement.dtype == "auto":
+            placement = replace(placement, dtype=default_dtype(placement))
         config = shape_config(args.shape)
-        tensors = random_tensors(config, dtype)
+        stored = checkpoint.Checkpoint(Path(), config, random_tensors(config, placement.dtype))
         started = time.perf_counter()
     else:
-        from kogpt import checkpoint
-        from kogpt.generation import weights_for
-
         started = time.perf_counter()
         stored = checkpoint.load(args.model, args.revision)
-        config = stored.config
-        dtype, tensors = weights_for(stored, name, dtype if stored.quantization is None else args.dtype)
-    runner = make_runner(name, config, tensors, (dtype, args.cache_dtype), threads, device)
+    runner = load_runner(stored, placement)
     return runner, time.perf_counter() - started
-
-
-def make_runner(
-    name: str,
-    config: ModelConfig,
-    tensors: Mapping[str, Any],
-    dtypes: tuple[str, str],
-    threads: int,
-    device: str,
-) -> Runner:
-    """A runner by its name; dtypes: of the weights and of the cache."""
-    dtype, cache_dtype = dtypes
-    if name == "native":
-        from kogpt.native_runner import NativeRunner
-
-        return NativeRunner(config, tensors, dtype, threads, cache_dtype)
-    from kogpt.runner import require_own_cache
-
-    require_own_cache(cache_dtype, name)
-    if name == "numpy":
-        from kogpt.numpy_runner import NumpyRunner
-
-        return NumpyRunner(config, tensors, dtype)
-    import torch
-
-    from kogpt.torch_runner import TorchRunner
-
-    torch.set_num_threads(threads)
-    return TorchRunner(config, tensors, dtype, device)
 
 
 def _plan(args: argparse.Namespace, config: ModelConfig, threads: int, device: str) -> BenchSettings:
@@ -247,7 +185,7 @@ def _rounded(value: float | None, unit: float = 1.0) -> float | None:
 
 
 def _lines(records: list[dict[str, Any]], config: ModelConfig) -> list[str]:
-    """What people read."""
+    """The table for people: one measurement a line."""
     one, memory = records[0], records[0]["peak_memory_bytes"]
     rows = [
         ("loaded in", f"{one['load_seconds']:.2f} s"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ from kogpt import checkpoint, native_runner
 from kogpt.cli.machine import Gpu, gpus
 from kogpt.config import SHAPES, ModelConfig
 from kogpt.errors import CheckpointError
-from kogpt.generation import runner_name
 from kogpt.memory import USABLE_SHARE, available_memory
+from kogpt.native_runner import NativeRunner
+from kogpt.placement import Placement, cache_bytes, native_problem
 
-DTYPES = ("float32", "float16", "int8", "int4")
-# As native/layout.h packs a matrix: per output a float32 scale and an int32 sum; for int4 a scale of one byte
-# per 32 weights besides. The embedding stays in 16 bits, vectors have 32.
-PER_OUTPUT = 8
-INT4_GROUP = 32
+DTYPES = ("float32", "float16", "int8", "int4")  # of the table's rows
 TOKENS = 1024  # of the cache's column
 
 
@@ -51,11 +47,12 @@ def describe(model: str, config: ModelConfig, ram_bytes: int | None, cards: list
     largest = max((card.free_bytes for card in cards), default=None)
     memory = {}
     for dtype in DTYPES:
-        weights, cache = weight_bytes(config, dtype), cache_bytes(config, dtype)
-        need = weights + cache * config.n_ctx // TOKENS
+        weights = NativeRunner.weight_bytes(config, dtype)
+        cache_dtype = native_runner.cache_dtype_for(dtype)
+        need = weights + cache_bytes(config, cache_dtype, config.n_ctx)
         memory[dtype] = {
             "weight_bytes": weights,
-            "cache_bytes_per_1024_tokens": cache,
+            "cache_bytes_per_1024_tokens": cache_bytes(config, cache_dtype, TOKENS),
             "fits_ram": None if ram_bytes is None else need <= USABLE_SHARE * ram_bytes,
             "fits_gpu": None if largest is None else need <= USABLE_SHARE * largest,
         }
@@ -73,43 +70,15 @@ def describe(model: str, config: ModelConfig, ram_bytes: int | None, cards: list
         "tied_head": config.tied_head,
         "memory": memory,
         "cache_bytes_per_1024_tokens": {
-            name: cache_bytes(config, "auto", name) for name in ("float32", "bfloat16", "int8")
+            name: cache_bytes(config, name, TOKENS) for name in native_runner.CACHE_DTYPES
         },
         "ram_free_bytes": ram_bytes,
         "gpus": [
             {"name": card.name, "total_bytes": card.total_bytes, "free_bytes": card.free_bytes}
             for card in cards
         ],
-        "runner": runner_name(),
+        "runner": Placement().runner_name(),
     }
-
-
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Memory of the weights; int8 and int4 are packed as the native runner packs them."""
-    if dtype in ("float32", "float16"):
-        return config.n_parameters * (4 if dtype == "float32" else 2)
-    shapes = config.tensor_shapes()
-    embedding = shapes.pop("transformer.wte.weight")
-    shapes.setdefault("lm_head.weight", embedding)  # a tied head is packed beside the embedding
-    total = 2 * prod(embedding)
-    for shape in shapes.values():
-        total += PER_OUTPUT * shape[0] + _packed(prod(shape), dtype) if len(shape) == 2 else 4 * shape[0]
-    return total
-
-
-def _packed(n_weights: int, dtype: str) -> int:
-    return n_weights if dtype == "int8" else n_weights // 2 + n_weights // INT4_GROUP
-
-
-def cache_bytes(config: ModelConfig, dtype: str, cache_dtype: str = "auto") -> int:
-    """Memory of the keys and values of 1,024 tokens: float32 beside float32 weights, else 16 bits.
-
-    cache_dtype "int8": a byte each, and a float32 scale for each position and head.
-    """
-    if cache_dtype == "int8":
-        return 2 * config.n_layers * config.n_heads * (config.d_head + 4) * TOKENS
-    chosen = dtype if cache_dtype == "auto" else cache_dtype
-    return 2 * config.n_layers * config.d_model * TOKENS * (4 if chosen == "float32" else 2)
 
 
 def _find(model: str, revision: str | None) -> tuple[ModelConfig, Path | None]:
@@ -152,11 +121,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 def _runner(name: str) -> str:
     if name == "native":
         return f"native ({native_runner.isa()})"
-    if name == "numpy":
-        # without --no-cache-dir pip would take the wheel that it built before there was a compiler
-        again = "pip install --force-reinstall --no-cache-dir kogpt"
-        return f"numpy (the native kernels were not built: install a C++ compiler, then {again})"
-    return name
+    return f"numpy ({native_problem()[0]})" if name == "numpy" else name
 
 
 def _size(n_bytes: int | None) -> str:

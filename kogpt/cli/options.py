@@ -6,19 +6,24 @@ Generation options are the fields of Sampling: their types, defaults and help ha
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from kogpt.cli.reading import decode_argument
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, localized
 
 if TYPE_CHECKING:
     from dataclasses import Field
 
     from kogpt.generation import KoGPT
+    from kogpt.placement import Placement
     from kogpt.sampling import Sampling
 
+# Names that Placement takes. It imports numpy, for which a first prompt must not wait: a test compares them.
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
+
+logger = logging.getLogger(__name__)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +64,14 @@ def load_model(args: argparse.Namespace) -> KoGPT:
     """The model that the options name; slow, and the first import of numpy and what is behind it."""
     from kogpt.generation import KoGPT
 
-    return KoGPT.from_pretrained(args.model, args.revision, device_from(args), args.dtype, args.cache_dtype)
+    return KoGPT.from_pretrained(args.model, args.revision, placement_from(args))
+
+
+def placement_from(args: argparse.Namespace) -> Placement:
+    """The Placement that the options describe; KoGPTError if a value is impossible."""
+    from kogpt.placement import Placement
+
+    return Placement(device_from(args), args.dtype, args.cache_dtype)
 
 
 def device_from(args: argparse.Namespace) -> str:
@@ -74,7 +86,15 @@ def device_from(args: argparse.Namespace) -> str:
             f"--model_parallel takes every GPU, --device {device} does not: leave one of them out",
             f"--model_parallel은 모든 GPU를 씁니다. --device {device}와 둘 중 하나를 빼세요",
         )
-    return "cuda:all" if gpus() else device
+    if gpus():
+        return "cuda:all"
+    logger.warning(
+        localized(
+            "--model_parallel has no effect: this machine has no GPU",
+            "GPU가 없어 --model_parallel 옵션은 효과가 없습니다",
+        )
+    )
+    return device
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:

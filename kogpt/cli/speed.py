@@ -22,10 +22,9 @@ from kogpt.checkpoint import Stored
 from kogpt.cli import limits
 from kogpt.cli.progress import Progress
 from kogpt.config import ModelConfig
+from kogpt.native_runner import BYTES
 from kogpt.runner import Array, Chunk, Runner
 
-# Bits per weight of a matrix as it is read; int8 and int4 as the native runner packs them (native/layout.h).
-BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4.25}
 FIRST_TOKENS = 32  # prompt of the time to the first token, and what a row has read before it decodes
 NOISE = 1_000_003  # prime, so that no two rows of a matrix made by repeating it are equal
 
@@ -102,7 +101,7 @@ def read_bytes(config: ModelConfig, dtype: str) -> int:
     matrices = sum(shape[0] * shape[1] for shape in config.tensor_shapes().values() if len(shape) == 2)
     if not config.tied_head:
         matrices -= config.n_vocab * config.d_model
-    return int(matrices * BITS[dtype] / 8)
+    return int(matrices * BYTES[dtype])
 
 
 def random_tensors(config: ModelConfig, dtype: str) -> Mapping[str, Stored]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kogpt import native_runner
 from kogpt.cli import bench, limits, main, speed
 from kogpt.cli.speed import BenchSettings
 from kogpt.config import ModelConfig
@@ -114,6 +115,24 @@ def test_a_named_shape_needs_no_weights(
     assert json.loads(capsys.readouterr().out.splitlines()[0])["shape"] == "1b"
 
 
+@pytest.mark.parametrize("runner", ["native", "numpy", "torch"])
+def test_every_runner_has_a_default_on_the_cpu(
+    runner: str,
+    tiny: ModelConfig,
+    known_machine: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if runner == "native" and not native_runner.available():
+        pytest.skip("the kernels were not built")
+    monkeypatch.setattr(bench, "shape_config", lambda name: tiny)
+    words = ["--shape", "1b", *SMALL, "--json", "--runner", runner, "--device", "cpu"]
+    assert main(["bench", *words]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert record["runner"] == runner
+    assert record["dtype"] == ("float32" if runner == "numpy" else "bfloat16")
+
+
 def test_shapes_are_those_of_the_issue() -> None:
     assert bench.shape_config("1b").n_parameters == 1_069_845_504
     assert bench.shape_config("6b").n_parameters == 6_166_502_400
@@ -124,6 +143,8 @@ def test_shapes_are_those_of_the_issue() -> None:
     "arguments",
     [
         ["--runner", "numpy", "--dtype", "int8"],
+        ["--runner", "numpy", "--cache-dtype", "int8"],
+        ["--runner", "numpy", "--device", "cuda"],
         ["--runner", "numpy", "--prompt-tokens", "129"],
         ["--runner", "numpy", "--new-tokens", "128"],
     ],

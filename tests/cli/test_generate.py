@@ -204,7 +204,7 @@ def test_a_terminal_without_prompt_is_told_what_to_type(
 def test_numbers_that_are_not_finite_fail_in_the_end(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("kogpt.generation.runner_name", lambda device: "numpy")
+    monkeypatch.setattr("kogpt.placement.Placement.runner_name", lambda self: "numpy")
     monkeypatch.setattr(
         "kogpt.numpy_runner.NumpyRunner.forward",
         lambda self, chunks: [np.full((chunk.n_outputs, 512), np.nan, np.float32) for chunk in chunks],

@@ -14,6 +14,8 @@ from kogpt import checkpoint
 from kogpt.cli import info, machine, main
 from kogpt.cli.machine import Gpu
 from kogpt.config import SHAPES, ModelConfig
+from kogpt.native_runner import NativeRunner
+from kogpt.placement import cache_bytes
 
 B6 = SHAPES["kogpt-6b"]
 
@@ -45,23 +47,23 @@ def test_json_of_a_folder(tiny_folder: Path, tiny: ModelConfig, capsys: pytest.C
 
 def test_memory_of_the_6b_model() -> None:
     """Arithmetic of facts.md: 24.67 and 12.33 GB, 458,752 bytes of cache a token in 16 bits."""
-    assert info.weight_bytes(B6, "float32") == 24_666_009_600
-    assert info.weight_bytes(B6, "float16") == 12_333_004_800
-    assert info.cache_bytes(B6, "float16") == 1024 * 458_752
-    assert info.cache_bytes(B6, "float32") == 2 * info.cache_bytes(B6, "float16")
-    assert info.cache_bytes(B6, "float32", "bfloat16") == info.cache_bytes(B6, "float16")
-    assert info.cache_bytes(B6, "float16", "float32") == info.cache_bytes(B6, "float32")
-    assert info.cache_bytes(B6, "auto", "int8") == 2 * 28 * 1024 * (4096 + 16 * 4)
+    assert NativeRunner.weight_bytes(B6, "float32") == 24_666_009_600
+    assert NativeRunner.weight_bytes(B6, "float16") == 12_333_004_800
+    assert cache_bytes(B6, "bfloat16", 1024) == 1024 * 458_752
+    assert cache_bytes(B6, "float32", 1024) == 2 * cache_bytes(B6, "bfloat16", 1024)
+    assert cache_bytes(B6, "int8", 1024) == 2 * 28 * 1024 * (4096 + 16 * 4)
     matrices = B6.n_parameters - 2 * 64_512 * 4096  # but the embedding and the head
     embedding, head = 2 * 64_512 * 4096, 64_512 * 4096
-    assert info.weight_bytes(B6, "int8") == pytest.approx(embedding + head + matrices, rel=0.004)
-    assert info.weight_bytes(B6, "int4") == pytest.approx(embedding + 17 / 32 * (head + matrices), rel=0.004)
+    assert NativeRunner.weight_bytes(B6, "int8") == pytest.approx(embedding + head + matrices, rel=0.004)
+    assert NativeRunner.weight_bytes(B6, "int4") == pytest.approx(
+        embedding + 17 / 32 * (head + matrices), rel=0.004
+    )
 
 
 def test_a_tied_head_is_packed_beside_the_embedding(tiny: ModelConfig) -> None:
     tied = replace(tiny, tied_head=True)
-    assert info.weight_bytes(tied, "int8") == info.weight_bytes(tiny, "int8")
-    assert info.weight_bytes(tied, "float16") < info.weight_bytes(tiny, "float16")
+    assert NativeRunner.weight_bytes(tied, "int8") == NativeRunner.weight_bytes(tiny, "int8")
+    assert NativeRunner.weight_bytes(tied, "float16") < NativeRunner.weight_bytes(tiny, "float16")
 
 
 @pytest.mark.parametrize(
@@ -82,9 +84,31 @@ def test_what_fits(ram: float | None, card: float | None, expected: dict[str, tu
 
 def test_the_whole_context_counts() -> None:
     short, long = replace(B6, n_ctx=16), replace(B6, n_ctx=65_536)
-    ram = int(info.weight_bytes(B6, "float16") / 0.9) + 10**9
+    ram = int(NativeRunner.weight_bytes(B6, "float16") / 0.9) + 10**9
     fits = [info.describe("x", c, ram, [])["memory"]["float16"]["fits_ram"] for c in (short, long)]
     assert fits == [True, False]
+
+
+def test_the_table_of_memory_is_that_of_the_runners(tiny: ModelConfig) -> None:
+    facts = info.describe("x", tiny, None, [])
+    assert list(facts["memory"]) == ["float32", "float16", "int8", "int4"]
+    for dtype, row in facts["memory"].items():
+        assert row["weight_bytes"] == NativeRunner.weight_bytes(tiny, dtype)
+        cache_dtype = "float32" if dtype == "float32" else "bfloat16"
+        assert row["cache_bytes_per_1024_tokens"] == cache_bytes(tiny, cache_dtype, 1024)
+    caches = {name: cache_bytes(tiny, name, 1024) for name in ("float32", "bfloat16", "int8")}
+    assert facts["cache_bytes_per_1024_tokens"] == caches
+
+
+def test_numpy_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("kogpt.placement.has_cuda", lambda: False)
+    monkeypatch.setattr("kogpt.native_runner.available", lambda: False)
+    monkeypatch.setattr("kogpt.native_runner.LIBRARY", Path("not built"))
+    assert main(["info"]) == 0
+    assert (
+        "numpy (the native kernels were not built: install a C++ compiler, then pip"
+        in capsys.readouterr().out
+    )
 
 
 def test_weights_are_not_needed(tiny_folder: Path, tmp_path: Path) -> None:

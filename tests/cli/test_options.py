@@ -7,8 +7,10 @@ from dataclasses import fields
 
 import pytest
 
-from kogpt.cli import Parser, options
+from kogpt.cli import Parser, bench, options
 from kogpt.errors import KoGPTError
+from kogpt.native_runner import CACHE_DTYPES
+from kogpt.placement import RUNNERS, Placement, runner_class
 from kogpt.sampling import Sampling
 
 
@@ -78,6 +80,30 @@ def test_model_parallel_means_every_gpu(
 ) -> None:
     monkeypatch.setattr("kogpt.cli.machine.gpus", lambda: [None] * n_gpus)
     assert options.device_from(parse(*words)) == device
+
+
+def test_model_parallel_without_a_gpu_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n_gpus, said in ((2, 0), (0, 1)):
+        monkeypatch.setattr("kogpt.cli.machine.gpus", lambda n=n_gpus: [None] * n)
+        options.device_from(parse("--model_parallel"))
+        assert len(caplog.records) == said
+    assert "--model_parallel has no effect" in caplog.text
+
+
+def test_choices_are_those_of_the_runners() -> None:
+    """The options spell them out, so that --help needs no numpy; float64 is for tests."""
+    classes = [runner_class(name) for name in RUNNERS]
+    dtypes = {dtype for kind in classes for dtype in kind.dtypes}
+    assert set(options.DTYPES) == {"auto", *dtypes} - {"float64"}
+    assert ("auto", *CACHE_DTYPES) == options.CACHE_DTYPES
+    assert ("auto", *RUNNERS) == bench.RUNNERS
+
+
+def test_options_make_a_placement() -> None:
+    words = ("--device", "cpu", "--dtype", "int8", "--cache-dtype", "float32")
+    assert options.placement_from(parse(*words)) == Placement("cpu", "int8", "float32")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1", "cuda:0,cuda:1"])

@@ -17,8 +17,9 @@ from kogpt import checkpoint, native_runner
 from kogpt.errors import CheckpointError, KoGPTError
 from kogpt.export import folder as export_folder
 from kogpt.export.folder import FLOATS, export, require_place
-from kogpt.generation import KoGPT, make_runner
+from kogpt.generation import KoGPT
 from kogpt.native_runner import NativeRunner
+from kogpt.placement import Placement, load_runner
 from kogpt.quantize import Quantized, statement
 from kogpt.runner import Chunk
 from kogpt.sampling import Sampling
@@ -59,7 +60,7 @@ def test_a_quantised_folder_runs_as_the_float_model_rounded_at_load(
     )
     assert stored.tensors["transformer.wte.weight"].dtype == "bfloat16"
     assert isinstance(stored.tensors["lm_head.weight"], Quantized)
-    found = logits(make_runner(stored, "cpu", "auto"))
+    found = logits(load_runner(stored, Placement("cpu", "auto")))
     np.testing.assert_array_equal(found, logits(NativeRunner(config, source.tensors, dtype)))
     assert (len(list(tmp_path.glob("out/*.safetensors"))) > 1) == (shard_bytes < 1 << 30)
 
@@ -70,13 +71,13 @@ def test_a_quantised_folder_is_unpacked_for_every_other_runner(
 ) -> None:
     export(checkpoint.load(tiny_folder), dtype, tmp_path / "out")
     stored = checkpoint.load(tmp_path / "out")
-    native = logits(make_runner(stored, "cpu", dtype))
-    floats = logits(make_runner(stored, "cpu", "float32"))
+    native = logits(load_runner(stored, Placement("cpu", dtype)))
+    floats = logits(load_runner(stored, Placement("cpu", "float32")))
     np.testing.assert_allclose(floats, native, atol=0.2)
     assert np.abs(floats - native).mean() < 0.02
     other = {"int8": "int4", "int4": "int8"}[dtype]
     with pytest.raises(KoGPTError, match="round it twice"):
-        make_runner(stored, "cpu", other)
+        load_runner(stored, Placement("cpu", other))
     with pytest.raises(KoGPTError, match="round it twice"):
         export(stored, other, tmp_path / "again")
     export(stored, "float32", tmp_path / "floats")
@@ -90,9 +91,9 @@ def test_numpy_and_torch_read_the_same_weights(
 ) -> None:
     export(checkpoint.load(tiny_folder), "int4", tmp_path / "out")
     stored = checkpoint.load(tmp_path / "out")
-    native = logits(make_runner(stored, "cpu", "float32"))
+    native = logits(load_runner(stored, Placement("cpu", "float32")))
     monkeypatch.setattr(native_runner, "available", lambda: False)
-    np.testing.assert_allclose(logits(make_runner(stored, "cpu", "auto")), native, atol=1e-4)
+    np.testing.assert_allclose(logits(load_runner(stored, Placement("cpu", "auto"))), native, atol=1e-4)
     from kogpt.torch_runner import TorchRunner
 
     np.testing.assert_allclose(logits(TorchRunner(TINY, stored.floats(), "float32")), native, atol=1e-4)
