@@ -101,7 +101,7 @@ def speed(args: argparse.Namespace, model: KoGPT) -> dict[str, Any]:
     settings = Settings(shots=args.shots or 40, seeds=(1,), limit=args.limit or 40)
     items = read_rows(task, settings)
     shots = fewshot.draw(task, items.pool, items.scored, settings.shots, 1)
-    encoder = (model.tokenizer.encode, model.tokenizer.bos_token_id, model.config.n_ctx)
+    encoder = (model.tokenizer.encode, model.tokenizer.eos_token_id, model.config.n_ctx)
 
     def own() -> scoring.Scores:
         run = fewshot.prepare(task, task.prompt(prompt), items.scored, shots, encoder)

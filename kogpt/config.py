@@ -1,4 +1,4 @@
-"""The dimensions of a GPT-J, nothing else: no device, no precision, no batch, no tokens."""
+"""The dimensions of a GPT-J and the ids of its special tokens; no device, no precision, no batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from kogpt.errors import ConfigError
 
-# Our field -> the key in config.json (transformers' GPTJConfig). `d_ff` is special: n_inner may be null.
+# Field of ModelConfig -> key in config.json (transformers' GPTJConfig). n_inner (d_ff) may be null there.
 JSON_KEYS = {
     "n_layers": "n_layer",
     "n_heads": "n_head",
@@ -23,7 +23,7 @@ JSON_KEYS = {
     "eos_token_id": "eos_token_id",
 }
 
-# Keys whose other values would mean different arithmetic, with the only value computed here.
+# Keys that change the arithmetic, with the only value that KoGPT computes.
 FIXED_VALUES: dict[str, Any] = {
     "model_type": "gptj",
     "activation_function": "gelu_new",
@@ -35,16 +35,19 @@ FIXED_VALUES: dict[str, Any] = {
 }
 
 DIMENSIONS = ("n_layers", "n_heads", "d_model", "d_ff", "n_vocab", "n_ctx", "rotary_dim")
-# Far above any GPT-J: what a hostile file asks for stays a small integer, and its tensors a short list.
+# Limits far above any GPT-J. They keep the numbers small and the list of tensors short for a hostile file.
 MAX_DIMENSION = 2**24
 MAX_LAYERS = 2**12
+MAX_EOS_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """One GPT-J shape. Defaults are those that every published GPT-J shares.
+    """The shape of one GPT-J. Defaults are those that every published GPT-J shares.
 
     Names follow the original's table: n_layers, d_model, d_ff, n_heads, d_head, n_ctx, n_vocab.
+    eos_token_id separates documents; where the model has several end tokens it is the first of them, and
+    `eos_token_ids` are all. bos_token_id is None for a model without one.
     Raises ConfigError for a shape that cannot exist.
     """
 
@@ -57,8 +60,9 @@ class ModelConfig:
     rotary_dim: int
     layer_norm_epsilon: float = 1e-5
     tied_head: bool = False
-    bos_token_id: int = 0
+    bos_token_id: int | None = 0
     eos_token_id: int = 1
+    further_eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -79,12 +83,18 @@ class ModelConfig:
             raise _impossible("layer_norm_epsilon", epsilon, "a number between 0 and 1", "0과 1 사이의 수")
         if type(self.tied_head) is not bool:
             raise _impossible("tie_word_embeddings", self.tied_head, "true or false", "true 또는 false")
-        for name in ("bos_token_id", "eos_token_id"):
-            token = getattr(self, name)
-            if type(token) is not int or not 0 <= token < self.n_vocab:
-                raise _impossible(
-                    name, token, f"from 0 to {self.n_vocab - 1}", f"0 이상 {self.n_vocab - 1} 이하"
-                )
+        if self.bos_token_id is not None:
+            require_token("bos_token_id", self.bos_token_id, self.n_vocab)
+        if len(self.eos_token_ids) > MAX_EOS_TOKENS:
+            rule, rule_ko = f"at most {MAX_EOS_TOKENS} ids", f"ID {MAX_EOS_TOKENS}개 이하"
+            raise _impossible("eos_token_id", self.eos_token_ids, rule, rule_ko)
+        for token in self.eos_token_ids:
+            require_token("eos_token_id", token, self.n_vocab)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All ids that end a text, at least one."""
+        return (self.eos_token_id, *self.further_eos_token_ids)
 
     @property
     def d_head(self) -> int:
@@ -129,18 +139,28 @@ class ModelConfig:
                 f"config.json lacks {', '.join(missing)}: it does not describe a whole GPT-J",
                 f"config.json에 {', '.join(missing)} 항목이 없어 GPT-J를 만들 수 없습니다",
             )
+        if type(ends := values.get("eos_token_id")) is list and ends:
+            values["eos_token_id"], values["further_eos_token_ids"] = ends[0], tuple(ends[1:])
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """The object of a config.json that transformers' AutoConfig reads as a GPTJConfig."""
         document: dict[str, Any] = {"architectures": ["GPTJForCausalLM"], "model_type": "gptj"}
         document |= {key: getattr(self, name) for name, key in JSON_KEYS.items()}
+        if self.further_eos_token_ids:
+            document["eos_token_id"] = list(self.eos_token_ids)
         document |= {"activation_function": "gelu_new", "scale_attn_weights": True}
         return document | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
 def _size(shape: tuple[int, ...]) -> int:
     return shape[0] * (shape[1] if len(shape) == 2 else 1)
+
+
+def require_token(key: str, token: object, n_vocab: int) -> None:
+    """Raise ConfigError unless a token id is a row of the vocabulary."""
+    if type(token) is not int or not 0 <= token < n_vocab:
+        raise _impossible(key, token, f"from 0 to {n_vocab - 1}", f"0 이상 {n_vocab - 1} 이하")
 
 
 def _require_count(name: str, value: object, limit: int) -> None:
@@ -166,7 +186,7 @@ def _foreign(key: str, value: object, only: object) -> ConfigError:
     )
 
 
-# Shapes that can be named without having their weights: the published model, and the bench shape.
+# Shapes known by name, without weights: the published model, and the shape of the benchmarks.
 SHAPES = {
     "kogpt-6b": ModelConfig(
         n_layers=28, n_heads=16, d_model=4096, d_ff=16384, n_vocab=64512, n_ctx=2048, rotary_dim=64

@@ -257,7 +257,7 @@ class KoGPT:
         Raises PromptError where either has no token or both do not fit the context.
         """
         context = self._prompt_ids(prompt, reserve=1)
-        joined = np.array(self.tokenizer.encode(prompt + continuation), dtype=np.int64)
+        joined = np.array(self.tokenizer.encode_prompt(prompt + continuation), dtype=np.int64)
         if np.array_equal(joined[: len(context)], context):
             ids = joined[len(context) :]
         else:
@@ -318,7 +318,7 @@ class KoGPT:
         # NFC leaves at least a quarter of the characters (UAX 15): a text far too long is refused unread.
         if len(text) > 4 * self.config.n_ctx * self.tokenizer.longest:
             self._require_room(len(text) // (4 * self.tokenizer.longest), reserve)
-        ids = np.array(self.tokenizer.encode(text), dtype=np.int64)
+        ids = np.array(self.tokenizer.encode_prompt(text), dtype=np.int64)
         if not len(ids):
             raise _empty("the prompt", "프롬프트")
         self._require_room(len(ids), reserve)

@@ -1,13 +1,14 @@
-"""Text <-> token ids, and ids -> text while they stream: byte-level BPE through the `tokenizers` library.
+"""Text <-> token ids: byte-level BPE through the `tokenizers` library, and decoding while ids stream in.
 
-Text is brought to NFC before it is cut into tokens. Nothing is added to it, and nothing in it is a command:
-the library is given a vocabulary without special tokens, so that "[EOS]" typed by a user is plain text.
+Text is brought to NFC before it is encoded. `encode` adds nothing to it, and nothing in it is a command: the
+library gets a vocabulary without special tokens, so "[EOS]" typed by a user is plain text. Words that were
+added with transformers' `add_tokens` are cut out before the BPE, as transformers does.
 
 Ids become text through their bytes, by one decoder for whole answers and for streams. Bytes that can never
-become a character show as U+FFFD; an unfinished character at the end of an answer, where a length limit may
-cut, is left out.
+become a character show as U+FFFD. An unfinished character at the end of an answer is left out, because a
+length limit may cut there.
 
-Refuses tokenizers of other kinds. Knows nothing of models and chats, and no file but its own.
+Tokenizers of other kinds are refused. This module knows no models and no chats, and reads only its own files.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import codecs
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -28,10 +29,11 @@ from kogpt.errors import PromptError, TokenizerError
 from kogpt.patterns import is_linear
 
 MAX_FILE_BYTES = 32 << 20  # a vocabulary of 200,000 takes 15 MB
-MAX_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 20  # far above any vocabulary
 ROLES = ("bos", "eos", "unk", "pad", "mask")
+WORD_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # how an added word is found in text
 
-MAX_STEPS = 16  # of cutting text before the BPE; published tokenizers have at most 6
+MAX_STEPS = 16  # splitting text before the BPE; published tokenizers have at most 6
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -45,15 +47,19 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTES = _byte_alphabet()
-# The alphabet as Latin-1, and out of its range what Latin-1 would take for a byte.
+# Table for str.translate: the byte alphabet becomes Latin-1. Other characters of Latin-1 leave its range, so
+# that encoding them fails.
 AS_LATIN = {code: "\uffff" for code in range(256)} | {ord(char): chr(byte) for char, byte in BYTES.items()}
 
 
 class Tokenizer:
     """A byte-level BPE.
 
-    `n_vocab` is one above the largest id, `special_ids` are those that are no text. `bos_token_id` and
-    `eos_token_id` exist always; `unk_token_id`, `pad_token_id` and `mask_token_id` may be None.
+    n_vocab: one above the largest id.
+    special_ids: ids that are not text. A special token that the BPE makes itself ("!" as padding) is text.
+    eos_token_id: the end of text. bos_, unk_, pad_ and mask_token_id may be None.
+    prompt_start: ids that the file's template puts before a prompt, often none.
+    document_start: ids that stand before a text without context: prompt_start, or else [EOS].
     """
 
     def __init__(self, document: Mapping[str, Any], names: Mapping[str, str], where: str) -> None:
@@ -61,26 +67,31 @@ class Tokenizer:
         self._where = where
         _require_byte_level(document, where)
         vocabulary, added = _vocabulary(document, where), _added_tokens(document, where)
-        ids = vocabulary | {content: index for content, (index, _) in added.items()}
-        special = {content for content, (_, is_special) in added.items() if is_special}
-        special |= {content for content in names.values() if content in ids}
+        ids = _joined(vocabulary, added, where)
+        reserved = {name for name in (*added, *names.values()) if name in ids}
+        reserved -= _pieces(document["model"], reserved)
+        special = {name for name in reserved if name not in added or added[name]["special"]}
+        special |= reserved.intersection(names.values())
         self.special_ids = frozenset(ids[content] for content in special)
-        if names["bos"] not in ids or names["eos"] not in ids:
-            raise _unfit(where, f"it has no {names['bos'][:40]!r} or no {names['eos'][:40]!r}")
-        self.bos_token_id, self.eos_token_id = ids[names["bos"]], ids[names["eos"]]
-        self.unk_token_id, self.pad_token_id, self.mask_token_id = (
-            ids.get(names[role]) for role in ("unk", "pad", "mask")
+        if names["eos"] not in ids:
+            raise _unfit(where, f"it has no {names['eos'][:40]!r}")
+        self.eos_token_id = ids[names["eos"]]
+        self.bos_token_id, self.unk_token_id, self.pad_token_id, self.mask_token_id = (
+            ids.get(names[role]) for role in ("bos", "unk", "pad", "mask")
         )
         self.n_vocab = max(ids.values()) + 1
+        self.prompt_start = _prompt_start(document, self.n_vocab, where)
+        self.document_start = self.prompt_start or (self.eos_token_id,)
         self._bytes = [b""] * self.n_vocab
         for token, index in ids.items():
             if index not in self.special_ids:
-                self._bytes[index] = token.encode("utf-8", "replace") if token in added else _bytes_of(token)
-        reserved = self.special_ids | {index for index, _ in added.values()}
-        plain = {token: index for token, index in vocabulary.items() if index not in reserved}
+                is_word = token in added and token in reserved
+                self._bytes[index] = token.encode("utf-8", "replace") if is_word else _bytes_of(token)
+        plain = {token: index for token, index in vocabulary.items() if token not in reserved}
         self._unknown = frozenset(byte for character, byte in BYTES.items() if character not in plain)
         self.longest = max(map(len, self._bytes))  # bytes of UTF-8 in one token
-        self._library = _build(document, plain, where)
+        words = [token for content, token in added.items() if content not in special and not token["special"]]
+        self._library, self._word_ids = _build(document, plain, words, where)
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
@@ -102,14 +113,23 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text in NFC; nothing is added. PromptError for a lone surrogate."""
         with self._no_panic():
-            return self._library.encode(self._normal(text), add_special_tokens=False).ids
+            return self._own_ids(self._library.encode(self._normal(text), add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
         with self._no_panic():
             normal = [self._normal(text) for text in texts]
             encodings = self._library.encode_batch_fast(normal, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [self._own_ids(encoding.ids) for encoding in encodings]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that the model continues: `prompt_start`, then `encode(text)`; empty for no text."""
+        ids = self.encode(text)
+        return [*self.prompt_start, *ids] if ids else []
+
+    def _own_ids(self, ids: list[int]) -> list[int]:
+        """The library's ids with those of added words replaced by the ids in the file."""
+        return [self._word_ids.get(index, index) for index in ids] if self._word_ids else ids
 
     def encode_choices(
         self, context: str, choices: Sequence[str], prefix: str = ""
@@ -120,8 +140,8 @@ class Tokenizer:
         all of them begin form the context. The remaining tokens belong to the choice, and so does a token
         that spans the border. Context and choice together are always the ids of the joined text in NFC.
 
-        An empty context becomes [eos_token_id], because every document of the training text follows [EOS].
-        The same holds where the first token of the context already merges with a choice.
+        An empty context becomes `document_start`, which is [EOS] unless the file has a template: documents of
+        the training text follow it. The same holds where a context's first token merges with a choice.
         Compare scores within one call only: where one choice merges with the end of the context, that end is
         scored as a part of every choice.
 
@@ -139,11 +159,12 @@ class Tokenizer:
                 raise _adds_nothing(number, choices[number - 1])
         if prefix and (n <= len(before) or alone[: len(before)] != before):
             raise _no_border(prefix)
-        return alone[len(before) : n] or [self.eos_token_id], [ids[n:] for ids in joined]
+        start = () if prefix else self.prompt_start
+        return [*start, *alone[len(before) : n]] or [*self.document_start], [ids[n:] for ids in joined]
 
     @contextmanager
     def _no_panic(self) -> Iterator[None]:
-        """A pattern that matches for too long makes the library panic: TokenizerError instead."""
+        """Raise TokenizerError where the library panics, as it does when a match takes too many steps."""
         try:
             yield
         except BaseException as error:
@@ -152,17 +173,12 @@ class Tokenizer:
             raise _unfit(self._where, f"the library gave up on a text ({str(error)[:100]})") from error
 
     def _normal(self, text: str) -> str:
-        """The text in NFC; PromptError where it is not Unicode, or would lose a byte that has no token."""
+        """The text in NFC; PromptError for a lone surrogate, and for a byte that has no token."""
         normal = unicodedata.normalize("NFC", text)
         try:
             data = normal.encode()
-        except UnicodeEncodeError as error:
-            at, code = error.start, f"U+{ord(normal[error.start]):04X}"
-            raise PromptError(
-                f"not Unicode text: character {at} is the lone surrogate {code}; was it read as UTF-8?",
-                f"유니코드 텍스트가 아닙니다: {at}번째 문자가 짝 없는 서로게이트 {code}입니다. "
-                "UTF-8로 읽었는지 확인하세요",
-            ) from error
+        except UnicodeEncodeError:
+            raise _lone_surrogate(text) from None
         if unknown := self._unknown.intersection(data):
             byte = f"0x{min(unknown):02X}"
             raise PromptError(
@@ -180,28 +196,29 @@ class Tokenizer:
         return StreamDecoder(self)
 
     def token_bytes(self, token: int) -> bytes:
-        """What an id contributes to the UTF-8 of its text; nothing for special and for unused ids."""
+        """UTF-8 bytes that an id adds to its text, often a part of a character; none for special ids."""
         assert token >= 0, token
         return self._bytes[token] if token < self.n_vocab else b""
 
     def check_fits(self, config: ModelConfig) -> None:
-        """Raise TokenizerError if the model has no row for an id, or another end of text."""
+        """Raise TokenizerError if the model has fewer rows than the tokenizer ids, or another end of text."""
         if self.n_vocab > config.n_vocab:
             raise TokenizerError(
                 f"the tokenizer has {self.n_vocab:,} ids, the model's vocabulary {config.n_vocab:,}: "
                 "they do not belong together",
                 f"토크나이저 ID는 {self.n_vocab:,}개, 모델 어휘는 {config.n_vocab:,}개로 서로 맞지 않습니다",
             )
-        if self.eos_token_id != config.eos_token_id:
+        if self.eos_token_id not in config.eos_token_ids:
+            ends = ", ".join(map(str, config.eos_token_ids))
             raise TokenizerError(
-                f"the tokenizer's end of text is id {self.eos_token_id}, the model's {config.eos_token_id}: "
+                f"the tokenizer's end of text is id {self.eos_token_id}, the model's {ends}: "
                 "they do not belong together",
-                f"종료 ID가 다릅니다: 토크나이저 {self.eos_token_id}, 모델 {config.eos_token_id}",
+                f"종료 ID가 다릅니다: 토크나이저 {self.eos_token_id}, 모델 {ends}",
             )
 
 
 class StreamDecoder:
-    """Ids in, whole characters out, in constant time per id; the pieces add up to `Tokenizer.decode`."""
+    """Turns ids into whole characters, in constant time per id; the pieces add up to `Tokenizer.decode`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -217,11 +234,11 @@ class StreamDecoder:
 
     @property
     def n_pending(self) -> int:
-        """How many bytes of an unfinished character are held back."""
+        """Number of bytes held back: those of an unfinished character."""
         return len(self._utf8.getstate()[0])
 
     def flush(self) -> str:
-        """End the text. What is unfinished is left out, so this is always empty; `push` starts a new text."""
+        """End the text; the next `push` starts a new one. Always empty: unfinished characters are dropped."""
         self._utf8.reset()
         return ""
 
@@ -262,11 +279,42 @@ def _is_lossless(step: Mapping[str, Any]) -> bool:
 
 
 def _steps(part: Any, key: str) -> list[dict[str, Any]]:
-    """A component of a tokenizer.json as the list of its steps."""
+    """The steps of a component of a tokenizer.json: the parts of a Sequence, else the component itself."""
     if part is None:
         return []
     steps = part.get(key) if type(part) is dict and part.get("type") == "Sequence" else [part]
     return steps if type(steps) is list and all(type(step) is dict for step in steps) else [{}]
+
+
+def _prompt_start(document: Mapping[str, Any], n_vocab: int, where: str) -> tuple[int, ...]:
+    """Ids that the post-processor puts before a text. TokenizerError where it does anything else to it."""
+    start: list[int] = []
+    for step in _steps(document.get("post_processor"), "processors"):
+        if step.get("type") == "ByteLevel":
+            continue  # moves offsets only
+        if step.get("type") != "TemplateProcessing":
+            raise _unfit(where, f"it changes ids with {str(step.get('type'))[:40]}")
+        template, known = step.get("single"), step.get("special_tokens")
+        if type(template) is not list or type(known) is not dict or not template:
+            raise _unfit(where, "its template is not a list of tokens")
+        *before, text = template
+        if type(text) is not dict or [*text] != ["Sequence"]:
+            raise _unfit(where, "its template does not end with the text; KoGPT adds nothing after a prompt")
+        start = [
+            *(index for entry in before for index in _template_ids(entry, known, n_vocab, where)),
+            *start,
+        ]
+    return tuple(start)
+
+
+def _template_ids(entry: Any, known: Mapping[str, Any], n_vocab: int, where: str) -> list[int]:
+    """Ids of one special token of a template."""
+    token = entry.get("SpecialToken") if type(entry) is dict else None
+    name = token.get("id") if type(token) is dict else None
+    ids = known[name].get("ids") if type(name) is str and type(known.get(name)) is dict else None
+    if type(ids) is not list or not all(_is_id(index) and index < n_vocab for index in ids):
+        raise _unfit(where, f"its template has {str(entry)[:80]}, which is not a token of its vocabulary")
+    return ids
 
 
 def _vocabulary(document: Mapping[str, Any], where: str) -> dict[str, int]:
@@ -281,8 +329,8 @@ def _vocabulary(document: Mapping[str, Any], where: str) -> dict[str, int]:
     return vocabulary
 
 
-def _added_tokens(document: Mapping[str, Any], where: str) -> dict[str, tuple[int, bool]]:
-    """Id, and whether it is special, of every token beside the BPE's own, by its text."""
+def _added_tokens(document: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Each token beside the BPE's own by its text, with its id, `special` and WORD_FLAGS."""
     tokens = document.get("added_tokens") or []
     if type(tokens) is not list or len(tokens) > MAX_TOKENS:
         raise _unfit(where, "added_tokens is not a list")
@@ -290,8 +338,38 @@ def _added_tokens(document: Mapping[str, Any], where: str) -> dict[str, tuple[in
     for token in tokens:
         if type(token) is not dict or type(token.get("content")) is not str or not _is_id(token.get("id")):
             raise _unfit(where, f"added token {str(token)[:80]} has no content or no id")
-        added[token["content"]] = (token["id"], token.get("special") is not False)
+        content = token["content"]
+        flags = {flag: token.get(flag, False) for flag in WORD_FLAGS}
+        if not content or not all(type(value) is bool for value in flags.values()):
+            raise _unfit(where, f"added token {str(token)[:80]} is empty or has a flag that is not a boolean")
+        special = token.get("special") is not False
+        added[content] = {"id": token["id"], "content": content, "special": special} | flags
     return added
+
+
+def _joined(
+    vocabulary: Mapping[str, int], added: Mapping[str, Mapping[str, Any]], where: str
+) -> dict[str, int]:
+    """The id of every token. TokenizerError if a token has two ids, or an id two tokens."""
+    for content, token in added.items():
+        if vocabulary.get(content, token["id"]) != token["id"]:
+            raise _unfit(
+                where, f"token {content[:40]!r} has two ids, {vocabulary[content]} and {token['id']}"
+            )
+    ids = {**vocabulary, **{content: token["id"] for content, token in added.items()}}
+    if len(set(ids.values())) != len(ids):
+        raise _unfit(where, "two of its tokens share an id")
+    return ids
+
+
+def _pieces(model: Mapping[str, Any], tokens: Container[str]) -> set[str]:
+    """Those of the tokens that the BPE makes itself: single bytes, and results of merges."""
+    merges = model.get("merges")
+    pairs = (
+        [pair.split(" ") if type(pair) is str else pair for pair in merges] if type(merges) is list else []
+    )
+    valid = (pair for pair in pairs if type(pair) is list and all(type(part) is str for part in pair))
+    return {piece for piece in (*BYTES, *map("".join, valid)) if piece in tokens}
 
 
 def _is_id(value: object) -> bool:
@@ -317,21 +395,60 @@ def _bytes_of(token: str) -> bytes:
         return token.encode("utf-8", "replace")
 
 
-def _build(document: Mapping[str, Any], vocabulary: dict[str, int], where: str) -> tokenizers.Tokenizer:
-    """The library's tokenizer over the plain vocabulary: no special tokens, nothing added, cut or padded."""
+def _build(
+    document: Mapping[str, Any], vocabulary: dict[str, int], words: Sequence[Mapping[str, Any]], where: str
+) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+    """The library's tokenizer without special tokens, and the file's id for each id that it gives to a word.
+
+    It adds nothing, and neither truncates nor pads. It numbers words by itself, from the size of its
+    vocabulary on. So holes in the ids are filled with tokens that no text contains.
+    """
+    if words:
+        used = set(vocabulary.values())
+        holes = set(range(max(used, default=0) + 1)) - used
+        vocabulary = vocabulary | {f"\uffff{hole}": hole for hole in holes}
     model = dict(document["model"]) | {"vocab": vocabulary, "unk_token": None}
-    plain = {"version": "1.0", "model": model, "pre_tokenizer": document["pre_tokenizer"], "added_tokens": []}
+    added = [
+        {**word, "id": len(vocabulary) + n, "content": unicodedata.normalize("NFC", word["content"])}
+        for n, word in enumerate(words)
+    ]
+    if len({word["content"] for word in added}) != len(added):
+        raise _unfit(where, "two of its added tokens are the same text in NFC")
+    plain = {
+        "version": "1.0",
+        "model": model,
+        "pre_tokenizer": document["pre_tokenizer"],
+        "added_tokens": added,
+    }
     plain |= dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(plain))
+        library = tokenizers.Tokenizer.from_str(json.dumps(plain))
     except Exception as error:  # the library raises nothing more specific
         raise _unfit(where, str(error)[:200]) from error
+    own_ids = {}
+    for word, renumbered in zip(words, added, strict=True):
+        given = library.token_to_id(renumbered["content"])
+        assert given is not None, word
+        if given != word["id"]:
+            own_ids[given] = word["id"]
+    return library, own_ids
 
 
 def _n_shared(sequences: Sequence[Sequence[int]]) -> int:
     """Length of the longest beginning that all sequences have in common."""
     columns = zip(*sequences, strict=False)
     return next((n for n, ids in enumerate(columns) if len(set(ids)) > 1), min(map(len, sequences)))
+
+
+def _lone_surrogate(text: str) -> PromptError:
+    at = next(at for at, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+    code = f"U+{ord(text[at]):04X}"
+    return PromptError(
+        f"not Unicode text: character {at + 1} is the lone surrogate {code}, half of a character; write the"
+        " whole character (in JSON both \\u escapes), or read the input as UTF-8",
+        f"유니코드 텍스트가 아닙니다: {at + 1}번째 글자가 짝 없는 서로게이트 {code}입니다. "
+        "글자를 온전히 적거나(JSON이라면 \\u 두 개) 입력을 UTF-8로 읽으세요",
+    )
 
 
 def _adds_nothing(number: int, choice: str) -> PromptError:

@@ -43,6 +43,17 @@ def test_a_tied_head_is_counted_once() -> None:
     assert untied.tensor_shapes().keys() - tied.tensor_shapes().keys() == {"lm_head.weight"}
 
 
+def test_a_model_may_have_no_begin_and_several_ends() -> None:
+    document = TINY.to_json() | {"bos_token_id": None, "eos_token_id": [1, 7, 511]}
+    config = ModelConfig.from_json(document)
+    assert config.bos_token_id is None
+    assert (config.eos_token_id, config.eos_token_ids) == (1, (1, 7, 511))
+    assert config.to_json() == document
+    one = ModelConfig.from_json(TINY.to_json() | {"eos_token_id": [7]})
+    assert (one.eos_token_id, one.eos_token_ids) == (7, (7,))
+    assert one.to_json()["eos_token_id"] == 7
+
+
 REFUSED: list[tuple[str, Any, str]] = [
     ("model_type", "gpt2", "model_type = 'gpt2'"),
     ("model_type", None, "model_type = None"),
@@ -72,7 +83,13 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("tie_word_embeddings", "false", "tie_word_embeddings is 'false'"),
     ("bos_token_id", 512, "bos_token_id is 512, must be from 0 to 511"),
     ("eos_token_id", -1, "eos_token_id is -1"),
-    ("eos_token_id", [1, 2], "eos_token_id"),
+    ("eos_token_id", None, "eos_token_id is None"),
+    ("eos_token_id", [], r"eos_token_id is \[\]"),
+    ("eos_token_id", [1, 512], "eos_token_id is 512"),
+    ("eos_token_id", [1, "2"], "eos_token_id is '2'"),
+    ("eos_token_id", [[1]], r"eos_token_id is \[1\]"),
+    ("eos_token_id", [1] * 65, "must be at most 64 ids"),
+    ("bos_token_id", [0], r"bos_token_id is \[0\]"),
 ]
 
 

@@ -15,11 +15,14 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from korean import HARD, PROSE, SYLLABLES
+from transformers import AddedToken, PreTrainedTokenizerFast
 
+import kogpt
 from kogpt.errors import PromptError, TokenizerError
 from kogpt.tokenizer import BYTES, Tokenizer
 
 FAMILY = "👨‍👩‍👧‍👦"
+MINI = Path(kogpt.__file__).parent / "mini"
 ALL_HARD = "".join(HARD)
 
 
@@ -88,10 +91,25 @@ def test_a_batch_is_its_texts_one_by_one(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
 
-@pytest.mark.parametrize("text", ["가\ud800나", "\udc82", "가\udceb\udc82"])
-def test_lone_surrogates_are_refused(tokenizer: Tokenizer, text: str) -> None:
-    with pytest.raises(PromptError, match=r"lone surrogate U\+D"):
-        tokenizer.encode(text)
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("가\ud800나", r"character 2 is the lone surrogate U\+D800"),
+        ("\udc82", r"character 1 is the lone surrogate U\+DC82"),
+        ("\u1112\u1161\u11ab\udceb\udc82", r"character 4 is the lone surrogate U\+DCEB"),
+        ("봄\ud83d", r"character 2 .* U\+D83D, half of a character; write the whole character"),
+    ],
+)
+def test_lone_surrogates_are_refused_at_their_place_in_the_text(
+    tokenizer: Tokenizer, text: str, where: str
+) -> None:
+    for encode in (tokenizer.encode, tokenizer.encode_prompt, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(PromptError, match=where) as caught:
+            encode(text)
+        f"{caught.value.en} {caught.value.ko}".encode()
+    for context, choice in ((text, "가"), ("", text)):
+        with pytest.raises(PromptError, match=where):
+            tokenizer.encode_choices(context, [choice])
 
 
 # ------------------------------------------------------------------- the border of question and answer
@@ -220,20 +238,25 @@ def edited(tiny_tokenizer: Path, folder: Path, edit: Callable[[dict[str, Any]], 
     return path
 
 
-def test_any_added_token_spelled_by_a_user_is_text(tiny_tokenizer: Path, tmp_path: Path) -> None:
+def test_a_special_token_spelled_by_a_user_is_text(tiny_tokenizer: Path, tmp_path: Path) -> None:
     def add(document: dict[str, Any]) -> None:
         plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         document["added_tokens"].append(plain | {"id": 512, "content": "<|끝|>", "special": True})
         document["added_tokens"].append(plain | {"id": 513, "content": "<요약>", "special": False})
+        document["added_tokens"].append(plain | {"id": 514, "content": "<쪽>", "special": False})
         document["model"]["ignore_merges"] = True
 
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<쪽>"}))
     tokenizer = Tokenizer.from_file(edited(tiny_tokenizer, tmp_path, add))
-    assert tokenizer.n_vocab == 514
-    for text in ("<|끝|>", "<요약>", "[EOS]", "[EOS]<|끝|>가<요약>"):
+    assert tokenizer.n_vocab == 515
+    for text in ("<|끝|>", "<쪽>", "[EOS]", "[EOS]<|끝|>가<쪽>"):
         ids = tokenizer.encode(text)
-        assert not {0, 1, 2, 3, 4, 512, 513} & set(ids)
+        assert not {0, 1, 2, 3, 4, 512, 514} & set(ids)
         assert tokenizer.decode(ids) == text
-    assert tokenizer.decode([512, 513]) == "<요약>"
+    assert tokenizer.encode("<요약>[EOS]") == [513, *tokenizer.encode("[EOS]")], (
+        "only added words are cut out"
+    )
+    assert tokenizer.decode([512, 513, 514]) == "<요약>"
 
 
 def test_special_text_as_a_whole_word_is_text(tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -253,11 +276,12 @@ def test_foreign_names_of_special_tokens(tiny_tokenizer: Path, tmp_path: Path) -
     def rename(document: dict[str, Any]) -> None:
         document["added_tokens"] = [{"id": 0, "content": "<|endoftext|>", "special": True}]
         vocabulary = document["model"]["vocab"]
-        del vocabulary["[BOS]"], vocabulary["[UNK]"], vocabulary["[PAD]"], vocabulary["[MASK]"]
+        for name in ("[BOS]", "[EOS]", "[UNK]", "[PAD]", "[MASK]"):
+            del vocabulary[name]
         vocabulary["<|endoftext|>"] = 0
 
     path = edited(tiny_tokenizer, tmp_path, rename)
-    with pytest.raises(TokenizerError, match="no '\\[BOS\\]' or no '\\[EOS\\]'"):
+    with pytest.raises(TokenizerError, match="no '\\[EOS\\]'"):
         Tokenizer.from_file(path)
     names = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|endoftext|>"}, "unk_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
@@ -275,6 +299,156 @@ def test_a_tokenizer_that_lacks_bytes_says_which_text_it_cannot_hold(
     assert tokenizer.decode(tokenizer.encode("가나다")) == "가나다"
     with pytest.raises(PromptError, match="byte 0xF0"):
         tokenizer.encode(FAMILY)
+
+
+# ------------------------------------------------------------------- what transformers writes into a folder
+
+WORDS = ("서울숲역", "앞", "AB", "<sum>", "!", "은", " 안녕")
+WORD_TEXT = st.lists(
+    st.sampled_from(
+        [*WORDS, "오늘", " ", "  ", "\n", "B", "ab", "에서", "A", "!!", "1", "[EOS", "은는", "."]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@pytest.fixture(scope="module", params=["plain", "lstrip", "rstrip", "single_word", "normalized", "all"])
+def with_words(
+    request: pytest.FixtureRequest, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, Any]:
+    """Ours, and transformers', of one folder: words added by `add_tokens` with one flag, or with all."""
+    flags = [request.param] if request.param != "all" else ["lstrip", "rstrip", "single_word"]
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer), eos_token="[EOS]")
+    off = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    on = off | {flag: True for flag in flags if flag != "plain"}
+    theirs.add_tokens([AddedToken(word, **on) for word in WORDS])
+    folder = tmp_path_factory.mktemp("words")
+    theirs.save_pretrained(folder)
+    return Tokenizer.from_file(folder / "tokenizer.json"), theirs
+
+
+@given(WORD_TEXT)
+@settings(deadline=None, max_examples=200)
+def test_added_words_are_cut_as_transformers_does(with_words: tuple[Tokenizer, Any], text: str) -> None:
+    ours, theirs = with_words
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert ours.encode_batch([text]) == [ours.encode(text)]
+
+
+def test_a_word_is_one_id_and_eos_is_text(with_words: tuple[Tokenizer, Any]) -> None:
+    ours, theirs = with_words
+    ids = ours.encode("오늘 서울숲역 앞에서")
+    number = theirs.convert_tokens_to_ids("서울숲역")
+    assert number >= TINY.n_vocab and number in ids and ours.decode([number]) == "서울숲역"
+    ids = ours.encode("[EOS]")
+    assert ours.eos_token_id not in ids and ours.decode(ids) == "[EOS]"
+    assert number in ours.encode(unicodedata.normalize("NFD", " 서울숲역 ")), (
+        "text is in NFC before it is cut"
+    )
+
+
+def test_words_of_the_built_in_model_s_folder(tmp_path: Path) -> None:
+    """The example of the report: 4 ids, not 6."""
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(MINI))
+    theirs.add_tokens(["서울숲역", "앞에서"])
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    text = "오늘 서울숲역 앞에서"
+    assert ours.encode(text) == theirs.encode(text) == [*theirs.encode("오늘 "), 8192, 225, 8193]
+
+
+def word(content: str, index: int, **flags: object) -> dict[str, Any]:
+    return {"id": index, "content": content, "special": False} | flags
+
+
+def test_a_word_keeps_the_id_that_the_file_gives_it(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    def add(document: dict[str, Any]) -> None:
+        document["model"]["ignore_merges"] = True
+        document["added_tokens"] += [word("<sum>", 600), word("ÀĀ", 700, single_word=True)]
+
+    tokenizer = Tokenizer.from_file(edited(tiny_tokenizer, tmp_path, add))
+    assert tokenizer.n_vocab == 701
+    a = tokenizer.encode("a")
+    assert tokenizer.encode("a<sum>a ÀĀ") == [*a, 600, *a, *tokenizer.encode(" "), 700]
+    assert tokenizer.decode(tokenizer.encode("ÀĀa")) == "ÀĀa" and 700 not in tokenizer.encode("ÀĀa")
+    assert tokenizer.decode([600, 700, 650]) == "<sum>ÀĀ"
+
+
+@pytest.mark.parametrize("role", ["pad_token", "unk_token", "eos_token"])
+@pytest.mark.parametrize("piece", ["!", "습니다", "Ġ"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_role_that_is_an_ordinary_piece_stays_text(
+    role: str, piece: str, twice: bool, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """transformers names the role in tokenizer_config.json, and adds a special token when it saves again."""
+    document = json.loads(tiny_tokenizer.read_text())
+    stored = "".join(next(c for c, byte in BYTES.items() if byte == b) for b in piece.encode())
+    stored = piece if piece == "Ġ" else stored
+    number = document["model"]["vocab"].get(stored)
+    if number is None:
+        pytest.skip("the small vocabulary has no such piece")
+    if twice:
+        document["added_tokens"].append({"id": number, "content": stored, "special": True})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({role: stored}))
+    tokenizer, plain = Tokenizer.from_file(tmp_path / "tokenizer.json"), Tokenizer.from_file(tiny_tokenizer)
+    assert getattr(tokenizer, f"{role}_id") == number and number not in tokenizer.special_ids
+    for text in (*PROSE, *HARD, f"{piece}가{piece}{piece}"):
+        assert tokenizer.encode(text) == plain.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == nfc(text)
+
+
+def test_transformers_pad_token_loads(tmp_path: Path) -> None:
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(MINI))
+    theirs.pad_token = "!"
+    theirs.save_pretrained(tmp_path / "once")
+    PreTrainedTokenizerFast.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice")
+    for folder in ("once", "twice"):
+        tokenizer = Tokenizer.from_file(tmp_path / folder / "tokenizer.json")
+        assert (
+            tokenizer.pad_token_id == theirs.pad_token_id
+            and tokenizer.decode(tokenizer.encode("봄!!")) == "봄!!"
+        )
+
+
+def template(*single: Any) -> dict[str, Any]:
+    tokens = {"[BOS]": {"id": "[BOS]", "ids": [0], "tokens": ["[BOS]"]}, "[EOS]": {"id": "[EOS]", "ids": [1]}}
+    return {"type": "TemplateProcessing", "single": [*single], "pair": [], "special_tokens": tokens}
+
+
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+BOS, EOS = ({"SpecialToken": {"id": name, "type_id": 0}} for name in ("[BOS]", "[EOS]"))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_template_puts_bos_before_prompts(nested: bool, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    bos = tokenizers.processors.TemplateProcessing("[BOS] $A", "[BOS] $A $B", [("[BOS]", 0)])
+    byte_level = tokenizers.processors.ByteLevel(trim_offsets=True)
+    library = tokenizers.Tokenizer.from_file(str(tiny_tokenizer))
+    library.post_processor = tokenizers.processors.Sequence([byte_level, bos]) if nested else bos
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    ids = tokenizer.encode("가나")
+    assert 0 not in ids, "documents that are packed have no prompt's beginning"
+    assert tokenizer.encode_prompt("가나") == library.encode("가나").ids == [0, *ids]
+    assert tokenizer.encode_prompt("") == []
+    assert tokenizer.prompt_start == tokenizer.document_start == (0,)
+    assert tokenizer.encode_choices("가", ["나"])[0] == [0, *tokenizer.encode("가")]
+    assert tokenizer.encode_choices("", ["나"])[0] == [0]
+    assert tokenizer.encode_choices("나\n", ["다"], prefix="가\n")[0] == tokenizer.encode("나\n")
+
+
+def test_without_a_template_nothing_stands_before_a_prompt(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_prompt("가나") == tokenizer.encode("가나")
+    assert (tokenizer.prompt_start, tokenizer.document_start) == ((), (1,))
+
+
+def test_a_tokenizer_without_bos_loads(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    def remove(document: dict[str, Any]) -> None:
+        del document["model"]["vocab"]["[BOS]"], document["added_tokens"][0]
+
+    tokenizer = Tokenizer.from_file(edited(tiny_tokenizer, tmp_path, remove))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (None, 1)
 
 
 # --------------------------------------------------------------------------------------------- streaming
@@ -411,6 +585,22 @@ UNFIT = {
     "added tokens": put("added_tokens")(5),
     "added token": put("added_tokens")([{"id": 0}]),
     "added ids": put("added_tokens")([{"id": 10**9, "content": "[EOS]"}]),
+    "added flag": put("added_tokens")([word("<a>", 600, lstrip="yes")]),
+    "added nothing": put("added_tokens")([word("", 600)]),
+    "added id twice": put("added_tokens")([word("<a>", 300)]),
+    "added with another id": put("added_tokens")([word("Q", 600)]),
+    "added twice in NFC": put("added_tokens")([word("가", 600), word("\u1100\u1161", 601)]),
+    "text, then EOS": put("post_processor")(template(TEXT, EOS)),
+    "text in a pair": put("post_processor")(template(TEXT, TEXT)),
+    "empty template": put("post_processor")(template()),
+    "unknown in a template": put("post_processor")(template({"SpecialToken": {"id": "[CLS]"}}, TEXT)),
+    "id out of the vocabulary": put("post_processor")(
+        template(BOS, TEXT) | {"special_tokens": {"[BOS]": {"ids": [512]}}}
+    ),
+    "BERT's template": put("post_processor")(
+        {"type": "BertProcessing", "sep": ["[EOS]", 1], "cls": ["[BOS]", 0]}
+    ),
+    "post-processor": put("post_processor")(7),
     "version": put("model", "merges")([["a"]]),
 }
 
@@ -483,3 +673,4 @@ def test_the_vocabulary_must_fit_the_model(tokenizer: Tokenizer) -> None:
         tokenizer.check_fits(replace(TINY, n_vocab=511))
     with pytest.raises(TokenizerError, match="id 1, the model's 0"):
         tokenizer.check_fits(replace(TINY, eos_token_id=0))
+    tokenizer.check_fits(replace(TINY, eos_token_id=0, further_eos_token_ids=(1,)))

@@ -169,7 +169,7 @@ def _one_seed(
     """Draw shots, score what is not in the store, decide."""
     rows, seed, progress = what
     shots = fewshot.draw(task, rows.pool, rows.scored, settings.shots, seed)
-    encoder = (subject.tokenizer.encode, subject.tokenizer.bos_token_id, subject.runner.config.n_ctx)
+    encoder = (subject.tokenizer.encode, subject.tokenizer.eos_token_id, subject.runner.config.n_ctx)
     run = fewshot.prepare(task, prompt, rows.scored, shots, encoder)
     label = f"{task.name} {prompt.name} {len(run.shots)} shots, seed {seed}"
     with _store(subject, task, prompt, settings, (rows, run, seed)) as store:

@@ -52,7 +52,7 @@ def measure(
     """
     texts = read_texts(path)
     ids = [np.array(subject.tokenizer.encode(text), dtype=np.int64) for text in texts]
-    start, n_ctx = subject.tokenizer.bos_token_id, subject.runner.config.n_ctx
+    start, n_ctx = subject.tokenizer.eos_token_id, subject.runner.config.n_ctx
     items = [item for document in ids for item in windows(document, start, n_ctx)]
     parts = {**subject.identity, "text": [_digest(texts), len(items)], "windows": 1}
     store = BatchStore(out / "batches", parts) if out is not None else None

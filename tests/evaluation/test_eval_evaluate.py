@@ -251,7 +251,7 @@ def subject_score(subject: Subject, ids: list[int]) -> list[float]:
     from kogpt.sampling import log_softmax
 
     row = subject.runner.open()
-    whole = np.array([subject.tokenizer.bos_token_id, *ids])
+    whole = np.array([subject.tokenizer.eos_token_id, *ids])
     logits = subject.runner.forward([Chunk(row, whole[:-1], len(ids))])[0]
     subject.runner.close(row)
     return [float(value) for value in log_softmax(logits)[np.arange(len(ids)), ids]]

@@ -142,7 +142,7 @@ def test_rolling_and_generation(subject: Subject, model: KoGPT) -> None:
     text = "아침에 일어나 창문을 열면 골목 끝에서 빵 굽는 냄새가 올라온다."
     request = Instance("loglikelihood_rolling", {}, (text,), 0)
     ids = model.tokenizer.encode(text)
-    expected = lm.score([((model.tokenizer.bos_token_id,), tuple(ids))])[0][0]
+    expected = lm.score([((model.tokenizer.eos_token_id,), tuple(ids))])[0][0]
     assert lm.loglikelihood_rolling([request])[0] == pytest.approx(expected)
     settings = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
     asked = Instance("generate_until", {}, ("오늘 서울의", settings), 0)

@@ -51,8 +51,8 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context, as for the harness' `hf` model."""
-        return self.model.config.bos_token_id
+        """[EOS], which documents of the training text follow; [BOS] was never trained."""
+        return self.model.config.eos_token_id
 
     @property
     def tokenizer_name(self) -> str:
