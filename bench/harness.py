@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kogpt import checkpoint
+from kogpt import hub
 from kogpt.evaluation import fewshot, harness, scoring, tasks
 from kogpt.evaluation.evaluate import Settings, Subject, evaluate, read_rows
 from kogpt.evaluation.harness import rows
@@ -156,7 +156,7 @@ def _harness(name: str, lm: Any, shots: Sequence[Example], scored: Sequence[Exam
 def _hf(model: str, rows: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    folder = checkpoint.find_folder(model)
+    folder = hub.find_folder(model)
     return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=rows)
 
 

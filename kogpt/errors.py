@@ -7,6 +7,7 @@
       SamplingError           a generation setting outside its range
       PromptError             a prompt that is empty, too long or not text
       InputError              an input file or stream that cannot be read as what it claims to be
+      DiskError               a disk that is full, broken or read-only
       NotEnoughMemory         the model would not fit; raised before anything is allocated
       MissingExtra            a capability whose optional packages are not installed
 
@@ -111,6 +112,10 @@ class PromptError(KoGPTError):
 
 class InputError(KoGPTError):
     """An input file or stream that cannot be read as what it claims to be."""
+
+
+class DiskError(KoGPTError):
+    """A disk that is full, broken or read-only."""
 
 
 class NotEnoughMemory(KoGPTError):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,13 +24,14 @@ from typing import Any, Self
 
 import tokenizers
 
-from kogpt.checkpoint import read_json
 from kogpt.config import ModelConfig
 from kogpt.errors import PromptError, TokenizerError
+from kogpt.files import read_json, safe_join
 from kogpt.patterns import is_linear
 
 MAX_FILE_BYTES = 32 << 20  # a vocabulary of 200,000 takes 15 MB
 MAX_TOKENS = 1 << 20  # far above any vocabulary
+MAX_SETTINGS_BYTES = 4 << 20  # of the files beside it, which may list every added token
 ROLES = ("bos", "eos", "unk", "pad", "mask")
 WORD_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # how an added word is found in text
 
@@ -97,11 +99,13 @@ class Tokenizer:
     def from_file(cls, path: Path) -> Self:
         """Read a tokenizer.json; the files beside it may name the special tokens. Raises TokenizerError."""
         try:
-            document = read_json(path, MAX_FILE_BYTES, TokenizerError)
+            file = safe_join(path.parent, path.name, TokenizerError)
+            document = read_json(file, MAX_FILE_BYTES, TokenizerError)
             names = {role: f"[{role.upper()}]" for role in ROLES}
             for beside in ("tokenizer_config.json", "special_tokens_map.json"):
-                if (path.parent / beside).is_file():
-                    names |= _named(read_json(path.parent / beside, MAX_FILE_BYTES, TokenizerError))
+                if os.path.lexists(path.parent / beside):
+                    file = safe_join(path.parent, beside, TokenizerError)
+                    names |= _named(read_json(file, MAX_SETTINGS_BYTES, TokenizerError))
         except OSError as error:
             reason = error.strerror or str(error)
             raise TokenizerError(

@@ -1,9 +1,13 @@
-"""One file of weights <-> tensors: safetensors, and where torch is installed pytorch_model.bin of 2021.
+"""One safetensors file <-> tensors.
 
-Nothing is copied and nothing executed. A header is checked against the file's size before any tensor is
-touched; `WeightsFile.scan` then reads every byte once, through a buffer that stays in the second-level
-cache, for the file's digest and for NaN. It reads the file, not the memory map, so that the map stays cold
-and no page of it counts as this process's memory.
+Nothing is executed. A header is checked against the file's size before any tensor is touched;
+`WeightsFile.scan` then reads every byte once, in blocks that stay in the second-level cache, for the file's
+digest and for NaN.
+
+The tensors of small models are copied by that scan. Those of large models are memory-mapped; the scan reads
+the file, not the map, so that the map stays cold and no page of it counts as this process's memory. A mapped
+file must not be truncated while it is in use: the system answers with SIGBUS, which ends the process. To
+replace a model in use, rename a new file over it, as every writer of this package does.
 
 Knows nothing of folders, manifests or models.
 """
@@ -17,15 +21,15 @@ import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.errors import CheckpointError, KoGPTError, MissingExtra
+from kogpt.errors import CheckpointError
+from kogpt.files import damaged, parse_json
 
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # bytes per weight
 # Bits of each format's exponent: a weight that has them all set is infinite or not a number.
@@ -39,14 +43,14 @@ SIZES = WIDTHS | {"int8": 1, "uint8": 1, "bool": 1}
 MASK = re.compile(r"transformer\.h\.\d{1,5}\.attn\.(bias|masked_bias)")
 TENSOR_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9._/-]{1,256}")
 
-MAX_JSON_BYTES = 16 << 20
+MAX_COPIED_BYTES = 128 << 20  # of a whole model: its files may change or vanish once it is loaded
 MAX_TENSORS = 1 << 16
 BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor as it lies in its file: memory-mapped, read-only, not copied.
+    """One tensor as it lies in its file, read-only.
 
     `array` has the tensor's shape; bfloat16, which numpy lacks, is held as its uint16 bit patterns.
     Files written before 2023 may start a tensor at an odd address (`array.flags.aligned`).
@@ -71,52 +75,53 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """An open file of weights, its tensors mapped but not yet read."""
+    """An open file of weights: its tensors are mapped, or in memory that `scan` fills."""
 
     path: Path
     file: IO[bytes]
     tensors: dict[str, Stored]
     # What the file consists of, from its first byte to its last: name, dtype (None: no weights), bytes.
     spans: list[tuple[str, str | None, int]]
+    # Memory of each copied tensor, one byte an element; empty where the tensors are mapped.
+    buffers: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     def scan(self, with_digest: bool) -> str | None:
-        """Read the file once; its SHA-256 if wanted. CheckpointError for a weight that is no number."""
+        """Read the file once; its SHA-256 if wanted. CheckpointError for a weight that is no number.
+
+        Copied tensors have their values afterwards: the bytes that were checked are the bytes in use.
+        """
         digest = hashlib.sha256()
-        buffer = memoryview(bytearray(BUFFER_BYTES))
+        scratch = memoryview(bytearray(BUFFER_BYTES))
         self.file.seek(0)
         for name, dtype, n_bytes in self.spans:
             if dtype is None and not with_digest:
                 self.file.seek(n_bytes, os.SEEK_CUR)
                 continue
+            copied = self.buffers.get(name)
             for start in range(0, n_bytes, BUFFER_BYTES):
-                block = buffer[: min(BUFFER_BYTES, n_bytes - start)]
-                if self.file.readinto(block) != len(block):  # type: ignore[attr-defined]
+                size = min(BUFFER_BYTES, n_bytes - start)
+                block = scratch[:size] if copied is None else copied.data[start : start + size]
+                if self.file.readinto(block) != size:  # type: ignore[attr-defined]
                     raise damaged(self.path, f"it ends within {name}")
                 if with_digest:
                     digest.update(block)
-                if dtype is not None and not _is_sound(np.frombuffer(block, np.uint8), dtype):
-                    raise _unsound(self.path, name, dtype)
+                if dtype is not None and not is_sound(np.frombuffer(block, np.uint8), dtype):
+                    raise unsound(self.path, name, dtype)
         return digest.hexdigest() if with_digest else None
 
 
-def open_weights(
-    path: Path, stack: ExitStack, max_header: int = MAX_JSON_BYTES, quantized: bool = False
+def is_small(files: Iterable[IO[bytes]]) -> bool:
+    """Whether a model's files of weights are together so small that they are copied, not mapped."""
+    return sum(os.fstat(file.fileno()).st_size for file in files) <= MAX_COPIED_BYTES
+
+
+def open_safetensors(
+    path: Path, file: IO[bytes], max_header: int, quantized: bool = False, copy: bool = False
 ) -> WeightsFile:
-    """Open a .safetensors or .bin file, which stays open as long as `stack`. Raises CheckpointError.
+    """Check a header against its file; map the tensors, or with `copy` leave them to `WeightsFile.scan`.
 
-    quantized: integers are read too, the codes of quantised weights.
-    """
-    file = stack.enter_context(path.open("rb"))
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path, file, max_header, quantized)
-    return _open_legacy(path, file)
-
-
-# ------------------------------------------------------------------------------------------ safetensors
-
-
-def _open_safetensors(path: Path, file: IO[bytes], max_header: int, quantized: bool) -> WeightsFile:
-    """Check a header and map its tensors.
+    max_header: bytes that the header may have. quantized: integers are read too, the codes of quantised
+    weights. CheckpointError for a file that cannot be what it claims to be.
 
     Format (github.com/huggingface/safetensors): a little-endian u64 n, n bytes of JSON, the tensors' bytes.
     Stricter than the format: no duplicate, empty or oddly named tensors, and no gaps.
@@ -131,7 +136,7 @@ def _open_safetensors(path: Path, file: IO[bytes], max_header: int, quantized: b
     header = parse_json(file.read(n_header), f"the header of {path}")
     header.pop("__metadata__", None)
     weights = WeightsFile(path, file, {}, [("its header", None, start)])
-    data = mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
+    data = None if copy else mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
     end = start
     for name, dtype, shape, begin, size in _layout(path, header, quantized):
         if start + begin != end:
@@ -141,7 +146,12 @@ def _open_safetensors(path: Path, file: IO[bytes], max_header: int, quantized: b
         is_weight = not MASK.fullmatch(name)
         if is_weight:
             bits = np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
-            array = np.frombuffer(data, bits, math.prod(shape), end).reshape(shape)
+            if data is None:
+                weights.buffers[name] = np.empty(size, np.uint8)
+                array = weights.buffers[name].view(bits).reshape(shape)
+                array.flags.writeable = False
+            else:
+                array = np.frombuffer(data, bits, math.prod(shape), end).reshape(shape)
             weights.tensors[name] = Stored(dtype, array)
         weights.spans.append((name, dtype if is_weight else None, size))
         end += size
@@ -183,7 +193,7 @@ def _layout(
 
 
 def _are_counts(value: object, at_most: int) -> bool:
-    """Whether a JSON value is a list of at most so many whole numbers, none negative."""
+    """Whether a JSON value is a list of at most `at_most` whole numbers, none negative."""
     if type(value) is not list or len(value) > at_most:
         return False
     return all(type(n) is int and 0 <= n < 2**63 for n in value)
@@ -228,7 +238,7 @@ def _converted(name: str, shape: tuple[int, ...], stored: Stored, dtype: str) ->
         with np.errstate(over="ignore"):  # what overflows is refused by name, just below
             piece = Stored(stored.dtype, flat[start : start + n_piece]).to(dtype)
         data = np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).view(np.uint8)
-        if not _is_sound(data, dtype):
+        if not is_sound(data, dtype):
             raise CheckpointError(
                 f"tensor {name} does not fit {dtype}: it holds NaN, infinite or too large weights; "
                 "if the model itself is sound, store it as bfloat16 or float32",
@@ -238,74 +248,7 @@ def _converted(name: str, shape: tuple[int, ...], stored: Stored, dtype: str) ->
         yield data.data
 
 
-# ---------------------------------------------------------------------------------- pytorch_model.bin
-
-
-def _open_legacy(path: Path, file: IO[bytes]) -> WeightsFile:
-    """Map a file that torch saved, with its weights-only reader, which executes nothing."""
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtra(f"{path.name} (a checkpoint of 2021)", "torch") from error
-
-    _guard_archive(path, file)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the reader raises whatever a hostile stream drives it into
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise CheckpointError(
-            f"{path} holds more than plain tensors, or is damaged: refused, nothing executed ({reason})",
-            f"{path}: 텐서가 아닌 내용이 있거나 손상되어, 아무것도 실행하지 않고 거부했습니다 ({reason})",
-        ) from error
-    if not isinstance(state, Mapping) or len(state) > MAX_TENSORS:
-        raise damaged(path, "it is not a table of tensors")
-    weights = WeightsFile(path, file, {}, [("its archive", None, path.stat().st_size)])
-    for name, tensor in state.items():
-        if type(name) is not str or not TENSOR_NAME.fullmatch(name):
-            raise damaged(path, f"{str(name)[:100]!r} is no tensor name")
-        if not MASK.fullmatch(name):
-            weights.tensors[name] = _from_torch(path, name, tensor)
-    return weights
-
-
-def _guard_archive(path: Path, file: IO[bytes]) -> None:
-    """Refuse what could unpack to more than its own size; reads the archive's directory only."""
-    import zipfile
-
-    try:
-        members = zipfile.ZipFile(file).infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise damaged(path, "it is not an archive as torch 1.6 and later write it") from error
-    n_bytes = os.fstat(file.fileno()).st_size
-    if sum(member.file_size for member in members) > n_bytes:
-        raise damaged(path, "its archive unpacks to more than its own size")
-    if any(member.filename.endswith(".pkl") and member.file_size > MAX_JSON_BYTES for member in members):
-        raise damaged(path, f"its pickle has more than {MAX_JSON_BYTES:,} bytes")
-
-
-def _from_torch(path: Path, name: str, tensor: Any) -> Stored:
-    """One tensor of a state dict, checked as `scan` checks the others: this layout has no plain spans."""
-    import torch
-
-    dtype = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
-    if dtype not in WIDTHS or tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        raise damaged(path, f"{name} is a {dtype[:40]}, only dense float tensors are weights")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise damaged(path, f"{name} claims more weights than the file holds")
-    plain = tensor.detach().contiguous()
-    array = (plain.view(torch.uint16) if dtype == "bfloat16" else plain).numpy()
-    array.flags.writeable = False
-    flat = array.reshape(-1).view(np.uint8)
-    for start in range(0, flat.size, BUFFER_BYTES):
-        if not _is_sound(flat[start : start + BUFFER_BYTES], dtype):
-            raise _unsound(path, name, dtype)
-    return Stored(dtype, array)
-
-
-# ------------------------------------------------------------------------------------------------- bits
-
-
-def _is_sound(data: NDArray[np.uint8], dtype: str) -> bool:
+def is_sound(data: NDArray[np.uint8], dtype: str) -> bool:
     """Whether no weight in these bytes has every bit of its exponent set, or is int8's unused -128.
 
     Read as integers, infinities and NaN are the largest of the patterns without a sign, and of those with
@@ -327,42 +270,6 @@ def _to_bfloat16(wide: NDArray[Any]) -> NDArray[np.uint16]:
     return np.where(np.isnan(single), 0x7FC0, rounded).astype(np.uint16)
 
 
-# ----------------------------------------------------------------------------------------- JSON, errors
-
-
-def parse_json(data: bytes, where: str, error: type[KoGPTError] = CheckpointError) -> dict[str, Any]:
-    """A JSON object from bytes that may be hostile: no duplicate keys, no NaN, no endless nesting."""
-    try:
-        document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as cause:
-        reason = str(cause)[:200]
-        raise error(
-            f"{where} is not valid JSON: {reason}", f"{where}: 올바른 JSON이 아닙니다 ({reason})"
-        ) from cause
-    if type(document) is not dict:
-        raise error(f"{where} is not a JSON object", f"{where}: JSON 객체가 아닙니다")
-    return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return document
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def damaged(path: Path, reason: str) -> CheckpointError:
-    """The error for a file that cannot be what it claims to be."""
-    return CheckpointError(
-        f"{path} is damaged or not a checkpoint: {reason}; get it again",
-        f"{path}: 손상되었거나 체크포인트가 아닙니다 ({reason}). 파일을 다시 받으세요",
-    )
-
-
 def wrong_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:
     """The error for a tensor that does not fit the config."""
     return CheckpointError(
@@ -371,7 +278,7 @@ def wrong_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) ->
     )
 
 
-def _unsound(path: Path, name: str, dtype: str) -> CheckpointError:
+def unsound(path: Path, name: str, dtype: str) -> CheckpointError:
     if dtype == "int8":
         return damaged(path, f"{name} holds -128, codes are -127 to 127")
     return CheckpointError(

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from kogpt import KoGPT, Sampling, checkpoint
+from kogpt import KoGPT, Sampling, checkpoint, manifest
 from kogpt.model import GPTJ
 from kogpt.pretraining.corpus import Reading
 from kogpt.pretraining.recipe import Recipe, read_recipe
@@ -90,7 +90,7 @@ def main() -> None:
         "ngram_megabytes": ngram["train_bytes"] / 1e6,
     }
     (model / "README.md").write_text(card(model, rows, facts), encoding="utf-8")
-    checkpoint.write_manifest(model)
+    manifest.write_manifest(model)
 
 
 def duration(seconds: float) -> str:

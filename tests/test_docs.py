@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kogpt import checkpoint
+from kogpt import hub
 from kogpt.cli import COMMANDS, command
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def test_the_pages_of_options_name_every_option(name: str) -> None:
 def test_python_examples_run(
     name: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(checkpoint.BUILT_IN, "kogpt-mini", tiny_folder)
+    monkeypatch.setitem(hub.BUILT_IN, "kogpt-mini", tiny_folder)
     blocks = BLOCK.findall(text_of(name))
     assert blocks
     names: dict[str, Any] = {}

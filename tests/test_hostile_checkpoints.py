@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kogpt import checkpoint
+from kogpt import KoGPT, checkpoint, files, manifest
 from kogpt.errors import CheckpointError, ConfigError, KoGPTError
+from kogpt.export.folder import export
 from kogpt.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -164,7 +165,7 @@ PARTS = st.sampled_from(
 def test_no_name_leads_outside(joined: Path, name: str, absolute: bool) -> None:
     name = "/" + name if absolute else name
     try:
-        path = checkpoint.safe_join(joined, name)
+        path = files.safe_join(joined, name)
     except (CheckpointError, OSError):
         return
     assert path.resolve().is_relative_to(joined.resolve()) and path.is_file()
@@ -184,7 +185,7 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_names_inside_are_found(joined: Path) -> None:
     for name in ("가", "a/a", "inside/가", "a/가"):
-        assert checkpoint.safe_join(joined, name).read_text() == "x"
+        assert files.safe_join(joined, name).read_text() == "x"
 
 
 def test_the_hub_s_cache_may_link_to_its_own_blobs_only(tmp_path: Path) -> None:
@@ -196,9 +197,9 @@ def test_the_hub_s_cache_may_link_to_its_own_blobs_only(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/abc")
     (snapshot / "secret").symlink_to("../../../secret")
-    assert checkpoint.safe_join(snapshot, "config.json").read_text() == "{}"
+    assert files.safe_join(snapshot, "config.json").read_text() == "{}"
     with pytest.raises(CheckpointError, match="outside"):
-        checkpoint.safe_join(snapshot, "secret")
+        files.safe_join(snapshot, "secret")
 
 
 # --------------------------------------------------------------------------------------------------- names
@@ -233,11 +234,11 @@ def test_code_beside_a_model_is_never_imported(tiny_folder: Path, tmp_path: Path
         (folder / name).write_text(evil)
     auto_map = {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}}
     hostile.edit_json(folder / "tokenizer_config.json", lambda document: document.update(auto_map))
-    checkpoint.write_manifest(folder)
+    manifest.write_manifest(folder)
     checkpoint.load(folder)
     Tokenizer.from_file(folder / "tokenizer.json")
     hostile.edit_json(folder / "config.json", lambda document: document.update(auto_map))
-    checkpoint.write_manifest(folder)
+    manifest.write_manifest(folder)
     with pytest.raises(ConfigError, match="auto_map"):
         checkpoint.load(folder)
     assert not (tmp_path / "canary").exists()
@@ -245,7 +246,7 @@ def test_code_beside_a_model_is_never_imported(tiny_folder: Path, tmp_path: Path
 
 def test_the_package_has_no_reader_that_executes() -> None:
     """Every way in which Python's libraries run what a file says is absent from the source."""
-    ways = r"import (pickle|dill|joblib|shelve|marshal)|weights_only=False|allow_pickle=True"
+    ways = r"import (pickle|dill|joblib|shelve|marshal)\b|weights_only=False|allow_pickle=True"
     ways += r"|trust_remote_code=True|\b(eval|exec)\("
     sources = sorted(Path(checkpoint.__file__).parent.rglob("*.py"))
     assert len(sources) > 10
@@ -253,3 +254,57 @@ def test_the_package_has_no_reader_that_executes() -> None:
         text = path.read_text(encoding="utf-8")
         assert not re.search(ways, text), path
         assert text.count("torch.load(") == text.count("weights_only=True"), path
+
+
+# ------------------------------------------------------------------------------------ every file of a folder
+
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "LICENSE")
+
+
+def make_exportable(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder)
+    (folder / "LICENSE").write_text("Apache")
+    (folder / "special_tokens_map.json").write_text("{}")
+    (folder / "kogpt.manifest.json").unlink()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["link outside", "pipe", "device", "folder"])
+def test_no_file_of_a_folder_is_opened_elsewhere(
+    tiny_folder: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    """Export copies tokenizer and licence: never a file from outside, and it never waits for a pipe."""
+    folder = tmp_path / "model"
+    make_exportable(tiny_folder, folder)
+    secret = tmp_path / "secret"
+    secret.write_bytes((folder / name).read_bytes())
+    (folder / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    elif kind == "folder":
+        (folder / name).mkdir()
+    else:
+        (folder / name).symlink_to(secret if kind == "link outside" else "/dev/zero")
+    with pytest.raises(CheckpointError, match=r"outside|not a regular file"):
+        export(checkpoint.load(folder), "float16", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    if "token" in name:
+        with pytest.raises(KoGPTError, match=r"outside|not a regular file"):
+            KoGPT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "special_tokens_map.json", "generation_config.json"])
+def test_what_is_read_must_be_in_the_manifest(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / name).write_text("{}")
+    hostile.edit_json(folder / "kogpt.manifest.json", lambda document: document["files"].pop(name, None))
+    with pytest.raises(CheckpointError, match=f"{name} is not as kogpt.manifest.json describes it"):
+        checkpoint.load(folder)
+
+
+def test_weights_without_tensors_have_no_format(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    hostile.make("header: no tensors", tiny_folder, folder)
+    with pytest.raises(CheckpointError, match="it holds no tensors"):
+        checkpoint.stored_format(folder)

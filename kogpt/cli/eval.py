@@ -166,11 +166,11 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _subject(args: argparse.Namespace) -> Subject:
-    from kogpt import checkpoint
+    from kogpt import hub
     from kogpt.evaluation.evaluate import Subject, identity
 
     model = load_model(args)
-    folder = checkpoint.find_folder(args.model, args.revision)
+    folder = hub.find_folder(args.model, args.revision)
     return Subject(args.model, model.engine.runner, model.tokenizer, identity(folder, model.engine.runner))
 
 

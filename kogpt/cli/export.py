@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kogpt import checkpoint
+from kogpt import checkpoint, hub
 from kogpt.cli.progress import Progress
 from kogpt.cli.reading import decode, read_bytes
 from kogpt.errors import localized
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder; its size goes to stderr."""
     from kogpt.export.folder import export, require_place
 
-    source = checkpoint.find_folder(args.model, args.revision, weights=False)
+    source = hub.find_folder(args.model, args.revision, weights=False)
     require_place(args.out, source, args.force)
     text = None
     if args.calibration is not None:

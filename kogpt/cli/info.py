@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kogpt import checkpoint, native_runner
+from kogpt import checkpoint, hub, native_runner
 from kogpt.cli.machine import Gpu, gpus
 from kogpt.config import SHAPES, ModelConfig
 from kogpt.errors import CheckpointError
@@ -90,9 +90,8 @@ def _find(model: str, revision: str | None) -> tuple[ModelConfig, Path | None]:
                 f"{model}: 이름만 있는 모델 구조에는 리비전({revision!r})이 없습니다. 리비전을 빼세요",
             )
         return SHAPES[model], None
-    folder = checkpoint.find_folder(model, revision, weights=False)
-    document = checkpoint.read_json(checkpoint.safe_join(folder, "config.json"))
-    return ModelConfig.from_json(document), folder
+    folder = hub.find_folder(model, revision, weights=False)
+    return checkpoint.read_config(folder), folder
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

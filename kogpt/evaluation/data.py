@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kogpt.checkpoint import atomic_write
 from kogpt.errors import InputError
+from kogpt.files import atomic_write
 
 Row = dict[str, str]
 

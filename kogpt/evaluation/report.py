@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from kogpt import __version__
-from kogpt.checkpoint import atomic_write
 from kogpt.evaluation import published
 from kogpt.evaluation.baselines import Baselines
 from kogpt.evaluation.evaluate import Result, SeedResult, Subject
 from kogpt.evaluation.perplexity import Perplexity
 from kogpt.evaluation.task import Prompt, Task
+from kogpt.files import atomic_write
 
 HOW_TO_READ = (
     "Scores are percent: the mean over the runs, ± the sample standard deviation over the seeds that drew the"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -18,10 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 from zlib import crc32
 
-from kogpt.errors import KoGPTError
 from kogpt.evaluation.scoring import Scores
-
-TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # a file that checkpoint.atomic_write had not finished
+from kogpt.files import hold, in_use, lock_folder, remove_leftovers
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -33,15 +29,13 @@ class BatchStore:
     """The batches of one run: `store[number] = scores`, `store.get(number)`; one process at a time."""
 
     def __init__(self, folder: Path, parts: Mapping[str, Any]) -> None:
-        """Open or begin the file of a run; KoGPTError if another process writes it."""
+        """Open or begin the file of a run; InputError if another process writes it."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{key_of(parts)[:32]}.jsonl"
         self._file = self.path.open("a+b", buffering=0)
-        try:
-            _claim(self._file.fileno(), self.path)
-        except KoGPTError:
+        if not hold(self._file.fileno()):
             self.close()
-            raise
+            raise in_use(self.path, "kogpt eval")
         self._batches: dict[int, Scores] = {}
         self._read(_line({"run": dict(parts)}))
 
@@ -91,39 +85,12 @@ class BatchStore:
 
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """One run at a time under a folder; what a killed one left half written goes first.
-
-    KoGPTError if another process is at work there.
-    """
-    place = out / "batches"
-    place.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
+    """Make a folder, clear away what killed runs left, and keep others out; InputError if one is there."""
+    (out / "batches").mkdir(parents=True, exist_ok=True)
+    with lock_folder(out / "batches", "kogpt eval"):
+        for parent, _, _ in os.walk(out):
+            remove_leftovers(Path(parent))
         yield
-        return
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        _claim(descriptor, out)
-        for path in out.rglob(".*.tmp"):
-            if TEMPORARY.fullmatch(path.name):
-                path.unlink()
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _claim(descriptor: int, path: Path) -> None:
-    """One writer at a time, where files can be locked so; KoGPTError if there is another."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise KoGPTError(
-            f"another process is writing {path}: wait for it, or choose another --out",
-            f"다른 프로세스가 {path}에 쓰고 있습니다: 기다리거나 --out을 바꾸십시오",
-        ) from None
 
 
 def _canonical(record: Any) -> str:

@@ -10,12 +10,11 @@ number of processes or on how often the command was killed; the same command goe
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.checkpoint import atomic_write
 from kogpt.errors import InputError
-from kogpt.locks import lock_folder
+from kogpt.files import atomic_write, explain_disk_errors, lock_folder
 from kogpt.pretraining import dedup, filters, shards
 from kogpt.pretraining.parts import Counts, Job, Options, opened, read_corpus
 from kogpt.tokenizer import Tokenizer
 
 VERSION = 1
 REPORT = "report.json"
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def pack(
@@ -54,7 +51,9 @@ def pack(
         report = _finished(out, plan)
         _remove(work)  # there if a kill came after the renaming
         return report
-    with _writing(work), lock_folder(work, "kogpt pretrain pack"):
+    with explain_disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    with explain_disk_errors(work), lock_folder(work, "kogpt pretrain pack"):
         _begin(work, plan)
         counts = read_corpus(files, Job(tokenizer, work, options), workers, progress)
         _require_unchanged(files, plan)
@@ -117,8 +116,6 @@ def _begin(work: Path, plan: dict[str, Any]) -> None:
         )
     _write_json(path, plan)
     (work / "parts").mkdir(exist_ok=True)
-    for leftover in (work / "parts").glob(".*"):
-        leftover.unlink()
     for name in ("compare", "shards"):
         shutil.rmtree(work / name, ignore_errors=True)
         (work / name).mkdir()
@@ -127,24 +124,6 @@ def _begin(work: Path, plan: dict[str, Any]) -> None:
 def _remove(work: Path) -> None:
     """For after the renaming: what cannot be removed waits for the next time, and two may remove at once."""
     shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def _writing(work: Path) -> Iterator[None]:
-    """A full disk and its like as one clear line; what is done already stays."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        free = shutil.disk_usage(work if work.exists() else work.parent).free
-        raise InputError(
-            f"cannot write in {work} ({error.strerror}; {free / 1e9:.1f} GB free): make room and repeat "
-            "the command; it goes on where it stopped",
-            f"{work}에 쓸 수 없습니다({error.strerror}, 남은 공간 {free / 1e9:.1f} GB). 공간을 마련한 뒤 "
-            "같은 명령을 다시 쓰면 이어서 합니다",
-        ) from error
 
 
 def _require_unchanged(files: Sequence[Path], plan: Mapping[str, Any]) -> None:

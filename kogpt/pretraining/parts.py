@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.checkpoint import atomic_write
 from kogpt.errors import InputError
+from kogpt.files import atomic_write
 from kogpt.pretraining import dedup, filters, shards
 from kogpt.pretraining.corpus import (
     BadRecord,

@@ -14,7 +14,7 @@ from kogpt import checkpoint
 from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError
-from kogpt.locks import lock_folder
+from kogpt.files import lock_folder
 from kogpt.memory import require_memory
 from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture

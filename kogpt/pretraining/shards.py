@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.checkpoint import atomic_write
 from kogpt.errors import InputError
+from kogpt.files import atomic_write
 
 VERSION = 1
 INDEX = "index.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from kogpt.checkpoint import atomic_write
 from kogpt.errors import ConfigError
+from kogpt.files import atomic_write
 
 # Ids 0 to 4, as in the published tokenizer.
 SPECIAL_TOKENS = ("[BOS]", "[EOS]", "[UNK]", "[PAD]", "[MASK]")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from kogpt.checkpoint import atomic_write
 from kogpt.errors import ConfigError, InputError
+from kogpt.files import atomic_write
 from kogpt.pretraining import sample
 from kogpt.pretraining.corpus import Reading
 from kogpt.pretraining.pack import pack

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
-from kogpt.checkpoint import atomic_write
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, MissingExtra
+from kogpt.files import atomic_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

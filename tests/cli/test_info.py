@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from kogpt import checkpoint
+from kogpt import hub
 from kogpt.cli import info, machine, main
 from kogpt.cli.machine import Gpu
 from kogpt.config import SHAPES, ModelConfig
@@ -137,7 +137,7 @@ def test_a_foreign_config_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_built_in_name_is_the_default(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
-    monkeypatch.setitem(checkpoint.BUILT_IN, "kogpt-mini", tiny_folder)
+    monkeypatch.setitem(hub.BUILT_IN, "kogpt-mini", tiny_folder)
     assert main(["info"]) == 0
 
 

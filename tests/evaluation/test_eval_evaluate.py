@@ -313,7 +313,7 @@ def test_one_run_at_a_time_and_what_a_killed_one_left(tmp_path: Path) -> None:
         path.touch()
     with store.only_run(tmp_path):
         assert [path.exists() for path in left] == [False, False, True]
-        with pytest.raises(KoGPTError, match="another process"), store.only_run(tmp_path):
+        with pytest.raises(KoGPTError, match=r"in use \(kogpt eval, process"), store.only_run(tmp_path):
             pass
     with store.only_run(tmp_path):
         pass

@@ -64,7 +64,7 @@ def test_every_part_is_in_the_key(part: str, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
-    with BatchStore(tmp_path, PARTS), pytest.raises(KoGPTError, match="another process"):
+    with BatchStore(tmp_path, PARTS), pytest.raises(KoGPTError, match=r"in use \(kogpt eval"):
         BatchStore(tmp_path, PARTS)
     BatchStore(tmp_path, PARTS).close()
 

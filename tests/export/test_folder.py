@@ -13,8 +13,8 @@ import pytest
 from conftest import TINY, random_tensors
 from korean import PROSE
 
-from kogpt import checkpoint, native_runner
-from kogpt.errors import CheckpointError, KoGPTError
+from kogpt import checkpoint, manifest, native_runner
+from kogpt.errors import CheckpointError, DiskError, KoGPTError
 from kogpt.export import folder as export_folder
 from kogpt.export.folder import FLOATS, export, require_place
 from kogpt.generation import KoGPT
@@ -133,7 +133,7 @@ def test_the_manifest_states_the_format_and_every_file(tiny_folder: Path, tmp_pa
     assert set(document["files"]) == names and "LICENSE" in names
     assert document["quantization"] == statement(TINY, "int4")
     assert document["quantization"]["group_size"] == 32 and len(document["quantization"]["tensors"]) == 19
-    checkpoint.write_manifest(out)
+    manifest.write_manifest(out)
     assert json.loads((out / "kogpt.manifest.json").read_text()) == document
     text = KoGPT.from_pretrained(out).generate("옛날", Sampling(max_tokens=4, temperature=0)).tokens
     assert len(text) == 4
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
     try:
         for out in (tmp_path / "new", model):
-            with pytest.raises(OSError):
+            with pytest.raises(DiskError, match="make room"):
                 export(stored, "int4", out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -20,7 +20,8 @@ import tokenizers
 import zstandard
 from tokenizers import models, pre_tokenizers, trainers
 
-from kogpt.errors import InputError, KoGPTError
+from kogpt.errors import DiskError, InputError, KoGPTError
+from kogpt.files import lock_folder
 from kogpt.pretraining import pack as packing
 from kogpt.pretraining import parts
 from kogpt.pretraining.corpus import Reading
@@ -182,8 +183,9 @@ def _wait_until_gone(group: int) -> None:
 
 def test_a_second_process_is_refused(corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    busy = pytest.raises(InputError, match="in use by another")
-    with packing._writing(tmp_path / "out.partial"), packing.lock_folder(tmp_path / "out.partial", "x"), busy:
+    work = tmp_path / "out.partial"
+    work.mkdir()
+    with lock_folder(work, "x"), pytest.raises(InputError, match=r"in use \(x, process"):
         run(corpus_files, tokenizer_file, out)
     run(corpus_files, tokenizer_file, out)
 
@@ -205,7 +207,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     packed: dict[str, bytes], corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path, limit: int
 ) -> None:
     out = tmp_path / "out"
-    with largest_file(limit), pytest.raises(InputError, match="make room and repeat"):
+    with largest_file(limit), pytest.raises(DiskError, match="make room, then repeat"):
         run(corpus_files, tokenizer_file, out)
     assert not out.exists()
     assert not list(tmp_path.glob("out.partial/parts/.*"))
@@ -237,7 +239,7 @@ def test_every_write_may_fail(
     assert n_calls > 20
     for fail_at in range(1, n_calls + 1, 3):
         calls, out = 0, tmp_path / f"out{fail_at}"
-        with pytest.raises(InputError, match="make room and repeat"):
+        with pytest.raises(DiskError, match="make room, then repeat"):
             run(corpus_files[:1], tokenizer_file, out)
         calls = n_calls
         run(corpus_files[:1], tokenizer_file, out)
@@ -284,7 +286,7 @@ def test_parts_without_their_plan_are_not_used(
     corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path
 ) -> None:
     """As a removal that was killed may leave them; they may come from other options."""
-    with largest_file(100_000), pytest.raises(InputError):
+    with largest_file(100_000), pytest.raises(DiskError):
         run(corpus_files, tokenizer_file, tmp_path / "out")
     (tmp_path / "out.partial/plan.json").unlink()
     report = run(corpus_files, tokenizer_file, tmp_path / "out", left_out=("too-short",))
@@ -294,7 +296,7 @@ def test_parts_without_their_plan_are_not_used(
 def test_another_plan_does_not_go_on_from_these_parts(
     corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path
 ) -> None:
-    with largest_file(100_000), pytest.raises(InputError):
+    with largest_file(100_000), pytest.raises(DiskError):
         run(corpus_files, tokenizer_file, tmp_path / "out")
     with pytest.raises(InputError, match="was begun with other files"):
         run(corpus_files, tokenizer_file, tmp_path / "out", left_out=("too-short",))
@@ -304,7 +306,7 @@ def test_a_damaged_part_is_refused(
     packed: dict[str, bytes], corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with largest_file(100_000), pytest.raises(InputError):
+    with largest_file(100_000), pytest.raises(DiskError):
         run(corpus_files, tokenizer_file, out)
     part = tmp_path / "out.partial/parts/0000003.npz"
     data = bytearray(part.read_bytes())

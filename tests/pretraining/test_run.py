@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kogpt import checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError, InputError, KoGPTError
-from kogpt.locks import lock_folder
+from kogpt.files import lock_folder
 from kogpt.model import GPTJ
 from kogpt.pretraining import shards
 from kogpt.pretraining.mixture import Mixture

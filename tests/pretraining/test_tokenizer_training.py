@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import pre_tokenizers
 
-from kogpt.errors import ConfigError
+from kogpt.errors import ConfigError, DiskError
 from kogpt.pretraining.tokenizer_training import (
     SPECIAL_TOKENS,
     save_tokenizer,
@@ -87,7 +87,7 @@ def test_a_tokenizer_is_saved_whole_or_not_at_all(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match="No space left"):
         save_tokenizer(tokenizer, tmp_path, n_ctx=64)
     assert calls and [path.name for path in tmp_path.iterdir()] == ["tokenizer_config.json"][: fails_at - 1]
     fails_at = 0

@@ -1,0 +1,66 @@
+"""A model's name -> its local folder: a folder, a built-in model, or a model of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from kogpt.errors import CheckpointError
+
+BUILT_IN = {"kogpt-mini": Path(__file__).parent / "mini"}
+DEFAULT_REVISIONS = {"kakaobrain/kogpt": "KoGPT6B-ryan1.5b-float16"}  # as in the original's command line
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def find_folder(name: str | Path, revision: str | None = None, weights: bool = True) -> Path:
+    """The local folder of a model; a model of the hub is downloaded, or found in the hub's cache.
+
+    A built-in name goes before a folder of that name (which "./NAME" or a Path means), a folder before a hub
+    name. Without `weights` only the small files of a hub model are fetched.
+    """
+    folder = Path(name)
+    if isinstance(name, str) and name in BUILT_IN:
+        folder = BUILT_IN[name]
+    elif isinstance(name, str) and HUB_NAME.fullmatch(name) and not os.path.lexists(name):
+        return _download(name, revision or DEFAULT_REVISIONS.get(name), weights)
+    if not os.path.isdir(folder):
+        shown = repr(str(name)[:200])
+        raise CheckpointError(
+            f"no model folder {shown}: give a folder with a config.json, a hub name such as "
+            "kakaobrain/kogpt, or kogpt-mini",
+            f"모델 폴더가 없습니다: {shown} (config.json이 있는 폴더나 kakaobrain/kogpt 같은 허브 이름, "
+            "또는 kogpt-mini를 지정하세요)",
+        )
+    if revision is not None:
+        raise CheckpointError(
+            f"{folder} is a local folder and has no revision {revision!r}: leave the revision out",
+            f"{folder}: 로컬 폴더에는 리비전({revision!r})이 없습니다. 리비전을 빼고 다시 실행하세요",
+        )
+    return folder
+
+
+def _download(name: str, revision: str | None, weights: bool) -> Path:
+    import huggingface_hub as hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    at = f"{name} ({revision})" if revision else name
+    try:
+        patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+        if weights and not any(folder.glob("*.safetensors")):
+            hub.snapshot_download(name, revision=revision, allow_patterns=["*.bin"])
+        return folder
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise CheckpointError(
+            f"the hub has no {at}, or it needs `hf auth login`: check the name and the revision",
+            f"허브에 {at} 모델이 없거나 `hf auth login`이 필요합니다. 이름과 리비전을 확인하세요",
+        ) from error
+    except Exception as error:  # no network, no answer, a full disk: the client has no common base for them
+        kind = type(error).__name__
+        raise CheckpointError(
+            f"no folder {name}, and {at} could not be downloaded from the hub ({kind}): "
+            "connect to the network, or give the folder of a copy",
+            f"{name} 폴더가 없고, 허브에서 {at} 모델을 내려받을 수도 없습니다 ({kind}). "
+            "네트워크에 연결하거나 이미 받은 폴더를 지정하세요",
+        ) from error
