@@ -5,13 +5,13 @@ rotary positions on the first `rotary_dim` of each head's dimensions, interleave
 arXiv 2104.09864, section 3.2.2); one LayerNorm that feeds attention and MLP in parallel; no bias in the
 attention projections; a biased output head.
 
-Knows no cache, mask, quantisation or sampling: whoever runs it passes `attend`.
+Knows no cache, mask, adapter, quantisation or sampling: these enter through a ForwardPass.
 Shapes: B rows, T tokens, H heads, D head width, R rotary width, E model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,31 @@ from torch.nn import functional as F
 
 from kogpt.config import ModelConfig
 
-# layer, q, k, v -> y; all four (B, H, T, D). q and k are rotated already, q is not scaled yet.
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# Factors of each rotated dimension, and of the other dimension of its pair; (T, 1, R) or (B, T, 1, R) each.
+Rotation = tuple[Tensor, Tensor]
 
 
-def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain causal attention within the given tokens: what training uses."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+class Linear(nn.Linear):
+    """nn.Linear with a typed call."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class ForwardPass:
+    """What the model leaves to its caller: attention and matrix products. These defaults are for training.
+
+    A runner overrides `attend` to keep a cache, and `project` to add LoRA.
+    """
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention in a layer, four times (B, H, T, D). q and k are rotated already, q is not scaled yet."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def project(self, linear: Linear, x: Tensor) -> Tensor:
+        """The product with one of the six matrices of a block, and its bias; (B, T, in) -> (B, T, out)."""
+        return linear(x)
 
 
 class Attention(nn.Module):
@@ -35,23 +53,26 @@ class Attention(nn.Module):
         super().__init__()
         self.d_head = config.d_head
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(config.d_model, config.d_model, bias=False) for _ in range(4)
+            Linear(config.d_model, config.d_model, bias=False) for _ in range(4)
         )
 
-    def forward(self, x: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, layer: int, run: ForwardPass) -> Tensor:
         """(B, T, E) -> (B, T, E)."""
         q, k, v = (
-            projection(x).unflatten(-1, (-1, self.d_head))  # (B, T, E) -> (B, T, H, D)
+            run.project(projection, x).view(*x.shape[:-1], -1, self.d_head)  # (B, T, E) -> (B, T, H, D)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, rotation), rotate(k, rotation)
-        y = attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, T, D)
-        out: Tensor = self.out_proj(y.transpose(1, 2).flatten(-2))
-        return out
+        y = run.attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, T, D)
+        return run.project(self.out_proj, y.transpose(1, 2).flatten(-2))
 
 
 class Norm(nn.LayerNorm):
     """LayerNorm in the precision of its input: training may gather its weights in a narrower one."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., E) -> (..., E)."""
@@ -65,13 +86,12 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.fc_in = nn.Linear(config.d_model, config.d_ff)
-        self.fc_out = nn.Linear(config.d_ff, config.d_model)
+        self.fc_in = Linear(config.d_model, config.d_ff)
+        self.fc_out = Linear(config.d_ff, config.d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, run: ForwardPass) -> Tensor:
         """(B, T, E) -> (B, T, E)."""
-        out: Tensor = self.fc_out(F.gelu(self.fc_in(x), approximate="tanh"))
-        return out
+        return run.project(self.fc_out, F.gelu(run.project(self.fc_in, x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -83,10 +103,10 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, layer: int, run: ForwardPass) -> Tensor:
         """(B, T, E) -> (B, T, E)."""
         h = self.ln_1(x)
-        y: Tensor = x + self.attn(h, rotation, layer, attend) + self.mlp(h)
+        y: Tensor = x + self.attn(h, rotation, layer, run) + self.mlp(h, run)
         return y
 
 
@@ -101,17 +121,17 @@ class Transformer(nn.Module):
 
 
 class GPTJ(nn.Module):
-    """The model in steps, so that a soft prompt may enter and only wanted logits be computed."""
+    """The model in steps: a soft prompt may replace the first, and the head may run on few positions."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        self.lm_head = nn.Linear(config.d_model, config.n_vocab)
+        self.lm_head = Linear(config.d_model, config.n_vocab)
         self.tie()
 
     def tie(self) -> None:
-        """Make the head the embedding again, if it is to be: moving from the meta device parts them."""
+        """Make head and embedding one tensor if the config says so; leaving the meta device parts them."""
         if self.config.tied_head:
             self.lm_head.weight = self.transformer.wte.weight
 
@@ -120,36 +140,30 @@ class GPTJ(nn.Module):
         x: Tensor = self.transformer.wte(tokens)
         return x
 
-    def trunk(self, x: Tensor, positions: Tensor, attend: Attend = causal) -> Tensor:
+    def trunk(self, x: Tensor, positions: Tensor, run: ForwardPass | None = None) -> Tensor:
         """(B, T, E) embeddings at (B, T) or (T,) positions -> (B, T, E) after the last LayerNorm."""
-        return self.norm(self.blocks(x, positions, attend, range(self.config.n_layers)))
+        return self.norm(self.blocks(x, positions, run or ForwardPass(), range(self.config.n_layers)))
 
-    def blocks(self, x: Tensor, positions: Tensor, attend: Attend, layers: range) -> Tensor:
-        """Some of the blocks, one after the other; (B, T, E) -> (B, T, E)."""
-        precision = torch.promote_types(x.dtype, torch.float32)  # half-width q and k are turned in float32
+    def blocks(self, x: Tensor, positions: Tensor, run: ForwardPass, layers: range) -> Tensor:
+        """The given blocks, one after the other; (B, T, E) -> (B, T, E)."""
+        precision = torch.promote_types(x.dtype, torch.float32)  # 16-bit q and k are rotated in float32
         rotation = rotary_table(positions, self.config.rotary_dim, precision)
         for layer in layers:
-            x = self.transformer.h[layer](x, rotation, layer, attend)
+            x = self.transformer.h[layer](x, rotation, layer, run)
         return x
 
     def norm(self, x: Tensor) -> Tensor:
         """The last LayerNorm; (B, T, E) -> (B, T, E)."""
-        x = self.transformer.ln_f(x)
-        return x
+        return self.transformer.ln_f(x)
 
     def head(self, x: Tensor) -> Tensor:
         """(..., E) -> (..., V) logits, in the dtype of x."""
-        logits: Tensor = self.lm_head(x)
-        return logits
+        return self.lm_head(x)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) ids, each row from position 0 -> (B, T, V) logits; T at most n_ctx."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.head(self.trunk(self.embed(tokens), positions))
-
-
-# What each of the rotated dimensions, and the other of its pair, is multiplied by; (T, 1, R) or (B, T, 1, R).
-Rotation = tuple[Tensor, Tensor]
 
 
 def rotary_table(positions: Tensor, rotary_dim: int, dtype: torch.dtype) -> Rotation:

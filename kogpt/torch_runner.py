@@ -28,7 +28,7 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.memory import available_memory, require_memory
-from kogpt.model import GPTJ
+from kogpt.model import GPTJ, ForwardPass
 from kogpt.runner import (
     CPU_PREFILL_TOKENS,
     Array,
@@ -135,10 +135,10 @@ class TorchRunner:
         sizes = [(chunk.row, len(chunk.inputs)) for chunk in chunks]
         self._cache.reserve(max(self._cache.lengths[row] + size for row, size in sizes))
         # All before the first kernel is launched: a copy to a device waits for the work queued there.
-        readings = [ForwardPass(self._cache, sizes, stage.device) for stage in self._stages]
+        readings = [CachedPass(self._cache, sizes, stage.device) for stage in self._stages]
         x = self._embed(chunks)
         for stage, reading in zip(self._stages, readings, strict=True):
-            x = self._model.blocks(x.to(stage.device), reading.positions, reading.attend, stage.layers)
+            x = self._model.blocks(x.to(stage.device), reading.positions, reading, stage.layers)
         x = self._model.norm(x)
         self._cache.count(sizes)
         return x[0, torch.from_numpy(output_places(chunks)).to(x.device)]
@@ -264,7 +264,7 @@ class Group:
     mask: Tensor | None  # (B, 1, T, S), True where a position may be looked at; None if everywhere
 
 
-class ForwardPass:
+class CachedPass(ForwardPass):
     """One forward pass over a device's cache: where the new positions go, and who may look at what."""
 
     def __init__(self, cache: Cache, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:

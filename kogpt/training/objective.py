@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kogpt.errors import ConfigError
-from kogpt.model import GPTJ, Attend, Rotation, causal
+from kogpt.model import GPTJ, ForwardPass, Rotation
 from kogpt.training.loss import Kernel, head_loss, loss_and_gradient
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -92,13 +92,13 @@ class Objective(nn.Module):
         """(B, T) ids and the (B, T) ids that follow them (or IGNORED) -> summed loss, nats."""
         model = self.model
         positions = torch.arange(inputs.shape[1], device=inputs.device)
-        attend: Attend = causal
+        run = ForwardPass()
         if self.arithmetic.within_documents:
-            attend = documents_apart(inputs, model.config.eos_token_id)
+            run = DocumentsApart(inputs, model.config.eos_token_id)
         dtype = self.arithmetic.dtype_on(inputs.device)
         with torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
             # The residual stream is float32, also where the embedding is gathered in less.
-            hidden = model.trunk(model.embed(inputs).float(), positions, attend)
+            hidden = model.trunk(model.embed(inputs).float(), positions, run)
         head = model.lm_head.weight, model.lm_head.bias
         z_loss = self.arithmetic.z_loss
         return head_loss(hidden.flatten(0, 1).to(dtype), head, targets.flatten(), z_loss, self.kernel)
@@ -108,21 +108,22 @@ def _compiled_to_learn(forward: Forward) -> Forward:
     """Compiled where a gradient is wanted: validation has windows of every width, each compiled anew."""
     compiled = torch.compile(forward, dynamic=False)  # a run has few shapes: those of its stages
 
-    def either(x: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
+    def either(x: Tensor, rotation: Rotation, layer: int, run: ForwardPass) -> Tensor:
         if torch.is_grad_enabled():
-            return compiled(x, rotation, 0, attend)  # one compilation for all layers
-        return forward(x, rotation, layer, attend)
+            return compiled(x, rotation, 0, run)  # one compilation for all layers
+        return forward(x, rotation, layer, run)
 
     return either
 
 
-def documents_apart(tokens: Tensor, eos: int) -> Attend:
-    """Causal attention among the tokens of one document; (B, T) ids, an [EOS] belongs to what it ends."""
-    ends = tokens == eos
-    document = ends.cumsum(1) - ends.long()
-    mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
+class DocumentsApart(ForwardPass):
+    """Causal attention among the tokens of one document; an [EOS] belongs to the document that it ends."""
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    def __init__(self, tokens: Tensor, eos: int) -> None:
+        """`tokens`: (B, T) ids."""
+        ends = tokens == eos
+        document = ends.cumsum(1) - ends.long()
+        self._mask = (document[:, None, :, None] == document[:, None, None, :]).tril()  # (B, 1, T, T)
 
-    return attend
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask)

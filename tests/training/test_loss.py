@@ -16,7 +16,7 @@ from kogpt.errors import ConfigError
 from kogpt.model import GPTJ
 from kogpt.training import loss as loss_module
 from kogpt.training.loss import IGNORED, head_loss, loss_and_gradient
-from kogpt.training.objective import Arithmetic, Objective, _multiplies_bfloat16, documents_apart
+from kogpt.training.objective import Arithmetic, DocumentsApart, Objective, _multiplies_bfloat16
 
 
 def inputs(n: int = 50, e: int = 16, v: int = 37) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -133,8 +133,8 @@ def test_within_documents_each_is_as_if_alone(tiny: ModelConfig) -> None:
     first, second = torch.tensor([10, 11, 12, eos]), torch.tensor([20, 21, 22, 23])
     joined = torch.cat((first, second))[None]
     positions = torch.arange(8)
-    mask = documents_apart(joined, eos)
-    together = module.model.trunk(module.model.embed(joined), positions, mask)
+    apart = DocumentsApart(joined, eos)
+    together = module.model.trunk(module.model.embed(joined), positions, apart)
     alone = module.model.trunk(module.model.embed(second[None]), positions[:4])
     torch.testing.assert_close(together[:, 4:], alone)  # rotary positions are relative
     plain_trunk = module.model.trunk(module.model.embed(joined), positions)
