@@ -51,6 +51,7 @@ CORE: dict[str, set[str]] = {
     "tokenizer": {"config", "errors", "files", "patterns", "tokenizers"},
     "adapter": {"errors", "numpy"},
     "sampling": {"errors", "numpy"},
+    "generation_defaults": {"files", "config", "errors", "sampling"},
     "runner": {"adapter", "config", "errors", "memory", "sampling", "numpy"},
     "model": {"config", "torch"},
     "numpy_runner": ARITHMETIC,
