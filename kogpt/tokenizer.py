@@ -35,6 +35,7 @@ MAX_SETTINGS_BYTES = 4 << 20  # of the files beside it, which may list every add
 ROLES = ("bos", "eos", "unk", "pad", "mask")
 WORD_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # how an added word is found in text
 
+MAX_PROMPT_START = 16  # tokens that a template puts before a prompt; published ones put one
 MAX_STEPS = 16  # splitting text before the BPE; published tokenizers have at most 6
 
 
@@ -65,7 +66,7 @@ class Tokenizer:
     """
 
     def __init__(self, document: Mapping[str, Any], names: Mapping[str, str], where: str) -> None:
-        """Take a tokenizer.json's object, and the text of each special token by its role ("bos", ...)."""
+        """document: the object of a tokenizer.json; names: the text of each special token by its role."""
         self._where = where
         _require_byte_level(document, where)
         vocabulary, added = _vocabulary(document, where), _added_tokens(document, where)
@@ -308,6 +309,10 @@ def _prompt_start(document: Mapping[str, Any], n_vocab: int, where: str) -> tupl
             *(index for entry in before for index in _template_ids(entry, known, n_vocab, where)),
             *start,
         ]
+    if len(start) > MAX_PROMPT_START:
+        raise _unfit(
+            where, f"its template puts {len(start):,} tokens before a text, at most {MAX_PROMPT_START}"
+        )
     return tuple(start)
 
 
@@ -328,8 +333,6 @@ def _vocabulary(document: Mapping[str, Any], where: str) -> dict[str, int]:
     for token, index in vocabulary.items():
         if not _is_id(index):
             raise _unfit(where, f"token {token[:40]!r} has id {str(index)[:40]}")
-    if len(set(vocabulary.values())) != len(vocabulary):
-        raise _unfit(where, "two of its tokens share an id")
     return vocabulary
 
 

@@ -593,6 +593,7 @@ UNFIT = {
     "text, then EOS": put("post_processor")(template(TEXT, EOS)),
     "text in a pair": put("post_processor")(template(TEXT, TEXT)),
     "empty template": put("post_processor")(template()),
+    "long template": put("post_processor")(template(*[BOS] * 17, TEXT)),
     "unknown in a template": put("post_processor")(template({"SpecialToken": {"id": "[CLS]"}}, TEXT)),
     "id out of the vocabulary": put("post_processor")(
         template(BOS, TEXT) | {"special_tokens": {"[BOS]": {"ids": [512]}}}
