@@ -1,81 +1,58 @@
-"""Advance rows of token ids, many at a time: add, step, cancel, share a prefix.
+"""The one loop that drives a runner: add requests, step, read events.
 
-One loop serves one prompt, a batch and a server: each step reads the next piece of the prompts that are
-still being read and writes one token for every row that has been. Knows nothing of text, files or HTTP,
-and does no arithmetic: a Runner computes logits, sampling.py chooses.
-Shapes: T tokens, P prefix positions, E model width, V vocabulary.
+Each step writes one token for every sample and reads the next part of every other text, within a budget.
+Prompts, scored texts, choices, embeddings and prefixes all pass through `step`, so none of them keeps the
+others waiting. A request that fails ends with an event that says why; the others go on bit for bit.
+Knows nothing of text, files or HTTP, and does no arithmetic: a Runner computes and chooses.
+Shapes: T tokens, P prefix positions, E model width, K scored tokens.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.runner import Array, Chunk, Runner
-from kogpt.sampling import SampledToken, Sampler, Sampling, log_softmax, sample
+from kogpt.errors import NotEnoughMemory
+from kogpt.prefix_cache import Owner, PrefixCache
+from kogpt.request import Event, FinishReason, Ids, Request
+from kogpt.rows import NO_IDS, Part, Row, Task, not_finite, positions
+from kogpt.runner import Array, Runner
+from kogpt.sampling import Chosen, SampledToken, Sampler
 
-FinishReason = Literal["stop", "length", "error"]
-Ids = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to continue. `limit` new tokens at most; prefix, prompt and limit fit the context."""
-
-    ids: Ids  # (T,), T >= 1
-    sampling: Sampling
-    limit: int
-    stop_ids: frozenset[int] = frozenset()
-    prefix: int | None = None  # handle from Engine.prefix
+MAX_LOGITS = 2**24  # numbers in the logits of one pass: 64 MB in float32
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One token of one sample; `finish` is set on a sample's last event.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prefix:
+    """A kept text."""
 
-    finish "stop": `drawn.token` is a stop id. "error": the logits were not finite and `drawn` is None;
-    the other rows go on.
-    """
-
-    request: int
-    sample: int
-    drawn: SampledToken | None
-    finish: FinishReason | None
+    length: int
+    adapter: int | None
+    ids: Ids | None  # None for embeddings, keys and values
 
 
 @dataclass(slots=True)
-class _Row:
-    """One sample being written."""
+class Counters:
+    """What the engine has done since it was made, in tokens."""
 
-    sample: int
-    handle: int
-    sampler: Sampler
-    last: int = 0  # the token written last, not yet read by the runner
-    n_written: int = 0
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """An admitted request: its prompt is being read (`rows` empty), or its samples are being written."""
-
-    number: int
-    request: Request
-    handle: int
-    n_read: int = 0
-    rows: list[_Row] = field(default_factory=list)
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.rows) or self.request.sampling.n
+    prompt: int = 0  # inputs of the requests that were admitted
+    reused: int = 0  # inputs that the prefix cache saved from being read again
+    hits: int = 0  # requests that began with a text of the prefix cache
+    written: int = 0
 
 
 class Engine:
-    """Owns the rows of one runner. Not thread-safe: one thread calls it."""
+    """Owns the rows of one runner.
+
+    `add` may be called from any thread, everything else from one at a time (session.py sees to that).
+    """
 
     def __init__(
         self,
@@ -83,18 +60,27 @@ class Engine:
         max_rows: int = 16,
         chunk_tokens: int | None = None,
         n_vocab: int | None = None,
+        max_cached: int = 0,
     ) -> None:
-        """At most `max_rows` rows at once, `chunk_tokens` prompt tokens a step, ids below `n_vocab`.
+        """Write at most `max_rows` rows at once and read `chunk_tokens` inputs a step (None: the runner's).
 
-        By default the runner's own `prefill_tokens`, and its vocabulary.
+        n_vocab: only ids below it are written (None: all). max_cached: closed rows that are kept as a prefix
+        cache; close() frees them.
         """
         self.runner = runner
         self.max_rows = max_rows
         self.chunk_tokens = chunk_tokens or runner.prefill_tokens
         self.n_vocab = n_vocab or runner.config.n_vocab
-        self._waiting: deque[tuple[int, Request]] = deque()
-        self._live: dict[int, _Sequence] = {}
-        self._count = 0
+        self.max_outputs = max(1, MAX_LOGITS // runner.config.n_vocab)
+        self.counters = Counters()
+        self._cache = PrefixCache(runner, max_cached)
+        self._prefixes: dict[int, _Prefix] = {}
+        self._released: set[int] = set()  # prefixes to free once no waiting request needs them
+        self._queue: deque[int] = deque()  # numbers of the waiting requests; cancelled ones are passed over
+        self._waiting: dict[int, Request] = {}
+        self._live: dict[int, Task] = {}
+        self._events: list[Event] = []  # not delivered yet
+        self._numbers = count(1)
 
     @property
     def n_waiting(self) -> int:
@@ -104,68 +90,94 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing is left to do."""
-        return not self._waiting and not self._live
+        return not (self._waiting or self._live or self._events)
 
     def add(self, request: Request) -> int:
-        """Queue a request; the number that its events will carry."""
-        position = self.runner.length(request.prefix) if request.prefix is not None else 0
-        assert len(request.ids) > 0 and request.limit > 0
-        assert position + len(request.ids) + request.limit <= self.runner.config.n_ctx
-        self._count += 1
-        self._waiting.append((self._count, request))
-        return self._count
+        """Queue a request; the number that its events will carry.
+
+        Prefix, inputs and what is written or scored after them fit the context.
+        """
+        assert len(request.inputs) > request.n_scored >= 0 and all(map(len, request.choices))
+        assert not (request.choices and request.writing), "choices or samples"
+        assert self.length(request.prefix) + request.longest <= self.runner.config.n_ctx
+        assert request.prefix is None or self._prefixes[request.prefix].adapter == request.adapter
+        number = next(self._numbers)
+        self._waiting[number] = request
+        self._queue.append(number)
+        return number
 
     def cancel(self, number: int, sample: int | None = None) -> None:
-        """Drop a request, or one of its samples, between steps; unknown or finished ones are ignored."""
-        if number not in self._live:
-            if sample is None:
-                self._waiting = deque(entry for entry in self._waiting if entry[0] != number)
+        """Drop a request, or one of its samples; no event follows. Unknown and finished ones are ignored."""
+        self._events = [
+            e for e in self._events if e.request != number or (sample is not None and e.sample != sample)
+        ]
+        if sample is None:
+            self._waiting.pop(number, None)
+        task = self._live.get(number)
+        if task is None:
             return
-        live = self._live[number]
-        if not live.rows:
-            assert sample is None, "a sample exists once its prompt has been read"
-            self.runner.close(live.handle)
-            del self._live[number]
-        for row in [row for row in live.rows if sample is None or row.sample == sample]:
-            self._close(live, row)
+        if sample is None:
+            self._end(task)
+        for row in [row for row in task.samples if row.number == sample]:
+            self._end_sample(row)
 
-    def prefix(self, inputs: NDArray[Any]) -> int:
-        """Read a prefix once, for many requests to begin with: (P,) ids, or (P, E) soft-prompt embeddings.
-
-        The handle is freed by `release`; requests that began with it do not need it any more.
-        """
-        handle = self.runner.open()
-        try:
-            self._read(handle, inputs)
-        except BaseException:
-            self.runner.close(handle)
-            raise
-        return handle
+    def length(self, prefix: int | None) -> int:
+        """How many positions a prefix takes."""
+        return 0 if prefix is None else self._prefixes[prefix].length
 
     def release(self, prefix: int) -> None:
-        """Free a prefix."""
-        self.runner.close(prefix)
+        """Free a prefix, once the requests that were added with it have begun."""
+        self._released.add(prefix)
+        self._free_released()
+
+    def close(self) -> None:
+        """Free every row: requests are dropped, prefixes and the prefix cache emptied."""
+        for number in [*self._waiting, *self._live]:
+            self.cancel(number)
+        for prefix in list(self._prefixes):
+            self.release(prefix)
+        self._events.clear()
+        self._cache.clear()
 
     def step(self) -> list[Event]:
-        """Advance everything by one token or one piece of prompt; the events that came of it."""
+        """Advance every request by a token or a part of its text; the events that came of it.
+
+        After an interruption (Ctrl-C) the engine can go on: at most the request that was in hand fails.
+        """
         self._admit()
-        writing = [(live, row) for live in self._live.values() for row in live.rows]
-        reading = self._next_pieces()
-        chunks = [Chunk(row.handle, np.array([row.last]), 1) for _, row in writing]
-        for live, end in reading:
-            piece = live.request.ids[live.n_read : end]
-            chunks.append(Chunk(live.handle, piece, int(end == len(live.request.ids))))
-        if not chunks:
-            return []
-        outputs = self.runner.forward(chunks)
-        events = []
-        for (live, row), logits in zip(writing, outputs, strict=False):
-            events.append(self._write(live, row, logits[-1]))
-        for (live, end), logits in zip(reading, outputs[len(writing) :], strict=True):
-            live.n_read = end
-            if len(logits):
-                events += self._begin(live, logits[-1])
+        parts = self._plan()
+        for batch in self._batches([part for part in parts if not part.row.task.request.pooled]):
+            self._read(batch, pooled=False)
+        self._read([part for part in parts if part.row.task.request.pooled], pooled=True)
+        events, self._events = self._events, []
         return events
+
+    def run(self, requests: Sequence[Request]) -> list[Event]:
+        """Add requests that write nothing and step until all are answered; the last event of each.
+
+        Raises the error of one that fails and drops the rest. Events of other requests wait for `step`.
+        """
+        numbers = [self.add(request) for request in requests]
+        answers: dict[int, Event] = dict.fromkeys(numbers, Event(0))
+        others: list[Event] = []
+        try:
+            while any(event.finish is None for event in answers.values()):
+                events = self.step()
+                others += [event for event in events if event.request not in answers]
+                answers |= {event.request: event for event in events if event.request in answers}
+                if failed := next((event.error for event in answers.values() if event.error), None):
+                    raise failed
+        finally:
+            for number in numbers:
+                self.cancel(number)
+            self._events = others + self._events
+        return list(answers.values())
+
+    def prefix(self, inputs: NDArray[Any]) -> int:
+        """Read a prefix once, for many requests to begin with: (P,) ids, or (P, E) soft-prompt embeddings."""
+        [event] = self.run([Request(inputs, keep=True)])
+        assert event.prefix is not None
+        return event.prefix
 
     def score(
         self, questions: Sequence[tuple[Ids, Sequence[Ids]]], prefix: int | None = None
@@ -173,141 +185,344 @@ class Engine:
         """Log-probability of every token of every continuation, in nats.
 
         questions: (context (T,), its continuations); contexts and continuations have at least one token.
-        The prefix has been read already, a context is read once, however many its continuations; questions
-        run in batches of at most `max_rows`.
         """
-        results: list[list[Array]] = []
-        for start in range(0, len(questions), self.max_rows):
-            results += self._score_batch(questions[start : start + self.max_rows], prefix)
-        return results
+        requests = [_question(context, choices, prefix) for context, choices in questions]
+        return [
+            [found.logprobs for found in event.choices or (event.scores,) if found]
+            for event in self.run(requests)
+        ]
 
-    def hidden(self, ids: Sequence[Ids]) -> list[Array]:
-        """(T, E) outputs of the trunk for each text of (T,) ids, T at most the context length."""
-        results = []
-        for start in range(0, len(ids), self.max_rows):
-            batch = ids[start : start + self.max_rows]
-            handles = [self.runner.open() for _ in batch]
-            try:
-                results += self.runner.hidden(
-                    [Chunk(handle, row, len(row)) for handle, row in zip(handles, batch, strict=True)]
-                )
-            finally:
-                self._close_all(handles)
-        return results
+    def pool(self, texts: Sequence[Ids]) -> list[NDArray[np.float32]]:
+        """(E,) mean of the last hidden states of each text of (T,) ids."""
+        requests = [Request(ids, pooled=True, reusable=False) for ids in texts]
+        return [event.pooled for event in self.run(requests) if event.pooled is not None]
 
     def _admit(self) -> None:
-        n_rows = sum(live.n_rows for live in self._live.values())
-        while self._waiting and (not self._live or n_rows + self._waiting[0][1].sampling.n <= self.max_rows):
-            number, request = self._waiting.popleft()
-            self._live[number] = _Sequence(number, request, self._open(request.prefix))
-            n_rows += request.sampling.n
-
-    def _next_pieces(self) -> list[tuple[_Sequence, int]]:
-        """The prompts to read from in this step, each with where its piece ends."""
-        budget, pieces = self.chunk_tokens, []
-        for live in self._live.values():
-            if live.rows or not budget:
+        """Begin waiting requests, in their order, while there are rows and memory for them."""
+        while self._queue:
+            request = self._waiting.get(self._queue[0])
+            if request is None:  # cancelled
+                self._queue.popleft()
                 continue
-            end = min(live.n_read + budget, len(live.request.ids))
-            budget -= end - live.n_read
-            pieces.append((live, end))
-        return pieces
+            n_rows = sum(len(task.unfinished) for task in self._live.values())
+            if self._live and n_rows + request.n_samples > self.max_rows:
+                break
+            missing = self._missing_room(request)
+            if missing and self._live:
+                break
+            number = self._queue.popleft()
+            task = Task(number, request, unfinished=list(range(request.n_samples)))
+            self._live[number] = task
+            del self._waiting[number]
+            if missing:
+                self._fail(task, _no_room(missing))
+            else:
+                self._begin(task)
+        self._free_released()
 
-    def _begin(self, live: _Sequence, logits: Array) -> list[Event]:
-        """The prompt is read: every sample forks from it and writes its first token."""
-        request = live.request
-        handles = [live.handle] + [self.runner.fork(live.handle) for _ in range(request.sampling.n - 1)]
-        live.rows = [
-            _Row(i, handle, Sampler(request.sampling, request.ids, i)) for i, handle in enumerate(handles)
-        ]
-        return [self._write(live, row, logits) for row in list(live.rows)]
+    def _missing_room(self, request: Request) -> int:
+        """How many positions the runner lacks for a request, after what the admitted ones may still take."""
+        needed = positions(request, self.max_rows)
+        needed += sum(task.positions_left(self.max_rows) for task in self._live.values())
+        while True:
+            room = self.runner.room()
+            if room is None or needed <= room:
+                return 0
+            if not self._cache.drop_oldest():
+                return needed - room
 
-    def _write(self, live: _Sequence, row: _Row, logits: Array) -> Event:
-        """Choose the row's next token; a row that ends is freed at once."""
-        logits = logits[: self.n_vocab]
-        drawn = sample(logits, row.sampler.draw())
-        row.n_written += 1
-        finish: FinishReason | None = None
-        if drawn is None:
-            finish = "error"
-        elif drawn.token in live.request.stop_ids:
-            finish = "stop"
-        elif row.n_written == live.request.limit:
-            finish = "length"
-        if drawn is not None:
-            row.last = drawn.token
-            row.sampler.accept(drawn.token)
-        if finish:
-            self._close(live, row)
-        return Event(live.number, row.sample, drawn, finish)
-
-    def _close(self, live: _Sequence, row: _Row) -> None:
-        live.rows.remove(row)
-        self.runner.close(row.handle)
-        if not live.rows:
-            del self._live[live.number]
-
-    def _open(self, prefix: int | None) -> int:
-        return self.runner.open() if prefix is None else self.runner.fork(prefix)
-
-    def _close_all(self, handles: Sequence[int]) -> None:
-        for handle in handles:
-            self.runner.close(handle)
-
-    def _read(self, handle: int, inputs: NDArray[Any]) -> None:
-        """Extend a row without asking for logits, a chunk at a time."""
-        for start in range(0, len(inputs), self.chunk_tokens):
-            self.runner.forward([Chunk(handle, inputs[start : start + self.chunk_tokens], 0)])
-
-    def _score_batch(
-        self, questions: Sequence[tuple[Ids, Sequence[Ids]]], prefix: int | None
-    ) -> list[list[Array]]:
-        handles: list[int] = []
-        try:
-            handles += [self._open(prefix) for _ in questions]
-            first = self._read_contexts(handles, [context for context, _ in questions])
-            # A continuation's first token is scored by its context's logits, the others after a fork.
-            longer = [
-                (q, i, ids)
-                for q, (_, continuations) in enumerate(questions)
-                for i, ids in enumerate(continuations)
-                if len(ids) > 1
-            ]
-            rest = self._score_forks(handles, longer)
-        finally:
-            self._close_all(handles)
-        return [
-            [
-                np.concatenate([first[q][ids[:1]], rest.get((q, i), first[q][:0])])
-                for i, ids in enumerate(continuations)
-            ]
-            for q, (_, continuations) in enumerate(questions)
-        ]
-
-    def _read_contexts(self, handles: Sequence[int], contexts: Sequence[Ids]) -> list[Array]:
-        """Read each context into its row; (V,) log-probabilities of what follows it."""
-        tails = []
-        for handle, context in zip(handles, contexts, strict=True):
-            cut = max(0, len(context) - self.chunk_tokens)
-            self._read(handle, context[:cut])
-            tails.append(Chunk(handle, context[cut:], 1))
-        return [log_softmax(logits[-1]) for logits in self.runner.forward(tails)]
-
-    def _score_forks(
-        self, handles: Sequence[int], longer: Sequence[tuple[int, int, Ids]]
-    ) -> dict[tuple[int, int], Array]:
-        """Log-probabilities of all but the first token of each (question, choice, ids)."""
-        scores = {}
-        for start in range(0, len(longer), self.max_rows):
-            batch = longer[start : start + self.max_rows]
-            forks = [self.runner.fork(handles[q]) for q, _, _ in batch]
+    def _begin(self, task: Task) -> None:
+        """Give a request the row that reads its inputs."""
+        with self._blame(task):
             try:
-                chunks = [
-                    Chunk(fork, ids[:-1], len(ids) - 1)
-                    for fork, (_, _, ids) in zip(forks, batch, strict=True)
-                ]
-                for (q, i, ids), logits in zip(batch, self.runner.forward(chunks), strict=True):
-                    scores[q, i] = log_softmax(logits)[np.arange(len(ids) - 1), ids[1:]]
-            finally:
-                self._close_all(forks)
-        return scores
+                task.trunk = self._trunk(task)
+            except (NotEnoughMemory, MemoryError):
+                if not self._cache.clear():
+                    raise
+                task.trunk = self._trunk(task)
+            self.counters.prompt += len(task.request.inputs)
+
+    def _trunk(self, task: Task) -> Row:
+        """A row that begins with the request's prefix, or with more of its text if the cache has it."""
+        request = task.request
+        prefix = _Prefix(0, request.adapter, NO_IDS)
+        if request.prefix is not None:
+            prefix = self._prefixes[request.prefix]
+        if prefix.ids is not None and request.inputs.ndim == 1:
+            task.ids = np.concatenate([prefix.ids, request.inputs])
+        if request.writing is not None:
+            known = NO_IDS if task.ids is None else task.ids
+            sampling = request.writing.sampling
+            task.samplers = [Sampler(sampling, known, i, self.n_vocab) for i in range(sampling.n)]
+        trunk = task.reader(prefix.length)
+        most = prefix.length + min(trunk.first_output, len(trunk.inputs) - 1)
+        match = None
+        if request.reusable and task.ids is not None:
+            match = self._cache.find(_owner(request), task.ids, most)
+        if match is not None and match.length > prefix.length:
+            trunk.handle = self.runner.fork(match.handle, match.length)
+            trunk.n_read, trunk.length = match.length - prefix.length, match.length
+            self.counters.hits += 1
+            self.counters.reused += trunk.n_read
+        elif request.prefix is not None:
+            trunk.handle = self.runner.fork(request.prefix)
+        else:
+            trunk.handle = self.runner.open()
+        return trunk
+
+    def _plan(self) -> list[Part]:
+        """What every row reads in this step: samples a token, others what the budget leaves, oldest first."""
+        parts = [row.next_part(1, 1) for task in self._live.values() for row in task.samples]
+        tokens, outputs = self.chunk_tokens, max(1, self.max_outputs - len(parts))
+        for task in list(self._live.values()):
+            for row in self._readers(task):
+                part = row.next_part(tokens, outputs)
+                if not part.size:
+                    break
+                parts.append(part)
+                tokens -= part.size
+                outputs -= part.n_outputs
+        return parts
+
+    def _readers(self, task: Task) -> Iterator[Row]:
+        """The rows of a request that read text. Choices fork as they are asked for, `max_rows` at most."""
+        if task.trunk is not None and task.is_reading:
+            yield task.trunk
+        yield from list(task.forks)
+        while task.trunk is not None and task.unforked:
+            if sum(len(other.forks) for other in self._live.values()) >= self.max_rows and task.forks:
+                return
+            with self._blame(task):
+                task.fork_choice(self._fork(task.trunk.handle))
+            if task.forks:
+                yield task.forks[-1]
+
+    def _fork(self, handle: int) -> int:
+        try:
+            return self.runner.fork(handle)
+        except (NotEnoughMemory, MemoryError):
+            if not self._cache.clear():
+                raise
+            return self.runner.fork(handle)
+
+    def _batches(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
+        """The parts in passes of at most `max_outputs` outputs."""
+        batch: list[Part] = []
+        room = self.max_outputs
+        for part in parts:
+            if batch and part.n_outputs > room:
+                yield batch
+                batch, room = [], self.max_outputs
+            batch.append(part)
+            room -= part.n_outputs
+        if batch:
+            yield batch
+
+    def _read(self, parts: Sequence[Part], pooled: bool) -> None:
+        """One pass of the runner. What was not taken in when it fails or is interrupted is forgotten."""
+        unread = deque(part for part in parts if part.row.task.number in self._live)
+        if not unread:
+            return
+        try:
+            chunks = [part.chunk() for part in unread]
+            answers: Sequence[Chosen | Array] = (
+                self.runner.hidden(chunks)
+                if pooled
+                else self.runner.draw(chunks, [part.wanted() for part in unread])
+            )
+            for answer in answers:
+                part = unread.popleft()
+                with self._blame(part.row.task):
+                    self._accept(part, answer)
+        except BaseException as error:
+            for part in unread:
+                if part.row.task.number in self._live:
+                    self.runner.truncate(part.row.handle, part.row.length)
+            if not isinstance(error, Exception):
+                raise
+            self._retry(list(unread), pooled, error)
+
+    def _retry(self, parts: Sequence[Part], pooled: bool, error: Exception) -> None:
+        """Read again after a failure, first without prefix cache, then each request alone: to find who fails.
+
+        The oldest comes first, so where memory is short the newest fail.
+        """
+        tasks = list(dict.fromkeys(part.row.task for part in parts))
+        if self._cache.clear():
+            self._read(parts, pooled)
+        elif len(tasks) == 1:
+            self._fail(tasks[0], error)
+        else:
+            for task in tasks:
+                self._read([part for part in parts if part.row.task is task], pooled)
+
+    def _accept(self, part: Part, answer: Chosen | Array) -> None:
+        """Take in what a row's part gave."""
+        row, task = part.row, part.row.task
+        row.length += part.size
+        row.n_read = part.end
+        if not isinstance(answer, Chosen):
+            task.total = answer.sum(axis=0, dtype=np.float64) + (0 if task.total is None else task.total)
+        elif len(answer.logprobs):
+            row.chosen.append(answer)
+        if row.n_read < len(row.inputs):
+            return
+        tokens = answer.tokens if isinstance(answer, Chosen) else []
+        if row is task.trunk:
+            self._inputs_read(task, row, tokens)
+        elif not row.samplers:
+            self._choice_read(row)
+        elif not self._write(row, tokens[0]):
+            self._end_sample(row)
+
+    def _inputs_read(self, task: Task, trunk: Row, tokens: Sequence[SampledToken | None]) -> None:
+        """The inputs are read: their scores are there, choices and samples can begin."""
+        task.take_scores(trunk)
+        if task.request.writing is None:
+            self._report_if_done(task)
+            return
+        if task.request.n_scored or task.request.keep:
+            self._report(task)
+        trunk.broken = None in tokens
+        for number, token in enumerate(tokens):
+            row = Row(
+                task, -1, trunk.length, NO_IDS, samplers=task.samplers[number : number + 1], number=number
+            )
+            if not self._write(row, token):
+                continue
+            if task.trunk is None:
+                row.handle = self._fork(trunk.handle)
+            else:
+                row.handle, task.trunk = trunk.handle, None
+            task.samples.append(row)
+        if not task.unfinished:
+            self._end(task)
+
+    def _choice_read(self, row: Row) -> None:
+        task = row.task
+        task.forks.remove(row)
+        self.runner.close(row.handle)
+        task.take_choice(row)
+        self._report_if_done(task)
+
+    def _report_if_done(self, task: Task) -> None:
+        if not task.unforked and not task.forks:
+            self._report(task)
+            self._end(task)
+
+    def _report(self, task: Task) -> None:
+        """Say what reading gave; of a request that writes nothing this is the last event."""
+        request, prefix = task.request, None
+        if request.keep and task.trunk is not None:
+            prefix = task.trunk.handle
+            self._prefixes[prefix] = _Prefix(task.trunk.length, request.adapter, task.ids)
+            task.trunk = None
+        finish: FinishReason | None = "done" if request.writing is None else None
+        pooled = task.mean() if request.pooled else None
+        self._events.append(
+            Event(
+                task.number,
+                finish=finish,
+                scores=task.scores,
+                choices=tuple(task.choices),
+                pooled=pooled,
+                prefix=prefix,
+            )
+        )
+
+    def _write(self, row: Row, token: SampledToken | None) -> bool:
+        """Take in the next token of a sample; whether the sample goes on."""
+        task, writing = row.task, row.task.request.writing
+        assert writing is not None
+        finish: FinishReason | None = None
+        error = None
+        if token is None:
+            finish, error, row.broken = "failed", not_finite(), True
+        else:
+            row.written.append(token.token)
+            row.inputs, row.n_read = np.array([token.token]), 0
+            row.samplers[0].accept(token.token)
+            self.counters.written += 1
+            if token.token in writing.stop_ids:
+                finish = "stop"
+            elif len(row.written) == writing.limit:
+                finish = "length"
+        if finish is not None:
+            task.unfinished.remove(row.number)
+        self._events.append(Event(task.number, row.number, token, finish, error=error))
+        return finish is None
+
+    def _end_sample(self, row: Row) -> None:
+        task = row.task
+        task.samples.remove(row)
+        if row.number in task.unfinished:
+            task.unfinished.remove(row.number)
+        self._retire(row)
+        if not task.unfinished:
+            self._end(task)
+
+    def _end(self, task: Task) -> None:
+        """Forget a request; its rows stay for a while as a prefix cache."""
+        self._live.pop(task.number, None)
+        for row in task.take_rows():
+            self._retire(row)
+
+    @contextmanager
+    def _blame(self, task: Task) -> Iterator[None]:
+        """What goes wrong within ends this request alone; an interruption goes on to the caller too."""
+        try:
+            yield
+        except BaseException as error:
+            self._fail(task, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _fail(self, task: Task, error: BaseException) -> None:
+        """End a request with an event that says why, for each of its unfinished samples."""
+        self._events += [
+            Event(task.number, sample, finish="failed", error=error) for sample in task.unfinished
+        ]
+        self._live.pop(task.number, None)
+        for row in task.take_rows():
+            self.runner.close(row.handle)
+
+    def _retire(self, row: Row) -> None:
+        """Close a row, or leave it to the prefix cache: one of each request."""
+        task = row.task
+        if task.request.reusable and task.ids is not None and row.number == 0 and not row.broken:
+            written = np.array(row.written, np.int64)
+            self._cache.put(
+                _owner(task.request), np.concatenate([task.ids, written])[: row.length], row.handle
+            )
+        else:
+            self.runner.close(row.handle)
+
+    def _free_released(self) -> None:
+        """Close the released prefixes that no waiting request begins with."""
+        if self._released:
+            needed = {request.prefix for request in list(self._waiting.values())}
+            for prefix in self._released - needed:
+                self._released.remove(prefix)
+                del self._prefixes[prefix]
+                self.runner.close(prefix)
+
+
+def _question(context: Ids, choices: Sequence[Ids], prefix: int | None) -> Request:
+    """The request for the scores of choices after a context; one choice needs no fork."""
+    if len(choices) == 1:
+        whole = np.concatenate([context, choices[0]])
+        return Request(whole, prefix=prefix, n_scored=len(choices[0]), reusable=False)
+    return Request(context, prefix=prefix, choices=choices, reusable=False)
+
+
+def _owner(request: Request) -> Owner:
+    return Owner(request.adapter, request.namespace)
+
+
+def _no_room(missing: int) -> NotEnoughMemory:
+    return NotEnoughMemory(
+        f"not enough memory: the cache lacks room for {missing:,} of the tokens that this request may need: "
+        "close other programs, choose a smaller --dtype or model, or ask for a shorter or for fewer texts",
+        f"메모리가 부족합니다: 이 요청에 필요할 수 있는 토큰 가운데 {missing:,}개의 캐시를 둘 곳이 없습니다. "
+        "다른 프로그램을 닫거나, 더 작은 --dtype 또는 모델을 쓰거나, 더 짧은 글이나 더 적은 답을 요청하세요",
+    )

@@ -9,6 +9,7 @@
       InputError              an input file or stream that cannot be read as what it claims to be
       DiskError               a disk that is full, broken or read-only
       NotEnoughMemory         the model would not fit; raised before anything is allocated
+      NotFinite               the model computed numbers that are not finite
       MissingExtra            a capability whose optional packages are not installed
 
 Each message names the value, the limit and the remedy. Bugs of ours are `assert`s, never one of these.
@@ -120,6 +121,10 @@ class DiskError(KoGPTError):
 
 class NotEnoughMemory(KoGPTError):
     """The model would not fit; raised before anything is allocated."""
+
+
+class NotFinite(KoGPTError):
+    """The model computed numbers that are not finite: its weights are damaged, or a format overflowed."""
 
 
 class MissingExtra(KoGPTError):

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt import checkpoint
-from kogpt.engine import Engine, Event, FinishReason, Ids, Request
+from kogpt.engine import Engine
 from kogpt.errors import PromptError, SamplingError
 from kogpt.placement import Placement, load_runner
+from kogpt.request import Event, FinishReason, Ids, Request, Writing
 from kogpt.sampling import SampledToken, Sampling
 from kogpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -38,7 +39,7 @@ class Result:
     """One answer: the continuation only, without the prompt and without a stop string.
 
     `tokens` are all ids written but [EOS]; where a stop string ended the answer they reach past `text`.
-    finish_reason: "stop" ([EOS] or a stop string), "length", or "error" (logits were not finite).
+    finish_reason: "stop" ([EOS] or a stop string), "length", or "failed" (logits were not finite).
     """
 
     prompt: str
@@ -101,9 +102,9 @@ class _Answer:
 
     def push(self, event: Event) -> Piece:
         text, finish = "", event.finish
-        if event.drawn is not None and finish != "stop":
-            self.drawn.append(event.drawn)
-            text, stopped = self.stops.push(self.decoder.push(event.drawn.token))
+        if event.token is not None and finish != "stop":
+            self.drawn.append(event.token)
+            text, stopped = self.stops.push(self.decoder.push(event.token.token))
             if stopped:
                 finish = "stop"
             elif finish:
@@ -111,7 +112,7 @@ class _Answer:
         elif finish:
             text = self._rest()
         self.text.append(text)
-        return Piece(text, event.sample, event.drawn, finish)
+        return Piece(text, event.sample, event.token, finish)
 
     def _rest(self) -> str:
         """The end of the text: an unfinished character, then what might have become a stop string."""
@@ -126,6 +127,7 @@ class _Job:
     prompt: str
     request: Request
     started: float
+    logprobs: bool
     answers: dict[int, _Answer] = field(default_factory=dict)
     n_finished: int = 0
 
@@ -138,10 +140,10 @@ class _Job:
             text="".join(answer.text),
             tokens=tuple(drawn.token for drawn in answer.drawn),
             finish_reason=piece.finish_reason,
-            prompt_tokens=len(self.request.ids),
+            prompt_tokens=len(self.request.inputs),
             completion_tokens=len(answer.drawn),
             seconds=time.perf_counter() - self.started,
-            logprobs=tuple(answer.drawn) if self.request.sampling.logprobs is not None else None,
+            logprobs=tuple(answer.drawn) if self.logprobs else None,
             sample=piece.sample,
         )
 
@@ -247,8 +249,7 @@ class KoGPT:
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d_model) float32: the mean over a text's tokens of the model's last hidden state."""
         ids = [self._prompt_ids(text, reserve=0) for text in texts]
-        rows = [hidden.mean(axis=0) for hidden in self.engine.hidden(ids)]
-        return np.array(rows, dtype=np.float32).reshape(len(texts), self.config.d_model)
+        return np.array(self.engine.pool(ids), dtype=np.float32).reshape(len(texts), self.config.d_model)
 
     def encode_pair(self, prompt: str, continuation: str) -> tuple[Ids, Ids]:
         """Ids of a prompt and of a text that follows it.
@@ -282,7 +283,7 @@ class KoGPT:
                     if piece.finish_reason and not event.finish:  # a stop string, which the engine cannot see
                         self.engine.cancel(event.request, event.sample)
                     job.n_finished += piece.finish_reason is not None
-                    if job.n_finished == job.request.sampling.n:
+                    if job.n_finished == job.request.n_samples:
                         del jobs[event.request]
                     yield number, job, piece
         finally:
@@ -300,8 +301,9 @@ class KoGPT:
                 " 프롬프트를 줄이거나 max_length 값을 늘려 주십시오",
             )
         self._require_known(sampling)
-        request = Request(ids, sampling, limit, frozenset({self.config.eos_token_id}))
-        job = _Job(prompt, request, time.perf_counter())
+        writing = Writing(sampling, limit, frozenset({self.config.eos_token_id}))
+        request = Request(ids, writing=writing)
+        job = _Job(prompt, request, time.perf_counter(), sampling.logprobs is not None)
         for sample in range(sampling.n):
             job.answers[sample] = _Answer(self.tokenizer.decoder(), StopStrings(sampling.stop))
         return job

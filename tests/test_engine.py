@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -10,28 +13,31 @@ from conftest import TINY, random_tensors
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from numpy.typing import NDArray
 
+from kogpt import native_runner
 from kogpt.checkpoint import Stored
-from kogpt.config import ModelConfig
-from kogpt.engine import Engine, Event, Ids, Request
+from kogpt.engine import Engine
+from kogpt.errors import NotEnoughMemory
+from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
-from kogpt.runner import Array, Chunk
-from kogpt.sampling import Sampler, Sampling, log_softmax, sample
+from kogpt.request import Event, Ids, Request, Writing
+from kogpt.runner import Array, Chunk, choose_all
+from kogpt.sampling import Chosen, Sampler, Sampling, Wanted, log_softmax, sample
 
 GREEDY = Sampling(temperature=0)
 SEEDED = Sampling(temperature=1, top_p=0.95, seed=11)
 NO_EOS = TINY.n_vocab  # an id that is never drawn
 
 
-def make_runner(
-    config: ModelConfig = TINY, tensors: Mapping[str, NDArray[np.float32]] | None = None
-) -> NumpyRunner:
-    tensors = tensors or random_tensors(config)
-    return NumpyRunner(config, {name: Stored("float32", array) for name, array in tensors.items()})
+AnyRunner = TypeVar("AnyRunner", bound=NumpyRunner | NativeRunner)
 
 
-RUNNER = make_runner()
+def make_runner(kind: type[AnyRunner], dtype: str = "float32") -> AnyRunner:
+    tensors = {name: Stored("float32", array) for name, array in random_tensors(TINY).items()}
+    return kind(TINY, tensors, dtype)
+
+
+RUNNER = make_runner(NumpyRunner)
 
 
 def prompt(length: int, seed: int = 0) -> Ids:
@@ -41,7 +47,8 @@ def prompt(length: int, seed: int = 0) -> Ids:
 def request(
     length: int, sampling: Sampling = GREEDY, limit: int = 12, seed: int = 0, prefix: int | None = None
 ) -> Request:
-    return Request(prompt(length, seed), sampling, limit, frozenset({NO_EOS}), prefix)
+    writing = Writing(sampling, limit, frozenset({NO_EOS}))
+    return Request(prompt(length, seed), writing=writing, prefix=prefix)
 
 
 def slow_tokens(
@@ -71,8 +78,8 @@ def run(engine: Engine) -> dict[tuple[int, int], list[int]]:
 
 def collect(events: list[Event], tokens: dict[tuple[int, int], list[int]]) -> None:
     for event in events:
-        assert event.drawn is not None
-        tokens.setdefault((event.request, event.sample), []).append(event.drawn.token)
+        assert event.token is not None
+        tokens.setdefault((event.request, event.sample), []).append(event.token.token)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
@@ -124,12 +131,12 @@ def test_a_soft_prompt_of_the_same_embeddings_is_the_same_prefix() -> None:
 def test_a_stop_id_ends_a_row_and_is_reported() -> None:
     second = slow_tokens(prompt(5), GREEDY, 12)[1]
     engine = Engine(RUNNER)
-    engine.add(Request(prompt(5), GREEDY, 12, frozenset({second})))
+    engine.add(Request(prompt(5), writing=Writing(GREEDY, 12, frozenset({second}))))
     events = []
     while not engine.idle:
         events += engine.step()
     assert [event.finish for event in events] == [None, "stop"]
-    assert events[-1].drawn is not None and events[-1].drawn.token == second
+    assert events[-1].token is not None and events[-1].token.token == second
 
 
 def test_ids_the_tokenizer_lacks_are_never_written() -> None:
@@ -150,15 +157,15 @@ class Poisoned(NumpyRunner):
 
 
 def test_a_poisoned_row_fails_alone() -> None:
-    runner = Poisoned(TINY, {name: Stored("float32", array) for name, array in random_tensors(TINY).items()})
+    runner = make_runner(Poisoned)
     engine = Engine(runner)
     good = engine.add(request(5))
-    bad = engine.add(Request(np.array([1, 2, 3]), GREEDY, 12, frozenset({NO_EOS})))
+    bad = engine.add(Request(np.array([1, 2, 3]), writing=Writing(GREEDY, 12)))
     events = []
     while not engine.idle:
         events += engine.step()
-    assert [event.finish for event in events if event.request == bad] == ["error"]
-    tokens = [event.drawn.token for event in events if event.request == good and event.drawn]
+    assert [event.finish for event in events if event.request == bad] == ["failed"]
+    tokens = [event.token.token for event in events if event.request == good and event.token]
     assert tokens == slow_tokens(prompt(5), GREEDY, 12) and not runner._rows
 
 
@@ -218,6 +225,263 @@ def test_a_failure_while_a_prefix_is_read_leaves_no_row(monkeypatch: pytest.Monk
     monkeypatch.setattr(RUNNER, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Engine(RUNNER).prefix(prompt(3))
+    assert not RUNNER._rows
+
+
+class Short(NumpyRunner):
+    """Has memory for `n_forks` forks and `n_opened` rows."""
+
+    n_forks = n_opened = 1000
+
+    def open(self, adapter: int | None = None) -> int:
+        if not self.n_opened:
+            raise NotEnoughMemory("no room to open", "열 수 없음")
+        self.n_opened -= 1
+        return super().open(adapter)
+
+    def fork(self, row: int, length: int | None = None) -> int:
+        if not self.n_forks:
+            raise NotEnoughMemory("no room to fork", "나눌 수 없음")
+        self.n_forks -= 1
+        return super().fork(row, length)
+
+
+def events_of(engine: Engine) -> list[Event]:
+    events = []
+    while not engine.idle:
+        events += engine.step()
+    return events
+
+
+def ends(events: list[Event], number: int) -> list[tuple[int, str | None, str]]:
+    """(sample, finish, error) of the last events of a request."""
+    return [(e.sample, e.finish, str(e.error or "")) for e in events if e.request == number and e.finish]
+
+
+def tokens_of(events: list[Event], number: int, sample: int = 0) -> list[int]:
+    return [e.token.token for e in events if (e.request, e.sample) == (number, sample) and e.token]
+
+
+def test_a_fork_without_memory_ends_its_request_alone() -> None:
+    runner = make_runner(Short)
+    engine = Engine(runner)
+    good = engine.add(request(5))
+    runner.n_forks = 1  # of three
+    bad = engine.add(request(9, Sampling(temperature=1, seed=11, n=4)))
+    events = events_of(engine)
+    assert tokens_of(events, good) == slow_tokens(prompt(5), GREEDY, 12)
+    assert ends(events, bad) == [(i, "failed", "no room to fork") for i in range(4)]
+    assert not runner._rows
+
+
+def test_a_row_that_cannot_be_opened_ends_its_request_alone() -> None:
+    runner = make_runner(Short)
+    engine = Engine(runner)
+    runner.n_opened = 1
+    good, bad = engine.add(request(5)), engine.add(request(9))
+    events = events_of(engine)
+    assert tokens_of(events, good) == slow_tokens(prompt(5), GREEDY, 12)
+    assert ends(events, bad) == [(0, "failed", "no room to open")] and not runner._rows
+
+
+@pytest.mark.skipif(not native_runner.available(), reason="numpy's bits depend on the size of a batch")
+def test_a_poisoned_row_leaves_31_others_bit_for_bit() -> None:
+    """The logits that the others choose from are compared, not only their tokens."""
+    seen: dict[int, list[bytes]] = {}
+
+    class Watched(NativeRunner):
+        def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+            outputs = self.forward(chunks)
+            for chunk, logits in zip(chunks, outputs, strict=True):
+                seen.setdefault(chunk.row, []).append(logits.tobytes())
+                if chunk.inputs[-1] == 3:
+                    logits[:] = np.nan
+            return choose_all(outputs, wanted)
+
+    runs = []
+    for last in (4, 3):
+        seen.clear()
+        engine = Engine(make_runner(Watched), max_rows=32)
+        bad = engine.add(Request(np.array([1, 2, last]), writing=Writing(GREEDY, 12)))
+        for seed in range(31):
+            engine.add(request(9, SEEDED, seed=seed))
+        assert (ends(events_of(engine), bad)[0][1] == "failed") == (last == 3)
+        runs.append([seen[row] for row in range(1, 32)])
+    assert runs[0] == runs[1] and len(runs[0][0]) == 12
+
+
+class Fails(NumpyRunner):
+    """A pass in which token 3 is read, or in which too many rows are, raises."""
+
+    most_rows = 1000
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
+        outputs = super().forward(chunks)  # it fails late: the rows have grown
+        if len(chunks) > self.most_rows or any(chunk.inputs[-1] == 3 for chunk in chunks):
+            raise MemoryError("too much")
+        return outputs
+
+
+def test_a_pass_that_fails_is_read_again_without_the_request_to_blame() -> None:
+    runner = make_runner(Fails)
+    engine = Engine(runner)
+    bad = engine.add(Request(np.array([1, 2, 3]), writing=Writing(GREEDY, 12)))
+    good = [engine.add(request(n, seed=n)) for n in (5, 8)]
+    events = events_of(engine)
+    assert ends(events, bad) == [(0, "failed", "too much")]
+    for number, n in zip(good, (5, 8), strict=True):
+        assert tokens_of(events, number) == slow_tokens(prompt(n, n), GREEDY, 12)
+    assert not runner._rows
+
+
+def test_passes_too_large_for_memory_are_read_one_request_at_a_time() -> None:
+    runner = make_runner(Fails)
+    runner.most_rows = 1
+    engine = Engine(runner)
+    numbers = [engine.add(request(n, seed=n)) for n in (5, 8)]
+    events = events_of(engine)
+    for number, n in zip(numbers, (5, 8), strict=True):
+        assert tokens_of(events, number) == slow_tokens(prompt(n, n), GREEDY, 12)
+
+
+def test_an_interruption_leaves_every_request_where_it_was() -> None:
+    """Ctrl-C at any line that a step runs: the others go on with the same tokens, and nothing leaks."""
+    expected = {n: slow_tokens(prompt(n, n), SEEDED, 12) for n in (4, 9)}
+    failed = 0
+    for moment in range(0, 3000, 97):
+        engine = Engine(make_runner(NumpyRunner), chunk_tokens=5)
+        numbers = {engine.add(request(n, SEEDED, seed=n)): n for n in (4, 9)}
+        events = interrupted(engine, moment) + events_of(engine)
+        for number, n in numbers.items():
+            [(_, finish, _)] = ends(events, number)
+            failed += finish == "failed"
+            assert tokens_of(events, number) == expected[n][: len(tokens_of(events, number))]
+            assert finish == "failed" or tokens_of(events, number) == expected[n]
+        assert not engine.runner._rows  # type: ignore[attr-defined]
+    assert failed < 10
+
+
+def interrupted(engine: Engine, moment: int) -> list[Event]:
+    """Step until line number `moment` of engine.py is run, and raise KeyboardInterrupt there."""
+    left = moment
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("engine.py"):
+            return None
+        left -= event == "line"
+        if left == 0:
+            raise KeyboardInterrupt
+        return trace
+
+    events: list[Event] = []
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        while not engine.idle:
+            events += engine.step()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return events
+
+
+def test_logits_of_a_pass_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long documents, 100 choices, 100 samples: no pass has more outputs than the engine allows."""
+    runner, outputs = make_runner(NumpyRunner), []
+
+    def counting(chunks: Sequence[Chunk]) -> list[Array]:
+        outputs.append(sum(chunk.n_outputs for chunk in chunks))
+        return NumpyRunner.forward(runner, chunks)
+
+    monkeypatch.setattr(runner, "forward", counting)
+    engine = Engine(runner, max_rows=64)
+    assert engine.max_outputs == 2**24 // TINY.n_vocab
+    engine.max_outputs = 40
+    documents = [prompt(100, seed) for seed in range(16)]
+    scores = engine.score([(ids[:1], [ids[1:]]) for ids in documents])
+    for ids, [found] in zip(documents, scores, strict=True):
+        row = RUNNER.open()
+        logits = RUNNER.forward([Chunk(row, ids, len(ids))])[0]
+        RUNNER.close(row)
+        assert found == pytest.approx(log_softmax(logits)[np.arange(99), ids[1:]], abs=1e-4)
+    engine.score([(prompt(20), [prompt(3, seed) for seed in range(100)])])
+    engine.add(request(3, Sampling(temperature=1, seed=0, n=100), limit=2))
+    run(engine)
+    assert max(outputs) == 40 and not runner._rows
+
+
+def test_a_request_that_can_never_fit_fails_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = make_runner(NumpyRunner)
+    monkeypatch.setattr(runner, "room", lambda: 60)
+    engine = Engine(runner)
+    numbers = [engine.add(request(30, limit=20)), engine.add(request(50, limit=20)), engine.add(request(30))]
+    most, events = 0, []
+    while not engine.idle:
+        events += engine.step()
+        most = max(most, len(runner._rows))
+    assert most == 1, "the third waits for the first"
+    assert [ends(events, number)[0][1] for number in numbers] == ["length", "failed", "length"]
+    assert "not enough memory" in ends(events, numbers[1])[0][2] and isinstance(
+        next(e.error for e in events if e.error), NotEnoughMemory
+    )
+
+
+def test_a_text_that_begins_like_an_earlier_one_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, sizes = make_runner(NumpyRunner), []
+    engine = Engine(runner, max_cached=4)
+
+    def counting(chunks: Sequence[Chunk]) -> list[Array]:
+        sizes.append(sum(len(chunk.inputs) for chunk in chunks))
+        return NumpyRunner.forward(runner, chunks)
+
+    monkeypatch.setattr(runner, "forward", counting)
+    first = engine.add(request(30, limit=10))
+    written = run(engine)[first, 0]
+    turn = np.concatenate([prompt(30), written, prompt(6, 1)])  # a conversation goes on
+    cold = slow_tokens(turn, SEEDED, 12)
+    sizes.clear()
+    second = engine.add(Request(turn, writing=Writing(SEEDED, 12)))
+    assert run(engine)[second, 0] == cold
+    assert sizes[0] == 7, "all but the last written token had been read"
+    assert engine.counters.hits == 1 and engine.counters.reused == 39
+    other = engine.add(Request(turn, writing=Writing(SEEDED, 12), namespace="someone else"))
+    sizes.clear()
+    assert run(engine)[other, 0] == cold and sizes[0] == len(turn)
+    for seed in range(9):
+        engine.add(request(20, seed=seed))
+    run(engine)
+    assert len(runner._rows) == 4
+    engine.close()
+    assert not runner._rows
+
+
+def test_the_prefix_cache_gives_way_where_memory_is_short() -> None:
+    runner = make_runner(Short)
+    engine = Engine(runner, max_cached=4)
+    engine.add(request(30))
+    run(engine)
+    assert len(runner._rows) == 1
+    runner.n_opened = 1  # the first try fails with `n_forks`
+    runner.n_forks = 0
+    again = engine.add(request(30))
+    assert run(engine)[again, 0] == slow_tokens(prompt(30), GREEDY, 12)
+    engine.close()
+
+
+def test_a_prefix_that_is_released_early_serves_the_requests_that_wait_for_it() -> None:
+    engine = Engine(RUNNER, max_rows=1)
+    shots = prompt(30, seed=5)
+    prefix = engine.prefix(shots)
+    numbers = [engine.add(request(n, seed=n, prefix=prefix)) for n in (3, 8)]
+    tokens: dict[tuple[int, int], list[int]] = {}
+    collect(engine.step(), tokens)
+    engine.release(prefix)
+    while not engine.idle:
+        collect(engine.step(), tokens)
+    for number, n in zip(numbers, (3, 8), strict=True):
+        assert tokens[number, 0] == slow_tokens(prompt(n, n), GREEDY, 12, start=shots)
     assert not RUNNER._rows
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kogpt import KoGPT, Sampling, native_runner
 from kogpt.errors import KoGPTError, PromptError, SamplingError
 from kogpt.generation import StopStrings
+from kogpt.runner import Chunk
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
 
@@ -186,7 +187,10 @@ def test_embeddings_have_the_models_width_and_ignore_their_neighbours(kogpt: KoG
 
 
 def test_an_embedding_is_the_mean_over_the_tokens(kogpt: KoGPT) -> None:
-    [hidden] = kogpt.engine.hidden([np.array(kogpt.tokenizer.encode("문장 하나"))])
+    ids = np.array(kogpt.tokenizer.encode("문장 하나"))
+    row = kogpt.engine.runner.open()
+    [hidden] = kogpt.engine.runner.hidden([Chunk(row, ids, len(ids))])
+    kogpt.engine.runner.close(row)
     assert kogpt.embed(["문장 하나"])[0] == pytest.approx(hidden.sum(axis=0) / len(hidden), abs=1e-6)
     assert len(hidden) > 1
 

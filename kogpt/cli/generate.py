@@ -114,7 +114,7 @@ def _stream(model: KoGPT, prompt: str, sampling: Sampling) -> int:
         sys.stdout.flush()
         finish = piece.finish_reason
     sys.stdout.write("\n")
-    return _exit_code(int(finish == "error"))
+    return _exit_code(int(finish == "failed"))
 
 
 class _Batch:
@@ -149,7 +149,7 @@ class _Batch:
         return _exit_code(self._n_broken) or (MISTAKE if self._n_refused else 0)
 
     def _show(self, number: int, result: Result) -> None:
-        self._n_broken += result.finish_reason == "error"
+        self._n_broken += result.finish_reason == "failed"
         if self._as_json:
             self._print_json(number, _record(result) | {"seed": self._settings[number].seed})
         else:

@@ -14,9 +14,9 @@ from heapq import nsmallest
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.engine import Ids
 from kogpt.errors import KoGPTError
 from kogpt.evaluation.task import Example, Prompt, Task
+from kogpt.request import Ids
 
 Encode = Callable[[str], list[int]]
 

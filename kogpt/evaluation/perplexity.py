@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kogpt.engine import Ids
 from kogpt.errors import InputError, MissingExtra
 from kogpt.evaluation import scoring
 from kogpt.evaluation.evaluate import Memory, Progress, Subject
 from kogpt.evaluation.fewshot import Item
 from kogpt.evaluation.store import BatchStore
+from kogpt.request import Ids
 
 
 @dataclass(frozen=True, slots=True)

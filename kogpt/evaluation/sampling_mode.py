@@ -7,13 +7,14 @@ from hashlib import sha256
 
 import numpy as np
 
-from kogpt.engine import Engine, Event, Request
+from kogpt.engine import Engine
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import scoring
 from kogpt.evaluation.fewshot import Item, Run
 from kogpt.evaluation.metrics import Floats, Ints
 from kogpt.evaluation.scoring import Scores, Store
 from kogpt.evaluation.task import Prompt
+from kogpt.request import Request, Writing
 from kogpt.runner import Runner
 from kogpt.sampling import Sampling
 from kogpt.tokenizer import Tokenizer
@@ -59,7 +60,8 @@ def decide(scores: Scores) -> tuple[Ints, list[Floats]]:
 def _request(item: Item, index: int, temperature: float, seed: int, handle: int | None) -> Request:
     own = int.from_bytes(sha256(f"{seed} {index}".encode()).digest()[:4], "big")
     limit = max(map(len, item.choices))
-    return Request(item.context, Sampling(temperature=temperature, seed=own), limit, frozenset(), handle)
+    writing = Writing(Sampling(temperature=temperature, seed=own), limit)
+    return Request(item.context, prefix=handle, writing=writing, reusable=False)
 
 
 def _written(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
@@ -67,10 +69,11 @@ def _written(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
     numbers = [engine.add(request) for request in requests]
     ids: dict[int, list[int]] = {number: [] for number in numbers}
     while not engine.idle:
-        events: list[Event] = engine.step()
-        for event in events:
-            if event.drawn is not None:
-                ids[event.request].append(event.drawn.token)
+        for event in engine.step():
+            if event.error is not None:
+                raise event.error
+            if event.token is not None:
+                ids[event.request].append(event.token.token)
     return [ids[number] for number in numbers]
 
 

@@ -12,10 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from kogpt.engine import Engine, Ids
+from kogpt.engine import Engine
 from kogpt.evaluation.fewshot import Item
 from kogpt.evaluation.metrics import Floats, Ints
 from kogpt.evaluation.task import Scoring
+from kogpt.request import Ids
 from kogpt.runner import Runner
 
 MAX_ROWS = 64  # questions in one call of the runner

@@ -210,7 +210,7 @@ def test_numbers_that_are_not_finite_fail_in_the_end(
         lambda self, chunks: [np.full((chunk.n_outputs, 512), np.nan, np.float32) for chunk in chunks],
     )
     (record,) = records(run("한국어", "--json", code=1))
-    assert record["finish_reason"] == "error"
+    assert record["finish_reason"] == "failed"
     run("한국어", code=1)
 
 

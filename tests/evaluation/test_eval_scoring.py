@@ -13,8 +13,8 @@ from kogpt.engine import Engine
 from kogpt.evaluation import fewshot, scoring
 from kogpt.evaluation.evaluate import Memory, Settings, evaluate, read_rows
 from kogpt.evaluation.fewshot import Item
-from kogpt.runner import Array, Chunk, Runner
-from kogpt.sampling import log_softmax
+from kogpt.runner import Array, Chunk, Runner, choose_all
+from kogpt.sampling import Chosen, Wanted, log_softmax
 
 
 class Counting:
@@ -28,6 +28,9 @@ class Counting:
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         self.n_tokens += sum(len(chunk.inputs) for chunk in chunks)
         return self.runner.forward(chunks)
+
+    def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        return choose_all(self.forward(chunks), wanted)
 
     def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
         return getattr(self.runner, name)

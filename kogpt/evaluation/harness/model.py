@@ -15,12 +15,13 @@ import numpy as np
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
-from kogpt.engine import Engine, Ids, Request
+from kogpt.engine import Engine
 from kogpt.evaluation import scoring
 from kogpt.evaluation.fewshot import Item, n_shared
 from kogpt.generation import KoGPT, StopStrings
-from kogpt.runner import Array, Chunk, Runner
-from kogpt.sampling import Sampling
+from kogpt.request import Ids, Request, Writing
+from kogpt.runner import Array, Chunk, Runner, choose_all
+from kogpt.sampling import Chosen, Sampling, Wanted
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a context and of what follows it
 
@@ -140,13 +141,13 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         ids = self.tok_encode(context)[-(self.model.config.n_ctx - limit) :] or [self.prefix_token_id]
         stop_ids = frozenset({self.eot_token_id})
         engine: Engine = self.model.engine
-        number = engine.add(Request(_ids(ids), sampling, limit, stop_ids))
+        number = engine.add(Request(_ids(ids), writing=Writing(sampling, limit, stop_ids)))
         decoder, search, text = self.model.tokenizer.decoder(), StopStrings(stops), ""
         while not engine.idle:
             for event in engine.step():
-                if event.drawn is None or event.drawn.token in stop_ids:
+                if event.token is None or event.token.token in stop_ids:
                     continue
-                piece, stopped = search.push(decoder.push(event.drawn.token))
+                piece, stopped = search.push(decoder.push(event.token.token))
                 text += piece
                 if stopped:
                     engine.cancel(number)
@@ -206,6 +207,16 @@ class Watched:
             for state, row in zip(states[len(states) - len(logits) :], logits, strict=True):
                 self._likeliest[state] = int(row.argmax())
         return outputs
+
+    def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        return choose_all(self.forward(chunks), wanted)
+
+    def truncate(self, row: int, length: int) -> None:
+        self.runner.truncate(row, length)
+        self._read[row] = self._read[row][: length + 1]
+
+    def room(self) -> int | None:
+        return self.runner.room()
 
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
         return self.runner.hidden(chunks)
