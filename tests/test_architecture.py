@@ -28,6 +28,7 @@ CORE: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
+    "texts": {"errors", "zstandard"},
     "hub": {"errors", "huggingface_hub"},
     "memory": {"errors"},
     "weights": {"errors", "files", "numpy"},

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kogpt import checkpoint, hub
 from kogpt.cli.progress import Progress
-from kogpt.cli.reading import decode, read_bytes
 from kogpt.errors import localized
+from kogpt.texts import decode, read_bytes
 
 FORMATS = {  # -> what it is
     "int4": "4.25 bits per weight, for KoGPT only",

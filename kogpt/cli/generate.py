@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, Any
 from kogpt.cli import MISTAKE
 from kogpt.cli.options import add_generation_options, add_model_options, load_model, sampling_from
 from kogpt.cli.progress import Progress
-from kogpt.cli.reading import (
-    ENCODINGS,
-    decode,
-    decode_argument,
-    jsonl_prompts,
-    read_bytes,
-    text_lines,
-)
+from kogpt.cli.reading import read_prompts
 from kogpt.errors import InputError, PromptError, localized
+from kogpt.texts import ENCODINGS, decode, decode_argument, read_bytes
 
 if TYPE_CHECKING:
     from kogpt.generation import KoGPT, Result
@@ -84,17 +78,13 @@ def _prompts(args: argparse.Namespace) -> _Prompts:
         )
     if args.prompt in (None, "-"):
         text = decode(read_bytes("-"), _source("-"), args.encoding)
-        return _Prompts([text.removesuffix("\n").removesuffix("\r")], _source("-"), [], [])
+        return _Prompts([text.removesuffix("\n")], _source("-"), [], [])
     return _Prompts([decode_argument(args.prompt, "PROMPT")], "PROMPT", [], [])
 
 
 def _prompts_of_file(path: str, encoding: str) -> _Prompts:
     source = _source(path)
-    data = read_bytes(path)
-    if path.endswith(".jsonl"):
-        entries = list(jsonl_prompts(data, source, encoding))
-    else:
-        entries = [(line, text, {}) for line, text in text_lines(data, source, encoding)]
+    entries = list(read_prompts(path, source, encoding))
     if not entries:
         raise InputError(f"{source} holds no prompts", f"{source}: 프롬프트가 없습니다")
     lines, texts, others = map(list, zip(*entries, strict=True))

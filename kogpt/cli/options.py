@@ -9,8 +9,8 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from kogpt.cli.reading import decode_argument
 from kogpt.errors import KoGPTError, localized
+from kogpt.texts import decode_argument
 
 if TYPE_CHECKING:
     from dataclasses import Field

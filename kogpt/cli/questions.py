@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kogpt.cli.reading import decode, decode_argument
 from kogpt.errors import localized
+from kogpt.texts import decode, decode_argument
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

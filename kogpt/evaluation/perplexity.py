@@ -6,7 +6,6 @@ least half a context before it wherever the text has that much.
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kogpt.errors import InputError, MissingExtra
+from kogpt.errors import InputError
 from kogpt.evaluation import scoring
 from kogpt.evaluation.evaluate import Memory, Progress, Subject
 from kogpt.evaluation.fewshot import Item
 from kogpt.evaluation.store import BatchStore
 from kogpt.request import Ids
+from kogpt.texts import Record, format_of, printable_path, read_records, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def measure(
         if store is not None:
             store.close()
     return Perplexity(
-        file=path.name,
+        file=printable_path(Path(path.name)),
         n_documents=len(texts),
         n_bytes=sum(len(text.encode()) for text in texts),
         n_tokens=sum(map(len, ids)),
@@ -86,55 +86,25 @@ def windows(ids: Ids, start: int, n_ctx: int) -> Iterator[Item]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The documents of a file, NFC, the empty ones left out."""
-    try:
-        content = path.read_bytes()
-        if path.name.endswith(".zst"):
-            content = _decompressed(content)
-        text = content.decode("utf-8")
-        texts = [text]
-        if ".jsonl" in path.name:
-            texts = [
-                _text_of(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-            ]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path} as text: {error}", f"{path} 파일을 글로 읽을 수 없습니다: {error}"
-        ) from error
-    texts = [unicodedata.normalize("NFC", text) for text in texts if text.strip()]
-    if not texts:
+    """The documents of a file, NFC, the empty ones left out. InputError if there is none, or for bad text."""
+    text = read_text(path)
+    documents = [text]
+    format = format_of(path.name)
+    if format in ("jsonl", "json", "csv", "tsv"):
+        documents = [_text_of(record, path) for record in read_records(text, str(path), format)]
+    documents = [unicodedata.normalize("NFC", document) for document in documents if document.strip()]
+    if not documents:
         raise InputError(f"{path} holds no text", f"{path} 파일에 글이 없습니다")
-    return texts
+    return documents
 
 
-def _text_of(number: int, line: str) -> str:
-    """The text of a line of JSON; ValueError if it is none."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number}: {error}") from error
-    text = record.get("text") if isinstance(record, dict) else None
+def _text_of(record: Record, path: Path) -> str:
+    text = record.values.get("text")
     if not isinstance(text, str):
-        raise ValueError(f'line {number} is not {{"text": "..."}}')
-    return text
-
-
-def _decompressed(content: bytes) -> bytes:
-    """All frames; ValueError if the last is not whole, which the library's own reader would not notice."""
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingExtra("reading .zst files", "eval") from None
-    text = b""
-    while content:
-        frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-        try:
-            text += frame.decompress(content)
-        except zstandard.ZstdError as error:
-            raise ValueError(str(error)) from error
-        if not frame.eof:
-            raise ValueError("it is cut short")
-        content = frame.unused_data
+        raise InputError(
+            f'{path} line {record.line} has no string under "text"',
+            f'{path} {record.line}행: "text" 문자열이 없습니다',
+        )
     return text
 
 

@@ -12,37 +12,26 @@ from __future__ import annotations
 import codecs
 import fnmatch
 import glob
-import gzip
 import json
 import re
 import unicodedata
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from kogpt.errors import InputError, MissingExtra, localized
-from kogpt.pretraining.encoding import Encoding, detect_encoding
+from kogpt.texts import SUFFIXES, Encoding, decompress, detect_encoding
+from kogpt.texts import format_of as format_by_name
 
 Format = Literal["jsonl", "text", "parquet"]
+FORMATS: tuple[Format, ...] = ("jsonl", "text", "parquet")
 Split = Literal["file", "blank-line", "line"]
-
-SUFFIXES: dict[str, Format] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".txt": "text",
-    ".text": "text",
-    ".parquet": "parquet",
-}
-COMPRESSED = (".zst", ".gz")
 
 BLOCK_BYTES = 16 << 20  # of decompressed text: some seconds of one worker, and what a kill may lose
 MAX_RECORD_BYTES = 2 * BLOCK_BYTES
 MAX_TEXT_DOCUMENT = 1 << 20  # bytes; a longer stretch of plain text counts as several documents
 SAMPLE_BYTES = 64 << 10  # what the encoding of a file is judged by
-READ_BYTES = 1 << 20
-ZSTD_READ_BYTES = 1 << 10  # 4 bytes of Zstandard may hold 128 KiB of text: this bounds a hostile file
 PARQUET_ROWS = 1024
 BAD_NAMED = 3  # bad records that an error names
 
@@ -169,19 +158,20 @@ def _matches(path: Path, patterns: Iterable[str]) -> bool:
 
 
 def _format_by_name(path: Path) -> Format | None:
-    name = path.with_suffix("") if path.suffix in COMPRESSED else path
-    return SUFFIXES.get(name.suffix.lower())
+    found = format_by_name(path.name)
+    return next((format for format in FORMATS if format == found), None)
 
 
 def format_of(path: Path, reading: Reading) -> Format:
     """The format that was asked for, or that the name says; InputError if neither."""
     if found := reading.format or _format_by_name(path):
         return found
-    known = " ".join(SUFFIXES)
+    known = " ".join(suffix for suffix, format in SUFFIXES.items() if format in FORMATS)
     raise InputError(
-        f"{path}: what is in it? The name ends in none of {known} (with .zst or .gz or not); give --format",
+        f"{path}: the format is unknown, the name ends in none of {known} (.zst or .gz may follow): give "
+        "--format",
         f"{path}: 형식을 알 수 없습니다. 이름이 {known} 중 하나로 끝나지 않습니다(.zst, .gz 가능). "
-        "--format을 지정해 주세요",
+        "--format을 지정하세요",
     )
 
 
@@ -223,7 +213,7 @@ def _line_segments(path: Path, reading: Reading, origin: Position) -> Iterator[t
     for stretch, n_bytes, stored in _stretches(path, reading, origin.offset):
         payload = stretch or b""
         if encoding is None and not payload.isascii():
-            encoding = detect_encoding(_sample(payload), path)
+            encoding = detect_encoding(_sample(payload), str(path))
         segment = Segment(path, format, encoding or "utf-8", line, payload, too_long=stretch is None)
         offset += n_bytes
         line += 1 if stretch is None else payload.count(b"\n")
@@ -246,7 +236,7 @@ def _stretches(path: Path, reading: Reading, skip: int) -> Iterator[tuple[bytes 
     that is too long to hold.
     """
     pending, overlong, stored = bytearray(), 0, 0
-    for text, stored in decompressed(path):
+    for text, stored in decompress(path):
         dropped = min(skip, len(text))
         skip -= dropped
         piece = text[dropped:]
@@ -284,64 +274,6 @@ def _record_end(text: bytearray, reading: Reading, searched: int) -> int:
             if (found := text.rfind(end, 0, limit)) >= 0:
                 return found + len(end)
     return text.find(b"\n", max(searched, limit)) + 1
-
-
-def decompressed(path: Path) -> Iterator[tuple[bytes, int]]:
-    """The bytes within a file, and how much of the file has been read; InputError if it is damaged."""
-    try:
-        with path.open("rb") as file:
-            if path.suffix in COMPRESSED and not path.stat().st_size:
-                # Neither format can say "nothing" in no bytes, but both libraries take it for that.
-                raise _damaged(path, file, "it is empty", "비어 있습니다")
-            if path.suffix == ".zst":
-                yield from _zstd(file, path)
-            elif path.suffix == ".gz":
-                yield from _gzip(file, path)
-            else:
-                while piece := file.read(READ_BYTES):
-                    yield piece, file.tell()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror or error}",
-            f"{path}: 읽을 수 없습니다: {error.strerror or error}",
-        ) from error
-
-
-def _gzip(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int]]:
-    try:
-        with gzip.GzipFile(fileobj=file) as inside:
-            while piece := inside.read(READ_BYTES):
-                yield piece, file.tell()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, file, str(error), str(error)) from error
-
-
-def _zstd(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int]]:
-    """Frame after frame; the library's own stream reader takes a truncated file for a whole one."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingExtra("reading .zst", "train") from error
-    frame = None
-    try:
-        while data := file.read(ZSTD_READ_BYTES):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-                yield frame.decompress(data), file.tell()
-                data = frame.unused_data
-                if frame.eof:
-                    frame = None
-    except zstandard.ZstdError as error:
-        raise _damaged(path, file, str(error), str(error)) from error
-    if frame is not None:
-        raise _damaged(path, file, "the last frame is cut short", "마지막 프레임이 잘려 있습니다")
-
-
-def _damaged(path: Path, file: BinaryIO, en: str, ko: str) -> InputError:
-    return InputError(
-        f"{path}: damaged near byte {file.tell()}: {en}; fetch or make it again",
-        f"{path}: {file.tell()}바이트 부근에서 손상되었습니다: {ko}. 다시 받거나 만들어 주세요",
-    )
 
 
 def _row_segments(path: Path, reading: Reading, origin: Position) -> Iterator[tuple[Segment, Position]]:
@@ -410,7 +342,7 @@ def _lines(segment: Segment, payload: bytes, field: str) -> Iterator[Document | 
             yield BadRecord(segment.path, number, f"not-{segment.encoding}")
             continue
         if segment.format == "text":
-            yield _document(segment, number, text)
+            yield _document(segment, number, text.removesuffix("\r"))
             continue
         found, reason = _json_text(text, field)
         yield BadRecord(segment.path, number, reason) if reason else _document(segment, number, found)

@@ -26,6 +26,7 @@ from kogpt.errors import InputError
 from kogpt.files import atomic_write, explain_disk_errors, lock_folder
 from kogpt.pretraining import dedup, filters, shards
 from kogpt.pretraining.parts import Counts, Job, Options, opened, read_corpus
+from kogpt.texts import printable_path
 from kogpt.tokenizer import Tokenizer
 
 VERSION = 1
@@ -85,7 +86,7 @@ def _plan(files: Sequence[Path], tokenizer: Path, options: Options) -> dict[str,
 def _facts(path: Path) -> dict[str, Any]:
     """What a corpus file is known by: name, bytes, and when it was last written in ns."""
     found = path.stat()
-    return {"file": str(path), "bytes": found.st_size, "modified": found.st_mtime_ns}
+    return {"file": printable_path(path), "bytes": found.st_size, "modified": found.st_mtime_ns}
 
 
 def _finished(out: Path, plan: dict[str, Any]) -> dict[str, Any]:

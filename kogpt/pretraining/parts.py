@@ -36,6 +36,7 @@ from kogpt.pretraining.corpus import (
     documents,
     require_few_bad,
 )
+from kogpt.texts import printable_path
 from kogpt.tokenizer import Tokenizer
 
 MAX_BAD_SHARE = 0.001
@@ -217,7 +218,7 @@ class _Worker:
             if isinstance(record, BadRecord):
                 counts.bad += 1
                 if counts.bad <= BAD_SHOWN:
-                    counts.bad_shown.append([str(record.path), record.line, record.reason])
+                    counts.bad_shown.append([printable_path(record.path), record.line, record.reason])
             elif rule := filters.removed_by(record.text, self.rules):
                 removed.append(rule)
             else:

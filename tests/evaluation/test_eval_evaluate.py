@@ -225,7 +225,7 @@ def test_bits_per_byte_is_the_same_in_one_window_and_in_many(tmp_path: Path, tin
     [
         ("empty.txt", b"", "holds no text"),
         ("blank.txt", b" \n\n", "holds no text"),
-        ("binary.txt", b"\xff\xfe", "utf-8"),
+        ("binary.txt", b"\xff\xfd", "neither UTF-8"),
         ("number.jsonl", b'{"text": "a"}\n{"text": 3}\n', "line 2"),
         ("list.jsonl", b"[1]\n", "line 1"),
         ("torn.jsonl", b'{"text": "a', "line 1"),
@@ -238,6 +238,16 @@ def test_what_is_no_text_is_refused(tmp_path: Path, name: str, content: bytes, w
     (tmp_path / name).write_bytes(content)
     with pytest.raises(KoGPTError, match=why):
         perplexity.read_texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp949"])
+@pytest.mark.parametrize("name", ["a.txt", "a.JSONL"])
+def test_a_text_is_the_same_in_every_encoding(tmp_path: Path, encoding: str, name: str) -> None:
+    text = "첫째 줄은 이렇습니다.\r\n둘째 줄입니다.\r\n"
+    content = json.dumps({"text": text}, ensure_ascii=False) if name == "a.JSONL" else text
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    expected = text if name == "a.JSONL" else text.replace("\r\n", "\n")
+    assert perplexity.read_texts(tmp_path / name) == [expected]
 
 
 def test_every_frame_of_a_compressed_text_is_read(tmp_path: Path) -> None:

@@ -259,6 +259,15 @@ def test_a_finished_pack_is_recognised(
         run(corpus_files[:1], tokenizer_file, out)
 
 
+def test_a_file_name_that_is_not_utf8(tokenizer_file: Path, tmp_path: Path) -> None:
+    """As archives made by Korean Windows leave it."""
+    path = tmp_path / os.fsdecode("가.jsonl".encode("cp949"))
+    path.write_text(json.dumps({"text": SENTENCE}) + "\n{oops\n")
+    report = run([path], tokenizer_file, tmp_path / "out", left_out=("all",), max_bad_share=0.5)
+    assert report["bad_shown"] == [[f"{tmp_path}/\\xb0\\xa1.jsonl", 2, "not-json"]]
+    assert run([path], tokenizer_file, tmp_path / "out", left_out=("all",), max_bad_share=0.5) == report
+
+
 def test_a_finished_pack_of_files_that_changed_since_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
     """At equal size: only the time tells."""
     path, out = tmp_path / "a.txt", tmp_path / "out"
