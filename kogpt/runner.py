@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.adapter import Lora
+from kogpt.adapter import require_lora_fits as require_lora_fits  # for the runners
 from kogpt.config import ModelConfig
-from kogpt.errors import KoGPTError, josa
+from kogpt.errors import KoGPTError
 from kogpt.memory import USABLE_SHARE
 from kogpt.sampling import Chosen, Wanted, choose
 
@@ -98,28 +98,6 @@ def require_own_cache(cache_dtype: str, runner: str) -> None:
             f"{runner} 러너의 캐시는 가중치와 같은 형식이며 {cache_dtype} 형식을 쓸 수 없습니다. "
             "--cache-dtype을 빼거나 CPU의 native 러너를 쓰세요",
         )
-
-
-def require_lora_fits(lora: Lora, config: ModelConfig) -> None:
-    """Raise KoGPTError unless every update belongs to a matrix of a block and has its shape."""
-    shapes = config.tensor_shapes()
-    for module, update in lora.updates.items():
-        shape = shapes.get(f"{module}.weight", ())
-        if ".h." not in module or len(shape) != 2:
-            raise KoGPTError(
-                f"the adapter changes {module}, which is no matrix in a block of this model: "
-                "use an adapter that was tuned on this model",
-                f"어댑터가 {josa(module, '을/를')} 바꾸지만, 이 모델의 블록에 그런 행렬이 없습니다. "
-                "이 모델에서 튜닝한 어댑터를 쓰세요",
-            )
-        (n, k), rank = shape, len(update.a)
-        if update.a.shape != (rank, k) or update.b.shape != (n, rank):
-            raise KoGPTError(
-                f"the adapter's factors of {module} are {update.a.shape} and {update.b.shape}, must be "
-                f"(rank, {k}) and ({n}, rank): use an adapter that was tuned on this model",
-                f"{module}의 어댑터 행렬 크기 {update.a.shape}, {update.b.shape} "
-                f"(조건: (랭크, {k}), ({n}, 랭크)). 이 모델에서 튜닝한 어댑터를 쓰세요",
-            )
 
 
 def check_chunks(runner: Runner, chunks: Sequence[Chunk]) -> None:
