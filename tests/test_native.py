@@ -22,7 +22,8 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.export.rounding import nearest
-from kogpt.native_runner import NativeRunner, usable_cpus
+from kogpt.memory import usable_cpus
+from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.quantize import Quantized
 from kogpt.runner import Array, Chunk, Runner

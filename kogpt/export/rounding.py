@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
-from kogpt.native_runner import FORMATS, drop_pages, isa, library, require_memory_ok, usable_cpus
+from kogpt.memory import usable_cpus
+from kogpt.native_runner import FORMATS, drop_pages, isa, library, require_memory_ok
 from kogpt.quantize import EMBEDDING, Lazy, Quantized, matrices, parts
 
 
