@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, random_tensors
+from numpy.typing import NDArray
 from runners import stored
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -38,7 +40,7 @@ def passes(runner: TorchRunner) -> list[Array]:
     """Prompts of unequal length, a soft prompt, a fork, and decoding of all rows, one of them from a fork."""
     rows = [runner.open() for _ in range(3)]
     soft = np.random.default_rng(2).standard_normal((5, DEEP.d_model)).astype(np.float32)
-    prompts = [IDS[0, :40], IDS[1, :9], soft]
+    prompts: list[NDArray[Any]] = [IDS[0, :40], IDS[1, :9], soft]
     logits = runner.forward([Chunk(row, ids, len(ids)) for row, ids in zip(rows, prompts, strict=True)])
     runner.close(rows[1])
     rows[1] = runner.fork(rows[0], 17)

@@ -24,7 +24,7 @@ from kogpt.generation import KoGPT
 from kogpt.native_runner import NativeRunner
 from kogpt.placement import Placement, load_runner
 from kogpt.quantize import Quantized, statement
-from kogpt.runner import Chunk
+from kogpt.runner import Array, Chunk, Runner
 from kogpt.sampling import Sampling
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +36,8 @@ pytestmark = [
 IDS = np.arange(5, 60)
 
 
-def logits(runner: object) -> np.ndarray:
-    return runner.forward([Chunk(runner.open(), IDS, len(IDS))])[0]  # type: ignore[attr-defined]
+def logits(runner: Runner) -> Array:
+    return runner.forward([Chunk(runner.open(), IDS, len(IDS))])[0]
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -145,7 +145,7 @@ def test_the_manifest_states_the_format_and_every_file(tiny_folder: Path, tmp_pa
 
 def test_a_calibrated_export_is_another_rounding(tiny_folder: Path, tmp_path: Path) -> None:
     text = "\n".join(PROSE) * 20
-    done = []
+    done: list[float] = []
     export(checkpoint.load(tiny_folder), "int4", tmp_path / "out", text, done.append)
     export(checkpoint.load(tiny_folder), "int4", tmp_path / "plain")
     one, other = (checkpoint.load(tmp_path / name).floats() for name in ("out", "plain"))
