@@ -58,6 +58,7 @@ CORE: dict[str, set[str]] = {
     "model": {"config", "torch"},
     "numpy_runner": ARITHMETIC,
     "native_runner": ARITHMETIC,
+    "torch_sampling": {"sampling", "numpy", "torch"},
     "torch_runner": ARITHMETIC | {"model", "torch"},
     "request": {"sampling", "numpy"},
     "prefix_cache": {"runner", "numpy"},

@@ -1,0 +1,253 @@
+"""sampling.py on torch devices: the same tokens from the same logits, for many rows at once.
+
+Only ids, and log-probabilities that were asked for, leave the device. Every operation on the way to a token
+is the exactly rounded one of sampling.py, in the same order. Eager torch runs a kernel for each operation and
+fuses nothing; a Triton version must not fuse a product and a sum into one rounding either.
+On CUDA, torch adds the weights of top-p in another order than sampling.py: a token whose cumulative share is
+within about 1e-15 of top_p may fall on the other side there.
+Shapes: M outputs, R draws, V vocabulary, C changed logits of all draws, K targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kogpt.sampling import GOLDEN, LOG2_HIGH, LOG2_LOW, Chosen, Draw, SampledToken, Wanted
+
+MAX_VALUES = 2**24  # logits handled at a time: every float64 intermediate of them takes 128 MB
+
+Top = tuple[tuple[int, float], ...]  # likeliest tokens and their log-probabilities, best first
+
+
+def choose_all(logits: Tensor, counts: Sequence[int], wanted: Sequence[Wanted]) -> list[Chosen]:
+    """sampling.choose for several chunks; logits: (M, V), `counts` of each chunk end to end."""
+    ends = np.cumsum(counts)
+    outputs = [np.arange(end - n, end) for end, n in zip(ends, counts, strict=True)]
+    draws = [draw for want in wanted for draw in want.draws]
+    rows = [own[draw.output] for own, want in zip(outputs, wanted, strict=True) for draw in want.draws]
+    tokens = iter(sample_all(logits, rows, draws))
+    answers = []
+    for own, want in zip(outputs, wanted, strict=True):
+        found = [next(tokens) for _ in want.draws]
+        if want.targets is None or want.outputs is None:
+            answers.append(Chosen(found, np.empty(0), np.empty(0, np.int64)))
+        else:
+            answers.append(_scored(logits, own[want.outputs], want, found))
+    return answers
+
+
+def sample_all(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> list[SampledToken | None]:
+    """sampling.sample for R draws; rows: (R,) of the (M, V) logits."""
+    step = max(1, MAX_VALUES // logits.shape[-1])
+    tokens: list[SampledToken | None] = []
+    for start in range(0, len(draws), step):
+        some = slice(start, start + step)
+        own = logits[torch.tensor(rows[some], device=logits.device)]
+        tokens += _sample(own.double(), draws[some])
+    return tokens
+
+
+def log(x: Tensor) -> Tensor:
+    """sampling.log, bit for bit."""
+    m, e = torch.frexp(x)
+    low = m < math.sqrt(0.5)
+    m, e = torch.where(low, m + m, m), e - low.int()
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    series = torch.full_like(z, 1 / 15)
+    for n in (13, 11, 9, 7, 5, 3, 1):
+        series = series * z + 1 / n
+    return (s + s) * series + e.double() * math.log(2)
+
+
+def exp(x: Tensor) -> Tensor:
+    """sampling.exp, bit for bit."""
+    x = x.clamp(min=-746.0)
+    k = torch.round(x * (1 / math.log(2)))
+    r = (x - k * LOG2_HIGH) - k * LOG2_LOW
+    series = torch.full_like(r, 1 / math.factorial(13))
+    for n in range(12, -1, -1):
+        series = series * r + 1 / math.factorial(n)
+    half = (k / 2).floor()  # 2^k may be below the smallest number; two normal powers round the product once
+    return series * _power_of_two(half) * _power_of_two(k - half)
+
+
+def gumbel(keys: Tensor, ids: Tensor) -> Tensor:
+    """sampling.gumbel, bit for bit: (R, 1) int64 with the bits of the keys, (V,) ids -> (R, V)."""
+    z = keys + (ids + 1) * _signed(GOLDEN)  # int64 wraps as uint64 does
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    z = z ^ _shifted(z, 31)
+    u = (_shifted(z, 12).double() + 0.5) * 2.0**-52
+    return -log(-log(u))
+
+
+def _sample(logits: Tensor, draws: Sequence[Draw]) -> list[SampledToken | None]:
+    """(R, V) float64 logits -> a token for each draw; None where a logit that counts is not finite."""
+    n_logits = logits.shape[-1]
+    limits = [min(draw.n_vocab or n_logits, n_logits) for draw in draws]
+    beyond = torch.arange(n_logits, device=logits.device) >= _column(limits, logits)
+    finite = (logits.isfinite() | beyond).all(-1)
+    logits = logits.masked_fill(beyond, -math.inf)
+    scores = _masked(_changed(logits, draws), draws, limits)
+    ids = scores.argmax(-1)
+    if random := [i for i, draw in enumerate(draws) if draw.temperature > 0]:
+        rows = torch.tensor(random, device=logits.device)
+        ids[rows] = _sample_randomly(scores[rows], [draws[i] for i in random])
+    found = torch.where(finite, ids, -1)
+    logprobs, tops = _opinions(logits, ids, draws, limits)
+    return [
+        SampledToken(token, logprob, top) if token >= 0 else None
+        for token, logprob, top in zip(found.tolist(), logprobs, tops, strict=True)
+    ]
+
+
+def _changed(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """(R, V) logits after bias and penalties."""
+    parts = [
+        np.stack([np.full(len(c.ids), i), c.ids, c.bias, c.factor, c.minus])
+        for i, draw in enumerate(draws)
+        if (c := draw.changes) is not None
+    ]
+    if not parts:
+        return logits
+    # (5, C) in one copy to the device; float64 holds rows and ids exactly.
+    packed = torch.from_numpy(np.concatenate(parts, axis=1)).to(logits.device)
+    rows, ids, (bias, factor, minus) = packed[0].long(), packed[1].long(), packed[2:]
+    values = logits[rows, ids] + bias
+    scores = logits.clone()
+    scores[rows, ids] = torch.where(values > 0, values / factor, values * factor) - minus
+    return scores
+
+
+def _masked(scores: Tensor, draws: Sequence[Draw], limits: Sequence[int]) -> Tensor:
+    """(R, V) scores; -inf for tokens that a draw does not allow."""
+    rows = [i for i, draw in enumerate(draws) if draw.allowed is not None]
+    if not rows:
+        return scores
+    words = np.stack([_words(draws[i], limits[i], scores.shape[-1]) for i in rows])
+    ids = torch.arange(scores.shape[-1], device=scores.device)
+    bits = torch.from_numpy(words).to(scores.device)[:, ids // 32] >> ids % 32 & 1  # (R', V)
+    masked = scores.clone()
+    masked[rows] = scores[rows].masked_fill(bits == 0, -math.inf)
+    return masked
+
+
+def _words(draw: Draw, limit: int, n_logits: int) -> NDArray[np.int64]:
+    """The mask of a draw in as many words of 32 bits as n_logits take."""
+    assert draw.allowed is not None
+    bits = np.unpackbits(draw.allowed.view(np.uint8), bitorder="little", count=limit)
+    assert bits.any(), "a mask allows at least one token"
+    words = np.zeros(-(-n_logits // 32), np.int64)
+    own = draw.allowed[: len(words)]
+    words[: len(own)] = own
+    return words
+
+
+def _sample_randomly(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """(R, V) scores and draws of a temperature above 0 -> (R,) ids."""
+    scaled = (scores - scores.amax(-1, keepdim=True)) / _column([d.temperature for d in draws], scores)
+    kept = _top_k(scaled, scaled > -math.inf, [draw.top_k for draw in draws])
+    if any(draw.top_p < 1.0 or draw.min_p > 0.0 for draw in draws):
+        weights = torch.where(kept, exp(scaled), 0.0)
+        if rows := [i for i, draw in enumerate(draws) if draw.top_p < 1.0]:
+            kept[rows] = _nucleus(weights[rows], kept[rows], [draws[i].top_p for i in rows])
+        kept &= weights >= _column([draw.min_p for draw in draws], scores)
+    keys = _column([_signed(draw.key) for draw in draws], scores)
+    noise = gumbel(keys, torch.arange(scores.shape[-1], device=scores.device))
+    return torch.where(kept, scaled + noise, -math.inf).argmax(-1)
+
+
+def _top_k(scaled: Tensor, kept: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The kept tokens of each row, (R, V), less all but the `size` likeliest; of equals the first stay."""
+    rows = [i for i, size in enumerate(sizes) if 0 < size < scaled.shape[-1]]
+    if not rows:
+        return kept
+    own, size = scaled[rows], _column([sizes[i] for i in rows], scaled)
+    last = own.topk(max(sizes[i] for i in rows)).values.gather(1, size - 1)  # the score of place `size`
+    above, equal = own > last, (own == last) & kept[rows]
+    kept[rows] = above | (equal & (equal.cumsum(-1) <= size - above.sum(-1, keepdim=True)))
+    return kept
+
+
+def _nucleus(weights: Tensor, kept: Tensor, top_p: Sequence[float]) -> Tensor:
+    """sampling._nucleus of each row, (R, V)."""
+    shares = weights / weights.cumsum(-1)[:, -1:]
+    least = _column([1.0 - p for p in top_p], weights) / kept.sum(-1, keepdim=True)
+    possible = kept & (shares >= torch.minimum(least, shares.amax(-1, keepdim=True)))
+    best, order = shares.masked_fill(~possible, 0.0).sort(dim=-1, descending=True, stable=True)
+    places = torch.arange(weights.shape[-1], device=weights.device)
+    inside = places < possible.sum(-1, keepdim=True)
+    below = inside & (best.cumsum(-1) < _column(top_p, weights))
+    chosen = inside & (places <= below.sum(-1, keepdim=True))
+    return torch.zeros_like(kept).scatter_(1, order, chosen)
+
+
+def _opinions(
+    logits: Tensor, ids: Tensor, draws: Sequence[Draw], limits: Sequence[int]
+) -> tuple[list[float], list[Top]]:
+    """Log-probability of each token, and the likeliest; NaN and none for draws that do not ask."""
+    logprobs = [math.nan] * len(draws)
+    tops: list[Top] = [()] * len(draws)
+    asked = [i for i, draw in enumerate(draws) if draw.logprobs is not None]
+    if asked:
+        own = torch.log_softmax(logits[asked], -1)
+        found = own.gather(1, ids[asked][:, None])[:, 0].tolist()
+        likeliest = _likeliest(own, [min(draws[i].logprobs or 0, limits[i]) for i in asked])
+        for i, logprob, top in zip(asked, found, likeliest, strict=True):
+            logprobs[i], tops[i] = logprob, top
+    return logprobs, tops
+
+
+def _scored(
+    logits: Tensor, rows: NDArray[np.int64], want: Wanted, tokens: list[SampledToken | None]
+) -> Chosen:
+    """The answer of one chunk with targets; rows: (K,) of the (M, V) logits."""
+    assert want.targets is not None
+    step = max(1, MAX_VALUES // logits.shape[-1])
+    logprobs, likeliest = np.empty(len(rows)), np.empty(len(rows), np.int64)
+    top: list[Top] = []
+    for start in range(0, len(rows), step):
+        some = slice(start, start + step)
+        own = logits[torch.from_numpy(rows[some]).to(logits.device)]
+        targets = torch.from_numpy(want.targets[some]).to(logits.device)
+        finite = own.isfinite().all(-1, keepdim=True)
+        all_logprobs = torch.log_softmax(torch.where(finite, own, 0).double(), -1)
+        found = torch.where(finite, all_logprobs.gather(1, targets[:, None]), math.nan)
+        logprobs[some], likeliest[some] = found[:, 0].cpu().numpy(), own.argmax(-1).cpu().numpy()
+        if want.n_top:
+            top += _likeliest(all_logprobs, [want.n_top] * len(own))
+    return Chosen(tokens, logprobs, likeliest, tuple(top))
+
+
+def _likeliest(logprobs: Tensor, sizes: Sequence[int]) -> list[Top]:
+    """The `size` highest of each row of (R, V) log-probabilities, best first."""
+    values, ids = logprobs.topk(min(max(sizes), logprobs.shape[-1]))
+    rows = zip(ids.tolist(), values.tolist(), sizes, strict=True)
+    return [tuple(zip(row_ids[:n], row_values[:n], strict=True)) for row_ids, row_values, n in rows]
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """(R, 1) on the device of `like`: int64 of ints, float64 of floats."""
+    return torch.from_numpy(np.array(values))[:, None].to(like.device)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent, exactly, for float64 whole numbers from -1022 to 1023."""
+    return (exponent.long() + 1023 << 52).view(torch.float64)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """The bits of int64 numbers moved right, zeros moved in."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(bits: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return bits - 2**64 if bits >= 2**63 else bits
