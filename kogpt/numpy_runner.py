@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kogpt.adapter import Lora, LowRank
+from kogpt.adapter import Lora, LowRank, require_lora_fits
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.memory import available_memory, require_memory
@@ -29,7 +29,6 @@ from kogpt.runner import (
     choose_all,
     output_places,
     require_dtype,
-    require_lora_fits,
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted

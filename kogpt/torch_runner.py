@@ -1,12 +1,12 @@
-"""GPT-J on torch, GPU or CPU: model.py with a cache of keys and values.
+"""GPT-J on torch, GPU or CPU: model.py, a paged cache (torch_cache.py) and LoRA for each row (torch_lora.py).
 
-The new positions of all rows are packed into one (1, N, E) batch, so that rows of unequal length need no
-padding and every weight is read once a step; only attention is split, into groups of rows that read
-equally many new positions (all decoding rows are one group).
-Over several devices the blocks are split into stages that run one after the other, each beside its part of
+The new positions of all rows are packed into one (1, N, E) batch, so rows of unequal length need no padding
+and a step reads every weight once. Only attention and LoRA are split, into groups of rows that read equally
+many new positions: decoding rows form one group, a prompt mostly one of its own.
+On several devices the layers are split into stages that run one after the other, each beside its part of
 the cache: memory adds up, speed does not.
 Shapes: N new positions of all rows, T those of one row, S cached positions, B rows of a group, H heads,
-D head width, E model width, V vocabulary, M outputs wanted.
+D head width, K inputs of a matrix, E model width, V vocabulary, M outputs wanted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from math import prod
 from typing import ClassVar
 
@@ -24,23 +24,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kogpt.adapter import Lora, require_lora_fits
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
-from kogpt.memory import available_memory, require_memory
-from kogpt.model import GPTJ, ForwardPass
+from kogpt.memory import require_memory
+from kogpt.model import GPTJ, ForwardPass, Linear
 from kogpt.runner import (
     CPU_PREFILL_TOKENS,
     Array,
     Chunk,
-    cache_room,
     check_chunks,
-    choose_all,
     output_places,
     require_dtype,
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted
+from kogpt.torch_cache import (
+    BLOCK,
+    Paged,
+    PagedCache,
+    Row,
+    attend_paged,
+    block_table,
+    blocks_for,
+    free_bytes,
+)
+from kogpt.torch_lora import LoraStack
+from kogpt.torch_sampling import choose_all
 
 DTYPES = {
     "float64": torch.float64,
@@ -48,8 +59,11 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Of the 35 ms in which an H100 reads 256 tokens of 6b, 19 or more launch kernels (notes/log.md, 2026-11-26).
+# Prompt tokens of one step. An H100 reads 256 tokens of the 6B shape in 35 ms, of which launching kernels
+# takes 19 ms or more (notes/log.md, 2026-11-26).
 GPU_PREFILL_TOKENS = 1024
+# Values of the keys that one group of rows gathers from the cache: 128 MB in 16 bits, and as much for values.
+MAX_GATHERED = 2**26
 
 
 class TorchRunner:
@@ -81,16 +95,28 @@ class TorchRunner:
         ]
         for place, n_parameters in _parameters(config, self._stages).items():
             n_bytes = n_parameters * DTYPES[dtype].itemsize
-            require_memory(n_bytes, f"this model on {place}", f"이 모델({place})", _free_bytes(place))
+            require_memory(n_bytes, f"this model on {place}", f"이 모델({place})", free_bytes(place))
         self._model = _model(config, tensors, DTYPES[dtype], self._stages)
-        self._cache = Cache(config, DTYPES[dtype], self._stages)
+        devices_of_layers = [stage.device for stage in self._stages for _ in stage.layers]
+        self._cache = PagedCache(config, DTYPES[dtype], devices_of_layers)
+        self._loras = LoraStack(self._model)
 
     @classmethod
     def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
         return config.n_parameters * DTYPES[dtype].itemsize
 
-    def open(self) -> int:
-        return self._cache.open()
+    def add_adapter(self, lora: Lora) -> int:
+        require_lora_fits(lora, self.config)
+        return self._loras.add(lora)
+
+    def drop_adapter(self, adapter: int) -> None:
+        assert adapter in self._loras.handles, adapter
+        assert all(row.adapter != adapter for row in self._cache.rows.values()), adapter
+        self._loras.drop(adapter)
+
+    def open(self, adapter: int | None = None) -> int:
+        assert adapter is None or adapter in self._loras.handles, adapter
+        return self._cache.open(adapter)
 
     def fork(self, row: int, length: int | None = None) -> int:
         return self._cache.fork(row, self.length(row) if length is None else length)
@@ -99,31 +125,25 @@ class TorchRunner:
         self._cache.close(row)
 
     def length(self, row: int) -> int:
-        assert row in self._cache.lengths, row
-        return self._cache.lengths[row]
+        return self._cache.row(row).length
 
     def truncate(self, row: int, length: int) -> None:
         self._cache.truncate(row, length)
 
-    def room(self) -> int | None:
-        layer_bytes = 2 * self.config.d_model * DTYPES[self.dtype].itemsize
-        rooms = [
-            cache_room(layer_bytes * len(stage.layers), _free_bytes(stage.device))
-            for stage in self._stages
-            if stage.layers
-        ]
-        known = [room for room in rooms if room is not None]
-        return min(known, default=None)
+    def load_cache(self, row: int, keys: Array, values: Array) -> None:
+        self._cache.load(row, keys, values)
 
+    def room(self) -> int | None:
+        return self._cache.room()
+
+    @torch.inference_mode()
     def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
-        return choose_all(self.forward(chunks), wanted)
+        logits = _widened(self._head(self._trunk(chunks)))
+        return choose_all(logits, [chunk.n_outputs for chunk in chunks], wanted)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
-        hidden = self._trunk(chunks)
-        if not len(hidden):
-            return split_outputs(_to_numpy(hidden.new_empty((0, self.config.n_vocab))), chunks)
-        return split_outputs(_to_numpy(self._model.head(hidden)), chunks)
+        return split_outputs(_to_numpy(self._head(self._trunk(chunks))), chunks)
 
     @torch.inference_mode()
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
@@ -133,15 +153,19 @@ class TorchRunner:
         """Read the chunks; (M, E), the wanted outputs of all of them end to end."""
         check_chunks(self, chunks)
         sizes = [(chunk.row, len(chunk.inputs)) for chunk in chunks]
-        self._cache.reserve(max(self._cache.lengths[row] + size for row, size in sizes))
+        self._cache.reserve(sizes)
         # All before the first kernel is launched: a copy to a device waits for the work queued there.
-        readings = [CachedPass(self._cache, sizes, stage.device) for stage in self._stages]
+        passes = [CachedPass(self._cache, self._loras, sizes, stage.device) for stage in self._stages]
         x = self._embed(chunks)
-        for stage, reading in zip(self._stages, readings, strict=True):
-            x = self._model.blocks(x.to(stage.device), reading.positions, reading, stage.layers)
+        for stage, run in zip(self._stages, passes, strict=True):
+            x = self._model.blocks(x.to(stage.device), run.positions, run, stage.layers)
         x = self._model.norm(x)
-        self._cache.count(sizes)
+        self._cache.advance(sizes)
         return x[0, torch.from_numpy(output_places(chunks)).to(x.device)]
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """(M, E) -> (M, V); M may be 0, for which some kernels are not made."""
+        return self._model.head(hidden) if len(hidden) else hidden.new_empty((0, self.config.n_vocab))
 
     def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """(1, N, E): the embeddings of all ids by one look-up; soft prompts are written over theirs."""
@@ -177,155 +201,108 @@ def split_layers(config: ModelConfig, n: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(borders)]
 
 
-class Cache:
-    """Keys and values of all rows: for each layer two tensors (slots, H, room, D).
-
-    Slots and room double when they run out. What lies after a row's length is zero, so that rows of unequal
-    length can be read together: masked positions get weight 0, and 0 x NaN of a diverged row would be NaN.
-    """
-
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, stages: Sequence[Stage]) -> None:
-        self.lengths: dict[int, int] = {}  # handle of a row, which is also its slot -> positions read
-        self._n_ctx = config.n_ctx
-        self._devices = [stage.device for stage in stages for _ in stage.layers]  # of each layer
-        shape = (0, config.n_heads, 0, config.d_head)
-        self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for device in self._devices] for _ in range(2)
-        )
-
-    def open(self) -> int:
-        slots, _, room, _ = self.keys[0].shape
-        row = next(i for i in range(slots + 1) if i not in self.lengths)
-        if row == slots:
-            self._grow(max(1, 2 * slots), room)
-        self.lengths[row] = 0
-        return row
-
-    @torch.inference_mode()
-    def fork(self, row: int, length: int) -> int:
-        assert 0 <= length <= self.lengths[row], (length, self.lengths[row])
-        child = self.open()
-        for tensor in (*self.keys, *self.values):
-            tensor[child, :, :length] = tensor[row, :, :length]
-        self.lengths[child] = length
-        return child
-
-    @torch.inference_mode()
-    def close(self, row: int) -> None:
-        assert row in self.lengths, row
-        length = self.lengths.pop(row)
-        for tensor in (*self.keys, *self.values):
-            tensor[row, :, :length] = 0
-
-    @torch.inference_mode()
-    def truncate(self, row: int, length: int) -> None:
-        assert 0 <= length <= self.lengths[row], (length, self.lengths[row])
-        for tensor in (*self.keys, *self.values):
-            tensor[row, :, length : self.lengths[row]] = 0
-        self.lengths[row] = length
-
-    def reserve(self, length: int) -> None:
-        """Make room for rows of `length` positions."""
-        slots, _, room, _ = self.keys[0].shape
-        if length > room:
-            self._grow(slots, min(max(length, 2 * room, 64), self._n_ctx))
-
-    def count(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Row and number of positions read; after a pass: what an interrupted one wrote does not count."""
-        for row, size in sizes:
-            self.lengths[row] += size
-
-    @torch.inference_mode()
-    def _grow(self, slots: int, room: int) -> None:
-        """Reallocate layer by layer, so that a device holds only one layer twice."""
-        old_slots, n_heads, old_room, d_head = self.keys[0].shape
-        layer_bytes = 2 * slots * n_heads * room * d_head * self.keys[0].itemsize
-        for device, n_layers in Counter(self._devices).items():
-            require_memory(
-                layer_bytes * (n_layers + 1) - 2 * self.keys[0].nbytes * n_layers,
-                f"a cache of {slots} texts of {room} tokens on {device}",
-                f"{room}토큰 글 {slots}개의 캐시({device})",
-                _free_bytes(device),
-            )
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                tensors[layer] = old.new_zeros((slots, n_heads, room, d_head))
-                tensors[layer][:old_slots, :, :old_room] = old
-
-
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that read equally many new positions, side by side in the packed batch."""
+    """Neighbouring rows that read equally many new positions."""
 
-    rows: list[int]
     size: int  # T
-    packed: slice  # their B * T places in the packed batch
-    n_cached: int  # S: positions of the longest row, the new ones included
-    mask: Tensor | None  # (B, 1, T, S), True where a position may be looked at; None if everywhere
+    packed: slice  # B * T places in the packed batch
+    cached: Paged | None  # None: every row begins here and attends to its new positions only
+    adapters: Tensor | None  # (B,) places in the LoraStack; None: no row has an adapter
 
 
 class CachedPass(ForwardPass):
-    """One forward pass over a device's cache: where the new positions go, and who may look at what."""
+    """One pass over the layers of one device: cache, attention and LoRA of the new positions of each row.
 
-    def __init__(self, cache: Cache, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:
-        """`sizes`: row and number of its new positions, in the order of the packed batch."""
+    Three small tensors say everything: block table, positions and rows of the new tokens. With a fixed number
+    of rows and blocks they can be the inputs of a captured graph.
+    """
+
+    def __init__(
+        self, cache: PagedCache, loras: LoraStack, sizes: Sequence[tuple[int, int]], device: torch.device
+    ) -> None:
+        """`sizes`: row and number of its new positions, in the order of the packed batch; both reserved."""
         self._cache = cache
-        self._sizes = sizes
-        positions = [np.arange(cache.lengths[row], cache.lengths[row] + size) for row, size in sizes]
-        rows = np.repeat([row for row, _ in sizes], [size for _, size in sizes])
-        # One copy to the device for both: (2, N).
-        places = torch.from_numpy(np.stack([rows, np.concatenate(positions)])).to(device)
-        self._rows, self.positions = places[0], places[1]
-        self._groups = list(self._grouped())
+        self._loras = loras
+        rows = [cache.row(row) for row, _ in sizes]
+        new = [np.arange(row.length, row.length + size) for row, (_, size) in zip(rows, sizes, strict=True)]
+        owners = np.repeat(np.arange(len(rows)), [size for _, size in sizes])
+        # One copy to the device for both, (2, N): copies wait for the work that is queued.
+        places = torch.from_numpy(np.stack([np.concatenate(new), owners])).to(device)
+        self.positions, owner = places[0], places[1]
+        table = torch.from_numpy(block_table(rows)).to(device)
+        self._slots = table[owner, self.positions // BLOCK] * BLOCK + self.positions % BLOCK  # (N,)
+        self._groups = list(self._grouped(rows, [size for _, size in sizes], table))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write k and v into the cache, then attend over all of it; (1, H, N, D) each -> (1, H, N, D)."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._rows, :, self.positions] = k[0].transpose(0, 1)  # (N, H, D)
-        values[self._rows, :, self.positions] = v[0].transpose(0, 1)
-        found = [self._attend_group(group, q, keys, values) for group in self._groups]
+        new = torch.cat((k, v)).transpose(1, 2)  # (2, N, H, D)
+        self._cache.layers[layer].flatten(1, 2).index_copy_(1, self._slots, new)
+        found = [self._attend_group(group, layer, (q, k, v)) for group in self._groups]
         return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
-    def _grouped(self) -> Iterator[Group]:
+    def project(self, linear: Linear, x: Tensor) -> Tensor:
+        """linear(x), and what the adapter of each row adds; (1, N, K) -> (1, N, out)."""
+        y = linear(x)
+        for group in self._groups:
+            if group.adapters is not None:
+                own = x[0, group.packed].view(-1, group.size, x.shape[-1])  # (B, T, K)
+                update = self._loras.update(linear, own, group.adapters)
+                if update is not None:
+                    y[0, group.packed] += update.flatten(0, 1)
+        return y
+
+    def _grouped(self, rows: Sequence[Row], sizes: Sequence[int], table: Tensor) -> Iterator[Group]:
+        ends = [row.length + size for row, size in zip(rows, sizes, strict=True)]
         start = 0
-        for size, neighbours in groupby(self._sizes, key=lambda item: item[1]):
-            rows = [row for row, _ in neighbours]
-            packed = slice(start, start + size * len(rows))
-            n_cached = max(self._cache.lengths[row] for row in rows) + size
-            yield Group(rows, size, packed, n_cached, self._mask(rows, size, packed, n_cached))
+        for some in split_rows(sizes, ends, MAX_GATHERED // self._cache.position_values):
+            size, members = sizes[some.start], rows[some]
+            packed = slice(start, start + size * len(members))
+            cached = None
+            if any(row.length for row in members):
+                blocks = blocks_for(max(ends[some]))
+                cached = Paged.of(table[some, :blocks], self.positions[packed].view(-1, size))
+            adapters = self._loras.places([row.adapter for row in members], table.device)
+            yield Group(size, packed, cached, adapters)
             start = packed.stop
 
-    def _mask(self, rows: list[int], size: int, packed: slice, n_cached: int) -> Tensor | None:
-        starts = {self._cache.lengths[row] for row in rows}
-        if starts == {0} or (size == 1 and len(starts) == 1):
-            return None  # plainly causal, or all that is cached
-        positions = self.positions[packed].view(len(rows), 1, size, 1)
-        return torch.arange(n_cached, device=positions.device) <= positions
-
-    def _attend_group(self, group: Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(1, H, N, D) and two (slots, H, room, D) -> (1, H, B * T, D)."""
-        packed = q[0, :, group.packed].view(q.shape[1], -1, group.size, q.shape[-1])  # (H, B, T, D)
-        y = F.scaled_dot_product_attention(  # scores in float32 at least, whatever the dtype
-            packed.transpose(0, 1),
-            _rows(keys[:, :, : group.n_cached], group.rows),
-            _rows(values[:, :, : group.n_cached], group.rows),
-            attn_mask=group.mask,
-            is_causal=group.n_cached == group.size > 1,
+    def _attend_group(self, group: Group, layer: int, new: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """New q, k and v, (1, H, N, D) each, of all rows -> (1, H, B * T, D)."""
+        q, k, v = (
+            x[0, :, group.packed]
+            .view(x.shape[1], -1, group.size, x.shape[-1])
+            .transpose(0, 1)  # (B, H, T, D)
+            for x in new
         )
+        if group.cached is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            y = attend_paged(q, self._cache.layers[layer], group.cached)
         return y.transpose(0, 1).flatten(1, 2)[None]
 
 
-def _rows(cached: Tensor, rows: list[int]) -> Tensor:
-    """(slots, H, S, D) -> (B, H, S, D): a view where the slots are neighbours, else a copy."""
-    first, last = rows[0], rows[-1]
-    if rows == list(range(first, last + 1)):
-        return cached[first : last + 1]
-    return cached[rows]
+def split_rows(sizes: Sequence[int], ends: Sequence[int], limit: int) -> Iterator[slice]:
+    """Runs of neighbours with equally many new positions, each as long as B * S <= limit allows, or one row.
+
+    ends: positions of each row after the pass; S is the highest of a run, in whole blocks.
+    """
+    first, highest = 0, 0
+    for i, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        highest = max(highest, end)
+        if i > first and (size != sizes[first] or (i + 1 - first) * BLOCK * blocks_for(highest) > limit):
+            yield slice(first, i)
+            first, highest = i, end
+    yield slice(first, len(sizes))
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _to_numpy(x: Tensor) -> Array:
-    wide: Array = x.to(torch.promote_types(x.dtype, torch.float32)).cpu().numpy()
-    return wide
+    array: Array = _widened(x).cpu().numpy()
+    return array
 
 
 def _devices(names: str) -> list[torch.device]:
@@ -387,11 +364,3 @@ def _mapped(stored: Stored) -> Tensor:
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing here writes
         flat = torch.frombuffer(array, dtype=DTYPES[stored.dtype])
     return flat.view(array.shape)
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on the device; what torch holds in reserve counts as free."""
-    if device.type != "cuda":
-        return available_memory()
-    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + reserve

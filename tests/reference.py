@@ -63,10 +63,9 @@ class Reference:
         return np.array(rows)
 
     def mlp(self, h: Matrix, name: str) -> Matrix:
-        x: Matrix = h @ self.tensors[f"{name}.fc_in.weight"].T + self.tensors[f"{name}.fc_in.bias"]
+        x = h @ self.tensors[f"{name}.fc_in.weight"].T + self.tensors[f"{name}.fc_in.bias"]
         x = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-        out: Matrix = x @ self.tensors[f"{name}.fc_out.weight"].T + self.tensors[f"{name}.fc_out.bias"]
-        return out
+        return x @ self.tensors[f"{name}.fc_out.weight"].T + self.tensors[f"{name}.fc_out.bias"]
 
     def attention(self, h: Matrix, name: str) -> Matrix:
         d_head = self.config.d_head

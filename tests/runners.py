@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
-from kogpt import native_runner
+from kogpt import memory, native_runner, numpy_runner, torch_cache, torch_lora, torch_runner
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.native_runner import NativeRunner
@@ -64,3 +65,11 @@ def stored(array: NDArray[Any], dtype: str = "float32") -> Stored:
     rounded = Stored("float32", array).to(dtype).view()
     rounded.flags.writeable = False
     return Stored(dtype, rounded)
+
+
+def pretend_free(monkeypatch: pytest.MonkeyPatch, free: Callable[[torch.device | None], int]) -> None:
+    """Make the runners believe that so many bytes are free on a device, or without one in RAM."""
+    for module in (memory, numpy_runner):
+        monkeypatch.setattr(module, "available_memory", lambda: free(None))
+    for module in (torch_cache, torch_lora, torch_runner):
+        monkeypatch.setattr(module, "free_bytes", free)

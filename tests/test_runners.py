@@ -5,7 +5,7 @@ A new runner joins by one line in runners.KINDS. Parity with transformers is in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reference import Reference
-from runners import KINDS, Kind, stored
+from runners import KINDS, Kind, pretend_free, stored
 
-from kogpt import memory, numpy_runner, torch_runner
+from kogpt import numpy_runner
 from kogpt.adapter import Lora, LowRank
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
@@ -54,9 +54,9 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    return KINDS[request.param]
+    return request.param
 
 
 @pytest.fixture
@@ -238,6 +238,21 @@ def test_a_diverged_row_leaves_nothing_behind(runner: Runner, kind: Kind) -> Non
         assert_logits(found, want, kind)
 
 
+def test_a_fork_from_before_the_divergence_is_sound(
+    runner: Runner, kind: Kind, request: pytest.FixtureRequest
+) -> None:
+    if runner.name == "native":
+        reason = "a position that a fork has not read, in a block that it shares, poisons it: 0 * NaN"
+        request.applymarker(pytest.mark.xfail(reason=reason))
+    parent = read(runner, IDS[0, :35])
+    with np.errstate(invalid="ignore"):
+        runner.forward([Chunk(parent, np.full((20, TINY.d_model), np.nan, np.float32))])
+    child = runner.fork(parent, 33)
+    assert_logits(runner.forward([Chunk(child, IDS[0, 33:34])])[0], WANTED[0][33:34], kind)
+    runner.truncate(parent, 35)
+    assert_logits(runner.forward([Chunk(parent, IDS[0, 35:36])])[0], WANTED[0][35:36], kind)
+
+
 def test_a_row_may_fill_the_context(runner: Runner) -> None:
     row = runner.open()
     ids = np.arange(TINY.n_ctx)
@@ -264,7 +279,7 @@ def test_misuse_is_an_assertion(runner: Runner) -> None:
     ]
     for misuse in misuses:
         with pytest.raises(AssertionError):
-            misuse()  # type: ignore[no-untyped-call]  # a lambda
+            misuse()
     assert runner.length(row) == 5
 
 
@@ -272,23 +287,25 @@ def test_misuse_is_an_assertion(runner: Runner) -> None:
 @given(data=st.data())
 @pytest.mark.parametrize("name", KINDS)
 def test_any_schedule(name: str, data: st.DataObject) -> None:
-    """Rows opened, forked, closed and extended in any order; every output is that of its row's ids alone."""
+    """Rows opened, forked, cut, closed and extended in any order; every output is that of its ids alone."""
     runner = KINDS[name].make(TINY, TENSORS)
     texts: dict[int, Ids] = {}
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     for _ in range(data.draw(st.integers(1, 6))):
-        action = data.draw(st.sampled_from(["open", "fork", "close"]))
+        action = data.draw(st.sampled_from(["open", "fork", "truncate", "close"]))
         row = data.draw(st.sampled_from(sorted(texts))) if texts else None
         if action == "close" and row is not None:
             runner.close(row)
             del texts[row]
-        elif action == "fork" and row is not None:
+        elif row is not None and action in ("fork", "truncate"):
             length = data.draw(st.integers(0, len(texts[row])))
-            texts[runner.fork(row, length)] = texts[row][:length]
+            if action == "truncate":
+                runner.truncate(row, length)
+            texts[runner.fork(row, length) if action == "fork" else row] = texts[row][:length]
         else:
             texts[runner.open()] = np.zeros(0, np.int64)
         rows = data.draw(st.permutations(sorted(texts)))
-        sizes = [data.draw(st.sampled_from([1, 1, 2, 11])) for _ in rows]
+        sizes = [data.draw(st.sampled_from([1, 1, 2, 11, 20])) for _ in rows]
         chunks = [Chunk(r, rng.integers(0, TINY.n_vocab, n), n) for r, n in zip(rows, sizes, strict=True)]
         for chunk, logits in zip(chunks, runner.forward(chunks) if chunks else [], strict=True):
             texts[chunk.row] = np.concatenate([texts[chunk.row], chunk.inputs])
@@ -378,8 +395,7 @@ def test_unknown_device_is_refused(device: str) -> None:
 
 
 def test_model_that_does_not_fit_is_refused(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: 10_000)
-    monkeypatch.setattr(torch_runner, "_free_bytes", lambda device: 10_000)
+    pretend_free(monkeypatch, lambda device: 10_000)
     with pytest.raises(NotEnoughMemory) as error:
         kind.make(TINY, TENSORS)
     assert "10 kB is free" in error.value.en and "--dtype" in error.value.en and "--dtype" in error.value.ko
@@ -390,8 +406,7 @@ def test_cache_that_does_not_fit_is_refused(
 ) -> None:
     row = read(runner, IDS[0, :10])
     with monkeypatch.context() as short:
-        short.setattr(memory, "available_memory", lambda: 1_000)
-        short.setattr(torch_runner, "_free_bytes", lambda device: 1_000)
+        pretend_free(short, lambda device: 1_000)
         with pytest.raises(NotEnoughMemory) as error:
             runner.forward([Chunk(row, IDS[0, 10:90])])
     assert "tokens" in error.value.en
@@ -418,7 +433,7 @@ def random_lora(seed: int, rank: int, matrices: tuple[str, ...] = ALL_MATRICES) 
 
 def merged(lora: Lora | None) -> Mapping[str, NDArray[Any]]:
     """The model's tensors with the updates added, in float64."""
-    tensors: dict[str, NDArray[Any]] = dict(TENSORS)
+    tensors = dict(TENSORS)
     for name, update in lora.updates.items() if lora else ():
         product = update.b.astype(np.float64) @ update.a.astype(np.float64)
         tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + update.scale * product
@@ -496,7 +511,7 @@ def test_misuse_of_adapters_is_an_assertion(adaptable: Any) -> None:
         lambda: adaptable.drop_adapter(adapter),  # the fork uses it
     ):
         with pytest.raises(AssertionError):
-            misuse()  # type: ignore[no-untyped-call]  # a lambda
+            misuse()
     adaptable.close(fork)
     adaptable.drop_adapter(adapter)
     with pytest.raises(AssertionError):
@@ -588,9 +603,7 @@ def test_a_truncated_row_goes_on_as_if_it_had_never_read_further(runner: Runner,
 
 def test_room_follows_the_free_memory(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 10**9
-    for module in (memory, numpy_runner):
-        monkeypatch.setattr(module, "available_memory", lambda: free)
-    monkeypatch.setattr(torch_runner, "_free_bytes", lambda device: free)
+    pretend_free(monkeypatch, lambda device: free)
     room = runner.room()
     assert room is not None and 0 < room <= 10**9 / (2 * TINY.n_layers * TINY.d_model)
     free = 0
@@ -624,10 +637,20 @@ def test_draw_chooses_what_sampling_chooses_from_the_same_logits(name: str, data
         for found, wished in zip(answer.tokens, twin.tokens, strict=True):
             if found and wished:
                 assert found.logprob == pytest.approx(wished.logprob, abs=1e-5, nan_ok=True)
-                assert [i for i, _ in found.top_logprobs] == [i for i, _ in wished.top_logprobs]
+                assert_same_top(found.top_logprobs, wished.top_logprobs)
         np.testing.assert_allclose(answer.logprobs, twin.logprobs, rtol=0, atol=1e-5)
         assert answer.likeliest.tolist() == twin.likeliest.tolist()
-        assert [[i for i, _ in row] for row in answer.top] == [[i for i, _ in row] for row in twin.top]
+        for found_top, wished_top in zip(answer.top, twin.top, strict=True):
+            assert_same_top(found_top, wished_top)
+
+
+def assert_same_top(found: Sequence[tuple[int, float]], wished: Sequence[tuple[int, float]]) -> None:
+    """The same tokens; equally likely ones, frequent in 16 bits, may change places."""
+    np.testing.assert_allclose([p for _, p in found], [p for _, p in wished], rtol=0, atol=1e-5)
+    assert len({token for token, _ in found}) == len(found)
+    least = min((p for _, p in wished), default=0.0)
+    above = [{token for token, p in top if p > least + 1e-5} for top in (found, wished)]
+    assert above[0] == above[1]
 
 
 @st.composite

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, random_tensors
-from numpy.typing import NDArray
-from runners import stored
+from runners import pretend_free, stored
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kogpt import torch_runner
@@ -40,7 +38,7 @@ def passes(runner: TorchRunner) -> list[Array]:
     """Prompts of unequal length, a soft prompt, a fork, and decoding of all rows, one of them from a fork."""
     rows = [runner.open() for _ in range(3)]
     soft = np.random.default_rng(2).standard_normal((5, DEEP.d_model)).astype(np.float32)
-    prompts: list[NDArray[Any]] = [IDS[0, :40], IDS[1, :9], soft]
+    prompts = [IDS[0, :40], IDS[1, :9], soft]
     logits = runner.forward([Chunk(row, ids, len(ids)) for row, ids in zip(rows, prompts, strict=True)])
     runner.close(rows[1])
     rows[1] = runner.fork(rows[0], 17)
@@ -99,7 +97,7 @@ def test_everything_lies_where_it_is_used(tied_head: bool, monkeypatch: pytest.M
     with FakeTensorMode(allow_non_fake_inputs=True):
         runner = TorchRunner(config, {name: TENSORS[name] for name in config.tensor_shapes()})
         passes(runner)
-        assert {key.device for key in runner._cache.keys} == set(devices)
+        assert {layer.device for layer in runner._cache.layers} == set(devices)
         state = runner._model.state_dict()
     where = {name: tensor.device.index for name, tensor in state.items()}
     assert (where["transformer.wte.weight"], where["lm_head.weight"], where["transformer.ln_f.bias"]) == (
@@ -110,7 +108,7 @@ def test_everything_lies_where_it_is_used(tied_head: bool, monkeypatch: pytest.M
     for run, device in zip(split_layers(config, 3), devices, strict=True):
         for layer in run:
             assert where[f"transformer.h.{layer}.mlp.fc_in.weight"] == device.index
-            assert runner._cache.values[layer].device == device
+            assert runner._cache.layers[layer].device == device
 
 
 @pytest.mark.gpu
@@ -131,7 +129,7 @@ def test_the_device_that_is_too_small_is_named(tied_head: bool, monkeypatch: pyt
     cpus(monkeypatch, 3)
     weights = weights_of(config, split_layers(config, 3))  # each end holds its copy of a tied weight
     free = {place: 4 * n / 0.9 + 2 for place, n in enumerate(weights)}
-    monkeypatch.setattr(torch_runner, "_free_bytes", lambda device: free[device.index])
+    pretend_free(monkeypatch, lambda device: free[device.index] if device else 10**9)
     tensors = {name: TENSORS[name] for name in config.tensor_shapes()}
     with FakeTensorMode(allow_non_fake_inputs=True):
         runner = TorchRunner(config, tensors)
@@ -142,14 +140,14 @@ def test_the_device_that_is_too_small_is_named(tied_head: bool, monkeypatch: pyt
                     TorchRunner(config, {})  # told before a tensor is touched
         free[1] = 100
         row = runner.open()
-        with pytest.raises(NotEnoughMemory, match="64 tokens on cpu:1 "):
+        with pytest.raises(NotEnoughMemory, match="32 tokens on cpu:1 "):
             runner.forward([Chunk(row, IDS[0, :10])])
-        assert all(not key.numel() for key in runner._cache.keys)
+        assert all(layer.shape[1] == 1 for layer in runner._cache.layers)  # the null block
 
 
 def test_a_device_named_twice_has_to_hold_both_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     n_bytes = 4 * DEEP.n_parameters
-    monkeypatch.setattr(torch_runner, "_free_bytes", lambda device: n_bytes)
+    pretend_free(monkeypatch, lambda device: n_bytes)
     with pytest.raises(NotEnoughMemory, match="on cpu "):
         TorchRunner(DEEP, TENSORS, device="cpu,cpu")
 

@@ -1,0 +1,97 @@
+"""LoRAs side by side on torch devices: every row of a pass has its own (arXiv 2106.09685).
+
+The factors of all adapters lie stacked, one pair of tensors for each matrix, so rows with different
+adapters share two batched products. Place 0 of the stack is "no adapter": its factors are zeros.
+Shapes: A adapters, r rank of the widest of them, B rows, T new positions of a row, K inputs and N outputs of
+a matrix.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from kogpt.adapter import Lora
+from kogpt.memory import require_memory
+from kogpt.model import GPTJ, Linear
+from kogpt.torch_cache import free_bytes
+
+Factors = tuple[Tensor, Tensor]  # (A, r, K) and (A, N, r); the second includes the scale
+
+RANKS = 8  # ranks are filled up with zeros to a multiple of this
+
+
+class LoraStack:
+    """The adapters that rows may be opened with. The adapter of handle i lies in place i + 1."""
+
+    def __init__(self, model: GPTJ) -> None:
+        self.handles: set[int] = set()
+        self._linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
+        self._factors: dict[Linear, Factors] = {}  # of the matrices that some adapter changes
+
+    @torch.inference_mode()
+    def add(self, lora: Lora) -> int:
+        """Take a LoRA that fits the model; its handle. NotEnoughMemory, and nothing has changed."""
+        handle = next(i for i in count() if i not in self.handles)
+        rank = max((len(update.a) for update in lora.updates.values()), default=1)
+        self._grow(lora, handle + 2, -(-rank // RANKS) * RANKS)
+        for name, update in lora.updates.items():
+            a, b = self._factors[self._linears[name]]
+            a[handle + 1, : len(update.a)] = torch.tensor(update.a)
+            b[handle + 1, :, : len(update.a)] = float(update.scale) * torch.tensor(
+                update.b, dtype=torch.float64
+            )
+        self.handles.add(handle)
+        return handle
+
+    @torch.inference_mode()
+    def drop(self, handle: int) -> None:
+        """Forget a LoRA."""
+        self.handles.remove(handle)
+        for a, b in self._factors.values():
+            a[handle + 1], b[handle + 1] = 0, 0
+
+    def places(self, adapters: Sequence[int | None], device: torch.device) -> Tensor | None:
+        """Places in the stack of the adapters of B rows, (B,) on the device; None if no row has one."""
+        if all(handle is None for handle in adapters):
+            return None
+        return torch.tensor([0 if handle is None else handle + 1 for handle in adapters]).to(device)
+
+    def update(self, linear: Linear, x: Tensor, places: Tensor) -> Tensor | None:
+        """What the adapters at (B,) places add to linear(x); (B, T, K) -> (B, T, N), None: nothing."""
+        if linear not in self._factors:
+            return None
+        # One product for each row, whatever its neighbours' adapters are: its bits do not depend on them.
+        a, b = (factor[places] for factor in self._factors[linear])
+        return torch.bmm(torch.bmm(x, a.mT), b.mT)
+
+    def _grow(self, lora: Lora, n_places: int, rank: int) -> None:
+        """Make room for an adapter in the last of these places; tensors that have it stay as they are."""
+        shapes: dict[Linear, tuple[int, int]] = {}  # (A, r)
+        needed: Counter[torch.device] = Counter()
+        for linear in [*self._factors, *(self._linears[name] for name in lora.updates)]:
+            held = self._factors[linear][0].shape if linear in self._factors else (0, 0)
+            shapes[linear] = max(n_places, held[0]), max(rank, held[1])
+        for linear, (places, r) in shapes.items():
+            n_values = places * r * (linear.in_features + linear.out_features)
+            needed[linear.weight.device] += n_values * linear.weight.itemsize
+        for device, n_bytes in needed.items():
+            require_memory(n_bytes, f"an adapter on {device}", f"어댑터({device})", free_bytes(device))
+        for linear, (places, r) in shapes.items():
+            none = linear.weight.new_zeros((0, 0, 0))
+            a, b = self._factors.get(linear, (none, none))
+            a = _enlarged(a, (places, r, linear.in_features))
+            self._factors[linear] = a, _enlarged(b, (places, linear.out_features, r))
+
+
+def _enlarged(factors: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The factors in the corner of a tensor of zeros; themselves if they have this shape."""
+    if factors.shape == shape:
+        return factors
+    enlarged = factors.new_zeros(shape)
+    enlarged[tuple(map(slice, factors.shape))] = factors
+    return enlarged
