@@ -66,7 +66,7 @@ def load(sources: Iterable[Source], folder: Path | None = None) -> Table:
         names = " / ".join(source.file for source in sources)
         raise InputError(
             f"{place} has no {names}: see docs/evaluation.md, or leave --data out to fetch the file",
-            f"{place} 폴더에 {names} 파일이 없습니다: docs/evaluation.md를 보거나 --data 없이 내려받으십시오",
+            f"{place} 폴더에 {names} 파일이 없습니다: docs/evaluation.md를 보거나 --data 없이 내려받으세요",
         )
     source = next(source for source in sources if source.url)
     return _fetched(source)
@@ -133,7 +133,7 @@ def _checked(source: Source, content: bytes, where: str) -> Table:
         raise InputError(
             f"{where} is not {source.note}: it has {found[:23]}…, expected {source.digest[:23]}…; replace it",
             f"{where} 파일이 기대한 자료({source.note})가 아닙니다: {found[:23]}…"
-            f" (기대: {source.digest[:23]}…); 바꿔 주십시오",
+            f" (기대: {source.digest[:23]}…); 다른 파일로 바꾸세요",
         )
     return Table(source.read(content), source.file, source.digest, source.note)
 
@@ -156,7 +156,7 @@ def _fetched(source: Source) -> Table:
     except OSError as error:
         raise InputError(
             f"cannot fetch {source.url} ({error}): offline, name a folder with --data or KOGPT_DATA",
-            f"{source.url} 파일을 받을 수 없습니다({error}): --data나 KOGPT_DATA로 폴더를 주십시오",
+            f"{source.url} 파일을 받을 수 없습니다({error}): --data나 KOGPT_DATA로 폴더를 지정하세요",
         ) from error
     table = _checked(source, content, source.url)
     cache_folder().mkdir(parents=True, exist_ok=True)

@@ -309,7 +309,7 @@ def _text_column(schema: Any, name: str, path: Path) -> str:
     found = ", ".join(f"{column} ({kind})" for column, kind in types.items())
     raise InputError(
         f"{path}: no column of strings named {name!r}; there are {found}; give --text-field",
-        f"{path}: 문자열 열 {name!r}이(가) 없습니다. 있는 열: {found}. --text-field를 지정해 주세요",
+        f"{path}: 문자열 열 {name!r} 없음. 있는 열: {found}. --text-field를 지정해 주세요",
     )
 
 

@@ -104,7 +104,7 @@ def rules_without(left_out: Iterable[str]) -> dict[str, Rule]:
     if unknown := sorted(names - RULES.keys()):
         raise InputError(
             f"no filter {', '.join(unknown)}; there are {', '.join(RULES)}, and all",
-            f"필터 {', '.join(unknown)}은(는) 없습니다. 있는 필터: {', '.join(RULES)}, all",
+            f"없는 필터입니다: {', '.join(unknown)}. 있는 필터: {', '.join(RULES)}, all",
         )
     return {name: rule for name, rule in RULES.items() if name not in names}
 

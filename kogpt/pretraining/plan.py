@@ -281,7 +281,7 @@ def gpu(name: str, **figures: float) -> Gpu:
     if name not in GPUS:
         raise ConfigError(
             f"GPU {name!r} is not in the table: there are {', '.join(GPUS)}; take one and give its figures",
-            f"GPU {name!r}은(는) 표에 없습니다. 있는 이름: {', '.join(GPUS)}. 하나를 골라 수치를 지정하세요",
+            f"표에 없는 GPU입니다: {name!r}. 있는 이름: {', '.join(GPUS)}. 하나를 골라 수치를 지정하세요",
         )
     for figure, value in figures.items():
         _require_positive(f"GPU {figure}", value)

@@ -31,7 +31,7 @@ def train_tokenizer(texts: Iterable[str], n_vocab: int, min_frequency: int = 2) 
     if n_vocab < smallest:
         raise ConfigError(
             f"vocabulary of {n_vocab} is too small: bytes and special tokens alone need {smallest}",
-            f"어휘 크기 {n_vocab}은(는) 너무 작습니다. 바이트와 특수 토큰만으로 {smallest}개가 필요합니다",
+            f"어휘 크기({n_vocab})가 너무 작습니다. 바이트와 특수 토큰만으로 {smallest}개가 필요합니다",
         )
     tokenizer = Tokenizer(BPE(unk_token=None))
     tokenizer.normalizer = normalizers.NFC()

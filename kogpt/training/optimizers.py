@@ -41,7 +41,7 @@ class Rule:
         if self.name not in RULES:
             raise ConfigError(
                 f"optimizer {self.name!r} is unknown: choose one of {', '.join(RULES)}",
-                f"최적화기 {self.name!r}을(를) 알 수 없습니다. {', '.join(RULES)} 중에서 고르세요",
+                f"알 수 없는 옵티마이저입니다: {self.name!r}. {', '.join(RULES)} 중에서 고르세요",
             )
         for name in ("adamw_rate", "muon_rate", "adamw_decay", "muon_decay"):
             value = getattr(self, name)

@@ -27,7 +27,7 @@ class Schedule:
         if self.shape not in SHAPES:
             raise ConfigError(
                 f"schedule {self.shape!r} is unknown: choose one of {', '.join(SHAPES)}",
-                f"일정 {self.shape!r}을(를) 알 수 없습니다. {', '.join(SHAPES)} 중에서 고르세요",
+                f"알 수 없는 일정입니다: {self.shape!r}. {', '.join(SHAPES)} 중에서 고르세요",
             )
         if self.steps < 1 or not 0 <= self.floor <= 1:
             raise ConfigError(
