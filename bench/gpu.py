@@ -46,7 +46,8 @@ class Theirs(Transformers):
         self._torch = torch
         torch.set_default_dtype(getattr(torch, dtype))
         with torch.device(device):
-            self._model = GPTJForCausalLM(GPTJConfig(**config.to_json())).eval()
+            self._model = GPTJForCausalLM(GPTJConfig(**config.to_json()))
+            self._model.eval()
         torch.set_default_dtype(torch.float32)
         weights = {name: torch.from_numpy(stored.array) for name, stored in tensors.items()}
         self._model.load_state_dict(weights)

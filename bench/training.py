@@ -131,12 +131,14 @@ def theirs(
     return one_round
 
 
-class Clock(TrainerCallback):
+class Clock(TrainerCallback):  # type: ignore[misc]  # a class that is not typed
     """Seconds of each step, loading of its batch not counted."""
 
     def __init__(self) -> None:
         self.seconds: list[Seconds] = []
-        self.wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        self.wait: Callable[[], object] = (
+            torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        )
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.wait()

@@ -21,6 +21,7 @@ from typing import Any
 
 from kogpt.errors import CheckpointError, localized
 from kogpt.files import atomic_write, damaged, open_inside, read_json, safe_join
+from kogpt.memory import usable_cpus
 from kogpt.weights import WeightsFile
 
 MANIFEST = "kogpt.manifest.json"
@@ -110,7 +111,7 @@ def _scan_all(folder: Path, files: list[WeightsFile], entries: Mapping[str, Entr
     from concurrent.futures import ThreadPoolExecutor
 
     names = [file.path.relative_to(folder).as_posix() for file in files]
-    pool = ThreadPoolExecutor(min(len(files), os.cpu_count() or 1, 8))
+    pool = ThreadPoolExecutor(min(len(files), usable_cpus(), 8))
     try:
         digests = pool.map(lambda file, name: file.scan(name in entries), files, names)
         for file, name, digest in zip(files, names, digests, strict=True):

@@ -1,16 +1,17 @@
-"""How much memory this process may still take, and the refusal to take more.
+"""How much memory and how many processors this process may use, and the refusal to take more memory.
 
 Knows no model: callers say how many bytes they are about to allocate, and for what.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from kogpt.errors import NotEnoughMemory
 
-# Left alone: the allocator, temporaries of one layer, and everything else that runs on the machine.
+# The rest stays free for the allocator, temporaries of one layer, and all else that runs on the machine.
 USABLE_SHARE = 0.9
 UNITS = ((1e9, 1, "GB"), (1e6, 0, "MB"), (1e3, 0, "kB"))
 CGROUP = Path("/sys/fs/cgroup")  # of a container: its own cgroup, version 2
@@ -19,8 +20,8 @@ CGROUP = Path("/sys/fs/cgroup")  # of a container: its own cgroup, version 2
 def available_memory() -> int | None:
     """Bytes that can still be allocated without swapping; None where the system does not say.
 
-    The least of what the machine has (page cache counts as free), what the container may have (cgroup v2)
-    and what the process may have (RLIMIT_AS, RLIMIT_DATA).
+    The smallest of three limits: the machine's memory (page cache counts as free), the container's (cgroup
+    v2) and the process's (RLIMIT_AS, RLIMIT_DATA).
     """
     if sys.platform != "linux":
         return None
@@ -38,12 +39,20 @@ def require_memory(n_bytes: int, what_en: str, what_ko: str, available: int | No
         f"not enough memory: {what_en} needs {need}, {free} is free: "
         "close other programs, choose a smaller --dtype or model, or run fewer or shorter texts at once",
         f"메모리가 부족합니다: {what_ko}에 {need}가 필요하지만 {free}만 남아 있습니다. "
-        "다른 프로그램을 닫거나, 더 작은 --dtype 또는 모델을 쓰거나, 더 적고 짧은 글을 한 번에 처리해 주세요",
+        "다른 프로그램을 닫거나, 더 작은 --dtype 또는 모델을 쓰거나, 더 적고 짧은 글을 한 번에 처리하세요",
     )
 
 
+def usable_cpus() -> int:
+    """Processors that this process may run on, no more than its container may keep busy (cgroup v2)."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = CGROUP / "cpu.max"
+    limit, period = quota.read_text(encoding="ascii").split() if quota.exists() else ("max", "1")
+    return n if limit == "max" else min(n, max(1, -(-int(limit) // int(period))))
+
+
 def amount(n_bytes: int) -> str:
-    """In the unit that tells most: 6.5 GB, 30 MB."""
+    """Bytes as text, in the largest unit that fits: 6.5 GB, 30 MB."""
     unit, digits, name = next(unit for unit in UNITS if n_bytes >= unit[0] or unit is UNITS[-1])
     return f"{n_bytes / unit:.{digits}f} {name}"
 

@@ -112,7 +112,7 @@ class NativeRunner:
         self.cache_dtype = _cache_dtype(cache_dtype, dtype)
         self.dtype = dtype
         self.isa = isa()
-        self.threads = _require_threads(usable_cpus() if threads is None else threads)
+        self.threads = _require_threads(memory.usable_cpus() if threads is None else threads)
         _require_room(config, dtype)
         self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
@@ -251,14 +251,6 @@ class NativeRunner:
         for array in (matrix.codes, matrix.groups):
             if array is not None:
                 drop_pages(array)
-
-
-def usable_cpus() -> int:
-    """Processors that this process may run on, no more than its container may keep busy (cgroup v2)."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = memory.CGROUP / "cpu.max"
-    limit, period = quota.read_text(encoding="ascii").split() if quota.exists() else ("max", "1")
-    return n if limit == "max" else min(n, max(1, -(-int(limit) // int(period))))
 
 
 def _require_threads(threads: int) -> int:

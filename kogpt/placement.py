@@ -20,7 +20,7 @@ from kogpt import native_runner
 from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, MissingExtra, localized
-from kogpt.memory import require_memory
+from kogpt.memory import require_memory, usable_cpus
 from kogpt.quantize import FORMATS, wrong_dtype
 from kogpt.runner import Runner, require_dtype, require_own_cache
 from kogpt.weights import WIDTHS
@@ -223,7 +223,7 @@ def _torch_runner(
 
     device = placement.torch_device()
     if device == "cpu":
-        torch.set_num_threads(placement.threads or native_runner.usable_cpus())
+        torch.set_num_threads(placement.threads or usable_cpus())
     return TorchRunner(config, tensors, dtype, device)
 
 

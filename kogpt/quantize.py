@@ -199,7 +199,7 @@ def read_statement(document: Any, config: ModelConfig, where: str) -> str | None
             raise CheckpointError(
                 f"{where} states quantised weights with {key[:40]!r} = {shown}, not what {dtype} of this "
                 "model has: get the folder again, or export it again",
-                f"{where}: 양자화 항목 {key[:40]!r}의 값 {shown}이(가) 이 모델의 {dtype} 형식과 다릅니다. "
+                f"{where}: 양자화 항목 {key[:40]!r}의 값이 이 모델의 {dtype} 형식과 다릅니다: {shown}. "
                 "폴더를 다시 받거나 다시 내보내세요",
             )
     return str(dtype)
@@ -211,5 +211,5 @@ def wrong_dtype(stored: str, wanted: str) -> KoGPTError:
         f"the model is stored in {stored} and cannot become {wanted}, which would round it twice: use "
         "--dtype auto, a float format, or the model that it was exported from",
         f"모델이 {stored} 형식으로 저장되어 있어 {wanted} 형식으로 다시 양자화하지 않습니다. --dtype auto나 "
-        "실수 형식을 쓰거나, 내보내기 전의 원래 모델을 쓰십시오",
+        "실수 형식을 쓰거나, 내보내기 전의 원래 모델을 쓰세요",
     )

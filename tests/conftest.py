@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from kogpt import checkpoint
 from kogpt.config import ModelConfig
+from kogpt.quantize import Quantized
+from kogpt.weights import Stored
 
 TINY = ModelConfig(n_layers=3, n_heads=4, d_model=64, d_ff=256, n_vocab=512, n_ctx=128, rotary_dim=8)
 
@@ -69,3 +71,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) 
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test cuts the power: without waiting for the disk, those that write many files are fast."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def plain(tensors: Mapping[str, Stored | Quantized]) -> dict[str, Stored]:
+    """The tensors of a folder that is not quantised, as they are."""
+    found = {}
+    for name, tensor in tensors.items():
+        assert isinstance(tensor, Stored), name
+        found[name] = tensor
+    return found

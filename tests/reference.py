@@ -63,9 +63,10 @@ class Reference:
         return np.array(rows)
 
     def mlp(self, h: Matrix, name: str) -> Matrix:
-        x = h @ self.tensors[f"{name}.fc_in.weight"].T + self.tensors[f"{name}.fc_in.bias"]
+        x: Matrix = h @ self.tensors[f"{name}.fc_in.weight"].T + self.tensors[f"{name}.fc_in.bias"]
         x = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-        return x @ self.tensors[f"{name}.fc_out.weight"].T + self.tensors[f"{name}.fc_out.bias"]
+        out: Matrix = x @ self.tensors[f"{name}.fc_out.weight"].T + self.tensors[f"{name}.fc_out.bias"]
+        return out
 
     def attention(self, h: Matrix, name: str) -> Matrix:
         d_head = self.config.d_head

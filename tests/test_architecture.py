@@ -35,7 +35,7 @@ CORE: dict[str, set[str]] = {
     "torch_archive": {"errors", "files", "weights", "numpy"},
     "quantize": {"config", "errors", "weights", "numpy"},
     "layout": {"config", "errors", "files", "quantize", "weights", "numpy"},
-    "manifest": {"errors", "files", "weights"},
+    "manifest": {"errors", "files", "memory", "weights"},
     "checkpoint": {
         "config",
         "errors",

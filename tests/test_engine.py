@@ -52,7 +52,7 @@ def request(
 
 
 def slow_tokens(
-    ids: Ids, sampling: Sampling, limit: int, index: int = 0, start: Sequence[int] = ()
+    ids: Ids, sampling: Sampling, limit: int, index: int = 0, start: Sequence[int] | Ids = ()
 ) -> list[int]:
     """The obviously right twin: read everything again for every token."""
     sampler = Sampler(sampling, ids, index)

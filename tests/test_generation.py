@@ -131,7 +131,7 @@ def test_prompts_are_taken_only_as_room_appears(kogpt: KoGPT) -> None:
 def test_a_closed_stream_leaves_nothing_behind(kogpt: KoGPT) -> None:
     pieces = kogpt.stream("옛날 옛적에", GREEDY)
     next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert kogpt.engine.idle
 
 

@@ -42,7 +42,13 @@ def test_end_tokens_are_one_or_a_list(stated: Any, expected: tuple[int, ...], tm
 
 
 def test_settings_that_transformers_writes_are_the_defaults_below_the_users(tmp_path: Path) -> None:
-    stated = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.2}
+    stated: dict[str, Any] = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.2,
+    }
     GenerationConfig(**stated, do_sample=True, max_new_tokens=20, eos_token_id=[1, 7]).save_pretrained(
         tmp_path
     )

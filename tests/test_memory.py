@@ -29,7 +29,7 @@ def test_the_refusal_names_need_limit_and_remedy() -> None:
 
 
 def test_nothing_is_refused_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.sys, "platform", "sunos5")
+    monkeypatch.setattr("sys.platform", "sunos5")
     assert memory.available_memory() is None
     memory.require_memory(10**18, "it", "그것")
 

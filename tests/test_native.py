@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, random_tensors
+from conftest import TINY, plain, random_tensors
 from numpy.typing import NDArray
 from runners import stored
 
@@ -22,7 +22,8 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.export.rounding import nearest
-from kogpt.native_runner import NativeRunner, usable_cpus
+from kogpt.memory import usable_cpus
+from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.quantize import Quantized
 from kogpt.runner import Array, Chunk, Runner
@@ -98,7 +99,8 @@ def quantized(x: Array) -> Array:
     largest = blocks.max(-1)
     bulk = 4 * np.sort(blocks, -1)[:, blocks.shape[1] // 2]
     scale = np.maximum(np.minimum(largest, bulk), largest / 255)[:, None] / 127
-    return (np.round(x / np.where(scale > 0, scale, 1)) * scale).astype(np.float32)
+    steps: Array = (np.round(x / np.where(scale > 0, scale, 1)) * scale).astype(np.float32)
+    return steps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -123,7 +125,7 @@ class OnePlane(NumpyRunner):
 def test_outliers_do_not_cost_the_other_inputs_their_precision(isa: str) -> None:
     """Three features x 60, their weights / 60: the same function, with outliers as large models have them."""
     config = ModelConfig(n_layers=2, n_heads=4, d_model=640, d_ff=640, n_vocab=64, n_ctx=64, rotary_dim=32)
-    arrays = random_tensors(config)
+    arrays = dict(random_tensors(config))
     gain = np.ones(config.d_model, np.float32)
     gain[[5, 200, 201]] = 60
     for name in arrays:
@@ -416,7 +418,7 @@ def test_weights_stay_on_the_pages_of_the_file(tmp_path: Path) -> None:
     """Whole tiles in the runner's dtype are not copied; what has to be converted is."""
     config = ModelConfig(n_layers=1, n_heads=2, d_model=64, d_ff=128, n_vocab=32, n_ctx=32, rotary_dim=32)
     checkpoint.save(tmp_path, config, random_tensors(config), dtype="bfloat16")
-    tensors = checkpoint.load(tmp_path).tensors
+    tensors = plain(checkpoint.load(tmp_path).tensors)
     matrices = sum(tensor.array.ndim == 2 for tensor in tensors.values())
     assert len(NativeRunner(config, tensors, "bfloat16")._borrowed) == matrices
     assert len(NativeRunner(config, tensors, "int8")._borrowed) == 1  # the embedding
@@ -428,7 +430,7 @@ def test_large_matrices_move_to_huge_pages(tmp_path: Path) -> None:
     """From 2 MiB on they are copied, and read the same."""
     config = ModelConfig(n_layers=1, n_heads=4, d_model=512, d_ff=2048, n_vocab=32, n_ctx=32, rotary_dim=32)
     checkpoint.save(tmp_path, config, random_tensors(config), dtype="bfloat16")
-    tensors = checkpoint.load(tmp_path).tensors
+    tensors = plain(checkpoint.load(tmp_path).tensors)
     runner = NativeRunner(config, tensors, "bfloat16")
     assert len(runner._borrowed) == sum(t.array.ndim == 2 for t in tensors.values()) - 2  # fc_in, fc_out
     wanted = read_all(NumpyRunner(config, tensors), [np.arange(9)])[0]

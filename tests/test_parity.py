@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ LENGTHS = (1, 40, 7)  # of the rows of one batch
 
 
 def theirs(config: ModelConfig, tensors: Mapping[str, NDArray[np.float32]]) -> GPTJForCausalLM:
-    model = GPTJForCausalLM(GPTJConfig(**config.to_json())).eval()
+    model = GPTJForCausalLM(GPTJConfig(**config.to_json()))
+    model.eval()
     state = {name: torch.from_numpy(array) for name, array in tensors.items()}
     missing = model.load_state_dict(state, strict=False)
     assert set(missing.missing_keys) <= {"lm_head.weight"} and not missing.unexpected_keys
@@ -63,14 +65,16 @@ def test_logits_and_greedy_text(name: str, shape: ModelConfig) -> None:
         wanted = model(torch.from_numpy(ids)[None]).logits[0].numpy()
         assert np.abs(wanted - logits).max() <= 1e-4
     texts = [
-        model.generate(
+        cast(Any, model)
+        .generate(
             torch.from_numpy(ids)[None],
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             max_new_tokens=20,
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
-        )[0, len(ids) :].tolist()
+        )[0, len(ids) :]
+        .tolist()
         for ids in batch
     ]
     assert greedy(runner, batch, 20) == texts

@@ -61,7 +61,8 @@ def stored(tiny_folder: Path) -> Checkpoint:
 
 
 def theirs(folder: Path) -> GPTJForCausalLM:
-    return GPTJForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: GPTJForCausalLM = GPTJForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model
 
 
 def tuned(folder: Path, config: real.PeftConfig) -> real.PeftModel:
@@ -76,7 +77,8 @@ def tuned(folder: Path, config: real.PeftConfig) -> real.PeftModel:
 
 def their_logits(model: torch.nn.Module, ids: np.ndarray = IDS) -> np.ndarray:
     with torch.no_grad():
-        return model(input_ids=torch.from_numpy(ids)[None]).logits[0, -len(ids) :].numpy()
+        logits: np.ndarray = model(input_ids=torch.from_numpy(ids)[None]).logits[0, -len(ids) :].numpy()
+    return logits
 
 
 def our_rows(runner: NumpyRunner, adapter: Adapter, n: int) -> list[int]:
@@ -396,7 +398,7 @@ def test_an_adapter_fits_every_export_of_its_model(dtype: str, stored: Checkpoin
     exported = checkpoint.load(tmp_path / "out")
     peft.load(written(tmp_path / "adapter", stored), exported)
     peft.load(written(tmp_path / "back", exported), exported)
-    changed = random_tensors(TINY) | {"transformer.ln_f.bias": np.zeros(64, np.float32)}
+    changed = dict(random_tensors(TINY)) | {"transformer.ln_f.bias": np.zeros(64, np.float32)}
     checkpoint.save(tmp_path / "tuned", TINY, changed, "float32", stored.folder)
     with pytest.raises(CheckpointError, match="another model"):
         peft.load(tmp_path / "adapter", checkpoint.load(tmp_path / "tuned"))

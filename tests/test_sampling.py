@@ -126,7 +126,8 @@ def test_a_million_stop_strings_are_refused_at_once() -> None:
 
 
 def test_habits_of_numpy_and_of_lists_are_taken() -> None:
-    s = Sampling(seed=np.int64(5), temperature=np.float32(0.5), stop=["."], logit_bias={np.int64(3): 1})
+    habits: dict[str, Any] = {"seed": np.int64(5), "temperature": np.float32(0.5), "stop": ["."]}
+    s = Sampling(**habits | {"logit_bias": {np.int64(3): 1}})
     assert (s.seed, type(s.seed), s.temperature, s.stop) == (5, int, 0.5, (".",))
     for same in (pickle.loads(pickle.dumps(s)), copy.deepcopy(s), Sampling(**asdict(s))):
         assert same == s

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, random_tensors
+from numpy.typing import NDArray
 from runners import pretend_free, stored
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -38,7 +40,7 @@ def passes(runner: TorchRunner) -> list[Array]:
     """Prompts of unequal length, a soft prompt, a fork, and decoding of all rows, one of them from a fork."""
     rows = [runner.open() for _ in range(3)]
     soft = np.random.default_rng(2).standard_normal((5, DEEP.d_model)).astype(np.float32)
-    prompts = [IDS[0, :40], IDS[1, :9], soft]
+    prompts: list[NDArray[Any]] = [IDS[0, :40], IDS[1, :9], soft]
     logits = runner.forward([Chunk(row, ids, len(ids)) for row, ids in zip(rows, prompts, strict=True)])
     runner.close(rows[1])
     rows[1] = runner.fork(rows[0], 17)
@@ -129,7 +131,7 @@ def test_the_device_that_is_too_small_is_named(tied_head: bool, monkeypatch: pyt
     cpus(monkeypatch, 3)
     weights = weights_of(config, split_layers(config, 3))  # each end holds its copy of a tied weight
     free = {place: 4 * n / 0.9 + 2 for place, n in enumerate(weights)}
-    pretend_free(monkeypatch, lambda device: free[device.index] if device else 10**9)
+    pretend_free(monkeypatch, lambda device: int(free[device.index]) if device else 10**9)
     tensors = {name: TENSORS[name] for name in config.tensor_shapes()}
     with FakeTensorMode(allow_non_fake_inputs=True):
         runner = TorchRunner(config, tensors)

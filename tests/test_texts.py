@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,9 +146,13 @@ def test_a_file_is_read_whatever_its_charset_compression_and_line_ends(
     tmp_path: Path, encoding: str, suffix: str
 ) -> None:
     text = "첫째 줄입니다\r\n둘째 줄은 이것입니다\n"
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix.lower()]
+    packed: dict[str, Callable[[bytes], bytes]] = {
+        "": bytes,
+        ".gz": gzip.compress,
+        ".zst": zstandard.compress,
+    }
     path = tmp_path / f"a.txt{suffix}"
-    path.write_bytes(pack(text.encode(encoding)))
+    path.write_bytes(packed[suffix.lower()](text.encode(encoding)))
     assert read_text(path) == "첫째 줄입니다\n둘째 줄은 이것입니다\n"
 
 

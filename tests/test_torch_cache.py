@@ -104,7 +104,7 @@ class Copied(TorchDispatchMode):
     """Counts the bytes of every tensor that operations make, views not counted."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.n_bytes = 0
         self.largest = 0  # values
 

@@ -10,7 +10,7 @@ from runners import pretend_free
 
 from kogpt.adapter import Lora, LowRank
 from kogpt.errors import NotEnoughMemory
-from kogpt.model import GPTJ
+from kogpt.model import GPTJ, Linear
 from kogpt.torch_lora import LoraStack
 
 NAME = "transformer.h.1.attn.v_proj"
@@ -25,7 +25,8 @@ def lora(rank: int, scale: float = 1.0) -> Lora:
 def test_growing_and_dropping_leave_the_other_adapters_as_they_are() -> None:
     model = GPTJ(TINY)
     stack = LoraStack(model)
-    linear = model.transformer.h[1].attn.v_proj
+    linear = model.get_submodule(NAME)
+    assert isinstance(linear, Linear)
     x = torch.randn(1, 5, TINY.d_model, generator=torch.Generator().manual_seed(0))
 
     def update(handle: int | None) -> torch.Tensor:

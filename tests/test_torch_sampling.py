@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu])] if torch.cuda.i
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 def same_bits(found: torch.Tensor, wanted: NDArray[np.float64]) -> None:
@@ -58,7 +59,7 @@ def test_gumbel(device: str) -> None:
 # Draws
 
 
-LOGITS = {
+LOGITS: dict[str, Callable[[np.random.Generator, int], NDArray[Any]]] = {
     "random": lambda rng, n: rng.standard_normal((n, N_VOCAB)) * 3,
     "flat": lambda rng, n: rng.standard_normal((n, N_VOCAB)) * 1e-3,
     "steep": lambda rng, n: rng.standard_normal((n, N_VOCAB)) * 300,
@@ -114,7 +115,13 @@ def test_every_setting_over_the_vocabulary_of_the_6b(device: str) -> None:
     rng = np.random.default_rng(5)
     logits = (rng.standard_normal((6, 64512)) * 3).astype(np.float32)
     logits[3:] = logits[3:].astype(np.float16)  # ties by the thousand
-    settings_ = [{}, {"top_k": 40}, {"top_p": 0.95}, {"min_p": 0.05}, {"top_k": 1000, "top_p": 0.9}]
+    settings_: list[dict[str, Any]] = [
+        {},
+        {"top_k": 40},
+        {"top_p": 0.95},
+        {"min_p": 0.05},
+        {"top_k": 1000, "top_p": 0.9},
+    ]
     draws = [
         Draw(key=int(rng.integers(0, 2**63)), temperature=t, n_vocab=64000, output=i, **some)
         for i in range(6)
@@ -156,7 +163,7 @@ class Copied(TorchDispatchMode):
     """Remembers how many values each copy took to another device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

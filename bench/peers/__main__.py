@@ -35,7 +35,7 @@ from kogpt import __version__, checkpoint
 from kogpt.cli.bench import SHAPES, limit_threads, shape_config
 from kogpt.cli.speed import read_bytes
 from kogpt.config import ModelConfig
-from kogpt.native_runner import usable_cpus
+from kogpt.memory import usable_cpus
 
 GROUPS = (
     "transformers:bfloat16,kogpt:bfloat16,llama.cpp:bfloat16,kogpt:int8,llama.cpp:int8,ctranslate2:int8,"

@@ -93,7 +93,7 @@ def write_ctranslate2(folder: Path, path: Path, dtype: str) -> None:
 
     n_vocab = checkpoint.load(folder).config.n_vocab
 
-    class Converter(TransformersConverter):
+    class Converter(TransformersConverter):  # type: ignore[misc]  # a class without types
         def load_tokenizer(self, *_: object, **__: object) -> _Numbers:
             return _Numbers(n_vocab)
 
@@ -115,21 +115,22 @@ def phi_order(config: ModelConfig) -> NDArray[np.int64]:
     """Row of q_proj and k_proj that comes to each place of Phi's layout, (E,)."""
     r, d = config.rotary_dim, config.d_head
     head = np.concatenate([np.arange(0, r, 2), np.arange(1, r, 2), np.arange(r, d)])
-    return (np.arange(config.n_heads)[:, None] * d + head).reshape(-1)
+    order: NDArray[np.int64] = (np.arange(config.n_heads)[:, None] * d + head).reshape(-1)
+    return order
 
 
 def _phi_tensors(stored: Checkpoint, dtype: str) -> Iterator[tuple[str, NDArray[Any]]]:
     """GGUF's names and arrays: float32, or the bytes of bfloat16 rows as uint8."""
-    config = stored.config
+    config, tensors = stored.config, stored.floats()
     names = dict(GGUF_OUTSIDE)
     if config.tied_head:
         names["lm_head.weight"] = names.pop("transformer.wte.weight")
     for name, renamed in names.items():
-        yield renamed, _converted(stored.tensors[name], dtype)
+        yield renamed, _converted(tensors[name], dtype)
     zeros = np.zeros(config.d_model, np.float32)
     for layer in range(config.n_layers):
         for name, renamed in GGUF_LAYER.items():
-            array = _converted(stored.tensors[f"transformer.h.{layer}.{name}"], dtype)
+            array = _converted(tensors[f"transformer.h.{layer}.{name}"], dtype)
             if name in ("attn.q_proj.weight", "attn.k_proj.weight"):
                 array = array[phi_order(config)]
             yield f"blk.{layer}.{renamed}", array

@@ -38,7 +38,7 @@ class KoGPT:
         from kogpt.native_runner import NativeRunner
 
         stored = checkpoint.load(path)
-        self._runner = NativeRunner(stored.config, stored.tensors, dtype, threads)
+        self._runner: Any = NativeRunner(stored.config, stored.tensors, dtype, threads)
 
     def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         from kogpt.runner import Chunk
@@ -46,7 +46,8 @@ class KoGPT:
         row = self._runner.open()
         (logits,) = self._runner.forward([Chunk(row, ids)])
         self._runner.close(row)
-        return logits[-1].astype(np.float32)
+        last: NDArray[np.float32] = logits[-1].astype(np.float32)
+        return last
 
     def prefill(self, n_tokens: int) -> float:
         from kogpt.cli.speed import prefill_seconds
@@ -69,7 +70,8 @@ class Transformers:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self._torch = torch
-        self._model = GPTJForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
+        self._model = GPTJForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        self._model.eval()
 
     def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         out = self._step(self._torch.from_numpy(ids)[None], None)

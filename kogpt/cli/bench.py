@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kogpt.cli.options import add_model_options, placement_from
-from kogpt.errors import ConfigError, localized
+from kogpt.cli.options import add_model_options, placement_from, read_count, read_counts
+from kogpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from kogpt.cli.speed import BenchSettings
@@ -42,30 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what does the arithmetic (default: %(default)s)",
     )
-    group.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: all)")
+    group.add_argument("--threads", type=read_count, metavar="N", help="CPU threads (default: all)")
     group.add_argument(
         "--rows",
-        type=_counts,
+        type=read_counts,
         metavar="N,...",
         default="1,4,16",
         help="numbers of texts to decode at once (default: %(default)s)",
     )
     group.add_argument(
         "--prompt-tokens",
-        type=count,
+        type=read_count,
         metavar="N",
         help=f"prompt length in tokens (default: {PROMPT_TOKENS}, or the model's context)",
     )
     group.add_argument(
         "--new-tokens",
-        type=count,
+        type=read_count,
         metavar="N",
         default=32,
         help="tokens to decode in each row (default: %(default)s)",
     )
     group.add_argument(
         "--rounds",
-        type=count,
+        type=read_count,
         metavar="N",
         default=5,
         help="rounds; the median is shown (default: %(default)s)",
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         limit_threads(args.threads)  # before numpy is imported
     from kogpt.cli.speed import measure
-    from kogpt.native_runner import usable_cpus
+    from kogpt.memory import usable_cpus
 
     placement = replace(placement_from(args), threads=args.threads, runner=args.runner)
     threads = args.threads or usable_cpus()
@@ -210,15 +210,3 @@ def _lines(records: list[dict[str, Any]], config: ModelConfig) -> list[str]:
 
 def _gflops(speed: float | None) -> str:
     return "unknown (torch is not installed)" if speed is None else f"{speed:,.0f} GFLOP/s, matrix product"
-
-
-def count(text: str) -> int:
-    """An argument that is a whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(localized("must be 1 or more", "1 이상이어야 합니다"))
-    return value
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(count(part) for part in text.split(","))

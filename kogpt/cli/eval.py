@@ -6,11 +6,11 @@ import argparse
 import json
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kogpt.cli.options import add_model_options, load_model
+from kogpt.cli.options import add_model_options, load_model, read_count, read_counts_from_0
+from kogpt.cli.progress import Progress
 from kogpt.errors import KoGPTError
 
 if TYPE_CHECKING:
@@ -37,15 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shots",
-        type=_counts,
+        type=read_counts_from_0,
         default=(0, 5),
         metavar="N,N",
         help="numbers of solved examples before each question (default: 0,5)",
     )
     parser.add_argument(
-        "--seeds", type=_count, default=3, metavar="N", help="random draws of shots (default: 3)"
+        "--seeds", type=read_count, default=3, metavar="N", help="random draws of shots (default: 3)"
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="score a fixed random subset of N items")
+    parser.add_argument(
+        "--limit", type=read_count, metavar="N", help="score a fixed random subset of N items"
+    )
     parser.add_argument(
         "--scoring",
         choices=("raw", "normalised", "calibrated"),
@@ -85,14 +87,12 @@ def run(args: argparse.Namespace) -> int:
         raise KoGPTError("ppl and --text FILE go together", "ppl 과제와 --text FILE은 함께 써야 합니다")
     subject = _subject(args)
     report = reports.Report(subject, shlex.join(["kogpt", "eval", *_words(args)]))
-    with only_run(args.out):
-        bar = Bar()
-        _measure(args, chosen, report, bar)
+    with only_run(args.out), Progress() as progress:
+        _measure(args, chosen, report, progress)
         for path in args.text or ():
             from kogpt.evaluation import perplexity
 
-            report.texts.append(perplexity.measure(subject, path, args.out, bar))
-        bar.end()
+            report.texts.append(perplexity.measure(subject, path, args.out, progress.show))
         paths = reports.write(report, args.out)
     if args.json:
         for row in reports.lines(report):
@@ -105,36 +105,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class Bar:
-    """A line on stderr: what is being scored, how far it is, how long it will take."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._label = ""
-        self._started = 0.0
-        self._first = 0  # items that were finished before this run began
-
-    def __call__(self, label: str, done: int, total: int) -> None:
-        if label != self._label:
-            self._label, self._started, self._first = label, time.monotonic(), done
-            if not self._shown:
-                print(f"kogpt: {label}", file=sys.stderr)
-        if not self._shown:
-            return
-        spent = time.monotonic() - self._started
-        left = spent / (done - self._first) * (total - done) if done > self._first else 0.0
-        filled = 24 * done // max(total, 1)
-        line = f"{label} [{'#' * filled:24}] {done}/{total} {left:.0f} s left"
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self._shown and self._label:
-            print(file=sys.stderr)
-
-
 def _measure(
-    args: argparse.Namespace, chosen: list[tuple[Task, list[Prompt]]], report: Report, bar: Bar
+    args: argparse.Namespace, chosen: list[tuple[Task, list[Prompt]]], report: Report, progress: Progress
 ) -> None:
     """Every task, prompt and number of shots, and what stands beside them."""
     from dataclasses import replace
@@ -146,7 +118,7 @@ def _measure(
     for task, prompts in chosen:
         for prompt in prompts:
             for shots in args.shots:
-                result = evaluate(report.subject, task, prompt, replace(settings, shots=shots), bar)
+                result = evaluate(report.subject, task, prompt, replace(settings, shots=shots), progress.show)
                 report.results.append(result)
         results = [result for result in report.results if result.task is task]
         report.baselines[task.name] = baselines.of_task(task, results, args.out, tfidf=not args.no_tfidf)
@@ -194,18 +166,3 @@ def _words(args: argparse.Namespace) -> list[str]:
     for path in args.text or ():
         words += ["--text", path.name]
     return words
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
-    return int(text)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) <= 1000 for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of whole numbers from 0 to 1000, like 0,5,70"
-        )
-    return tuple(dict.fromkeys(map(int, parts)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from kogpt.errors import KoGPTError, localized
@@ -143,3 +144,43 @@ def _bias(text: str) -> tuple[int, float]:
 
 
 _bias.__name__ = "ID=VALUE"  # argparse names the converter in its complaint
+
+
+def read_count(text: str, least: int = 1) -> int:
+    """An argument that is a whole number from `least` to a million."""
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:8]) <= 1_000_000:
+        shown = text[:40]
+        raise argparse.ArgumentTypeError(
+            localized(
+                f"{shown!r} is not a whole number from {least} to 1,000,000",
+                f"{shown!r}: {least} 이상 1,000,000 이하의 정수를 쓰세요",
+            )
+        )
+    return int(text)
+
+
+def read_counts(text: str, least: int = 1) -> tuple[int, ...]:
+    """An argument that is a list of such numbers, as in 1,4,16; each is taken once."""
+    return tuple(dict.fromkeys(read_count(part, least) for part in text.split(",")))
+
+
+def read_counts_from_0(text: str) -> tuple[int, ...]:
+    """An argument that is a list of whole numbers, as in 0,5,70."""
+    return read_counts(text, 0)
+
+
+def read_share(text: str) -> float:
+    """An argument above 0, up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        shown = text[:40]
+        raise argparse.ArgumentTypeError(
+            localized(
+                f"{shown!r} is not a number above 0 and at most 1",
+                f"{shown!r}: 0보다 크고 1 이하인 수를 쓰세요",
+            )
+        )
+    return value

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import sys
 import tempfile
 from collections import deque
@@ -15,8 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kogpt.cli.options import read_count, read_share
 from kogpt.cli.progress import Progress
 from kogpt.errors import InputError, MissingExtra, localized
+from kogpt.memory import usable_cpus
 
 if TYPE_CHECKING:
     from kogpt.pretraining.corpus import Reading
@@ -47,13 +47,13 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for tokenizer.json")
     parser.add_argument(
-        "--share", type=_share, default=1.0, help="share of the documents to learn from (default: all)"
+        "--share", type=read_share, default=1.0, help="share of the documents to learn from (default: all)"
     )
     parser.add_argument(
         "--held-out", nargs="+", metavar="FILE", help="files to measure on (default: 1 %% of FILES)"
     )
     parser.add_argument(
-        "--context", type=_count, default=2048, help="model_max_length written to tokenizer_config.json"
+        "--context", type=read_count, default=2048, help="model_max_length written to tokenizer_config.json"
     )
     parser.add_argument("--json", action="store_true", help="print the measures as one JSON object")
 
@@ -103,7 +103,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write the shards to")
     parser.add_argument(
-        "--workers", type=_count, metavar="N", help="worker processes (default: one per core)"
+        "--workers", type=read_count, metavar="N", help="worker processes (default: one per core)"
     )
     parser.add_argument(
         "--near",
@@ -143,7 +143,7 @@ def _pack(args: argparse.Namespace) -> int:
             _tokenizer_file(args.tokenizer),
             Path(args.out),
             options,
-            args.workers or _cores(),
+            args.workers or usable_cpus(),
             progress,
         )
     plan = report.pop("plan")
@@ -299,7 +299,7 @@ def _add_toy(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps",
-        type=_count,
+        type=read_count,
         help="training steps (default: 300); afterwards the recipe in DIR says how many",
     )
 
@@ -387,29 +387,6 @@ def _require_picture(path: Path) -> None:
             f"--plot {path}: give the name of a .png in a folder that exists",
             f"--plot {path}: 있는 폴더 안의 .png 이름을 지정하세요",
         )
-
-
-def _share(text: str) -> float:
-    """An argument above 0, up to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
-    return value
-
-
-def _count(text: str) -> int:
-    """An argument that is a whole number above 0."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

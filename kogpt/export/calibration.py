@@ -52,7 +52,7 @@ class Calibrated(Lazy[Stored | Quantized]):
         if not n_windows:
             raise InputError(
                 f"the calibration text has {len(ids)} tokens, at least {window} are needed: use a longer one",
-                f"보정용 글이 {len(ids)}토큰입니다. {window}토큰 이상이 필요하니 더 긴 글을 쓰십시오",
+                f"보정용 글이 {len(ids)}토큰입니다. {window}토큰 이상이 필요하니 더 긴 글을 쓰세요",
             )
         needed = needed_memory(config, n_windows * window)
         require_memory(needed, "calibrating this model", "이 모델의 보정")

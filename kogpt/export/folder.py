@@ -19,6 +19,7 @@ from kogpt.checkpoint import Checkpoint, Stored
 from kogpt.errors import CheckpointError, KoGPTError
 from kogpt.export.calibration import Calibrated
 from kogpt.export.rounding import Rounded, kernels
+from kogpt.files import leftovers, share_folder
 from kogpt.native_runner import drop_pages
 from kogpt.quantize import FORMATS, Lazy, Quantized, wrong_dtype
 from kogpt.tokenizer import Tokenizer
@@ -36,14 +37,17 @@ def export(
 ) -> None:
     """Write `stored` to the folder `out` in one of FLOATS or quantize.FORMATS.
 
-    calibration: a text, for GPTQ; int4 only. advance(n) is told of every n weights done. KoGPTError where a
-    quantised model would be quantised again, for a calibration of another format, without the kernels.
+    calibration: a text, for GPTQ; int4 only. advance(n) is called after every n weights. KoGPTError where a
+    quantised model would be quantised again, for a tokenizer that does not load or fit, for a calibration of
+    another format, or without the kernels.
     """
     if calibration is not None and dtype != "int4":
         raise KoGPTError(
             f"a calibration text serves int4 only, the format is {dtype}: leave --calibration out",
-            f"보정용 글은 int4에만 쓰입니다 (지정한 형식: {dtype}). --calibration을 빼 주십시오",
+            f"보정용 글은 int4에만 쓰입니다 (지정한 형식: {dtype}). --calibration을 빼세요",
         )
+    tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
+    tokenizer.check_fits(stored.config)
     if dtype in FORMATS and stored.quantization is not None:
         raise wrong_dtype(stored.quantization, dtype)
     floats = stored.floats()
@@ -52,14 +56,16 @@ def export(
         kernels()
         tensors = Rounded(stored.config, floats, dtype)
     if calibration is not None:
-        tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
         ids = np.array(tokenizer.encode(calibration[:CALIBRATION_CHARACTERS]), np.int64)
         tensors = Calibrated(stored.config, floats, ids)
     checkpoint.save(out, stored.config, _Watched(tensors, advance), dtype, stored.folder)
 
 
 def require_place(out: Path, source: Path, force: bool) -> None:
-    """CheckpointError where a new folder must not be written: see the module's docstring."""
+    """CheckpointError where a new folder must not be written: see the module's docstring.
+
+    What a killed export left half written does not count.
+    """
     if not os.path.lexists(out):
         return
     if out.resolve() == source.resolve():
@@ -71,7 +77,9 @@ def require_place(out: Path, source: Path, force: bool) -> None:
         raise CheckpointError(
             f"{out} is not a folder: name a new one", f"{out}: 폴더가 아닙니다. 새 폴더를 지정하세요"
         )
-    if not any(out.iterdir()):
+    with share_folder(out):  # completes what a killed export had decided
+        names = set(out.iterdir()) - set(leftovers(out))
+    if not names:
         return
     if not (out / "config.json").is_file():
         raise CheckpointError(
@@ -86,7 +94,7 @@ def require_place(out: Path, source: Path, force: bool) -> None:
 
 
 class _Watched(Lazy[Stored | Quantized]):
-    """Tensors whose pages are given back when the next is asked for, and which are counted then."""
+    """Tensors; asking for the next one gives back the pages of the last, and counts it."""
 
     def __init__(self, tensors: Mapping[str, Stored | Quantized], advance: Callable[[int], None]) -> None:
         super().__init__(tensors)

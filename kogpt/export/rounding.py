@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
-from kogpt.native_runner import FORMATS, drop_pages, isa, library, require_memory_ok, usable_cpus
+from kogpt.memory import usable_cpus
+from kogpt.native_runner import FORMATS, drop_pages, isa, library, require_memory_ok
 from kogpt.quantize import EMBEDDING, Lazy, Quantized, matrices, parts
 
 
@@ -54,7 +55,7 @@ def kernels() -> ctypes.CDLL:
     if loaded is None:
         raise KoGPTError(
             "quantising needs the native kernels, which were not built: install a C++ compiler, then KoGPT",
-            "네이티브 커널이 빌드되지 않아 양자화할 수 없습니다. C++ 컴파일러를 설치하고 다시 설치하십시오",
+            "네이티브 커널이 빌드되지 않아 양자화할 수 없습니다. C++ 컴파일러를 설치하고 다시 설치하세요",
         )
     isa()
     return loaded

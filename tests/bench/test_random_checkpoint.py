@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, plain
 
 from kogpt import checkpoint
 from kogpt.numpy_runner import NumpyRunner
@@ -36,7 +36,7 @@ def test_folder_loads_and_runs(script: ModuleType, tmp_path: Path, dtype: str) -
     tokenizer = Tokenizer.from_file(tmp_path / "model" / "tokenizer.json")
     ids = tokenizer.encode("가을")
     assert len(ids) == 6 and tokenizer.decode(ids) == "가을"
-    runner = NumpyRunner(stored.config, stored.tensors)
+    runner = NumpyRunner(stored.config, plain(stored.tensors))
     (logits,) = runner.forward([Chunk(runner.open(), np.array(ids))])
     assert np.isfinite(logits).all() and logits.std() > 0.01
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from kogpt.cli import bench, limits, main, speed
 from kogpt.cli.speed import BenchSettings
 from kogpt.config import ModelConfig
 from kogpt.numpy_runner import NumpyRunner
-from kogpt.runner import Chunk
+from kogpt.runner import Chunk, Runner
 
 SMALL = ["--runner", "numpy", "--rounds", "1", "--rows", "1,2", "--new-tokens", "2", "--prompt-tokens", "9"]
 NAMES = [
@@ -170,7 +170,7 @@ def test_the_share_is_bytes_read_per_step(tiny: ModelConfig) -> None:
     plan = BenchSettings((1, 4), 8, 2, 1, 1, "cpu")
     medians = {"read": 1e9, "first": 0.5, "prefill": 7.0, "float32": 1e9, "bfloat16": 2e9}
     medians |= {"decode 1": 100.0, "decode 4": 200.0}
-    records = bench._records({}, runner, plan, medians)
+    records = bench._records({}, cast(Runner, runner), plan, medians)
     step_bytes = 4 * (3 * 12 * 64 * 64 + 512 * 64)  # float32; 3 layers of 12 E * E, and the head
     assert speed.read_bytes(tiny, "float32") == step_bytes
     # Four rows at 200 tokens a second together take 50 steps: the weights are read once a step.
@@ -186,7 +186,7 @@ def test_int4_counts_its_scales() -> None:
 
 def test_decode_writes_every_row_one_token_a_step(tiny: ModelConfig) -> None:
     runner = Recorder(tiny)
-    assert speed.decode_seconds(runner, 2, 3) > 0
+    assert speed.decode_seconds(cast(Runner, runner), 2, 3) > 0
     assert runner.calls == [[(0, 32, 1), (1, 32, 1)], *[[(0, 1, 1), (1, 1, 1)]] * 3]
     assert not np.array_equal(runner.seen[0], runner.seen[1]), "rows read different prompts"
     assert all(list(ids) == [1] for ids in runner.seen[2:]), "what was written is read"
@@ -195,7 +195,7 @@ def test_decode_writes_every_row_one_token_a_step(tiny: ModelConfig) -> None:
 
 def test_prefill_reads_in_the_pieces_of_the_runner(tiny: ModelConfig) -> None:
     runner = Recorder(tiny)
-    assert speed.prefill_seconds(runner, 600) > 0
+    assert speed.prefill_seconds(cast(Runner, runner), 600) > 0
     assert runner.calls == [[(0, 200, 0)], [(0, 200, 0)], [(0, 200, 1)]]
     assert not runner.lengths
 

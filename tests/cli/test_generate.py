@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ def test_results_wait_for_those_before_them() -> None:
         return Result(str(number), "", (), "stop", 1, 0, 0.0, None, sample)
 
     refused = PromptError("en", "ko")
-    finished = iter(
+    finished: Iterator[tuple[int, Result | PromptError]] = iter(
         [
             (3, refused),
             (1, result(1, 0)),

@@ -103,7 +103,7 @@ def test_argparse_speaks_korean_where_the_locale_does(
 
 def parsers() -> list[argparse.ArgumentParser]:
     """Every command's parser, and those of its subcommands."""
-    found = [cli.command(name)[1] for name in (None, *cli.COMMANDS)]
+    found: list[argparse.ArgumentParser] = [cli.command(name)[1] for name in (None, *cli.COMMANDS)]
     for parser in found:
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):

@@ -110,3 +110,22 @@ def test_options_make_a_placement() -> None:
 def test_model_parallel_beside_another_choice_is_refused(device: str) -> None:
     with pytest.raises(KoGPTError, match="takes every GPU"):
         options.device_from(parse("--model_parallel", "--device", device))
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "ko_KR.UTF-8"])
+@pytest.mark.parametrize("text", ["0", "-1", "", "1.5", "1e3", "٣", "１", "1000001", "9" * 5000, "a"])
+def test_counts_are_whole_numbers(text: str, locale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", locale)
+    with pytest.raises(argparse.ArgumentTypeError, match="정수를" if "ko" in locale else "whole number"):
+        options.read_count(text)
+    assert options.read_count("1") == 1 and options.read_count("1000000") == 1_000_000
+    assert options.read_counts("1,4,16,4") == (1, 4, 16) and options.read_counts_from_0("0,5") == (0, 5)
+    with pytest.raises(argparse.ArgumentTypeError):
+        options.read_counts(f"1,{text}")
+
+
+@pytest.mark.parametrize("text", ["0", "1.1", "nan", "-1", "x", ""])
+def test_a_share_is_above_0_and_at_most_1(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        options.read_share(text)
+    assert options.read_share("1") == 1.0

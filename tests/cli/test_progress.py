@@ -54,3 +54,26 @@ def test_is_silent_elsewhere(monkeypatch: pytest.MonkeyPatch, case: str) -> None
         with bar.hidden():
             pass
     assert stderr.getvalue() == ""
+
+
+def test_a_label_begins_a_new_bar_and_counts_what_this_process_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = stderr_terminal(monkeypatch)
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+    with Progress() as bar:
+        bar.show("nsmc", 50, 100)
+        assert "nsmc [###############...............] 50/100" in stderr.getvalue()
+        assert "left" not in stderr.getvalue(), "50 are from an earlier run: nobody knows their speed"
+        bar.show("nsmc", 60, 100)
+        assert stderr.getvalue().endswith("80 s left")  # 10 in 20 s, 40 to go
+        bar.show("ynat", 0, 10)
+        assert stderr.getvalue().endswith("ynat [..............................] 0/10")
+
+
+def test_labels_are_said_once_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = stderr_terminal(monkeypatch)
+    monkeypatch.setattr(stderr, "isatty", lambda: False)
+    with Progress() as bar:
+        for done in range(3):
+            bar.show("nsmc", done, 3)
+    assert stderr.getvalue() == "kogpt: nsmc\n"

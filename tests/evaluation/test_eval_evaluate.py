@@ -18,6 +18,7 @@ import zstandard
 from small import CONFIG, make_subject, small_copa, small_nsmc, small_sts
 
 from kogpt import checkpoint, cli
+from kogpt.engine import Engine
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, store, tasks
 from kogpt.evaluation.evaluate import Settings, Subject, evaluate, identity
@@ -58,7 +59,7 @@ def test_killed_after_any_batch_and_resumed_it_is_byte_equal(
     subject = make_subject(tiny_tokenizer)
     whole = contents(measure(subject, tmp_path, tmp_path / "whole"))
     assert "report.json" in whole and "nsmc.png" in whole and len(whole) > 12
-    real, calls = scoring.Engine.score, {"left": 0, "all": 0}
+    real, calls = Engine.score, {"left": 0, "all": 0}
 
     def score(self, questions, prefix=None):  # type: ignore[no-untyped-def]
         if not calls["left"]:
@@ -67,7 +68,7 @@ def test_killed_after_any_batch_and_resumed_it_is_byte_equal(
         calls["all"] += 1
         return real(self, questions, prefix)
 
-    monkeypatch.setattr(scoring.Engine, "score", score)
+    monkeypatch.setattr(Engine, "score", score)
     out = tmp_path / "killed"
     for step in (1, 2, 3, 1, 1, 5, 2, 4, 3, 2, 1000):
         calls["left"] = step
@@ -338,7 +339,9 @@ def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str], model_
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX locales")
-def test_without_scikit_learn_the_report_says_so(tmp_path: Path, tiny_tokenizer: Path, monkeypatch) -> None:
+def test_without_scikit_learn_the_report_says_so(
+    tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import importlib.util
 
     task = small_nsmc(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from small import small_copa, small_nsmc, small_sts
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import fewshot
 from kogpt.evaluation.evaluate import Settings, read_rows
-from kogpt.evaluation.task import Example
+from kogpt.evaluation.task import Example, Task
 from kogpt.tokenizer import Tokenizer
 
 N_CTX = 512
@@ -63,7 +64,9 @@ def test_a_subset_is_fixed_and_keeps_the_order() -> None:
 
 @pytest.mark.parametrize("shots", [0, 1, 6])
 @pytest.mark.parametrize("make", [small_nsmc, small_copa, small_sts])
-def test_ids_are_those_of_the_whole_text(tmp_path: Path, encode: fewshot.Encode, make, shots: int) -> None:
+def test_ids_are_those_of_the_whole_text(
+    tmp_path: Path, encode: fewshot.Encode, make: Callable[[Path], Task], shots: int
+) -> None:
     """prefix + context + choice is exactly what encoding instruction, shots, question and choice gives."""
     task = make(tmp_path)
     rows = read_rows(task, Settings(folder=tmp_path))
@@ -172,7 +175,7 @@ def test_n_shared() -> None:
     assert fewshot.n_shared([np.array([5]), [6]]) == 0
 
 
-def small_task():  # type: ignore[no-untyped-def]
+def small_task() -> Task:
     from kogpt.evaluation import tasks
 
     return tasks.get("nsmc")

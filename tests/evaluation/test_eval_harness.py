@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from kogpt import checkpoint
 from kogpt.engine import Engine
 from kogpt.evaluation import harness, scoring, tasks
 from kogpt.evaluation.evaluate import Settings, Subject, evaluate, read_rows
+from kogpt.evaluation.task import Example, Task
 from kogpt.generation import KoGPT
 
 pytest.importorskip("lm_eval")
@@ -51,7 +52,13 @@ def model(subject: Subject) -> KoGPT:
     ("name", "make", "prompt"), [("kobest_copa", small_copa, "harness"), ("nsmc", small_nsmc, "question")]
 )
 def test_both_ways_agree_to_the_last_item(
-    tmp_path: Path, subject: Subject, model: KoGPT, name: str, make, prompt: str, shots: int
+    tmp_path: Path,
+    subject: Subject,
+    model: KoGPT,
+    name: str,
+    make: Callable[[Path], Task],
+    prompt: str,
+    shots: int,
 ) -> None:
     from kogpt.evaluation.harness import rows
 
@@ -104,7 +111,9 @@ def test_graded_tasks_of_the_harness(tmp_path: Path, model: KoGPT) -> None:
     )
 
 
-def evaluate_with(subject: Subject, task, prompt: str, shots, settings: Settings) -> dict[str, float]:
+def evaluate_with(
+    subject: Subject, task: Task, prompt: str, shots: list[Example], settings: Settings
+) -> dict[str, float]:
     """Our own evaluator with given shots."""
     from kogpt.evaluation import fewshot
 
@@ -120,7 +129,7 @@ def evaluate_with(subject: Subject, task, prompt: str, shots, settings: Settings
 def test_greedy_is_told_exactly(subject: Subject, model: KoGPT) -> None:
     lm = harness.language_model(model)
     context = tuple(model.tokenizer.encode("오늘 서울의 날씨는"))
-    written = []
+    written: list[int] = []
     for _ in range(3):  # the greedy continuation, one whole reading at a time
         from kogpt.runner import Chunk
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from kogpt.engine import Engine
 from kogpt.evaluation import fewshot, scoring
 from kogpt.evaluation.evaluate import Memory, Settings, evaluate, read_rows
 from kogpt.evaluation.fewshot import Item
+from kogpt.evaluation.task import Task
+from kogpt.request import Ids
 from kogpt.runner import Array, Chunk, Runner, choose_all
 from kogpt.sampling import Chosen, Wanted, log_softmax
 
@@ -32,7 +35,7 @@ class Counting:
     def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
         return choose_all(self.forward(chunks), wanted)
 
-    def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.runner, name)
 
 
@@ -41,7 +44,7 @@ def scores_of(runner: Runner, run: fewshot.Run) -> scoring.Scores:
     return finished[0]
 
 
-def naive(runner: Runner, prefix: Sequence[int], item: Item) -> list[float]:
+def naive(runner: Runner, prefix: Sequence[int] | Ids, item: Item) -> list[float]:
     """Each choice after its whole context, read from the beginning, one at a time."""
     values = []
     for choice in item.choices:
@@ -55,7 +58,9 @@ def naive(runner: Runner, prefix: Sequence[int], item: Item) -> list[float]:
 
 @pytest.mark.parametrize("make", [small_nsmc, small_copa])
 @pytest.mark.parametrize("shots", [0, 4])
-def test_scores_and_tokens(tmp_path: Path, tiny_tokenizer: Path, make, shots: int) -> None:
+def test_scores_and_tokens(
+    tmp_path: Path, tiny_tokenizer: Path, make: Callable[[Path], Task], shots: int
+) -> None:
     """Equal to the naive way; the tokens run are the fewest possible (the goal is 1.2 times that)."""
     subject = make_subject(tiny_tokenizer, "float64")
     task = make(tmp_path)
@@ -65,7 +70,7 @@ def test_scores_and_tokens(tmp_path: Path, tiny_tokenizer: Path, make, shots: in
     for prompt in task.prompts:
         run = fewshot.prepare(task, prompt, rows.scored, drawn, encoder)
         counting = Counting(subject.runner)
-        scores = scores_of(counting, run)
+        scores = scores_of(cast(Runner, counting), run)
         for item, row in zip(run.items, scores, strict=True):
             assert row == pytest.approx(naive(subject.runner, run.prefix, item), abs=1e-9)
         ideal = len(run.prefix) + sum(item.n_tokens for item in run.items)
@@ -115,6 +120,6 @@ def test_decisions() -> None:
 def test_the_engine_reads_a_prefix_once(tmp_path: Path, tiny_tokenizer: Path) -> None:
     subject = make_subject(tiny_tokenizer)
     counting = Counting(subject.runner)
-    with scoring.shared_prefix(counting, np.arange(10)) as (engine, handle):
+    with scoring.shared_prefix(cast(Runner, counting), np.arange(10)) as (engine, handle):
         assert isinstance(engine, Engine) and counting.n_tokens == 0, "not before it is needed"
         assert handle() == handle() and counting.n_tokens == 10

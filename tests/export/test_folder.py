@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +24,10 @@ from kogpt.generation import KoGPT
 from kogpt.native_runner import NativeRunner
 from kogpt.placement import Placement, load_runner
 from kogpt.quantize import Quantized, statement
-from kogpt.runner import Chunk
+from kogpt.runner import Array, Chunk, Runner
 from kogpt.sampling import Sampling
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built"),
     pytest.mark.usefixtures("no_fsync"),
@@ -32,8 +36,8 @@ pytestmark = [
 IDS = np.arange(5, 60)
 
 
-def logits(runner: object) -> np.ndarray:
-    return runner.forward([Chunk(runner.open(), IDS, len(IDS))])[0]  # type: ignore[attr-defined]
+def logits(runner: Runner) -> Array:
+    return runner.forward([Chunk(runner.open(), IDS, len(IDS))])[0]
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -141,7 +145,7 @@ def test_the_manifest_states_the_format_and_every_file(tiny_folder: Path, tmp_pa
 
 def test_a_calibrated_export_is_another_rounding(tiny_folder: Path, tmp_path: Path) -> None:
     text = "\n".join(PROSE) * 20
-    done = []
+    done: list[float] = []
     export(checkpoint.load(tiny_folder), "int4", tmp_path / "out", text, done.append)
     export(checkpoint.load(tiny_folder), "int4", tmp_path / "plain")
     one, other = (checkpoint.load(tmp_path / name).floats() for name in ("out", "plain"))
@@ -196,3 +200,50 @@ def test_pages_of_the_source_are_given_back(
     monkeypatch.setattr(export_folder, "drop_pages", lambda array: dropped.append(array.size))
     export(checkpoint.load(tiny_folder), "float16", tmp_path / "out")
     assert sum(dropped) >= TINY.n_parameters - TINY.n_vocab  # all but the last, the head's bias
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from kogpt import checkpoint, cli
+call, count = sys.argv[1], int(sys.argv[2])
+original = getattr(Path, call)
+def step(*arguments, **options):
+    global count
+    count -= 1
+    if count == 0:
+        os._exit(9)  # as after SIGKILL: nothing is cleaned up
+    return original(*arguments, **options)
+setattr(Path, call, step)
+sys.exit(cli.main(["export", "int8", "--model", sys.argv[3], "--out", sys.argv[4]]))
+"""
+
+
+@pytest.mark.parametrize(("call", "count"), [("rename", 1), ("replace", 1), ("replace", 3)])
+def test_a_killed_export_can_be_repeated(tiny_folder: Path, tmp_path: Path, call: str, count: int) -> None:
+    """Killed before it decided, the same command works; killed after that, the model is whole."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, call, str(count), str(tiny_folder), str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    assert subprocess.run(command, env=environment, check=False).returncode == 9
+    assert list(out.glob(".*"))
+    export_folder.require_place(out, tiny_folder, force=call == "replace")
+    if call == "replace":
+        assert checkpoint.load(out).quantization == "int8"
+    export(checkpoint.load(tiny_folder), "int8", out)
+    assert checkpoint.load(out).quantization == "int8" and not list(out.glob(".*"))
+
+
+def test_a_tokenizer_that_nothing_can_load_is_not_exported(tiny_folder: Path, tmp_path: Path) -> None:
+    for name, content in (
+        ("empty", "{}"),
+        ("torn", '{"model": '),
+        ("foreign", '{"model": {"type": "WordPiece"}}'),
+    ):
+        model = tmp_path / name
+        shutil.copytree(tiny_folder, model)
+        (model / "tokenizer.json").write_text(content)
+        (model / "kogpt.manifest.json").unlink()
+        with pytest.raises(KoGPTError, match=r"tokenizer\.json"):
+            export(checkpoint.load(model), "float16", tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ import gzip
 import json
 import tracemalloc
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,9 @@ def jsonl(texts: Iterable[str]) -> bytes:
     return b"".join(json.dumps({"text": t}, ensure_ascii=False).encode() + b"\n" for t in texts)
 
 
+PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+
+
 def read(files: list[Path], **options: object) -> list[Document | BadRecord]:
     reading = Reading(**options)  # type: ignore[arg-type]
     return [record for block in corpus.blocks(files, reading) for record in corpus.documents(block, reading)]
@@ -49,8 +52,7 @@ def write(path: Path, data: bytes) -> Path:
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_json_lines_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
-    path = write(tmp_path / f"a.jsonl{suffix}", pack(jsonl(TEXTS)))
+    path = write(tmp_path / f"a.jsonl{suffix}", PACKED[suffix](jsonl(TEXTS)))
     assert texts_of([path]) == TEXTS
 
 
@@ -202,8 +204,9 @@ def resume_everywhere(files: list[Path], reading: Reading) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_reading_can_start_after_any_block(tmp_path: Path, suffix: str) -> None:
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
-    files = [write(tmp_path / f"{i}.jsonl{suffix}", pack(jsonl(TEXTS * (20 + i)))) for i in range(3)]
+    files = [
+        write(tmp_path / f"{i}.jsonl{suffix}", PACKED[suffix](jsonl(TEXTS * (20 + i)))) for i in range(3)
+    ]
     files.append(write(tmp_path / "b.txt", "한글 문단입니다.\n\n".encode("cp949") * 500))
     resume_everywhere(files, Reading(block_bytes=3000, split="blank-line"))
 

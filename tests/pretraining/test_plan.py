@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kogpt.config import SHAPES, ModelConfig
 from kogpt.errors import ConfigError
-from kogpt.model import GPTJ
+from kogpt.model import GPTJ, ForwardPass
 from kogpt.pretraining import plan as planner
 from kogpt.pretraining.plan import GIB, GPUS, Job, Plan, best_plan, best_plans, plans
 from kogpt.pretraining.start import meta_model
@@ -34,9 +34,11 @@ def shape(**changes: int) -> ModelConfig:
     return ModelConfig(**sizes)  # type: ignore[arg-type]
 
 
-def naive(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+class Naive(ForwardPass):
     """Attention as plain products, which the counter knows."""
-    return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-1, -2)).softmax(-1) @ v
 
 
 @pytest.mark.parametrize("changes", [{}, {"n_layers": 5}, {"d_ff": 128}, {"n_vocab": 4096}, {"n_ctx": 32}])
@@ -45,7 +47,7 @@ def test_flops_are_those_that_torch_counts(changes: dict[str, int]) -> None:
     model, tokens = GPTJ(config), torch.zeros((2, config.n_ctx), dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         positions = torch.arange(config.n_ctx)
-        model.head(model.trunk(model.embed(tokens), positions, naive)).sum().backward()
+        model.head(model.trunk(model.embed(tokens), positions, Naive())).sum().backward()
     vectors = config.n_layers * (3 * config.d_model + config.d_ff) + config.n_vocab + 2 * config.d_model
     expected = planner.flops_per_token(config) - 6 * vectors  # biases and norms are no products
     assert counter.get_total_flops() == tokens.numel() * expected

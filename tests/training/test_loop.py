@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_process(folder: Path, **settings: object) -> bool:
+def in_process(folder: Path, **settings: Any) -> bool:
     run = toy.make_run(folder, **settings)
     run.resume()
     return run.train(toy.batch)
@@ -246,7 +247,7 @@ def test_metrics_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> No
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_batch(tmp_path: Path) -> None:
     run = toy.make_run(tmp_path)
     with torch.no_grad():
-        run.objective.model.transformer.ln_f.weight[0] = float("inf")
+        run.objective.get_parameter("model.transformer.ln_f.weight")[0] = float("inf")
     before = {name: value.clone() for name, value in run.objective.state_dict().items()}
     with pytest.raises(TrainingStopped, match=r"step 0: loss (nan|inf).*noise 0:0, noise 0:1"):
         run.update(toy.batch(0))

@@ -80,7 +80,7 @@ def test_random_weights_have_their_deviation_and_no_row_twice() -> None:
     for name, deviation in (("lm_head.weight", 0.02), ("transformer.h.1.attn.k_proj.weight", 1 / 6)):
         weight = model.get_parameter(name).detach()
         assert float(weight.std()) == pytest.approx(deviation, rel=0.1)
-        assert len(weight.unique(dim=0)) == len(weight)
+        assert len(torch.unique(weight, dim=0)) == len(weight)
     other = initial_model(config, seed=2)
     assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
     assert not torch.equal(model.lm_head.weight, model.transformer.wte.weight)

@@ -79,7 +79,7 @@ def main(folder: Path, steps: int, moment: str | None) -> None:
         run = make_run(folder, workers)
         run.resume()
         if moment == "shard":
-            os.fsync = die_while_writing
+            vars(os)["fsync"] = die_while_writing
         if moment == "rename":
             checkpoints._sync = lambda path: die() if path.name.startswith("step_00000004") else None
 
