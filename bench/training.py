@@ -26,13 +26,14 @@ import transformers
 from transformers import GPTJForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from kogpt.config import ModelConfig
-from kogpt.pretraining.start import initial_model
-from kogpt.training.loop import Batch, Run, Settings
-from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimizers import Rule
-from kogpt.training.report import flops_per_token, measured_peak
+from kogpt.training.loop import Batch, Run
+from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.training.optimizers import OptimizerSettings
+from kogpt.training.processes import Processes, join
+from kogpt.training.report import Report, flops_per_token, measure_peak
 from kogpt.training.schedule import Schedule
-from kogpt.training.workers import Workers, join
+from kogpt.training.settings import LoopSettings, TrainingSettings
+from kogpt.training.start import initial_model
 
 RATE = 3e-4
 Seconds = tuple[float, float]  # of a step: by the clock, and of processor time
@@ -61,31 +62,32 @@ def main() -> None:
         rotary_dim=32,
     )
     tokens = np.random.default_rng(0).integers(5, config.n_vocab, (args.rows, args.length + 1))
-    with join() as workers, tempfile.TemporaryDirectory() as folder:
+    with join() as processes, tempfile.TemporaryDirectory() as folder:
         sides = {
-            "kogpt": ours(config, tokens, workers, Path(folder)),
-            "transformers": theirs(config, tokens, args.their_rows or args.rows, workers, folder),
+            "kogpt": ours(config, tokens, processes, Path(folder)),
+            "transformers": theirs(config, tokens, args.their_rows or args.rows, processes, folder),
         }
         seconds = measure(sides, args.steps, args.rounds)
         report(
             config,
             seconds,
             (args.rows, args.length),
-            measured_peak(workers.device, Arithmetic().dtype_on(workers.device)),
+            measure_peak(processes.device, ComputeSettings().dtype_on(processes.device)),
         )
 
 
-def ours(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, folder: Path) -> Round:
+def ours(config: ModelConfig, tokens: np.ndarray[Any, Any], processes: Processes, folder: Path) -> Round:
     """Rounds of our loop."""
-    compiled = "blocks" if workers.device.type == "cuda" else "loss"
-    objective = Objective(initial_model(config, seed=0), Arithmetic(compile=compiled))
-    workers.distribute(objective, objective.blocks())
-    settings = Settings(
+    compiled = "blocks" if processes.device.type == "cuda" else "loss"
+    settings = TrainingSettings(
         schedule=Schedule(steps=10**6, warmup_steps=1),
-        rule=Rule(name="adamw", adamw_rate=RATE),
-        tokens_per_pass=tokens.size,
+        optimizer=OptimizerSettings(name="adamw", adamw_rate=RATE),
+        compute=ComputeSettings(compile=compiled),
+        loop=LoopSettings(tokens_per_pass=tokens.size),
     )
-    run = Run(folder, objective, settings, workers)
+    objective = Objective(initial_model(config, seed=0), settings.compute)
+    processes.distribute(objective, objective.blocks())
+    run = Run(folder, objective, settings, processes, Report(folder), {})
     batch = Batch(tokens[:, :-1], tokens[:, 1:], ())
 
     def one_round(steps: int) -> list[Seconds]:
@@ -100,11 +102,11 @@ def ours(config: ModelConfig, tokens: np.ndarray[Any, Any], workers: Workers, fo
 
 
 def theirs(
-    config: ModelConfig, tokens: np.ndarray[Any, Any], at_once: int, workers: Workers, folder: str
+    config: ModelConfig, tokens: np.ndarray[Any, Any], at_once: int, processes: Processes, folder: str
 ) -> Round:
     """Rounds of transformers' Trainer, whose steps may be made of several passes."""
     torch.manual_seed(0)
-    with workers.device:
+    with processes.device:
         model = GPTJForCausalLM(transformers.GPTJConfig(**config.to_json()))
     rows = [{"input_ids": row, "labels": row} for row in tokens[:, :-1].tolist()]
 
@@ -117,8 +119,8 @@ def theirs(
             gradient_accumulation_steps=len(rows) // at_once,
             learning_rate=RATE,
             max_grad_norm=1.0,
-            bf16=Arithmetic().dtype_on(workers.device) == torch.bfloat16,
-            use_cpu=workers.device.type == "cpu",
+            bf16=ComputeSettings().dtype_on(processes.device) == torch.bfloat16,
+            use_cpu=processes.device.type == "cpu",
             optim="adamw_torch_fused",
             save_strategy="no",
             report_to=[],

@@ -31,7 +31,7 @@ from kogpt.training.report import read_metrics
 
 RUNS = Path(__file__).parent
 # Validated at the end only, on half of the usual sample: it costs what a sixth of the training does.
-LOOP = {"loop.validate_every": "1000000", "loop.validation_bytes": "50000", "loop.save_seconds": "120.0"}
+LOOP = {"loop.validate_every": "1000000", "validation_bytes": "50000", "loop.save_seconds": "120.0"}
 DECAY = 0.6  # of the steps after the warm-up, where a run says nothing else
 INTERRUPTED = 130
 Changes = dict[str, str]
@@ -95,8 +95,8 @@ class Ablations:
             "twice the tokens a step": self.pace(batch=2),
             "four times the tokens a step": self.pace(batch=4),
             "windows four times as long": self.pace(window=4),
-            "documents apart": self.pace() | {"arithmetic.within_documents": "true"},
-            "z-loss": self.pace() | {"arithmetic.z_loss": "1e-4"},
+            "documents apart": self.pace() | {"compute.within_documents": "true"},
+            "z-loss": self.pace() | {"compute.z_loss": "1e-4"},
         }
 
     def pace(self, decay: float = DECAY, batch: float = 1, window: int = 1) -> Changes:

@@ -25,7 +25,7 @@ from kogpt.pretraining.recipe import Recipe, read_recipe
 from kogpt.pretraining.run import read_documents
 from kogpt.pretraining.sample import read_texts
 from kogpt.tokenizer import Tokenizer
-from kogpt.training.objective import Arithmetic, Objective
+from kogpt.training.objective import ComputeSettings, Objective
 from kogpt.training.report import METRICS, plot, read_metrics
 from kogpt.training.validation import bits_per_byte
 
@@ -125,7 +125,7 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     model = GPTJ(stored.config)
     model.load_state_dict({name: torch.from_numpy(t.to("float32")) for name, t in stored.tensors.items()})
-    objective = Objective(model, Arithmetic(dtype="float32", compile="nothing"))
+    objective = Objective(model, ComputeSettings(dtype="float32", compile="nothing"))
     rows = {}
     for file in files:
         name = file.name.removeprefix("valid_").removesuffix(".jsonl.zst")

@@ -20,6 +20,7 @@ from kogpt.memory import usable_cpus
 
 if TYPE_CHECKING:
     from kogpt.pretraining.corpus import Reading
+    from kogpt.training.loop import End
 
 INTERRUPTED = 130
 MEGABYTE = 10**6
@@ -183,25 +184,26 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Train, or go on where it stopped."""
+    """Train, or continue a run that was stopped."""
     _require_torch()
     from kogpt.pretraining.recipe import read_recipe
     from kogpt.pretraining.run import pretrain
+    from kogpt.training.processes import join
     from kogpt.training.report import METRICS, plot
-    from kogpt.training.workers import join
 
     path, out = Path(args.recipe), Path(args.out)
     if args.plot:
         _require_picture(Path(args.plot))
     init = args.init and (str(Path(args.init).resolve()) if Path(args.init).exists() else args.init)
     recipe = read_recipe(path, args.set, init)
-    with join(args.device) as workers:
-        finished = pretrain(recipe, path.parent, out, workers, sys.stderr, args.tensorboard)
-        if workers.is_first and args.plot:
+    with join(args.device) as processes:
+        end = pretrain(recipe, path.parent, out, processes, sys.stderr, args.tensorboard)
+        if not processes.is_first:
+            return _exit_code(end)
+        if args.plot:
             plot(out / METRICS, Path(args.plot))
-        if workers.is_first:
-            _say_end(finished, out / "model")
-    return 0 if finished else INTERRUPTED
+        _say_end(end, out / "model")
+    return _exit_code(end)
 
 
 # plan
@@ -313,9 +315,9 @@ def _toy(args: argparse.Namespace) -> int:
     files = find_files(args.files, args.exclude, args.format)
     with _megabytes(files) as progress:
         made = toy.prepare(files, _reading(args), args.max_bad_share, Path(args.out), args.steps, progress)
-    finished = toy.train(made, sys.stderr)
-    _say_end(finished, made.model)
-    return 0 if finished else INTERRUPTED
+    end = toy.train(made, sys.stderr)
+    _say_end(end, made.model)
+    return _exit_code(end)
 
 
 # What several of them share.
@@ -408,13 +410,17 @@ def _require_torch() -> None:
         raise MissingExtra("pretraining", "train")
 
 
-def _say_end(finished: bool, model: Path) -> None:
-    if finished:
+def _exit_code(end: End) -> int:
+    return INTERRUPTED if end.value == "stopped" else 0
+
+
+def _say_end(end: End, model: Path) -> None:
+    if _exit_code(end) == 0:
         en, ko = f"done; try it: kogpt --model {model}", f"끝났습니다. 써 보세요: kogpt --model {model}"
     else:
         en, ko = (
-            "stopped and saved; the same command goes on",
-            "저장하고 멈췄습니다. 같은 명령으로 이어집니다",
+            "stopped and saved; the same command continues the run",
+            "저장하고 멈췄습니다. 같은 명령으로 이어서 학습하세요",
         )
     print(localized(en, ko), file=sys.stderr)
 

@@ -1,6 +1,6 @@
-"""Which windows of which sources make up a step: a pure function of the seed and the step's number.
+"""The windows of text that make up a step: a pure function of the seed and the step's number.
 
-So the data position of a run is its step, and a resumed run sees what the unbroken one would have seen.
+So the position in the data is the step, and a resumed run reads the windows of the unbroken one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from kogpt.training.loop import Batch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A folder of shards, and how often it is drawn."""
+    """A folder of shards."""
 
     shards: str
-    weight: float = 1.0
+    weight: float = 1.0  # its share of the windows, against the other sources' weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """From `first_step` on: `rows` windows of `length` tokens a step."""
+    """The size of a step from `first_step` on: `rows` windows of `length` tokens."""
 
     length: int
     rows: int
@@ -36,7 +36,7 @@ class Stage:
 
 
 class Mixture:
-    """Random windows of several sources, each drawn with its own weight."""
+    """Random windows of several sources, drawn with replacement by the sources' weights."""
 
     def __init__(self, sources: Mapping[str, Source], stages: Sequence[Stage], seed: int, root: Path) -> None:
         _require(sources, stages)
@@ -54,16 +54,16 @@ class Mixture:
         self.seed = seed
 
     def verify(self, rank: int, count: int) -> None:
-        """Read this process's share of the shards once; InputError if one is not what its index says."""
+        """Read this process's share of the shards; InputError for one that differs from its index."""
         for shards in self.shards[rank::count]:
             shards.verify()
 
     def stage(self, step: int) -> Stage:
-        """What step number `step` is made of."""
+        """The stage that step number `step` belongs to."""
         return [stage for stage in self.stages if stage.first_step <= step][-1]
 
     def batch(self, step: int) -> Batch:
-        """The windows of step number `step`, from 0."""
+        """The windows of step number `step`, counted from 0."""
         stage = self.stage(step)
         rng = np.random.default_rng((self.seed, step))
         chosen = rng.choice(len(self.shards), size=stage.rows, p=self.weights)
@@ -82,7 +82,7 @@ class Mixture:
 
 
 def _window(shards: Shards, start: int, length: int) -> NDArray[np.int64]:
-    """`length` tokens from `start` on; a source that is shorter is repeated."""
+    """(length,) tokens from `start` on; a shorter source is repeated."""
     if len(shards) < length:
         return np.resize(shards.window(0, len(shards)), length)
     return shards.window(start, length)
@@ -92,17 +92,17 @@ def _require(sources: Mapping[str, Source], stages: Sequence[Stage]) -> None:
     if not sources or not all(0 < source.weight < math.inf for source in sources.values()):
         raise ConfigError(
             "a run needs at least one source, and every weight a number above 0",
-            "말뭉치가 하나 이상 필요하고 가중치는 모두 0보다 큰 수여야 합니다",
+            "말뭉치를 하나 이상 적고 가중치는 모두 0보다 큰 수로 쓰세요",
         )
     starts = sorted(stage.first_step for stage in stages)
     if starts[:1] != [0] or len(set(starts)) < len(starts):
         raise ConfigError(
             f"the stages start at steps {starts}: one must start at 0, and no two at the same step",
-            f"구간의 first_step 값 {starts}: 하나는 0이어야 하고 서로 달라야 합니다",
+            f"구간의 first_step 값이 {starts}입니다. 하나는 0으로, 나머지는 서로 다르게 쓰세요",
         )
     for stage in stages:
         if stage.length < 2 or stage.rows < 1:
             raise ConfigError(
                 f"a stage of length {stage.length}, rows {stage.rows}: at least 2 and 1 are needed",
-                f"구간의 length {stage.length}, rows {stage.rows}: 각각 2와 1 이상이어야 합니다",
+                f"구간의 length {stage.length}, rows {stage.rows}: 각각 2와 1 이상으로 쓰세요",
             )

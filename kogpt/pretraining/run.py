@@ -2,117 +2,139 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
 
-from kogpt import checkpoint
 from kogpt.checkpoint import Checkpoint
+from kogpt.checkpoint import digest as digest_folder
 from kogpt.config import ModelConfig
-from kogpt.errors import CheckpointError, ConfigError
+from kogpt.errors import ConfigError, josa
 from kogpt.files import lock_folder
-from kogpt.memory import require_memory
 from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture
 from kogpt.pretraining.recipe import Recipe
-from kogpt.pretraining.start import (
-    find_start,
-    meta_model,
-    random_rows,
-    require_tokenizer,
-    stored_rows,
-)
 from kogpt.tokenizer import Tokenizer
-from kogpt.training import checkpoints
-from kogpt.training.loop import Run, Settings
+from kogpt.training.folder import export_model, remember_start, require_checkpoint, require_training_memory
+from kogpt.training.loop import End, Run, Validate
 from kogpt.training.objective import Objective
-from kogpt.training.report import METRICS, flops_per_token, measured_peak, read_metrics
+from kogpt.training.processes import Processes
+from kogpt.training.report import Report, Work, flops_per_token, measure_peak
+from kogpt.training.start import find_start, meta_model, random_rows, stored_rows
 from kogpt.training.validation import Document, bits_per_byte
-from kogpt.training.workers import Workers
+from kogpt.training.verdict import Best, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a recipe names, read and checked."""
+
+    tokenizer: Tokenizer
+    mixture: Mixture
+    start: Checkpoint | None  # None: random weights
+    config: ModelConfig
 
 
 def pretrain(
     recipe: Recipe,
     root: Path,
     folder: Path,
-    workers: Workers,
+    processes: Processes,
     live: TextIO | None = None,
     tensorboard: bool = False,
-) -> bool:
-    """Train until the schedule ends (True) or a signal (False); continues what `folder` holds.
+) -> End:
+    """Train until the schedule ends or a signal stops it; continues the run that `folder` holds.
 
-    Paths of the recipe are relative to `root`. When it ends, `folder`/model is a model folder. InputError
-    while another run has `folder`.
+    Paths of the recipe are relative to `root`. When the schedule ends, `folder`/model is a model folder.
+    InputError while another run uses `folder`.
     """
-    if not workers.is_first:
-        return _pretrain(recipe, root, folder, workers, live, tensorboard)
+    if not processes.is_first:
+        return _pretrain(recipe, root, folder, processes, None, tensorboard)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, "kogpt pretrain run"):
-        return _pretrain(recipe, root, folder, workers, live, tensorboard)
+        end = _pretrain(recipe, root, folder, processes, live, tensorboard)
+        if end is End.DONE:
+            export(recipe, root, folder, folder / "model")
+        return end
 
 
 def _pretrain(
-    recipe: Recipe, root: Path, folder: Path, workers: Workers, live: TextIO | None, tensorboard: bool
-) -> bool:
-    _require_rows(recipe, workers.count)
+    recipe: Recipe, root: Path, folder: Path, processes: Processes, live: TextIO | None, tensorboard: bool
+) -> End:
+    inputs = _read_inputs(recipe, root, processes)
+    config, start = inputs.config, inputs.start
+    require_training_memory(config, processes)
+    torch.manual_seed(recipe.seed)
+    objective = _distribute(recipe, config, processes)
+    dtype = recipe.compute.dtype_on(processes.device)
+    peak = processes.count * measure_peak(processes.device, dtype)
+    report = Report(folder, live, tensorboard, Work(lambda length: flops_per_token(config, length), peak))
+    identity = {**config.to_json(), "tokenizer_sha256": inputs.mixture.tokenizer_sha256}
+    run = Run(folder, objective, recipe, processes, report, identity)
+    validate = _validation(recipe, root, inputs, run)
+    if not run.resume():
+        processes.fill(objective.model, stored_rows(start) if start else random_rows(config, recipe.seed))
+    facts = {"dtype": str(dtype).removeprefix("torch.")}
+    if start:
+        facts |= {"init": str(start.folder), "init_sha256": digest_folder(start.folder)}
+    remember_start(run, facts)
+    return run.train(inputs.mixture.batch, validate)
+
+
+def _read_inputs(recipe: Recipe, root: Path, processes: Processes) -> Inputs:
+    """ConfigError or InputError for files that are damaged or do not fit together."""
+    _require_rows(recipe, processes.count)
     tokenizer = Tokenizer.from_file(tokenizer_file(recipe, root))
     mixture = Mixture(recipe.sources, recipe.stages, recipe.seed, root)
-    require_tokenizer(tokenizer_file(recipe, root), mixture.tokenizer_sha256)
-    mixture.verify(workers.rank, workers.count)
+    _require_tokenizer(tokenizer_file(recipe, root), mixture.tokenizer_sha256)
+    mixture.verify(processes.rank, processes.count)
     start = find_start(recipe.init, root) if recipe.init else None
     if start:
-        require_tokenizer(start.folder / "tokenizer.json", mixture.tokenizer_sha256)
+        _require_tokenizer(start.folder / "tokenizer.json", mixture.tokenizer_sha256)
         tokenizer.check_fits(start.config)
-    config = model_config(recipe, tokenizer, start)
-    _require_memory(config, workers)
-    torch.manual_seed(recipe.seed)
-    objective = Objective(meta_model(config), recipe.arithmetic)
-    dtype = recipe.arithmetic.dtype_on(workers.device)
-    # Not on CPUs: nothing travels far there, and torch sums an embedding's gradient in its own dtype.
-    gathered = dtype if workers.device.type == "cuda" else None
-    workers.distribute(objective, objective.blocks(), gathered)
+    return Inputs(tokenizer, mixture, start, model_config(recipe, tokenizer, start))
+
+
+def _distribute(recipe: Recipe, config: ModelConfig, processes: Processes) -> Objective:
+    """The objective without values, its weights sharded among the processes."""
+    objective = Objective(meta_model(config), recipe.compute)
+    # GPUs gather in the dtype of products. CPUs gather in float32: little travels, and torch sums an
+    # embedding's gradient in the gathered dtype.
+    is_gpu = processes.device.type == "cuda"
+    gathered = recipe.compute.dtype_on(processes.device) if is_gpu else None
+    processes.distribute(objective, objective.blocks(), gathered)
     objective.model.tie()
-    identity = {**config.to_json(), "tokenizer_sha256": mixture.tokenizer_sha256}
-    run = Run(folder, objective, _settings(recipe, dtype), workers, identity)
-    run.report.live = live if workers.is_first else None
-    run.report.tensorboard = tensorboard
-    peak = workers.count * measured_peak(workers.device, dtype)
-    run.flops = lambda length: flops_per_token(config, length) / peak
+    return objective
+
+
+def _validation(recipe: Recipe, root: Path, inputs: Inputs, run: Run) -> Validate | None:
+    """Bits per byte of the recipe's validation sets in windows of the stage's length; None without sets."""
     sets = {
-        name: _validation_set(root / path, tokenizer, recipe.loop.validation_bytes)
+        name: _validation_set(root / path, inputs.tokenizer, recipe.validation_bytes)
         for name, path in recipe.validation.items()
     }
 
-    def validate(step: int) -> Mapping[str, Any]:
-        length = mixture.stage(step - 1).length
-        return {"length": length, "bits_per_byte": bits_per_byte(objective, sets, length, workers)}
+    def validate(step: int, best: Best | None) -> Verdict:
+        length = inputs.mixture.stage(step - 1).length
+        found = bits_per_byte(run.objective, sets, length, run.processes)
+        return Verdict({"length": length, "bits_per_byte": found})
 
-    if not run.resume():
-        workers.fill(objective.model, stored_rows(start) if start else random_rows(config, recipe.seed))
-    _remember_start(run, start, dtype)
-    finished = run.train(mixture.batch, validate if sets else None)
-    if finished and workers.is_first:
-        export(recipe, root, folder, folder / "model")
-    return finished
+    return validate if sets else None
 
 
 def export(recipe: Recipe, root: Path, folder: Path, out: Path, dtype: str = "float16") -> None:
     """The newest checkpoint of a run as a model folder; CheckpointError if there is none."""
-    path = checkpoints.latest(folder)
-    if path is None:
-        raise CheckpointError(
-            f"{folder} holds no checkpoint: train first", f"{folder}에 체크포인트가 없습니다. 먼저 학습하세요"
-        )
-    checkpoints.verify(path)
+    path = require_checkpoint(folder)
     tokenizer = tokenizer_file(recipe, root)
     start = find_start(recipe.init, root) if recipe.init else None
     config = model_config(recipe, Tokenizer.from_file(tokenizer), start)
-    weights = checkpoints.Weights(path, config.tensor_shapes(), "model.")
-    checkpoint.save(out, config, weights, dtype, tokenizer.parent)
+    export_model(path, config, tokenizer.parent, out, dtype)
 
 
 def tokenizer_file(recipe: Recipe, root: Path) -> Path:
@@ -122,7 +144,7 @@ def tokenizer_file(recipe: Recipe, root: Path) -> Path:
 
 
 def model_config(recipe: Recipe, tokenizer: Tokenizer, start: Checkpoint | None = None) -> ModelConfig:
-    """The shape of `start`, or the recipe's with the tokenizer's vocabulary.
+    """The shape of `start`, or else the recipe's [model] with the tokenizer's vocabulary.
 
     ConfigError if a stage is longer than the context.
     """
@@ -131,14 +153,15 @@ def model_config(recipe: Recipe, tokenizer: Tokenizer, start: Checkpoint | None 
         raise ConfigError(
             f"a stage of {longest} tokens is longer than n_ctx, {config.n_ctx}: shorten it, or raise "
             "model.n_ctx",
-            f"구간 길이 {longest}이(가) n_ctx {config.n_ctx}보다 깁니다. 줄이거나 model.n_ctx를 늘리세요",
+            f"구간 길이 {josa(longest, '이/가')} n_ctx {config.n_ctx}보다 깁니다. "
+            "줄이거나 model.n_ctx를 늘리세요",
         )
     return config
 
 
 def _own_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     shape = recipe.model
-    assert shape is not None  # a recipe has it, or init
+    assert shape is not None  # a recipe has either [model] or init
     return ModelConfig(
         n_layers=shape.n_layers,
         n_heads=shape.n_heads,
@@ -153,56 +176,27 @@ def _own_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     )
 
 
-def _require_memory(config: ModelConfig, workers: Workers) -> None:
-    """NotEnoughMemory if not even a process's share of weights, gradients and one moment fits, in float32."""
-    free = torch.cuda.mem_get_info(workers.device)[0] if workers.device.type == "cuda" else None
-    n_bytes = 12 * config.n_parameters // workers.count
-    require_memory(n_bytes, "training this model", "이 모델의 학습", free)
+def _require_tokenizer(path: Path, sha256: str) -> None:
+    """ConfigError unless `path` is the tokenizer.json that the shards were packed with."""
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ConfigError(
+            f"the shards were packed with another tokenizer (SHA-256 {sha256[:16]}...) than {path}: "
+            f"pack the text again with {path}, or name the tokenizer of the shards",
+            f"샤드를 만든 토크나이저(SHA-256 {sha256[:16]}...)가 {josa(path, '과/와')} 다릅니다. "
+            f"{path} 파일로 말뭉치를 다시 묶거나 샤드를 만든 토크나이저를 지정하세요",
+        )
 
 
 def _require_rows(recipe: Recipe, n_processes: int) -> None:
-    """Every process must take part in every pass: they wait for each other's shares of the weights."""
+    """ConfigError unless the processes get equal numbers of rows: in every pass they gather the weights."""
     for stage in recipe.stages:
         if stage.rows % n_processes:
             raise ConfigError(
                 f"a stage of {stage.rows} rows does not divide among {n_processes} processes: "
                 f"make rows a multiple of {n_processes}, or start fewer processes",
-                f"구간의 rows {stage.rows}을(를) 프로세스 {n_processes}개에 나눌 수 없습니다. "
+                f"구간의 rows {josa(stage.rows, '을/를')} 프로세스 {n_processes}개에 나눌 수 없습니다. "
                 f"rows를 {n_processes}의 배수로 하거나 프로세스를 줄이세요",
             )
-
-
-def _remember_start(run: Run, start: Checkpoint | None, dtype: torch.dtype) -> None:
-    """Note in the metrics what the run starts from and multiplies in; ConfigError if it began otherwise."""
-    path = run.folder / METRICS
-    run.workers.wait()  # the first process may have shortened the file
-    lines = read_metrics(path) if path.exists() else []
-    noted = next((line for line in lines if line["step"] == 0), {})
-    facts = {"dtype": str(dtype).removeprefix("torch.")}
-    if start:
-        facts |= {"init": str(start.folder), "init_sha256": checkpoint.digest(start.folder)}
-    run.workers.wait()  # all have read it before it grows
-    if run.step:
-        _require_same_start(run.folder, noted, facts)
-    elif run.workers.is_first:
-        run.report.write({"step": 0, "tokens": 0, "seconds": 0.0, **facts})
-
-
-def _require_same_start(folder: Path, noted: Mapping[str, Any], facts: Mapping[str, str]) -> None:
-    """ConfigError unless a run that noted this may go on with `facts`."""
-    if noted.get("init_sha256") != facts.get("init_sha256"):
-        began, now = (line.get("init", "random weights") for line in (noted, facts))
-        raise ConfigError(
-            f"{folder} began from {began}, not from {now}: give another --out",
-            f"{folder}은(는) {now}이(가) 아닌 {began}에서 시작했습니다. 다른 --out을 지정하세요",
-        )
-    if (began := noted.get("dtype", facts["dtype"])) != facts["dtype"]:  # early runs did not note it
-        remedy = f"--set 'arithmetic.dtype=\"{began}\"'"
-        raise ConfigError(
-            f"{folder} began with products in {began}, not {facts['dtype']}: give {remedy} or another --out",
-            f"{folder}은(는) {facts['dtype']}이(가) 아닌 {began} 곱셈으로 시작했습니다. "
-            f"{remedy} 또는 다른 --out을 지정하세요",
-        )
 
 
 def _validation_set(path: Path, tokenizer: Tokenizer, max_bytes: int) -> list[Document]:
@@ -210,17 +204,17 @@ def _validation_set(path: Path, tokenizer: Tokenizer, max_bytes: int) -> list[Do
     if not documents:
         raise ConfigError(
             f"validation set {path} has no text of at most {max_bytes} bytes: leave it out, give a file that "
-            "has some, or raise loop.validation_bytes",
+            "has some, or raise validation_bytes",
             f"검증 파일 {path}에 {max_bytes}바이트 이하의 글이 없습니다. "
-            "빼거나, 글이 있는 파일을 지정하거나, loop.validation_bytes를 늘리세요",
+            "빼거나, 글이 있는 파일을 지정하거나, validation_bytes를 늘리세요",
         )
     return documents
 
 
 def read_documents(path: Path, tokenizer: Tokenizer, max_bytes: float = math.inf) -> Iterator[Document]:
-    """Documents of a file in order, those left out that would not fit into `max_bytes` any more.
+    """The documents of a file in order, as many whole ones as fit into `max_bytes` of UTF-8.
 
-    A first one that is larger is cut.
+    One that does not fit is skipped; the first is cut instead. InputError for a bad record.
     """
     taken = 0
     files = corpus.find_files([str(path)])
@@ -232,19 +226,3 @@ def read_documents(path: Path, tokenizer: Tokenizer, max_bytes: float = math.inf
         if raw and taken + len(raw) <= max_bytes:
             taken += len(raw)
             yield Document(np.array(tokenizer.encode(text), dtype=np.int64), len(raw))
-
-
-def _settings(recipe: Recipe, dtype: torch.dtype) -> Settings:
-    pace = recipe.loop
-    return Settings(
-        schedule=recipe.schedule,
-        rule=recipe.optimizer,
-        dtype=dtype,
-        clip=pace.clip,
-        tokens_per_pass=pace.tokens_per_pass,
-        log_every=pace.log_every,
-        validate_every=pace.validate_every,
-        save_every=pace.save_every,
-        save_seconds=pace.save_seconds,
-        keep=pace.keep,
-    )

@@ -20,6 +20,8 @@ from kogpt.pretraining.parts import Options
 if TYPE_CHECKING:
     import tokenizers
 
+    from kogpt.training.loop import End
+
 CONTEXT = 256
 STEPS = 300
 MIN_BYTES = 20_000  # less text has too few words for even the smallest vocabulary
@@ -51,7 +53,7 @@ steps = {steps}
 warmup_steps = {warmup}
 decay_steps = {decay}
 
-[arithmetic]  # what any laptop can do; on a GPU: dtype = "auto", compile = "blocks"
+[compute]  # what any laptop can do; on a GPU: dtype = "auto", compile = "blocks"
 dtype = "float32"
 compile = "nothing"
 
@@ -144,11 +146,11 @@ def _trained(files: Sequence[Path], options: Options, n_vocab: int) -> tokenizer
             n_vocab = max(n_vocab // 2, VOCABULARY[0])
 
 
-def train(toy: Toy, live: TextIO) -> bool:
-    """Train, or go on where it stopped; whether it came to its end."""
+def train(toy: Toy, live: TextIO) -> End:
+    """Train, or continue a run that was stopped."""
     from kogpt.pretraining.recipe import read_recipe
     from kogpt.pretraining.run import pretrain
-    from kogpt.training.workers import join
+    from kogpt.training.processes import join
 
-    with join() as workers:
-        return pretrain(read_recipe(toy.recipe), toy.folder, toy.run, workers, live)
+    with join() as processes:
+        return pretrain(read_recipe(toy.recipe), toy.folder, toy.run, processes, live)

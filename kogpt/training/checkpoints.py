@@ -2,9 +2,9 @@
 
     FOLDER/step_00001200/    .metadata, *.distcp, run.json
 
-A checkpoint is written as step_00001200.partial and renamed when every byte is on the disk. So a name without
-that suffix is a whole checkpoint, wherever the process, the disk or the machine stopped. run.json has the
-SHA-256 of every other file, so that one which was damaged later is not taken for whole either.
+A checkpoint is written as step_00001200.partial and renamed when every byte is on the disk. So a folder
+without that suffix is whole, wherever process, disk or machine stopped. run.json holds the SHA-256
+of every other file and of its own content, so that later damage and edits are found.
 """
 
 from __future__ import annotations
@@ -35,49 +35,56 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
 from kogpt.errors import CheckpointError
+from kogpt.training.processes import Processes
 from kogpt.training.report import cannot_write
-from kogpt.training.workers import Workers
+from kogpt.training.verdict import Best
 
 NAME = re.compile(r"step_(\d{8})")
 PARTIAL = ".partial"
-FACTS = "run.json"
-TRAINED = StateDictOptions(ignore_frozen_params=True)
+INFO = "run.json"
+# Frozen parameters are not saved, so loading cannot be strict. A missing trained one is found when the files
+# are read.
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+# What a damaged run.json can raise.
+DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What run.json says, but for the files."""
+class CheckpointInfo:
+    """The state of a run beside weights and optimizers; run.json holds it."""
 
     step: int
     tokens: int
     seconds: float
-    identity: Mapping[str, Any]  # of model and optimizer, see Run
+    identity: Mapping[str, Any]  # of model, tokenizer and optimizer, see Run
+    best: Best | None = None  # validation up to this step
+    enough: bool = False  # validation ended the run
 
 
-class Writer:
-    """Writes checkpoints of a run while the run goes on, one at a time."""
+class CheckpointWriter:
+    """Writes checkpoints of a run in the background, one at a time."""
 
-    def __init__(self, folder: Path, keep: int, workers: Workers) -> None:
+    def __init__(self, folder: Path, keep: int, processes: Processes) -> None:
         self.folder = folder
         self.keep = keep
-        self.workers = workers
+        self.processes = processes
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        # Of its own, so that its messages and those of the next step do not meet.
-        self._group = dist.new_group(backend="gloo") if workers.count > 1 else None
+        # A group of its own keeps the writer's messages apart from those of the next step.
+        self._group = dist.new_group(backend="gloo") if processes.count > 1 else None
         self._pending: Future[None] | None = None
-        _ignore_warning()  # for good: the writing threads outlive any context
+        _ignore_warning()  # for the whole process: the writing threads outlive any context
 
-    def begin(self, module: nn.Module, optimizers: list[Optimizer], facts: Facts) -> None:
-        """Copy all that the next step depends on, and write it in the background, with every process.
+    def begin(self, module: nn.Module, optimizers: list[Optimizer], info: CheckpointInfo) -> None:
+        """Copy the state of the run, then write it in the background; every process must call this.
 
-        Waits for the checkpoint before it, see `finish`.
+        Waits for the checkpoint before it and raises what `finish` raises.
         """
         self.finish()
-        final = self.folder / f"step_{facts.step:08d}"
+        final = self.folder / _name(info.step)
         partial = final.with_name(final.name + PARTIAL)
-        if self.workers.is_first:
+        if self.processes.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-        self.workers.wait()
+        self.processes.wait()
         copied = async_save(
             _state(module, optimizers),
             checkpoint_id=partial,
@@ -85,31 +92,30 @@ class Writer:
             no_dist=self._group is None,
         )
         assert isinstance(copied, Future)
-        self._pending = self._pool.submit(self._complete, copied, final, facts)
+        self._pending = self._pool.submit(self._complete, copied, final, info)
 
     def finish(self) -> None:
-        """Wait until the checkpoint is whole; CheckpointError if it cannot be, and older ones stay."""
+        """Wait until the checkpoint is whole; CheckpointError if it cannot be written. Older ones stay."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def check(self) -> None:
-        """Raise what `finish` would, if it is known already; never waits."""
+        """Raise the error of a checkpoint that has failed already; never waits."""
         if self._pending is not None and self._pending.done():
             self.finish()
 
-    def _complete(self, copied: Future[Any], final: Path, facts: Facts) -> None:
-        """The first process's part ends when every process has written its own: then the name is due."""
+    def _complete(self, copied: Future[Any], final: Path, info: CheckpointInfo) -> None:
+        """Rename on rank 0, whose async_save returns once every rank has written."""
         partial = final.with_name(final.name + PARTIAL)
         try:
             copied.result()
-            if self.workers.is_first:
-                document = {**asdict(facts), "sha256": _digests(partial)}
-                (partial / FACTS).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            if self.processes.is_first:
+                _write_info(partial, info)
                 _rename(partial, final)
-                _remove_old(self.folder, self.keep)
+                _remove_old(self.folder, self.keep, info.best)
         except (OSError, RuntimeError, CheckpointException) as error:
-            refused = cannot_write(final, _reason(error))  # torch's own words tell nothing of a full disk
+            refused = cannot_write(final, _reason(error))  # torch's words do not mention a full disk
             shutil.rmtree(partial, ignore_errors=True)
             raise refused from error
 
@@ -119,25 +125,38 @@ def latest(folder: Path) -> Path | None:
     return max(_whole(folder), default=None)
 
 
-def verify(path: Path, workers: Workers | None = None) -> Facts:
-    """What a checkpoint says of itself, if its files are as they were written; CheckpointError if not.
+def best(folder: Path) -> Path | None:
+    """The checkpoint of the best validation, or the newest where no validation was judged; None without any.
 
-    Of several processes the first reads the files, and all learn what it found.
+    CheckpointError if the newest, which knows the best, is damaged.
     """
-    workers = workers or Workers()
+    newest = latest(folder)
+    if newest is None:
+        return None
+    try:
+        found = _read_info(newest)[0].best
+    except DAMAGES as error:
+        raise _damaged(newest, error) from error
+    return newest if found is None else folder / _name(found.step)
+
+
+def verify(path: Path, processes: Processes | None = None) -> CheckpointInfo:
+    """The state that a checkpoint holds; CheckpointError unless every file is as it was written.
+
+    The first process reads the files, and all learn what it found.
+    """
+    processes = processes or Processes()
     damage: Exception | None = None
     try:
-        document = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        digests = document.pop("sha256")
-        facts = Facts(**document)
-        if workers.is_first and (changed := dict(digests.items() ^ _digests(path).items())):
+        info, digests = _read_info(path)
+        if processes.is_first and (changed := dict(digests.items() ^ _digests(path).items())):
             damage = ValueError(f"SHA-256 of {', '.join(sorted(changed))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGES as error:
         damage = error
-    (damaged,) = workers.sum((damage is not None,))
+    (damaged,) = processes.sum((damage is not None,))
     if damaged:
         raise _damaged(path, damage)
-    return facts
+    return info
 
 
 def restore(
@@ -145,17 +164,17 @@ def restore(
     module: nn.Module,
     optimizers: list[Optimizer],
     identity: Mapping[str, Any],
-    workers: Workers,
-) -> Facts:
-    """Load a checkpoint into module, optimizers and torch's generators.
+    processes: Processes,
+) -> CheckpointInfo:
+    """Load a checkpoint into module, optimizers and torch's random generators; frozen parameters stay.
 
-    CheckpointError if it is of another model or optimizer than `identity` says, or damaged.
+    CheckpointError if it is damaged, or of another model or optimizer than `identity` says.
     """
-    facts = verify(path, workers)
-    _require_same(path, facts.identity, identity)
+    info = verify(path, processes)
+    _require_same(path, info.identity, identity)
     state = _state(module, optimizers)
     try:
-        # A run that moved to a GPU: its checkpoint has no generator of one.
+        # A run that began on a CPU has no generator of a GPU in its checkpoint.
         if "rng.cuda" not in FileSystemReader(path).read_metadata().state_dict_metadata:
             state["rng"].pop("cuda", None)
         with _quiet():
@@ -172,7 +191,7 @@ def restore(
     torch.set_rng_state(state["rng"]["cpu"])
     if "cuda" in state["rng"]:
         torch.cuda.set_rng_state(state["rng"]["cuda"])
-    return facts
+    return info
 
 
 def _require_same(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -181,38 +200,62 @@ def _require_same(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any
             raise CheckpointError(
                 f"checkpoint {path} was trained with {name} = {saved.get(name)!r}, not "
                 f"{wanted.get(name)!r}: give the recipe that it began with, or another --out",
-                f"체크포인트 {path}의 {name} 값은 {wanted.get(name)!r}이(가) 아니라 "
-                f"{saved.get(name)!r}입니다. "
-                f"처음의 설정을 쓰거나 다른 --out을 지정하세요",
+                f"체크포인트 {path}의 {name} 값은 {saved.get(name)!r}인데 지금은 {wanted.get(name)!r}입니다. "
+                f"처음 설정을 쓰거나 다른 --out을 지정하세요",
             )
 
 
 def _damaged(path: Path, error: BaseException | None) -> CheckpointError:
-    """error: None where another process saw it."""
+    """error: None if another process saw the damage."""
     reason = "" if error is None else f" ({_reason(error)})"
     return CheckpointError(
         f"checkpoint {path} is damaged{reason}: remove it to resume from the one before",
-        f"체크포인트 {path}이(가) 손상되었습니다{reason}. 지우면 그 앞의 것에서 이어집니다",
+        f"손상된 체크포인트입니다: {path}{reason}. 지우고 그 앞의 체크포인트에서 이어서 학습하세요",
     )
 
 
+def _write_info(folder: Path, info: CheckpointInfo) -> None:
+    """Write run.json over the other files of a checkpoint, which must be there."""
+    document = {**asdict(info), "sha256": _digests(folder)}
+    document["digest"] = _digest(document)
+    (folder / INFO).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_info(path: Path) -> tuple[CheckpointInfo, dict[str, str]]:
+    """Read run.json: the state, and the SHA-256 of each file by name; DAMAGES if it was changed."""
+    document = json.loads((path / INFO).read_text(encoding="utf-8"))
+    if document.pop("digest") != _digest(document):
+        raise ValueError(f"{INFO} was changed after it was written")
+    digests = document.pop("sha256")
+    found = document.pop("best")
+    info = CheckpointInfo(**document, best=None if found is None else Best(**found))
+    if path.name != _name(info.step):
+        raise ValueError(f"it is the checkpoint of step {info.step}")
+    return info, digests
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of run.json."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint but run.json."""
+    """SHA-256 of every file of a checkpoint except run.json."""
     digests = {}
     for path in sorted(folder.iterdir()):
-        if path.name != FACTS:
+        if path.name != INFO:
             with path.open("rb") as file:
                 digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 
-class Weights(Mapping[str, NDArray[np.float32]]):
-    """The weights in a checkpoint by name, each read when it is asked for: nobody has to hold them all."""
+class SavedTensors(Mapping[str, NDArray[np.float32]]):
+    """The weights of a checkpoint by name; each is read when it is asked for."""
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> None:
         self.path = path
-        self.shapes = shapes  # of those that are to be had, without `prefix`
-        self.prefix = prefix  # of their names in the module that was trained
+        self.shapes = shapes  # by name, without `prefix`
+        self.prefix = prefix  # of the names in the checkpoint
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         tensor = torch.empty(self.shapes[name])
@@ -228,10 +271,16 @@ class Weights(Mapping[str, NDArray[np.float32]]):
         return len(self.shapes)
 
 
-def _remove_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints, and what was left half written."""
+def _remove_old(folder: Path, keep: int, best: Best | None) -> None:
+    """Remove what was left half written, and all checkpoints but the newest `keep` and the best one."""
+    kept = None if best is None else folder / _name(best.step)
     for path in [*folder.glob("step_*" + PARTIAL), *sorted(_whole(folder))[:-keep]]:
-        shutil.rmtree(path)
+        if path != kept:
+            shutil.rmtree(path)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def _whole(folder: Path) -> list[Path]:
@@ -270,7 +319,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warning that one process alone is meant."""
+    """Without torch's warning that it saves or loads in one process."""
     with warnings.catch_warnings():
         _ignore_warning()
         yield

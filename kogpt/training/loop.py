@@ -1,8 +1,8 @@
-"""The training loop that pretraining and tuning share: batch -> loss -> gradient -> update, until done.
+"""The training loop that pretraining and tuning share: batch -> loss -> gradients -> update, until the end.
 
-Knows nothing of text or of what the loss is: an objective maps (inputs, targets) to a summed loss, a source
-gives the batch of any step by its number. All that the next step depends on is in a checkpoint or a function
-of the step's number, so a resumed run is the unbroken run.
+The loop knows neither text nor losses: an objective turns (inputs, targets) into a summed loss, and a
+function gives the batch of each step. The next step depends on the checkpoint and on the step's number only,
+so a resumed run equals the unbroken one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,43 +28,50 @@ from torch.optim import Optimizer
 from kogpt.errors import KoGPTError
 from kogpt.training import checkpoints
 from kogpt.training.loss import IGNORED
-from kogpt.training.optimizers import Rule, build, set_rate
+from kogpt.training.objective import Objective
+from kogpt.training.optimizers import build_optimizers, set_rate
+from kogpt.training.processes import Processes
 from kogpt.training.report import Report
-from kogpt.training.schedule import Schedule
-from kogpt.training.workers import Workers
+from kogpt.training.settings import TrainingSettings
+from kogpt.training.verdict import Best, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's rows, and where each came from."""
+    """The rows of one step; B must be a multiple of the number of processes."""
 
-    inputs: NDArray[np.int64]  # (B, T)
-    targets: NDArray[np.int64]  # (B, T), the ids that follow, or IGNORED
-    origins: tuple[str, ...]  # B names, for messages
+    inputs: NDArray[np.int64]  # (B, T) ids
+    targets: NDArray[np.int64] | NDArray[np.float32]  # (B, T); IGNORED, or NaN, where nothing is scored
+    origins: tuple[str, ...]  # where each row is from, for messages
+
+    def scored(self) -> NDArray[np.bool_]:
+        """(B, T): which targets count."""
+        found: NDArray[np.bool_] = (
+            ~np.isnan(self.targets) if self.targets.dtype.kind == "f" else self.targets != IGNORED
+        )
+        return found
+
+    def lengths(self) -> NDArray[np.int64]:
+        """(B,): tokens of each row up to its last scored target; causal models need no others."""
+        scored = self.scored()
+        last = scored.shape[1] - scored[:, ::-1].argmax(1)
+        return np.where(scored.any(1), last, 0)
 
 
-Batches = Callable[[int], Batch]  # by the number of the step, from 0
-Validate = Callable[[int], Mapping[str, Any]]  # after so many steps -> metrics
+Batches = Callable[[int], Batch]  # number of the step, from 0 -> its rows
+Validate = Callable[[int, Best | None], Verdict]  # steps made, best validation so far -> verdict on this one
+
+
+class End(Enum):
+    """Why training ended."""
+
+    DONE = "done"  # the schedule is through
+    ENOUGH = "enough"  # validation said so
+    STOPPED = "stopped"  # SIGTERM or Ctrl-C; the same command goes on
 
 
 class TrainingStopped(KoGPTError):
     """The loss is not finite: nothing was updated."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """How to train, but for the model, its loss and the data."""
-
-    schedule: Schedule
-    rule: Rule
-    dtype: torch.dtype = torch.float32  # of the products in an update
-    clip: float = 1.0  # norm of all gradients together
-    tokens_per_pass: int = 16384  # of one process; a step with more is made of several passes
-    log_every: int = 10
-    validate_every: int = 250
-    save_every: int = 1000
-    save_seconds: float = 600.0  # whichever comes first
-    keep: int = 2
 
 
 class Run:
@@ -72,76 +80,82 @@ class Run:
     def __init__(
         self,
         folder: Path,
-        objective: nn.Module,
-        settings: Settings,
-        workers: Workers,
-        identity: Mapping[str, Any] | None = None,
+        objective: Objective,
+        settings: TrainingSettings,
+        processes: Processes,
+        report: Report,
+        identity: Mapping[str, Any],
     ) -> None:
-        """identity: what its checkpoints are good for, by name, as JSON; none of another is resumed."""
+        """objective: distributed already. identity: JSON by name; others' checkpoints are refused."""
         self.folder = folder
-        self.objective = objective  # distributed already: its parameters are what is trained
+        self.objective = objective
         self.settings = settings
-        self.workers = workers
-        self.optimizers = build(objective, settings.rule, settings.dtype)
-        self.identity = {**(identity or {}), "optimizer": settings.rule.name}
-        self.report = Report(folder)
-        self.checkpoints = checkpoints.Writer(folder, settings.keep, workers)
-        self.flops: Callable[[int], float] | None = None  # tokens per row -> share of the machine per token/s
+        self.processes = processes
+        self.report = report
+        self.optimizers = _build_optimizers(objective, settings, processes.device)
+        self.identity = {**identity, "optimizer": settings.optimizer.name}
+        self.checkpoints = checkpoints.CheckpointWriter(folder, settings.loop.keep, processes)
         self.step = 0  # updates made
-        self.tokens = 0  # targets trained on
+        self.tokens = 0  # read in training
         self.seconds = 0.0  # of training, all sittings together
-        self._asked = False  # to stop, this process
+        self.best: Best | None = None  # validation
+        self.enough = False  # by validation
+        self._asked = False  # this process was asked to stop
 
     def resume(self) -> bool:
-        """Continue from the newest whole checkpoint of the folder, if there is one.
+        """Continue from the newest whole checkpoint of the folder; False if there is none.
 
-        Model and optimizer must be the checkpoint's, else CheckpointError; rates, schedule and data are those
-        of today.
+        Learning rates, schedule and data come from the settings of today; frozen parameters must be set by
+        the caller. CheckpointError for a checkpoint that is damaged, or of another model or optimizer.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoints.latest(self.folder)
         if path is not None:
             rates = _hyperparameters(self.optimizers)
-            facts = checkpoints.restore(path, self.objective, self.optimizers, self.identity, self.workers)
-            for group, wanted in zip(_groups(self.optimizers), rates, strict=True):
+            info = checkpoints.restore(path, self.objective, self.optimizers, self.identity, self.processes)
+            for group, wanted in zip(_param_groups(self.optimizers), rates, strict=True):
                 group.update(wanted)
-            self.step, self.tokens, self.seconds = facts.step, facts.tokens, facts.seconds
-        if self.workers.is_first:
+            self.step, self.tokens, self.seconds = info.step, info.tokens, info.seconds
+            self.best, self.enough = info.best, info.enough
+        if self.processes.is_first:
             self.report.begin(self.step)
         return path is not None
 
-    def train(self, batches: Batches, validate: Validate | None = None) -> bool:
-        """Until the last step: True; or until SIGTERM or Ctrl-C, which end it after a step: False."""
-        n_steps = self.settings.schedule.steps
-        every = self.settings
+    def train(self, batches: Batches, validate: Validate | None = None) -> End:
+        """Train until the last step, until validation has enough, or until a signal; then save."""
+        n_steps, every = self.settings.schedule.steps, self.settings.loop
         saved, saved_at = self.step, time.monotonic()
         stop = False
+        self.objective.train()
         with self._signals():
-            while self.step < n_steps and not stop:
+            while self.step < n_steps and not self.enough and not stop:
                 metrics = self.update(batches(self.step))
                 is_last = self.step == n_steps
                 if self.step % every.log_every == 0 or is_last:
                     self._log(metrics, n_steps)
+                is_due = False
                 if validate and (self.step % every.validate_every == 0 or is_last):
-                    self._write(validate(self.step))
+                    is_due = self._validate(validate)
                 self.checkpoints.check()
-                stop, is_due = self._agree(saved_at)
-                if is_due or self.step % every.save_every == 0:
+                stop, is_late = self._agree(saved_at)
+                if is_due or is_late or self.step % every.save_every == 0:
                     self.save()
                     saved, saved_at = self.step, time.monotonic()
             if saved != self.step:
                 self.save()
             self.checkpoints.finish()
         self.report.end()
-        return self.step >= n_steps
+        if self.step >= n_steps:
+            return End.DONE
+        return End.ENOUGH if self.enough else End.STOPPED
 
     def update(self, batch: Batch) -> dict[str, Any]:
         """One step of the optimizers; TrainingStopped before it if loss or gradient is not finite."""
         begin = time.monotonic()
-        n_targets = max(1, int((batch.targets != IGNORED).sum()))
-        losses = [self._backward(*part, n_targets) for part in self._passes(batch)]
-        (loss,) = self.workers.sum((float(sum(losses)),))
-        norm = _value(nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip))
+        n_targets = int(batch.scored().sum())
+        losses = [self._backward(*part, max(1, n_targets)) for part in self._passes(batch)]
+        (loss,) = self.processes.sum((float(sum(losses)),))
+        norm = _value(nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.loop.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(self.step, loss, norm, batch.origins)
         factor = self.settings.schedule.factor(self.step)
@@ -149,53 +163,88 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        lengths = batch.lengths()
         self.step += 1
-        self.tokens += n_targets
+        self.tokens += int(lengths.sum())
         taken = time.monotonic() - begin
         self.seconds += taken
-        speed = {"seconds_per_step": taken, "tokens_per_second": n_targets / taken}
-        if self.flops is not None:
-            speed["mfu"] = self.flops(batch.inputs.shape[1]) * batch.inputs.size / taken
-        return {"loss": loss, "gradient_norm": norm, "rate": factor, **speed}
+        return {
+            "loss": loss,
+            "gradient_norm": norm,
+            "rate": factor,
+            "seconds_per_step": taken,
+            "tokens_per_second": int(lengths.sum()) / taken,
+            "targets_per_second": n_targets / taken,
+            **self.report.utilization(lengths, taken),
+        }
 
     def save(self) -> None:
         """Begin a checkpoint of this step; `checkpoints.finish` waits for it."""
-        facts = checkpoints.Facts(self.step, self.tokens, self.seconds, self.identity)
-        self.checkpoints.begin(self.objective, self.optimizers, facts)
+        info = checkpoints.CheckpointInfo(
+            self.step, self.tokens, self.seconds, self.identity, self.best, self.enough
+        )
+        self.checkpoints.begin(self.objective, self.optimizers, info)
 
     def _passes(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's rows, as many at a time as fit into one pass."""
-        mine = slice(self.workers.rank, None, self.workers.count)
-        inputs = torch.from_numpy(batch.inputs[mine]).to(self.workers.device)
-        targets = torch.from_numpy(batch.targets[mine]).to(self.workers.device)
-        rows = max(1, self.settings.tokens_per_pass // inputs.shape[1])
-        for start in range(0, len(inputs), rows):
-            yield inputs[start : start + rows], targets[start : start + rows]
+        """This process's rows in passes of similar length, longest first; each is cut to its longest row.
+
+        The order depends on lengths only; rows of one length stay in the batch's order. All processes make
+        the same number of passes, for they gather the weights together.
+        """
+        count, rank = self.processes.count, self.processes.rank
+        assert len(batch.inputs) % count == 0, (len(batch.inputs), count)
+        lengths = batch.lengths()
+        order = np.argsort(-lengths, kind="stable")
+        while len(order):
+            width = max(1, int(lengths[order[0]]))
+            n_rows = count * max(1, self.settings.loop.tokens_per_pass // width)
+            rows, order = order[:n_rows][rank::count], order[n_rows:]
+            yield (
+                torch.from_numpy(batch.inputs[rows, :width]).to(self.processes.device),
+                torch.from_numpy(batch.targets[rows, :width]).to(self.processes.device),
+            )
 
     def _backward(self, inputs: Tensor, targets: Tensor, n_targets: int) -> Tensor:
         loss: Tensor = self.objective(inputs, targets) / n_targets
-        torch.autograd.backward(loss * self.workers.count)  # the mean over the processes is then the sum
+        # FSDP takes the mean over the processes, which makes this the sum.
+        torch.autograd.backward(loss * self.processes.count)
         return loss.detach()
 
+    def _validate(self, validate: Validate) -> bool:
+        """Validate and remember the verdict, which is the first process's; whether it was better."""
+        self.objective.eval()
+        with torch.no_grad():
+            verdict = validate(self.step, self.best)
+        self.objective.train()
+        self._write(verdict.metrics)
+        first = self.processes.is_first
+        better, enough = self.processes.sum((first and verdict.better, first and verdict.enough))
+        if better:
+            self.best = Best(self.step, verdict.metrics)
+        elif self.best:
+            self.best = replace(self.best, misses=self.best.misses + 1)
+        self.enough = enough > 0
+        return better > 0
+
     def _agree(self, saved_at: float) -> tuple[bool, bool]:
-        """Whether to stop, if any process was asked; whether to save, by the first one's clock."""
-        overdue = self.workers.is_first and time.monotonic() - saved_at > self.settings.save_seconds
-        stop, is_due = self.workers.sum((self._asked, overdue))
+        """Whether to stop, if any process was asked; whether to save, by the first process's clock."""
+        overdue = self.processes.is_first and time.monotonic() - saved_at > self.settings.loop.save_seconds
+        stop, is_due = self.processes.sum((self._asked, overdue))
         return stop > 0, is_due > 0
 
     def _log(self, metrics: dict[str, Any], n_steps: int) -> None:
         self._write(metrics)
-        if self.workers.is_first:
+        if self.processes.is_first:
             self.report.show({"step": self.step, **metrics}, n_steps)
 
     def _write(self, metrics: Mapping[str, Any]) -> None:
-        if self.workers.is_first:
+        if self.processes.is_first:
             place = {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
             self.report.write({**place, **metrics})
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT only ask to stop, while this lasts."""
+        """Let SIGTERM and SIGINT only ask to stop."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             self._asked = True
@@ -208,20 +257,31 @@ class Run:
                 signal.signal(number, handler)
 
 
-def _groups(optimizers: Iterable[Optimizer]) -> Iterator[dict[str, Any]]:
+def _build_optimizers(
+    objective: Objective, settings: TrainingSettings, device: torch.device
+) -> list[Optimizer]:
+    groups = objective.groups()
+    named = [id(parameter) for group in groups for parameter in group.parameters]
+    trained = [id(parameter) for parameter in objective.parameters() if parameter.requires_grad]
+    assert sorted(named) == sorted(trained), "every trainable parameter belongs to exactly one group"
+    return build_optimizers(groups, settings.optimizer, settings.compute.dtype_on(device))
+
+
+def _param_groups(optimizers: Iterable[Optimizer]) -> Iterator[dict[str, Any]]:
     for optimizer in optimizers:
         yield from optimizer.param_groups
 
 
 def _hyperparameters(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
-    """Of every group: rates, decay, betas and the like."""
+    """Rates, decay, betas and the like of every group."""
     return [
-        {name: value for name, value in group.items() if name != "params"} for group in _groups(optimizers)
+        {name: value for name, value in group.items() if name != "params"}
+        for group in _param_groups(optimizers)
     ]
 
 
 def _value(norm: Tensor) -> float:
-    """A norm whose shares lie in several processes, as a number."""
+    """A norm as a number; its shards may lie in several processes."""
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 

@@ -1,8 +1,9 @@
 """Output head and cross entropy in one pass over the tokens, so that no (N, V) matrix outlives its chunk.
 
-At a small width the logits are the largest thing that a training step makes: 16,384 tokens of an
-8,192-word vocabulary are 512 MiB in float32, several times over. Here a chunk of tokens goes through head,
-loss and gradient while it is in cache, and only the gradients of hidden states, weight and bias stay.
+In a narrow model the logits are the largest tensor of a training step: 16,384 tokens times 8,192 words are
+512 MiB in float32, and a plain loss holds several such tensors. Here each chunk of tokens goes through head,
+loss and gradient while it is in cache. Only the gradients of hidden states, weight and bias are kept, and
+only those that are wanted are computed: a frozen head costs no product and no memory.
 
 Shapes: N tokens, E model width, V vocabulary.
 """
@@ -17,16 +18,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 1024  # tokens at least; the logits of a chunk are a few MiB to a few hundred
-GPU_LOGITS = 2**26  # of a chunk on a GPU, which fewer would not keep busy
-IGNORED = -100  # a target that is not scored
+CHUNK = 1024  # tokens per chunk on a CPU, and at least on a GPU
+GPU_LOGITS = 2**26  # logits per chunk on a GPU; smaller chunks leave it idle
+IGNORED = -100  # an integer target that is not scored; torch's ignore_index
 
-# logits without bias (n, V), bias (V,), targets (n,), z_loss -> summed loss (), gradient by the logits (n, V)
+# Logits without bias (n, V), bias (V,), targets (n,), z_loss -> summed loss (), its gradient (n, V).
 Kernel = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def loss_and_gradient(logits: Tensor, bias: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """The Kernel, in float32 inside; worth compiling, for it is nothing but element-wise steps and sums."""
+    """The Kernel in float32; element-wise steps and sums only, so compiling it pays."""
     scores = logits.float() + bias
     log_z = scores.logsumexp(-1, keepdim=True)
     counted = (targets != IGNORED)[:, None]
@@ -47,8 +48,8 @@ def head_loss(
 ) -> Tensor:
     """Summed cross entropy, nats, of (N,) int64 targets under softmax(hidden weight^T + bias).
 
-    hidden (N, E); head is weight (V, E) and bias (V,), used in the dtype of `hidden`. IGNORED targets count
-    nothing. Where a gradient is wanted, adds `z_loss` * log(Z)^2 per token (arXiv 2204.02311, section 5).
+    hidden: (N, E). head: weight (V, E) and bias (V,); products are in the dtype of `hidden`. IGNORED targets
+    add nothing. In grad mode adds `z_loss` * log(Z)^2 per token (PaLM, arXiv 2204.02311, section 5).
     """
     if torch.is_grad_enabled():
         apply = cast(Callable[..., Tensor], _HeadLoss.apply)
@@ -67,7 +68,7 @@ def _chunks(hidden: Tensor, n_vocab: int) -> Iterator[slice]:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The gradient is made in the forward pass, while the logits are at hand, and scaled in the backward."""
+    """Computes the gradients in the forward pass, while the logits exist; the backward pass scales them."""
 
     @staticmethod
     def forward(
@@ -75,20 +76,24 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         w = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
-        d_bias = torch.zeros_like(bias, dtype=torch.float32)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
         for rows in _chunks(hidden, len(bias)):
             loss, d_logits = kernel(hidden[rows] @ w.T, bias, targets[rows], z_loss)
             total += loss
-            d_hidden[rows] = d_logits @ w
-            d_weight += d_logits.T @ hidden[rows]
-            d_bias += d_logits.sum(0, dtype=torch.float32)
+            if d_hidden is not None:
+                d_hidden[rows] = d_logits @ w
+            if d_weight is not None:
+                d_weight += d_logits.T @ hidden[rows]
+            if d_bias is not None:
+                d_bias += d_logits.sum(0, dtype=torch.float32)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        return d_hidden * grad, d_weight * grad, d_bias * grad, None, None, None
+        found = (None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)
+        return (*found, None, None, None)

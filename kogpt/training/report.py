@@ -1,16 +1,19 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard if wanted, a live line, a picture of the loss."""
+"""What a run reports: metrics.jsonl, a live line, TensorBoard if wanted, a plot of the loss."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, MissingExtra
@@ -22,20 +25,31 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 
 
-class Report:
-    """Appends to metrics.jsonl; shows the last update in one line of `live`, over itself on a terminal.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What training costs, for the share of the machine that it uses (MFU)."""
 
-    With `tensorboard`, every number goes to event files in the folder of that name too.
+    flops_per_token: Callable[[float], float]  # by the length of a row
+    peak: float  # floating-point operations per second of all processes
+
+
+class Report:
+    """Writes metrics.jsonl, and the last update as one line of `live`, which a terminal overwrites.
+
+    tensorboard: write every number to event files in the folder of that name too. work: None: no MFU is said.
     """
 
-    def __init__(self, folder: Path, live: TextIO | None = None) -> None:
+    def __init__(
+        self, folder: Path, live: TextIO | None = None, tensorboard: bool = False, work: Work | None = None
+    ) -> None:
         self.path = folder / METRICS
         self.live = live
-        self.tensorboard = False
+        self.tensorboard = tensorboard
+        self.work = work
         self._events: SummaryWriter | None = None
 
     def begin(self, step: int) -> None:
-        """Forget what a run that was killed wrote after the checkpoint of `step`; all, if there is none."""
+        """Drop the lines that a killed run wrote after the checkpoint of `step`; all lines at step 0."""
         if self.path.exists():
             lines = [line for line in read_metrics(self.path) if step and line["step"] <= step]
             with _writing(self.path), atomic_write(self.path) as file:
@@ -52,20 +66,28 @@ class Report:
                 self._events.add_scalar(name, value, metrics["step"])
             self._events.flush()
 
+    def utilization(self, lengths: NDArray[np.int64], seconds: float) -> dict[str, float]:
+        """`mfu` of a step whose rows have `lengths` tokens, (B,); nothing where the work is unknown."""
+        if self.work is None:
+            return {}
+        flops = self.work.flops_per_token(float(lengths.mean())) * float(lengths.sum())
+        return {"mfu": flops / self.work.peak / seconds}
+
     def show(self, metrics: Mapping[str, Any], n_steps: int) -> None:
-        """Step, loss, speed, share of the machine and time left."""
+        """Show step, loss, speed, MFU if it is known, and the time left."""
         if self.live is None:
             return
         left = (n_steps - metrics["step"]) * metrics["seconds_per_step"]
+        mfu = f"MFU {metrics['mfu']:.0%}  " if "mfu" in metrics else ""
         line = (
             f"step {metrics['step']}/{n_steps}  loss {metrics['loss']:.3f}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s  MFU {metrics['mfu']:.0%}  {_duration(left)} left"
+            f"{metrics['tokens_per_second']:,.0f} tokens/s  {mfu}{_duration(left)} left"
         )
         self.live.write(f"\r{line:<78}" if self.live.isatty() else line + "\n")
         self.live.flush()
 
     def end(self) -> None:
-        """Finish the line and the event file."""
+        """End the live line and the event file."""
         if self._events:
             self._events.close()
         if self.live is not None and self.live.isatty():
@@ -74,7 +96,7 @@ class Report:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """A full disk and its like as one line."""
+    """Turn a full disk and the like into CheckpointError."""
     try:
         yield
     except OSError as error:
@@ -82,16 +104,17 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def cannot_write(path: Path, reason: str) -> CheckpointError:
-    """With the space that is left beside `path`, which is what is missing as a rule."""
+    """CheckpointError with the free space of the disk of `path`: a full disk is the usual cause."""
     free = shutil.disk_usage(path.parent).free / 1e6
     return CheckpointError(
         f"{path} could not be written ({free:,.0f} MB free on the disk; {reason}): make room and resume",
-        f"{path}에 쓸 수 없습니다(디스크의 남은 공간 {free:,.0f} MB; {reason}). 공간을 비우고 이어서 하세요",
+        f"{path}에 쓸 수 없습니다(디스크의 남은 공간 {free:,.0f} MB; {reason}). "
+        "공간을 비우고 이어서 학습하세요",
     )
 
 
 def _event_writer(folder: Path, first_step: int) -> SummaryWriter:
-    """A new event file; readers forget what earlier ones say of `first_step` and later."""
+    """A new event file; TensorBoard drops `first_step` and later steps of earlier files."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -100,7 +123,7 @@ def _event_writer(folder: Path, first_step: int) -> SummaryWriter:
 
 
 def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers of a line by name, those of a table as TABLE/NAME; the step is their place."""
+    """The numbers of a line by name; those of a nested table as TABLE/NAME. The step is no number here."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}/{inner}", number) for inner, number in _scalars(value))
@@ -109,9 +132,9 @@ def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; a last line that a crash cut off is left out.
+    """All whole lines of a metrics.jsonl; a last line that a crash cut off is dropped.
 
-    CheckpointError for another that is not JSON.
+    CheckpointError for any other line that is not JSON.
     """
     text = path.read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()
@@ -120,15 +143,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise CheckpointError(
             f"{path} has a line that is not JSON ({error}): remove that line and resume",
-            f"{path}에 JSON이 아닌 줄이 있습니다({error}). 그 줄을 지우고 이어서 하세요",
+            f"{path}에 JSON이 아닌 줄이 있습니다({error}). 그 줄을 지우고 이어서 학습하세요",
         ) from error
 
 
-def flops_per_token(config: ModelConfig, length: int) -> float:
-    """Floating-point operations of one training step per token, windows of `length` tokens.
+def flops_per_token(config: ModelConfig, length: float) -> float:
+    """Floating-point operations per token of a training step with all weights, rows of `length` tokens.
 
-    2 for each weight of a matrix product going forward and 4 going back (arXiv 2001.08361, section 2.1);
-    attention adds its two products over half the window on average.
+    2 for each weight of a matrix product in the forward pass and 4 in the backward pass (Kaplan et al., arXiv
+    2001.08361, section 2.1); attention adds two products over half a row on average.
     """
     per_layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
     weights = config.n_layers * per_layer + config.d_model * config.n_vocab
@@ -136,14 +159,14 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     return 6 * (weights + attention)
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product, the best of three: what MFU is a share of."""
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product, the best of three: the denominator of MFU."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(4):  # the first only warms up
+    for _ in range(4):  # the first round warms up
         begin = time.perf_counter()
-        product = a @ b.T  # as in a layer; torch's imitated bfloat16 takes twenty times as long for a @ b
+        product = a @ b.T  # a layer's layout; torch's emulated bfloat16 is twenty times slower for a @ b
         float(product[0, 0])  # waits for the device
         best = min(best, time.perf_counter() - begin)
     return float(2 * size**3 / best)
@@ -164,7 +187,7 @@ def plot(metrics: Path, picture: Path) -> None:
     checked = [line for line in lines if "bits_per_byte" in line]
     for number, name in enumerate(checked[-1]["bits_per_byte"] if checked else ()):
         line = [(m["tokens"] / 1e6, m["bits_per_byte"].get(name)) for m in checked]
-        style = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
+        style = ("-", "--", ":")[number // 10 % 3]  # matplotlib has ten colours
         right.plot(*zip(*line, strict=True), style, marker=".", label=name)
     right.set(xlabel="million tokens", ylabel="bits per UTF-8 byte")
     if checked:

@@ -1,4 +1,4 @@
-"""Learning rate over a run, as a factor of its peak."""
+"""The learning rate over a run, as a factor of its peak."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ SHAPES = ("wsd", "cosine")
 class Schedule:
     """Warm-up, then a shape: a cosine, or `wsd` (warmup-stable-decay, arXiv 2404.06395, section 4).
 
-    wsd stays at the peak until the last `decay_steps`: the end of a run may be moved as long as it does.
+    wsd stays at the peak until the last `decay_steps`, so the end of a run may be moved before the decay
+    begins. ConfigError for an unknown shape, and for steps that do not fit together.
     """
 
     steps: int
     warmup_steps: int
-    decay_steps: int = 0  # wsd only
+    decay_steps: int = 0  # wsd's
     shape: str = "wsd"
     floor: float = 0.0  # factor at the end
 
@@ -34,19 +35,19 @@ class Schedule:
                 f"schedule.steps is {self.steps}, floor {self.floor}: steps must be at least 1, the floor "
                 "from 0 to 1",
                 f"schedule.steps 값 {self.steps}, floor 값 {self.floor}: steps는 1 이상, floor는 0에서 1 "
-                "사이여야 합니다",
+                "사이로 쓰세요",
             )
         warmup, decay = self.warmup_steps, self.decay_steps
         if warmup < 0 or decay < 0 or warmup + decay > self.steps:
             raise ConfigError(
                 f"warm-up ({warmup}) and decay ({decay}) must be 0 or more and fit into {self.steps} steps: "
                 "shorten them, or raise schedule.steps",
-                f"예열({warmup})과 감쇠({decay})는 0 이상이고 전체 {self.steps}단계 안에 들어야 합니다. "
+                f"예열({warmup})과 감쇠({decay})가 0보다 작거나 전체 {self.steps}단계를 넘습니다. "
                 "줄이거나 schedule.steps를 늘리세요",
             )
 
     def factor(self, step: int) -> float:
-        """Factor of the peak for update `step`, counted from 0; above 0 for every step of the run."""
+        """The factor for update number `step`, from 0; above 0 for every step of the run."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.shape == "wsd":

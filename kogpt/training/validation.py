@@ -12,36 +12,36 @@ from numpy.typing import NDArray
 
 from kogpt.training.loss import IGNORED
 from kogpt.training.objective import Objective
-from kogpt.training.workers import Workers
+from kogpt.training.processes import Processes
 
 TOKENS_PER_PASS = 8192
 
 Ids = NDArray[np.int64]
-Window = tuple[Ids, int]  # tokens, and the index of the first that is scored given all before it
+Window = tuple[Ids, int]  # tokens, and the index of the first that is scored
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Ids of one text, without [EOS], and its length in bytes of UTF-8."""
+    """One text."""
 
-    ids: Ids
-    n_bytes: int
+    ids: Ids  # (N,), without [EOS]
+    n_bytes: int  # UTF-8
 
 
 def bits_per_byte(
     objective: Objective,
     sets: Mapping[str, Sequence[Document]],
     length: int,
-    workers: Workers | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
-    """Each set's bits per byte, by all processes together.
+    """Bits per byte of each set; all processes together.
 
-    A document is read after [EOS], in windows of `length` tokens of which each but the first shares half with
-    the one before: so every token but the first few has at least half a window of context.
+    A document begins after [EOS] and is read in windows of `length` tokens. Each window but the first shares
+    half of its tokens with the one before, so that every scored token sees half a window or more.
     """
-    workers = workers or Workers()
+    processes = processes or Processes()
     with torch.no_grad():
-        nats = workers.sum([_nats(objective, documents, length, workers) for documents in sets.values()])
+        nats = processes.sum([_nats(objective, documents, length, processes) for documents in sets.values()])
     n_bytes = [sum(document.n_bytes for document in documents) for documents in sets.values()]
     return {
         name: total / math.log(2) / max(1, size)
@@ -49,8 +49,8 @@ def bits_per_byte(
     }
 
 
-def scored_windows(ids: Ids, length: int, eos: int) -> list[Window]:
-    """The windows of one document; every id is scored in exactly one of them."""
+def split_windows(ids: Ids, length: int, eos: int) -> list[Window]:
+    """The windows of one document; each id is scored in exactly one of them."""
     line = np.concatenate(([eos], ids))
     windows = [(line[:length], 1)] if len(line) > 1 else []
     end = length
@@ -60,21 +60,21 @@ def scored_windows(ids: Ids, length: int, eos: int) -> list[Window]:
     return windows
 
 
-def _nats(objective: Objective, documents: Sequence[Document], length: int, workers: Workers) -> float:
-    """This process's part of the summed loss of a set."""
+def _nats(objective: Objective, documents: Sequence[Document], length: int, processes: Processes) -> float:
+    """This process's share of the summed loss of a set."""
     eos = objective.model.config.eos_token_id
-    windows = [window for document in documents for window in scored_windows(document.ids, length, eos)]
+    windows = [window for document in documents for window in split_windows(document.ids, length, eos)]
     passes = _passes(sorted(windows, key=lambda window: len(window[0])))
     nats = 0.0
-    for first in range(0, len(passes), workers.count):  # every process takes part in every round
-        mine = first + workers.rank
+    for first in range(0, len(passes), processes.count):  # all processes gather the weights in every round
+        mine = first + processes.rank
         inputs, targets = _padded(passes[mine] if mine < len(passes) else [(np.array([eos, eos]), 2)])
-        nats += float(objective(inputs.to(workers.device), targets.to(workers.device)))
+        nats += float(objective(inputs.to(processes.device), targets.to(processes.device)))
     return nats
 
 
 def _passes(windows: Sequence[Window]) -> list[list[Window]]:
-    """Neighbours together, as many as fit into one pass."""
+    """Groups of neighbours, each as many as fit into one pass."""
     passes: list[list[Window]] = []
     for window in windows:
         if passes and (len(passes[-1]) + 1) * len(window[0]) <= TOKENS_PER_PASS:
@@ -85,7 +85,7 @@ def _passes(windows: Sequence[Window]) -> list[list[Window]]:
 
 
 def _padded(rows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets (B, T); padding is to the right, where causal attention never looks."""
+    """Inputs and targets (B, T), padded on the right, where causal attention never looks."""
     widest = max(len(tokens) for tokens, _ in rows) - 1
     inputs = np.zeros((len(rows), widest), dtype=np.int64)
     targets = np.full((len(rows), widest), IGNORED, dtype=np.int64)

@@ -16,6 +16,7 @@ from kogpt.pretraining import sample, toy
 from kogpt.pretraining.corpus import Reading
 from kogpt.pretraining.shards import Shards
 from kogpt.tokenizer import Tokenizer
+from kogpt.training.loop import End
 
 DOCS = Path(__file__).parents[2] / "docs" / "pretraining.md"
 PARTS = [
@@ -121,7 +122,7 @@ def test_a_toy_may_have_bad_records(
     path = tmp_path / "a.jsonl"
     path.write_bytes(corpus_file.read_bytes() + b"{oops\n" * 2)
     monkeypatch.setenv("LC_ALL", "C")
-    monkeypatch.setattr(toy, "train", lambda made, live: True)
+    monkeypatch.setattr(toy, "train", lambda made, live: End.DONE)
     command = ["pretrain", "toy", str(path), "--out", str(tmp_path / "toy")]
     assert main(command) == 2
     assert "2 of 1502 records are bad" in capsys.readouterr().err

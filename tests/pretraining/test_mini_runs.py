@@ -75,7 +75,7 @@ def test_an_ablation_that_fails_does_not_stop_the_others_and_says_why(
     recipe.write_text("nothing = 1", encoding="utf-8")
     failures = ablations.Series(tmp_path, recipe, 100, 10).run({"one": {}, "two, three": {}}, 2)
     assert [failure.split(":")[0] for failure in failures] == ["one", "two, three"]
-    assert all("ends with: kogpt: nothing is no setting" in failure for failure in failures)
+    assert all("ends with: kogpt: unknown setting nothing" in failure for failure in failures)
 
 
 @pytest.mark.parametrize(

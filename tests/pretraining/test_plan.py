@@ -20,10 +20,10 @@ from kogpt.errors import ConfigError
 from kogpt.model import GPTJ, ForwardPass
 from kogpt.pretraining import plan as planner
 from kogpt.pretraining.plan import GIB, GPUS, Job, Plan, best_plan, best_plans, plans
-from kogpt.pretraining.start import meta_model
-from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimizers import Muon, Rule, build, orthogonal
-from kogpt.training.workers import Workers
+from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.training.optimizers import Muon, OptimizerSettings, build_optimizers, orthogonalize
+from kogpt.training.processes import Processes
+from kogpt.training.start import meta_model
 
 B6 = SHAPES["kogpt-6b"]
 JOB = Job(config=B6, gpu=GPUS["h100"], n_gpus=64, tokens=20 * B6.n_parameters)
@@ -122,18 +122,18 @@ def test_torchs_own_tracker_sees_no_more_and_little_less(
     rows, n_gpus = 4, 8
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=n_gpus)
     try:
-        seen = tracked_peak(config, rows, Workers(count=n_gpus), checkpointing)
+        seen = tracked_peak(config, rows, Processes(count=n_gpus), checkpointing)
     finally:
         dist.destroy_process_group()
     job = Job(config=config, gpu=GPUS["h100"], n_gpus=n_gpus, tokens=1e9, optimizer="adamw")
     assert seen <= sum(planner.memory(job, rows, checkpointing).values()) <= most * seen
 
 
-def tracked_peak(config: ModelConfig, rows: int, workers: Workers, checkpointing: bool) -> float:
-    arithmetic = Arithmetic(dtype="bfloat16", compile="nothing", checkpoint_blocks=checkpointing)
-    objective = Objective(meta_model(config), arithmetic)
-    workers.distribute(objective, objective.blocks(), torch.bfloat16)
-    optimizers = build(objective, Rule(name="adamw"), torch.bfloat16)
+def tracked_peak(config: ModelConfig, rows: int, processes: Processes, checkpointing: bool) -> float:
+    compute = ComputeSettings(dtype="bfloat16", compile="nothing", checkpoint_blocks=checkpointing)
+    objective = Objective(meta_model(config), compute)
+    processes.distribute(objective, objective.blocks(), torch.bfloat16)
+    optimizers = build_optimizers(objective.groups(), OptimizerSettings(name="adamw"), torch.bfloat16)
     tokens = torch.zeros((rows, config.n_ctx), dtype=torch.long)
     tracker = MemTracker()
     tracker.track_external(objective, *optimizers)
@@ -192,9 +192,9 @@ def test_the_network_counts_when_it_is_slower() -> None:
 def test_a_micro_step_gathers_blocks_twice_and_outer_weights_once(checkpointing: bool) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
     try:
-        arithmetic = Arithmetic(dtype="bfloat16", compile="nothing", checkpoint_blocks=checkpointing)
-        objective = Objective(meta_model(shape(n_layers=5)), arithmetic)
-        Workers(count=8).distribute(objective, objective.blocks(), torch.bfloat16)
+        compute = ComputeSettings(dtype="bfloat16", compile="nothing", checkpoint_blocks=checkpointing)
+        objective = Objective(meta_model(shape(n_layers=5)), compute)
+        Processes(count=8).distribute(objective, objective.blocks(), torch.bfloat16)
         tokens = torch.zeros((2, 16), dtype=torch.long)
         with CommDebugMode() as calls:
             torch.autograd.backward(objective(tokens, tokens))
@@ -206,15 +206,17 @@ def test_a_micro_step_gathers_blocks_twice_and_outer_weights_once(checkpointing:
 
 @pytest.mark.parametrize("size", [(48, 48), (96, 24), (24, 96)])
 def test_newton_schulz_costs_what_torch_counts(size: tuple[int, int]) -> None:
-    (group,) = Muon([torch.nn.Parameter(torch.ones(size))], Rule(), torch.float32).param_groups
+    (group,) = Muon([torch.nn.Parameter(torch.ones(size))], OptimizerSettings(), torch.float32).param_groups
     with FlopCounterMode(display=False) as counter:
-        orthogonal(torch.ones((1, *size)), group)
+        orthogonalize(torch.ones((1, *size)), group)
     assert counter.get_total_flops() == planner.newton_schulz_flops(*size)
 
 
 def test_muon_has_the_matrices_that_it_is_given() -> None:
     config = shape(n_layers=3)
-    _, muon = build(GPTJ(config), Rule(), torch.float32)
+    _, muon = build_optimizers(
+        Objective(GPTJ(config), ComputeSettings()).groups(), OptimizerSettings(), torch.float32
+    )
     given = [tuple(p.shape) for group in muon.param_groups for p in group["params"]]
     assert sorted(planner.muon_matrices(config)) == sorted(given)
 

@@ -20,18 +20,19 @@ from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, ConfigError, InputError, KoGPTError
 from kogpt.files import lock_folder
 from kogpt.model import GPTJ
-from kogpt.pretraining import shards
+from kogpt.pretraining import shards, toy
 from kogpt.pretraining.mixture import Mixture
 from kogpt.pretraining.recipe import Recipe, read_recipe
 from kogpt.pretraining.run import export, model_config, pretrain, read_documents
-from kogpt.pretraining.start import initial_model
 from kogpt.pretraining.tokenizer_training import save_tokenizer, train_tokenizer
 from kogpt.tokenizer import Tokenizer
-from kogpt.training.loop import Batch
-from kogpt.training.objective import Arithmetic, Objective
+from kogpt.training import checkpoints
+from kogpt.training.loop import Batch, End
+from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.training.processes import Processes
 from kogpt.training.report import read_metrics
-from kogpt.training.validation import Document, bits_per_byte, scored_windows
-from kogpt.training.workers import Workers
+from kogpt.training.start import initial_model
+from kogpt.training.validation import Document, bits_per_byte, split_windows
 
 RECIPE = """
 tokenizer = "tokenizer"
@@ -50,7 +51,7 @@ rows = 8
 steps = 30
 warmup_steps = 5
 decay_steps = 10
-[arithmetic]
+[compute]
 compile = "nothing"
 [loop]
 validate_every = 10
@@ -83,7 +84,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(root: Path) -> Path:
-    assert pretrain(read_recipe(root / "recipe.toml"), root, root / "out", Workers())
+    assert pretrain(read_recipe(root / "recipe.toml"), root, root / "out", Processes()) is End.DONE
     return root / "out"
 
 
@@ -99,13 +100,83 @@ def test_a_run_learns_and_leaves_a_model_folder(root: Path, trained: Path) -> No
     model = GPTJ(stored.config)
     model.load_state_dict({n: torch.from_numpy(t.to("float32")) for n, t in stored.tensors.items()})
     documents = {"text": list(read_documents(root / "held_out.txt", tokenizer))}
-    objective = Objective(model, Arithmetic(compile="nothing"))
+    objective = Objective(model, ComputeSettings(compile="nothing"))
     assert bits_per_byte(objective, documents, 32)["text"] == pytest.approx(found[-1], rel=1e-2)
+
+
+def trained_by_hand(recipe: Recipe, root: Path) -> tuple[GPTJ, list[float], list[float]]:
+    """The twin of a run: one plain pass a step, Muon and AdamW written out; the model, losses and norms."""
+    tokenizer = Tokenizer.from_file(root / "tokenizer" / "tokenizer.json")
+    model = initial_model(model_config(recipe, tokenizer), recipe.seed)
+    mixture = Mixture(recipe.sources, recipe.stages, recipe.seed, root)
+    named = dict(model.named_parameters())
+    matrices = [p for name, p in named.items() if ".h." in name and p.ndim == 2]
+    others = [p for name, p in named.items() if ".h." not in name or p.ndim == 1]
+    settings = recipe.optimizer
+    adamw = torch.optim.AdamW(others, lr=0.0, betas=settings.betas, weight_decay=0.0, foreach=False)
+    means = [torch.zeros_like(matrix) for matrix in matrices]
+    losses, norms = [], []
+    for step in range(recipe.schedule.steps):
+        batch = mixture.batch(step)
+        logits = model(torch.from_numpy(batch.inputs)).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.targets).flatten())
+        torch.autograd.backward(loss)
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in named.values() if p.grad is not None))
+        factor = recipe.schedule.factor(step)
+        with torch.no_grad():
+            for parameter in named.values():
+                assert parameter.grad is not None
+                parameter.grad *= min(1.0, recipe.loop.clip / norm)
+            for matrix, mean in zip(matrices, means, strict=True):
+                assert matrix.grad is not None
+                mean.mul_(0.95).add_(0.05 * matrix.grad)
+                rate = factor * settings.muon_rate
+                matrix.mul_(1 - rate * settings.muon_decay)
+                height = math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))
+                matrix.sub_(rate * height * newton_schulz(0.05 * matrix.grad + 0.95 * mean))
+            adamw.param_groups[0]["lr"] = factor * settings.adamw_rate
+            adamw.step()
+        model.zero_grad()
+        losses.append(float(loss.detach()))
+        norms.append(norm)
+    return model, losses, norms
+
+
+def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
+    x: torch.Tensor = matrix / matrix.norm().clamp(min=1e-7)  # the first gradients of most matrices are 0
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x - 4.7750 * square @ x + 2.0315 * square @ square @ x
+    return x
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_recipe_of_the_toy_trains_as_written_out_by_hand(
+    passes: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kogpt.pretraining.run.measure_peak", lambda *_: 1e12)
+    text = toy.RECIPE.format(context=32, steps=6, warmup=2, decay=2)
+    (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
+    changes = ["loop.log_every = 1", f"loop.tokens_per_pass = {8 * 32 // passes}"]
+    recipe = read_recipe(tmp_path / "recipe.toml", changes)
+    assert pretrain(recipe, root, tmp_path / "run", Processes()) is End.DONE
+    model, losses, norms = trained_by_hand(recipe, root)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-5)
+    assert [line["gradient_norm"] for line in lines] == pytest.approx(norms, rel=1e-4)
+    assert [line["tokens_per_second"] for line in lines] == [line["targets_per_second"] for line in lines]
+    path = checkpoints.latest(tmp_path / "run")
+    assert path is not None
+    saved = checkpoints.SavedTensors(path, model.config.tensor_shapes(), "model.")
+    start = initial_model(model.config, recipe.seed).state_dict()
+    for name, expected in model.state_dict().items():
+        moved = (expected - start[name]).norm()
+        assert moved > 0 and (torch.from_numpy(saved[name]) - expected).norm() < 1e-3 * moved, name
 
 
 def test_a_finished_run_is_not_run_again(root: Path, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
-    assert pretrain(read_recipe(root / "recipe.toml"), root, trained, Workers())
+    assert pretrain(read_recipe(root / "recipe.toml"), root, trained, Processes()) is End.DONE
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
@@ -122,7 +193,7 @@ def test_a_run_starts_from_the_weights_and_shape_of_a_model_folder(
 ) -> None:
     start = trained / "model"
     rates = "optimizer = { muon_rate = 0.0, adamw_rate = 0.0 }"
-    assert pretrain(continued(root, start, rates), root, tmp_path, Workers())
+    assert pretrain(continued(root, start, rates), root, tmp_path, Processes()) is End.DONE
     assert checkpoint.digest(tmp_path / "model") == checkpoint.digest(start)
     first = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert first["init"] == str(start) and first["init_sha256"] == checkpoint.digest(start)
@@ -132,7 +203,7 @@ def test_a_run_from_a_model_folder_resumes_bit_for_bit(
     root: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = continued(root, trained / "model")
-    assert pretrain(recipe, root, tmp_path / "whole", Workers())
+    assert pretrain(recipe, root, tmp_path / "whole", Processes()) is End.DONE
     assert checkpoint.digest(tmp_path / "whole" / "model") != checkpoint.digest(trained / "model")
     batch = Mixture.batch
 
@@ -143,13 +214,13 @@ def test_a_run_from_a_model_folder_resumes_bit_for_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(Mixture, "batch", interrupted)
-        assert not pretrain(recipe, root, tmp_path / "broken", Workers())
+        assert pretrain(recipe, root, tmp_path / "broken", Processes()) is End.STOPPED
     before = read_metrics(tmp_path / "broken" / "metrics.jsonl")[0]
     other = tmp_path / "other"
     checkpoint.save(other, *random_start(recipe, root, trained), tokenizer=root / "tokenizer")
     with pytest.raises(ConfigError, match=r"began from .*not from .*other"):
-        pretrain(continued(root, other), root, tmp_path / "broken", Workers())
-    assert pretrain(recipe, root, tmp_path / "broken", Workers())
+        pretrain(continued(root, other), root, tmp_path / "broken", Processes())
+    assert pretrain(recipe, root, tmp_path / "broken", Processes()) is End.DONE
     assert read_metrics(tmp_path / "broken" / "metrics.jsonl")[0] == before
     assert checkpoint.digest(tmp_path / "broken" / "model") == checkpoint.digest(tmp_path / "whole" / "model")
 
@@ -165,25 +236,27 @@ def random_start(
 def test_a_run_from_random_weights_does_not_go_on_as_one_from_a_model(root: Path, trained: Path) -> None:
     recipe = read_recipe(root / "recipe.toml", (), str(trained / "model"))
     with pytest.raises(ConfigError, match="began from random weights"):
-        pretrain(recipe, root, trained, Workers())
+        pretrain(recipe, root, trained, Processes())
 
 
 def test_a_run_notes_the_dtype_of_its_products_and_refuses_to_go_on_in_another(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kogpt.pretraining.run.measured_peak", lambda *_: 1e12)  # slow where it is imitated
+    monkeypatch.setattr("kogpt.pretraining.run.measure_peak", lambda *_: 1e12)  # slow where it is imitated
     monkeypatch.setattr("kogpt.training.objective._multiplies_bfloat16", lambda device: False)
     recipe = read_recipe(
         root / "recipe.toml", ["schedule = { steps = 2, warmup_steps = 1, decay_steps = 1 }"]
     )
-    assert pretrain(recipe, root, tmp_path, Workers())
+    assert pretrain(recipe, root, tmp_path, Processes()) is End.DONE
     first = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert first["step"] == 0 and first["dtype"] == "float32"
     monkeypatch.setattr("kogpt.training.objective._multiplies_bfloat16", lambda device: True)
-    with pytest.raises(ConfigError, match=r'products in float32, not bfloat16: give --set .*="float32"'):
-        pretrain(recipe, root, tmp_path, Workers())
-    same = replace(recipe, arithmetic=replace(recipe.arithmetic, dtype="float32"))
-    assert pretrain(same, root, tmp_path, Workers())
+    with pytest.raises(
+        ConfigError, match="began with dtype float32, not bfloat16: set dtype = float32 again"
+    ):
+        pretrain(recipe, root, tmp_path, Processes())
+    same = replace(recipe, compute=replace(recipe.compute, dtype="float32"))
+    assert pretrain(same, root, tmp_path, Processes()) is End.DONE
 
 
 def test_another_tokenizer_than_that_of_the_shards_is_refused(
@@ -192,13 +265,13 @@ def test_another_tokenizer_than_that_of_the_shards_is_refused(
     save_tokenizer(train_tokenizer(["나라 말이 서로 달라 "] * 9 + WORDS * 3, 290), tmp_path / "own", n_ctx=32)
     recipe = read_recipe(root / "recipe.toml", [f'tokenizer = "{tmp_path / "own"}"'])
     with pytest.raises(ConfigError, match=r"packed with another tokenizer .*own"):
-        pretrain(recipe, root, tmp_path / "out", Workers())
+        pretrain(recipe, root, tmp_path / "out", Processes())
     start = tmp_path / "start"
     config = replace(checkpoint.load(trained / "model").config, n_vocab=290)
     tensors = {name: np.zeros(size, np.float32) for name, size in config.tensor_shapes().items()}
     checkpoint.save(start, config, tensors, tokenizer=tmp_path / "own")
     with pytest.raises(ConfigError, match=r"packed with another tokenizer .*start"):
-        pretrain(continued(root, start), root, tmp_path / "out", Workers())
+        pretrain(continued(root, start), root, tmp_path / "out", Processes())
 
 
 def test_a_bad_record_in_a_validation_file_is_refused(root: Path, tmp_path: Path) -> None:
@@ -222,7 +295,7 @@ def test_bits_per_byte_is_the_loss_of_every_token_once(root: Path) -> None:
     ids = np.random.default_rng(0).integers(5, 300, 30)
     line = torch.tensor([[1, *ids]])
     losses = torch.nn.functional.cross_entropy(model(line)[0, :-1], line[0, 1:], reduction="sum")
-    objective = Objective(model, Arithmetic(dtype="float32", compile="nothing"))
+    objective = Objective(model, ComputeSettings(dtype="float32", compile="nothing"))
     short = [Document(ids[:7], 21)]  # padded beside the long one
     found = bits_per_byte(objective, {"all": [Document(ids, 90)], "two": [Document(ids, 90), *short]}, 32)
     assert found["all"] == pytest.approx(float(losses.detach()) / math.log(2) / 90, rel=1e-5)
@@ -232,11 +305,11 @@ def test_bits_per_byte_is_the_loss_of_every_token_once(root: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 15, 16, 40])
 def test_windows_score_each_token_once_with_half_a_window_before_it(n: int) -> None:
-    windows = scored_windows(np.arange(100, 100 + n), 8, eos=1)
+    windows = split_windows(np.arange(100, 100 + n), 8, eos=1)
     assert [t for tokens, first in windows for t in tokens[first:]] == list(range(100, 100 + n))
     assert all(len(tokens) <= 8 for tokens, _ in windows)
     assert all(first >= 4 for _, first in windows[1:])
-    assert scored_windows(np.arange(0), 8, eos=1) == []
+    assert split_windows(np.arange(0), 8, eos=1) == []
 
 
 def test_validation_takes_whole_documents_up_to_a_size(tmp_path: Path, root: Path) -> None:
@@ -257,22 +330,23 @@ def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("modell.n_layers = 1", "modell is no setting"),
-        ("schedule.step = 1", r"schedule\.step is no setting"),
+        ("modell.n_layers = 1", "unknown setting modell: choose one of schedule, .*tokenizer"),
+        ("schedule.step = 1", r"unknown setting schedule\.step: "),
         ('schedule.steps = "9"', r"schedule\.steps is '9'"),
         ("loop.keep = true", r"loop\.keep is True"),
         ("stages = 3", "stages is 3"),
         ("stages = [{ rows = 1 }]", r"stages\[0\]\.length is missing"),
-        ("sources.text.weigth = 1.0", r"sources\.text\.weigth is no setting"),
-        ("seed = ", "--set seed =  is no line of TOML"),
-        ("tokenizer = abc", "--set tokenizer = abc is no line of TOML"),
+        ("sources.text.weigth = 1.0", r"unknown setting sources\.text\.weigth: choose one of shards, weight"),
+        ("seed = ", "--set seed =  is not a line of TOML"),
+        ("tokenizer = abc", "--set tokenizer = abc is not a line of TOML"),
         ("seed = -1", "seed is -1: it must be 0 or more"),
         ("seed = 9223372036854775808", r"below 2\^63"),
-        pytest.param("a = " + "[" * 5000, "is no line of TOML", id="deep"),
-        ("arithmetic.z_loss = -1.0", "z_loss is -1.0, must be a finite"),
-        ("arithmetic.z_loss = nan", "z_loss is nan"),
+        pytest.param("a = " + "[" * 5000, "is not a line of TOML", id="deep"),
+        ("compute.z_loss = -1.0", "z_loss is -1.0, must be a finite"),
+        ("compute.z_loss = nan", "z_loss is nan"),
         ("loop.log_every = 0", r"loop\.log_every is 0: it must be a number above 0"),
         ("loop.clip = nan", r"loop\.clip is nan"),
+        ("validation_bytes = 0", "validation_bytes is 0: it must be a number above 0"),
         ("schedule.steps = 0", r"schedule\.steps is 0"),
         ("schedule.decay_steps = 99", r"decay \(99\) must be 0 or more and fit into 30 steps: shorten"),
         ('optimizer.name = "sgd"', "'sgd' is unknown"),
@@ -299,7 +373,7 @@ def test_a_run_does_not_go_on_with_another_tokenizer_of_the_same_size(
     changes = ["schedule.steps = 31", f'validation.text = "{root / "held_out.txt"}"']
     recipe = read_recipe(root / "recipe.toml", changes)
     with pytest.raises(CheckpointError, match=f"trained with tokenizer_sha256 = '{before}', not '{after}'"):
-        pretrain(recipe, tmp_path, tmp_path / "out", Workers())
+        pretrain(recipe, tmp_path, tmp_path / "out", Processes())
     assert sha256(tmp_path / "out" / "model" / "tokenizer.json") == before
 
 
@@ -317,7 +391,7 @@ def test_a_run_does_not_go_on_with_another_tokenizer_of_the_same_size(
 )
 def test_what_cannot_be_trained_is_refused(root: Path, tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(KoGPTError, match=message):
-        pretrain(read_recipe(root / "recipe.toml", [change]), root, tmp_path, Workers())
+        pretrain(read_recipe(root / "recipe.toml", [change]), root, tmp_path, Processes())
 
 
 def test_rows_that_do_not_divide_among_the_processes_are_refused(root: Path, tmp_path: Path) -> None:
@@ -325,12 +399,12 @@ def test_rows_that_do_not_divide_among_the_processes_are_refused(root: Path, tmp
     with pytest.raises(
         ConfigError, match="8 rows does not divide among 3 processes: make rows a multiple of 3"
     ):
-        pretrain(recipe, root, tmp_path, Workers(rank=1, count=3))
+        pretrain(recipe, root, tmp_path, Processes(rank=1, count=3))
 
 
 def test_a_run_has_its_folder_to_itself(root: Path, tmp_path: Path) -> None:
-    with lock_folder(tmp_path, "kogpt pretrain run"), pytest.raises(InputError, match="in use by another"):
-        pretrain(read_recipe(root / "recipe.toml"), root, tmp_path, Workers())
+    with lock_folder(tmp_path, "kogpt pretrain run"), pytest.raises(InputError, match="is in use"):
+        pretrain(read_recipe(root / "recipe.toml"), root, tmp_path, Processes())
 
 
 def test_damaged_shards_are_found_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
@@ -341,7 +415,7 @@ def test_damaged_shards_are_found_before_anything_is_trained(root: Path, tmp_pat
     (damaged / "shard_00000.bin").write_bytes(raw)
     recipe = read_recipe(root / "recipe.toml", [f'sources.text.shards = "{damaged}"'])
     with pytest.raises(InputError, match=r"shard_00000\.bin"):
-        pretrain(recipe, root, tmp_path / "out", Workers())
+        pretrain(recipe, root, tmp_path / "out", Processes())
 
 
 def test_a_validation_set_is_never_empty(root: Path, tmp_path: Path) -> None:
@@ -351,7 +425,7 @@ def test_a_validation_set_is_never_empty(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     recipe = read_recipe(root / "recipe.toml", [f'validation.text = "{tmp_path / "empty.txt"}"'])
     with pytest.raises(ConfigError, match=r"empty\.txt has no text"):
-        pretrain(recipe, root, tmp_path / "out", Workers())
+        pretrain(recipe, root, tmp_path / "out", Processes())
 
 
 def test_the_model_ends_texts_as_its_tokenizer_does(root: Path) -> None:

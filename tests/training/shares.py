@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
 
 from kogpt.config import ModelConfig
-from kogpt.pretraining.start import meta_model, random_rows
-from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimizers import Rule, build
-from kogpt.training.workers import Workers, join
+from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.training.optimizers import OptimizerSettings, build_optimizers
+from kogpt.training.processes import Processes, join
+from kogpt.training.start import meta_model, random_rows
 
 # Odd sizes: shares of different lengths, and blocks of random rows that lie across a border.
 UNTIED = ModelConfig(n_layers=2, n_heads=2, d_model=36, d_ff=145, n_vocab=301, n_ctx=32, rotary_dim=8)
@@ -28,16 +28,16 @@ SHAPES = {tied: replace(UNTIED, tied_head=tied) for tied in (False, True)}
 SEED = 11
 
 
-def objective(config: ModelConfig, workers: Workers, dtype: str) -> Objective:
-    arithmetic = Arithmetic(dtype=dtype, compile="nothing")
-    made = Objective(meta_model(config), arithmetic)
-    workers.distribute(made, made.blocks(), arithmetic.dtype_on(workers.device))
+def objective(config: ModelConfig, processes: Processes, dtype: str) -> Objective:
+    compute = ComputeSettings(dtype=dtype, compile="nothing")
+    made = Objective(meta_model(config), compute)
+    processes.distribute(made, made.blocks(), compute.dtype_on(processes.device))
     made.model.tie()
-    workers.fill(made.model, random_rows(config, SEED))
+    processes.fill(made.model, random_rows(config, SEED))
     return made
 
 
-def gradients(made: Objective, workers: Workers) -> dict[str, torch.Tensor]:
+def gradients(made: Objective, processes: Processes) -> dict[str, torch.Tensor]:
     """Of the summed loss of four rows, all processes together, at weights of which none is zero."""
     shapes = made.model.config.tensor_shapes()
 
@@ -45,18 +45,18 @@ def gradients(made: Objective, workers: Workers) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(crc32(name.encode()))
         return rng.normal(1.0 if "ln_" in name else 0.0, 0.2, shapes[name]).astype(np.float32)[first:end]
 
-    workers.fill(made.model, noise)
+    processes.fill(made.model, noise)
     rows = torch.randint(5, 301, (4, 17), generator=torch.Generator().manual_seed(3))[
-        workers.rank :: workers.count
+        processes.rank :: processes.count
     ]
-    torch.autograd.backward(made(rows[:, :-1], rows[:, 1:]) * workers.count)
+    torch.autograd.backward(made(rows[:, :-1], rows[:, 1:]) * processes.count)
     return {name: whole(parameter.grad) for name, parameter in made.named_parameters()}
 
 
-def updated(made: Objective, workers: Workers) -> dict[str, torch.Tensor]:
+def updated(made: Objective, processes: Processes) -> dict[str, torch.Tensor]:
     """The weights after an update by those gradients, its products in float32."""
-    gradients(made, workers)
-    for optimizer in build(made, Rule(), torch.float32):
+    gradients(made, processes)
+    for optimizer in build_optimizers(made.groups(), OptimizerSettings(), torch.float32):
         optimizer.step()
     return {name: whole(parameter.detach()) for name, parameter in made.named_parameters()}
 
@@ -68,18 +68,18 @@ def whole(tensor: torch.Tensor | None) -> torch.Tensor:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    with join("cpu") as workers:
+    with join("cpu") as processes:
         found: dict[str, object] = {}
         for tied, config in SHAPES.items():
-            made = objective(config, workers, "float32")
+            made = objective(config, processes, "float32")
             weights = {name: whole(value) for name, value in made.model.state_dict().items()}
             held = sum(cast(DTensor, parameter).to_local().numel() for parameter in made.parameters())
             assert held <= 0.51 * config.n_parameters, (held, config.n_parameters)
             found[f"weights, {tied}"] = weights
-            found[f"updated, {tied}"] = updated(made, workers)
+            found[f"updated, {tied}"] = updated(made, processes)
             for dtype in ("float32", "bfloat16"):
-                found[f"{dtype}, {tied}"] = gradients(objective(config, workers, dtype), workers)
-        if workers.is_first:
+                found[f"{dtype}, {tied}"] = gradients(objective(config, processes, dtype), processes)
+        if processes.is_first:
             torch.save(found, folder / "whole.pt")
 
 

@@ -10,8 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ import torch
 from torch import Tensor
 
 from kogpt.errors import CheckpointError
+from kogpt.model import ForwardPass
 from kogpt.training import checkpoints
-from kogpt.training.loop import Batch, Run, TrainingStopped
+from kogpt.training.loop import Batch, End, Run, TrainingStopped
 from kogpt.training.loss import IGNORED
-from kogpt.training.optimizers import Rule
-from kogpt.training.report import flops_per_token, plot, read_metrics
+from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.training.optimizers import OptimizerSettings, ParameterGroup
+from kogpt.training.processes import Processes
+from kogpt.training.report import Report, Work, flops_per_token, plot, read_metrics
 from kogpt.training.schedule import Schedule
-from kogpt.training.workers import Workers
+from kogpt.training.verdict import Best, Verdict, judge
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -46,11 +49,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    assert in_process(folder)
+    assert in_process(folder) is End.DONE
     return folder
 
 
-def in_process(folder: Path, **settings: Any) -> bool:
+def in_process(folder: Path, **settings: Any) -> End:
     run = toy.make_run(folder, **settings)
     run.resume()
     return run.train(toy.batch)
@@ -96,7 +99,7 @@ def test_training_lowers_the_loss_and_moves_every_weight(unbroken: Path) -> None
 
 
 def test_passes_add_up_to_the_whole_batch(unbroken: Path, tmp_path: Path) -> None:
-    assert in_process(tmp_path, tokens_per_pass=10**6)
+    assert in_process(tmp_path, tokens_per_pass=10**6) is End.DONE
     whole, in_parts = dict(losses(tmp_path)), dict(losses(unbroken))
     assert whole == pytest.approx(in_parts, rel=2e-3)  # bfloat16: the order of sums differs
 
@@ -123,24 +126,25 @@ def test_a_signal_finishes_the_step_saves_and_the_resumed_run_is_the_unbroken_on
     handler = signal.getsignal(signal.SIGTERM)
     run = toy.make_run(tmp_path)
     run.resume()
-    assert run.train(interrupted) is False
+    assert run.train(interrupted) is End.STOPPED
     assert run.step == 3 and signal.getsignal(signal.SIGTERM) is handler
     newest = checkpoints.latest(tmp_path)
     assert newest is not None and newest.name == "step_00000003"
     torch.manual_seed(99)  # a resumed process starts with another state
-    assert in_process(tmp_path)
+    assert in_process(tmp_path) is End.DONE
     assert_same_run(tmp_path, unbroken)
 
 
-def test_a_run_with_updates_in_float32_resumes_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:
-    assert in_process(tmp_path / "whole", dtype=torch.float32)
-    run = toy.make_run(tmp_path / "broken", dtype=torch.float32)
+def test_a_run_in_float32_resumes_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:
+    compute = ComputeSettings(dtype="float32", compile="nothing")
+    assert in_process(tmp_path / "whole", compute=compute) is End.DONE
+    run = toy.make_run(tmp_path / "broken", compute=compute)
     run.resume()
     for step in range(2):
         run.update(toy.batch(step))
     run.save()
     run.checkpoints.finish()
-    assert in_process(tmp_path / "broken", dtype=torch.float32)
+    assert in_process(tmp_path / "broken", compute=compute) is End.DONE
     mine, whole, other = map(toy.weights, (tmp_path / "broken", tmp_path / "whole", unbroken))
     assert all(torch.equal(mine[name], whole[name]) for name in mine)
     assert not all(torch.equal(mine[name], other[name]) for name in mine)  # bfloat16's
@@ -155,7 +159,7 @@ def test_a_kill_at_any_moment_leaves_the_last_whole_checkpoint(
     assert process.returncode == -signal.SIGKILL
     newest = checkpoints.latest(tmp_path)
     assert newest is not None and newest.name == f"step_{survivor:08d}"
-    assert in_process(tmp_path)
+    assert in_process(tmp_path) is End.DONE
     assert not list(tmp_path.glob("*.partial"))
     assert_same_run(tmp_path, unbroken)
 
@@ -210,6 +214,38 @@ def test_a_damaged_checkpoint_is_named(unbroken: Path, tmp_path: Path) -> None:
     assert toy.make_run(tmp_path).resume()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", 2),
+        ("tokens", 9),
+        ("seconds", 1.5),
+        ("identity", {"optimizer": "muon", "n_layer": 3}),
+        ("best", {"step": 1, "metrics": {}, "misses": 0}),
+        ("enough", True),
+        ("digest", "0" * 64),
+    ],
+)
+def test_an_edited_fact_of_a_checkpoint_is_found(name: str, value: object, tmp_path: Path) -> None:
+    checkpoint_of_one_step(tmp_path)
+    path = tmp_path / "step_00000001" / "run.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert {field.name for field in fields(checkpoints.CheckpointInfo)} | {"sha256", "digest"} == set(
+        document
+    )
+    assert document[name] != value
+    path.write_text(json.dumps({**document, name: value}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"step_00000001 is damaged \(run.json was changed.*remove it"):
+        toy.make_run(tmp_path).resume()
+
+
+def test_a_renamed_checkpoint_is_found(tmp_path: Path) -> None:
+    checkpoint_of_one_step(tmp_path)
+    (tmp_path / "step_00000001").rename(tmp_path / "step_00000003")
+    with pytest.raises(CheckpointError, match=r"step_00000003 is damaged \(it is the checkpoint of step 1\)"):
+        toy.make_run(tmp_path).resume()
+
+
 def test_a_checkpoint_of_another_model_or_optimizer_is_not_resumed_and_not_called_damaged(
     tmp_path: Path,
 ) -> None:
@@ -217,7 +253,7 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_not_resumed_and_not_calle
     with pytest.raises(
         CheckpointError, match="trained with optimizer = 'muon', not 'adamw': give the recipe"
     ):
-        toy.make_run(tmp_path, rule=Rule(name="adamw")).resume()
+        toy.make_run(tmp_path, optimizer=OptimizerSettings(name="adamw")).resume()
     other = toy.make_run(tmp_path)
     other.identity["n_layer"] = 3
     with pytest.raises(CheckpointError, match="with n_layer = None, not 3"):
@@ -226,7 +262,7 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_not_resumed_and_not_calle
 
 def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path) -> None:
     checkpoint_of_one_step(tmp_path)
-    still = toy.make_run(tmp_path, rule=Rule(adamw_rate=0.0, muon_rate=0.0))
+    still = toy.make_run(tmp_path, optimizer=OptimizerSettings(adamw_rate=0.0, muon_rate=0.0))
     assert still.resume()
     before = {name: value.clone() for name, value in still.objective.state_dict().items()}
     still.update(toy.batch(1))
@@ -274,7 +310,7 @@ def test_old_checkpoints_make_room(unbroken: Path) -> None:
 
 
 def test_metrics_after_the_checkpoint_are_forgotten_on_resume(tmp_path: Path) -> None:
-    assert in_process(tmp_path)
+    assert in_process(tmp_path) is End.DONE
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 9, "loss": 1.0}) + "\n" + '{"step": 10, "lo')  # a crash cut it off
     toy.make_run(tmp_path).resume()
@@ -324,20 +360,247 @@ def test_two_processes_train_the_same_model_and_resume_bit_for_bit(unbroken: Pat
 def test_validation_runs_when_due_and_at_the_end(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def validate(step: int) -> dict[str, object]:
+    def validate(step: int, best: Best | None) -> Verdict:
+        assert best is None
         asked.append(step)
-        return {"bits_per_byte": {"noise": 5.0}}
+        return Verdict({"bits_per_byte": {"noise": 5.0}})
 
-    run = toy.make_run(tmp_path, validate_every=4)
+    live = io.StringIO()
+    report = Report(tmp_path, live, work=Work(lambda length: length, peak=1e9))
+    run = toy.make_run(tmp_path, validate_every=4, report=report)
     run.resume()
-    run.report.live = io.StringIO()
-    run.flops = lambda length: 1e-12
     run.train(toy.batch, validate)
     assert asked == [4, 6]
-    shown = run.report.live.getvalue()
+    shown = live.getvalue()
     assert "step 6/6  loss 4." in shown and "tokens/s  MFU 0%  0:00:00 left" in shown
+    used = logged(tmp_path, "mfu")
+    speed = logged(tmp_path, "tokens_per_second")
+    assert used == pytest.approx({step: 16 * rate / 1e9 for step, rate in speed.items()})
     plot(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_live_line_needs_no_figure_of_the_machine(tmp_path: Path) -> None:
+    live = io.StringIO()
+    assert in_process(tmp_path, report=Report(tmp_path, live)) is End.DONE
+    assert "tokens/s  0:00:00 left" in live.getvalue() and "MFU" not in live.getvalue()
+    assert logged(tmp_path, "mfu") == {}
+
+
+# Of each step; the best is the second, and three misses follow it.
+SCORES = [1.0, 3.0, 2.0, 3.0, float("nan"), 9.0]
+
+
+def judged(step: int, best: Best | None) -> Verdict:
+    return judge({"score": SCORES[step - 1]}, "score", best, patience=3)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("step_*"))
+
+
+def test_validation_that_has_enough_ends_the_run_and_the_best_checkpoint_stays(tmp_path: Path) -> None:
+    run = toy.make_run(tmp_path, validate_every=1, save_every=100, keep=1)
+    run.resume()
+    assert run.train(toy.batch, judged) is End.ENOUGH
+    assert run.step == 5 and names(tmp_path) == ["step_00000002", "step_00000005"]
+    assert checkpoints.best(tmp_path) == tmp_path / "step_00000002"
+    assert checkpoints.verify(tmp_path / "step_00000002").best == Best(2, {"score": 3.0})
+    again = toy.make_run(tmp_path, validate_every=1, keep=1)
+    assert again.resume() and again.best == Best(2, {"score": 3.0}, misses=3)
+    assert again.train(lambda step: pytest.fail("it had enough"), judged) is End.ENOUGH
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_resumed_run_remembers_the_best_and_how_long_ago_it_was(stop: int, tmp_path: Path) -> None:
+    def interrupted(step: int) -> Batch:
+        if step == stop:
+            signal.raise_signal(signal.SIGTERM)
+        return toy.batch(step)
+
+    def sitting(name: str, batches: Callable[[int], Batch]) -> End:
+        run = toy.make_run(tmp_path / name, validate_every=1, save_every=100, keep=1)
+        run.resume()
+        return run.train(batches, judged)
+
+    assert sitting("whole", toy.batch) is End.ENOUGH
+    first = sitting("broken", interrupted)
+    assert first is (End.ENOUGH if stop == 4 else End.STOPPED)
+    assert sitting("broken", toy.batch) is End.ENOUGH
+    assert_same_run(tmp_path / "broken", tmp_path / "whole")
+    assert names(tmp_path / "broken") == names(tmp_path / "whole")
+
+
+def test_the_newest_checkpoint_is_the_best_where_nothing_was_judged(unbroken: Path, tmp_path: Path) -> None:
+    assert checkpoints.best(unbroken) == unbroken / "step_00000006"
+    assert checkpoints.best(tmp_path) is None
+
+
+def test_lower_may_be_better_and_nan_never_is() -> None:
+    best = Best(7, {"loss": 2.0}, misses=1)
+    assert judge({"loss": 1.9}, "loss", best, 2, lower_is_better=True) == Verdict({"loss": 1.9}, True, False)
+    assert judge({"loss": 2.0}, "loss", best, 2, lower_is_better=True) == Verdict({"loss": 2.0}, False, True)
+    nothing = judge({"loss": float("nan")}, "loss", None)
+    assert not nothing.better and not nothing.enough
+
+
+class Dropped(Objective):
+    """With dropout on the embeddings; notes the mode that each pass was made in."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.dropout = torch.nn.Dropout(0.5)
+        self.modes: list[bool] = []
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        self.modes.append(self.training)
+        x: Tensor = self.dropout(super().embedded(inputs))
+        return x
+
+
+def test_dropout_is_off_in_validation_and_a_resumed_run_drops_alike(tmp_path: Path) -> None:
+    def train(name: str, batches: Callable[[int], Batch]) -> Run:
+        run = toy.make_run(tmp_path / name, validate_every=2, tokens_per_pass=10**6, objective=Dropped)
+        run.resume()
+        run.objective.eval()  # whoever had it before
+
+        def validate(step: int, best: Best | None) -> Verdict:
+            assert not torch.is_grad_enabled()
+            losses = [
+                float(run.objective(torch.from_numpy(b.inputs), torch.from_numpy(b.targets)))
+                for b in (toy.batch(0), toy.batch(0))
+            ]
+            return Verdict({"same": float(losses[0] == losses[1])})
+
+        run.train(batches, validate)
+        return run
+
+    def interrupted(step: int) -> Batch:
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return toy.batch(step)
+
+    whole = train("whole", toy.batch)
+    assert logged(tmp_path / "whole", "same") == {2: 1.0, 4: 1.0, 6: 1.0}
+    assert whole.objective.modes == [True, True, False, False] * 3
+    train("broken", interrupted)
+    train("broken", toy.batch)
+    assert_same_run(tmp_path / "broken", tmp_path / "whole")
+
+
+class Noted(Objective):
+    """Notes the shape of each pass."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        assert inputs.shape == targets.shape
+        self.shapes.append(tuple(inputs.shape))
+        return super().forward(inputs, targets)
+
+
+def unequal(lengths: list[int]) -> Batch:
+    """Rows whose last scored target is at `lengths`; every other target is ignored, and all after it."""
+    whole = toy.batch(0)
+    targets = whole.targets.copy()
+    for row, length in enumerate(lengths):
+        targets[row, length:] = IGNORED
+        if length > 1:
+            targets[row, length - 2 :: -2] = IGNORED
+    return replace(whole, targets=targets)
+
+
+def test_each_pass_is_as_wide_as_its_longest_row_and_the_whole_is_the_same(tmp_path: Path) -> None:
+    batch = unequal([3, 16, 0, 4, 16, 9, 3, 1])
+    compute = ComputeSettings(dtype="float32", compile="nothing")
+    settings: dict[str, Any] = {"compute": compute, "objective": Noted}
+    whole = toy.make_run(tmp_path, tokens_per_pass=10**6, **settings)
+    cut = toy.make_run(tmp_path, tokens_per_pass=32, **settings)
+    expected, found = whole.update(batch), cut.update(batch)
+    assert whole.objective.shapes == [(8, 16)]
+    assert cut.objective.shapes == [(2, 16), (3, 9), (3, 3)]
+    for name in ("loss", "gradient_norm"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4)
+    assert cut.tokens == 3 + 16 + 4 + 16 + 9 + 3 + 1
+    n_targets = sum(-(-length // 2) for length in (3, 16, 4, 16, 9, 3, 1))
+    assert found["targets_per_second"] / found["tokens_per_second"] == pytest.approx(n_targets / cut.tokens)
+    again = toy.make_run(tmp_path, tokens_per_pass=32, **settings)
+    assert again.update(batch)["loss"] == found["loss"]
+
+
+class Graded(Objective):
+    """Regression from the last hidden state of each row: the mean of its features, squared errors."""
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        scored = ~targets.isnan()
+        return (hidden.mean(-1)[scored] - targets[scored]).square().sum()
+
+    def groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup("trunk", list(self.model.transformer.parameters()), "adamw")]
+
+
+def test_targets_may_be_numbers(tmp_path: Path) -> None:
+    grades = np.full((8, 16), np.nan, dtype=np.float32)
+    lengths = [3, 16, 5, 4, 16, 9, 3, 1]
+    for row, length in enumerate(lengths):
+        grades[row, length - 1] = row
+    batch = replace(toy.batch(0), targets=grades)
+    with pytest.raises(AssertionError, match="every trainable parameter"):
+        toy.make_run(tmp_path, objective=Graded)  # the head is in no group
+
+    class Frozen(Graded):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.model.lm_head.requires_grad_(False)
+
+    compute = ComputeSettings(dtype="float32", compile="nothing")
+    run = toy.make_run(tmp_path, objective=Frozen, compute=compute)
+    assert isinstance(run.objective, Objective)
+    with torch.no_grad():
+        ids = torch.from_numpy(batch.inputs)
+        hidden = run.objective.hidden(run.objective.embedded(ids), ForwardPass())
+        last = torch.stack([hidden[row, length - 1].mean() for row, length in enumerate(lengths)])
+        expected = (last - torch.arange(8.0)).square().mean()
+    head = run.objective.model.lm_head.weight.clone()
+    assert run.update(batch)["loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert run.tokens == sum(lengths)
+    assert torch.equal(run.objective.model.lm_head.weight, head)
+
+
+class Prompted(Objective):
+    """P-tuning at its simplest: vectors before the text learn, the model does not."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.requires_grad_(False)
+        self.prompt = torch.nn.Parameter(torch.ones(5, toy.SHAPE.d_model))
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        return torch.cat((self.prompt.expand(len(inputs), -1, -1), super().embedded(inputs)), dim=1)
+
+
+def test_a_soft_prompt_learns_and_nothing_else_does(tmp_path: Path) -> None:
+    compute = ComputeSettings(dtype="float32", compile="nothing")
+    run = toy.make_run(tmp_path, objective=Prompted, compute=compute)
+    assert run.resume() is False
+    model, batch = run.objective.model, toy.batch(0)
+    before = {name: value.clone() for name, value in run.objective.state_dict().items()}
+    ids = torch.from_numpy(batch.inputs)
+    with torch.no_grad():
+        prompt = run.objective.get_parameter("prompt").clone()
+        x = torch.cat((prompt.expand(8, -1, -1), model.embed(ids)), dim=1)
+        logits = model.head(model.trunk(x, torch.arange(21)))[:, 5:]
+        targets = torch.from_numpy(batch.targets)
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert run.update(batch)["loss"] == pytest.approx(float(expected), rel=1e-4)
+    run.save()
+    run.checkpoints.finish()
+    after = run.objective.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"prompt"}
+    again = toy.make_run(tmp_path, objective=Prompted, compute=compute)
+    assert again.resume() and torch.equal(again.objective.get_parameter("prompt"), after["prompt"])
 
 
 def test_tensorboard_has_every_number_of_the_metrics(tmp_path: Path) -> None:
@@ -345,17 +608,27 @@ def test_tensorboard_has_every_number_of_the_metrics(tmp_path: Path) -> None:
 
     def sitting(steps: int) -> None:
         run = toy.make_run(
-            tmp_path, validate_every=3, save_every=1, schedule=Schedule(steps=steps, warmup_steps=2)
+            tmp_path,
+            validate_every=3,
+            save_every=1,
+            schedule=Schedule(steps=steps, warmup_steps=2),
+            report=Report(tmp_path, tensorboard=True),
         )
-        run.report.tensorboard = True
         run.resume()
-        run.train(toy.batch, lambda step: {"bits_per_byte": {"noise": 5.0 + step}})
+        run.train(toy.batch, lambda step, best: Verdict({"bits_per_byte": {"noise": 5.0 + step}}))
 
     sitting(3)
     shutil.rmtree(tmp_path / "step_00000003")  # so that the next sitting repeats step 3
     sitting(5)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for name in ("loss", "gradient_norm", "rate", "tokens_per_second", "seconds_per_step"):
+    for name in (
+        "loss",
+        "gradient_norm",
+        "rate",
+        "tokens_per_second",
+        "targets_per_second",
+        "seconds_per_step",
+    ):
         found = {event.step: event.value for event in events.Scalars(name)}
         assert found == pytest.approx(logged(tmp_path, name)) and list(found) == [1, 2, 3, 4, 5], name
     bits = [(event.step, event.value) for event in events.Scalars("bits_per_byte/noise")]
@@ -374,10 +647,10 @@ def test_operations_per_token_are_those_of_the_matrix_products() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_a_run_on_a_gpu_is_resumed_there(tmp_path: Path) -> None:
-    on_gpu = Workers(torch.device("cuda"))
+    on_gpu = Processes(torch.device("cuda"))
     whole = toy.make_run(tmp_path / "whole", on_gpu)
     whole.resume()
-    assert whole.train(toy.batch)
+    assert whole.train(toy.batch) is End.DONE
     halves = toy.make_run(tmp_path / "halves", on_gpu)
     halves.resume()
     for step in range(4):
@@ -386,7 +659,7 @@ def test_a_run_on_a_gpu_is_resumed_there(tmp_path: Path) -> None:
     halves.checkpoints.finish()
     rest = toy.make_run(tmp_path / "halves", on_gpu)
     assert rest.resume() and rest.step == 4
-    assert rest.train(toy.batch)
+    assert rest.train(toy.batch) is End.DONE
     for expected, found in zip(whole.objective.parameters(), rest.objective.parameters(), strict=True):
         assert found.is_cuda
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

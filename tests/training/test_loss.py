@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from kogpt.config import ModelConfig
 from kogpt.errors import ConfigError
 from kogpt.model import GPTJ
 from kogpt.training import loss as loss_module
 from kogpt.training.loss import IGNORED, head_loss, loss_and_gradient
-from kogpt.training.objective import Arithmetic, DocumentsApart, Objective, _multiplies_bfloat16
+from kogpt.training.objective import ComputeSettings, Objective, WithinDocuments, _multiplies_bfloat16
 
 
 def inputs(n: int = 50, e: int = 16, v: int = 37) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,6 +49,26 @@ def test_loss_and_gradients_are_torchs_own(z_loss: float, monkeypatch: pytest.Mo
     torch.testing.assert_close(torch.autograd.grad(found * 0.5, leaves), wanted)
 
 
+@pytest.mark.parametrize("trained", ["hidden", "weight", "bias"])
+def test_what_is_frozen_costs_no_product_and_no_memory(trained: str) -> None:
+    n, e, v = 50, 16, 37
+    hidden, weight, bias, targets = inputs(n, e, v)
+    leaves = {"hidden": hidden, "weight": weight, "bias": bias}
+    expected = torch.autograd.grad(plain(hidden, weight, bias, targets, 0.0), leaves[trained])
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name == trained)
+    with FlopCounterMode(display=False) as counter:
+        total = head_loss(hidden, (weight, bias), targets)
+    assert counter.get_total_flops() == 2 * n * e * v * (1 if trained == "bias" else 2)
+    kept = total.grad_fn.saved_tensors  # type: ignore[union-attr]
+    assert [None if tensor is None else tensor.shape for tensor in kept] == [
+        leaf.shape if name == trained else None for name, leaf in leaves.items()
+    ]
+    total.backward()
+    torch.testing.assert_close((leaves[trained].grad,), expected)
+    assert all(leaf.grad is None for name, leaf in leaves.items() if name != trained)
+
+
 def test_without_gradient_only_the_cross_entropy_is_summed() -> None:
     hidden, weight, bias, targets = inputs()
     with torch.no_grad():
@@ -63,10 +84,10 @@ def test_compiled_kernel_agrees() -> None:
     torch.testing.assert_close(torch.compile(loss_and_gradient)(*arguments), loss_and_gradient(*arguments))
 
 
-def objective(config: ModelConfig, **arithmetic: object) -> Objective:
+def objective(config: ModelConfig, **compute: object) -> Objective:
     torch.manual_seed(0)
-    chosen = {"dtype": "float32", "compile": "nothing", **arithmetic}
-    return Objective(GPTJ(config), Arithmetic(**chosen))  # type: ignore[arg-type]
+    chosen = {"dtype": "float32", "compile": "nothing", **compute}
+    return Objective(GPTJ(config), ComputeSettings(**chosen))  # type: ignore[arg-type]
 
 
 def gradients(module: Objective, tokens: Tensor) -> list[Tensor]:
@@ -98,9 +119,9 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it(
     _multiplies_bfloat16.cache_clear()
     device = torch.device("cpu")
     try:
-        assert Arithmetic().dtype_on(device) == expected
-        assert Arithmetic(dtype="bfloat16").dtype_on(device) == torch.bfloat16
-        assert Arithmetic(dtype="float32").dtype_on(device) == torch.float32
+        assert ComputeSettings().dtype_on(device) == expected
+        assert ComputeSettings(dtype="bfloat16").dtype_on(device) == torch.bfloat16
+        assert ComputeSettings(dtype="float32").dtype_on(device) == torch.float32
     finally:
         _multiplies_bfloat16.cache_clear()
 
@@ -133,7 +154,7 @@ def test_within_documents_each_is_as_if_alone(tiny: ModelConfig) -> None:
     first, second = torch.tensor([10, 11, 12, eos]), torch.tensor([20, 21, 22, 23])
     joined = torch.cat((first, second))[None]
     positions = torch.arange(8)
-    apart = DocumentsApart(joined, eos)
+    apart = WithinDocuments(joined, eos)
     together = module.model.trunk(module.model.embed(joined), positions, apart)
     alone = module.model.trunk(module.model.embed(second[None]), positions[:4])
     torch.testing.assert_close(together[:, 4:], alone)  # rotary positions are relative
@@ -144,7 +165,7 @@ def test_within_documents_each_is_as_if_alone(tiny: ModelConfig) -> None:
 
 def test_unknown_arithmetic_is_refused() -> None:
     with pytest.raises(ConfigError, match="float16"):
-        Arithmetic(dtype="float16")
+        ComputeSettings(dtype="float16")
 
 
 def test_blocks_are_compiled_once_for_all_layers_and_not_to_validate(

@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from kogpt.config import ModelConfig
 from kogpt.errors import ConfigError
 from kogpt.model import GPTJ
 from kogpt.training import optimizers
-from kogpt.training.optimizers import Muon, Rule, build, orthogonal, set_rate
+from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.training.optimizers import (
+    Muon,
+    OptimizerSettings,
+    ParameterGroup,
+    build_optimizers,
+    orthogonalize,
+    set_rate,
+)
 
 SIZES = [(48, 48), (24, 96), (96, 24)]
 
@@ -26,7 +35,7 @@ def matrix(size: tuple[int, int], seed: int = 0) -> Tensor:
 def trained(kind: str, size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, dict[str, object]]:
     """A matrix after five updates, and what its optimizer keeps."""
     weight = nn.Parameter(matrix(size))
-    rule = Rule(muon_rate=0.1)
+    rule = OptimizerSettings(muon_rate=0.1)
     optimizer = (
         Muon([weight], rule, dtype)
         if kind == "ours"
@@ -59,7 +68,7 @@ def test_matrices_that_learn_together_learn_as_each_alone(
         weights = [nn.Parameter(matrix(sizes[n], seed=n)) for n in numbers]
         for weight, n in zip(weights, numbers, strict=True):
             weight.grad = matrix(sizes[n], seed=10 + n)
-        Muon(weights, Rule(), torch.bfloat16).step()
+        Muon(weights, OptimizerSettings(), torch.bfloat16).step()
         return [weight.detach() for weight in weights]
 
     alone = [learnt([n])[0] for n in range(len(sizes))]
@@ -82,55 +91,94 @@ def test_singular_values_come_near_one_and_their_vectors_stay(
 ) -> None:
     left, _, right = np.linalg.svd(matrix(size).numpy(), full_matrices=False)
     values = np.geomspace(0.02, 1.0, min(size)) * 7
-    (group,) = Muon([nn.Parameter(matrix(size))], Rule(), dtype).param_groups
+    (group,) = Muon([nn.Parameter(matrix(size))], OptimizerSettings(), dtype).param_groups
     given = torch.from_numpy(((left * values) @ right).astype(np.float32))
-    (found,) = orthogonal(given.to(dtype)[None], group)
+    (found,) = orthogonalize(given.to(dtype)[None], group)
     assert found.dtype == dtype and found.shape == given.shape
     seen = left.T @ found.float().numpy() @ right.T  # diagonal where the vectors are the same
     assert np.all((np.diag(seen) > 0.65) & (np.diag(seen) < 1.25)), np.diag(seen)
     assert np.abs(seen - np.diag(np.diag(seen))).max() < (0.05 if dtype == torch.bfloat16 else 1e-4)
 
 
+def objective(config: ModelConfig) -> Objective:
+    return Objective(GPTJ(config), ComputeSettings(dtype="float32", compile="nothing"))
+
+
+def build(made: Objective, settings: OptimizerSettings) -> list[Optimizer]:
+    return build_optimizers(made.groups(), settings, torch.float32)
+
+
+def names_of(made: Objective, optimizer: Optimizer) -> set[str]:
+    names = {id(parameter): name for name, parameter in made.named_parameters()}
+    return {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
+
+
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else(tiny: ModelConfig) -> None:
-    model = GPTJ(tiny)
-    adamw, muon = build(model, Rule(), torch.float32)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
-    by_adamw = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
-    assert by_muon == {
-        name for name in names.values() if ".h." in name and dict(model.named_parameters())[name].ndim == 2
-    }
-    assert by_muon | by_adamw == set(names.values()) and not by_muon & by_adamw
+    made = objective(tiny)
+    adamw, muon = build(made, OptimizerSettings())
+    parameters = dict(made.named_parameters())
+    by_muon, by_adamw = names_of(made, muon), names_of(made, adamw)
+    assert by_muon == {name for name, value in parameters.items() if ".h." in name and value.ndim == 2}
+    assert by_muon | by_adamw == set(parameters) and not by_muon & by_adamw
     assert len(by_muon) == 6 * tiny.n_layers
 
 
+def test_a_matrix_that_is_no_weight_of_the_model_is_not_orthogonalised(tiny: ModelConfig) -> None:
+    """Factors of LoRA, say: they lie in a block, and their names too."""
+    made = objective(tiny)
+    made.requires_grad_(False)
+    for layer in range(tiny.n_layers):
+        linear = made.get_submodule(f"model.transformer.h.{layer}.attn.q_proj")
+        linear.register_parameter("lora_a", nn.Parameter(torch.ones(4, tiny.d_model)))
+        linear.register_parameter("lora_b", nn.Parameter(torch.zeros(tiny.d_model, 4)))
+    (adamw,) = build(made, OptimizerSettings())
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert len(names_of(made, adamw)) == 2 * tiny.n_layers
+    assert all("lora" in name for name in names_of(made, adamw))
+
+
 def test_frozen_parameters_are_left_out(tiny: ModelConfig) -> None:
-    model = GPTJ(tiny)
-    model.requires_grad_(False)
-    model.lm_head.bias.requires_grad_(True)
-    (only,) = build(model, Rule(), torch.float32)
-    assert [p for group in only.param_groups for p in group["params"]] == [model.lm_head.bias]
+    made = objective(tiny)
+    made.requires_grad_(False)
+    made.model.lm_head.bias.requires_grad_(True)
+    (only,) = build(made, OptimizerSettings())
+    assert [p for group in only.param_groups for p in group["params"]] == [made.model.lm_head.bias]
 
 
 def test_rates_are_factors_of_each_groups_own_peak(tiny: ModelConfig) -> None:
-    optimizers = build(GPTJ(tiny), Rule(adamw_rate=0.5, muon_rate=0.25), torch.float32)
+    optimizers = build(objective(tiny), OptimizerSettings(adamw_rate=0.5, muon_rate=0.25))
     set_rate(optimizers, 0.5)
-    set_rate(optimizers, 0.1)  # of the peak, not of the last rate
+    set_rate(optimizers, 0.1)  # times the peak, not the last rate
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     assert rates == pytest.approx([0.05, 0.05, 0.025])
 
 
 def test_adamw_alone_decays_matrices_only(tiny: ModelConfig) -> None:
-    (adamw,) = build(GPTJ(tiny), Rule(name="adamw", adamw_decay=0.1), torch.float32)
-    matrices, vectors = adamw.param_groups
-    assert matrices["weight_decay"] == 0.1 and vectors["weight_decay"] == 0.0
-    assert all(p.ndim == 2 for p in matrices["params"]) and all(p.ndim == 1 for p in vectors["params"])
+    (adamw,) = build(objective(tiny), OptimizerSettings(name="adamw", adamw_decay=0.1))
+    for group in adamw.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0.0)
+    assert len(adamw.param_groups) == 3
     assert isinstance(adamw, torch.optim.AdamW)
+
+
+def test_each_group_has_the_decay_of_its_rule_or_none() -> None:
+    first, second, third = (nn.Parameter(torch.ones(3, 3)) for _ in range(3))
+    groups = [
+        ParameterGroup("inner", [first], "muon"),
+        ParameterGroup("kept", [second], "muon", decay=False),
+        ParameterGroup("none", [], "adamw"),
+        ParameterGroup("head", [third], "adamw"),
+    ]
+    settings = OptimizerSettings(muon_decay=0.25, adamw_decay=0.5)
+    adamw, muon = build_optimizers(groups, settings, torch.float32)
+    assert [group["weight_decay"] for group in muon.param_groups] == [0.25, 0.0]
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.5]
 
 
 def test_unknown_rule_is_refused() -> None:
     with pytest.raises(ConfigError, match="sgd"):
-        Rule(name="sgd")
+        OptimizerSettings(name="sgd")
 
 
 @pytest.mark.parametrize(
@@ -148,9 +196,9 @@ def test_unknown_rule_is_refused() -> None:
 )
 def test_impossible_rates_and_betas_are_refused(change: dict[str, Any], shown: str) -> None:
     with pytest.raises(ConfigError, match=shown) as refused:
-        Rule(**change)
-    assert "여야 합니다" in refused.value.ko
+        OptimizerSettings(**change)
+    assert refused.value.ko.endswith("를 쓰세요")
 
 
 def test_rates_of_nothing_are_possible() -> None:
-    Rule(adamw_rate=0.0, muon_rate=0.0, adamw_decay=0.0, muon_decay=0.0, betas=(0.0, 0.0))
+    OptimizerSettings(adamw_rate=0.0, muon_rate=0.0, adamw_decay=0.0, muon_decay=0.0, betas=(0.0, 0.0))

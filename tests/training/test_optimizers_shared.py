@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from kogpt.training.optimizers import Muon, Rule
-from kogpt.training.workers import join
+from kogpt.training.optimizers import Muon, OptimizerSettings
+from kogpt.training.processes import join
 
 # Eight of them have a gradient: of 3 processes one has nothing to work on in the last round, and holds fewer
 # rows of 7, 8 and 16 than the others, and none of 4; of a single row the first holds all.
@@ -41,7 +41,7 @@ def trained(dtype: torch.dtype, count: int) -> tuple[list[Tensor], list[dict[str
         return whole if mesh is None else distribute_tensor(whole, mesh, [Shard(0)])
 
     weights = [nn.Parameter(shared(drawn(size, seed))) for seed, size in enumerate(SIZES)]
-    optimizer = Muon(weights, Rule(muon_rate=0.1), dtype)
+    optimizer = Muon(weights, OptimizerSettings(muon_rate=0.1), dtype)
     sent = []
     for step in range(STEPS):
         for n, (weight, size) in enumerate(zip(weights, SIZES, strict=True)):
@@ -60,9 +60,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    with join("cpu") as workers:
-        found = {name: trained(dtype, workers.count) for name, dtype in DTYPES.items()}
-        if workers.is_first:
+    with join("cpu") as processes:
+        found = {name: trained(dtype, processes.count) for name, dtype in DTYPES.items()}
+        if processes.is_first:
             torch.save(found, folder / "found.pt")
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ import torch
 from kogpt.config import ModelConfig
 from kogpt.model import GPTJ
 from kogpt.training import checkpoints
-from kogpt.training.loop import Batch, Run, Settings
-from kogpt.training.objective import Arithmetic, Objective
-from kogpt.training.optimizers import Rule
+from kogpt.training.loop import Batch, Run
+from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.training.processes import Processes, join
+from kogpt.training.report import Report
 from kogpt.training.schedule import Schedule
-from kogpt.training.workers import Workers, join
+from kogpt.training.settings import LoopSettings, TrainingSettings
 
 SHAPE = ModelConfig(n_layers=2, n_heads=2, d_model=32, d_ff=64, n_vocab=96, n_ctx=32, rotary_dim=8)
 STEPS = 6
@@ -36,29 +38,36 @@ def batch(step: int) -> Batch:
     return Batch(rows[:, :-1], rows[:, 1:], tuple(f"noise {step}:{row}" for row in range(8)))
 
 
-def make_run(folder: Path, workers: Workers | None = None, **settings: Any) -> Run:
-    workers = workers or Workers()
+def make_run(folder: Path, processes: Processes | None = None, **settings: Any) -> Run:
+    """A run of the toy; settings: fields of LoopSettings or TrainingSettings, report, objective."""
+    processes = processes or Processes()
     torch.manual_seed(0)
-    arithmetic = Arithmetic(dtype="bfloat16", compile="nothing")
-    objective, dtype = Objective(GPTJ(SHAPE), arithmetic), arithmetic.dtype_on(workers.device)
-    workers.distribute(objective, objective.blocks(), dtype)
-    chosen = {
-        "schedule": Schedule(steps=STEPS, warmup_steps=2, decay_steps=2),
-        "rule": Rule(),
-        "dtype": dtype,
-        "tokens_per_pass": 48,  # three rows: several passes, the last one short
+    loop = {
+        "tokens_per_pass": 48,
         "log_every": 1,
         "save_every": 2,
-        **settings,
-    }
-    return Run(folder, objective, Settings(**chosen), workers)
+    }  # passes of three rows, the last one short
+    loop |= {f.name: settings.pop(f.name) for f in fields(LoopSettings) if f.name in settings}
+    report = settings.pop("report", None) or Report(folder)
+    kind = settings.pop("objective", Objective)
+    chosen = TrainingSettings(
+        **{
+            "schedule": Schedule(steps=STEPS, warmup_steps=2, decay_steps=2),
+            "compute": ComputeSettings(dtype="bfloat16", compile="nothing"),
+            "loop": LoopSettings(**loop),
+            **settings,
+        }
+    )
+    objective = kind(GPTJ(SHAPE), chosen.compute)
+    processes.distribute(objective, objective.blocks(), chosen.compute.dtype_on(processes.device))
+    return Run(folder, objective, chosen, processes, report, {})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Those of the newest checkpoint."""
     path = checkpoints.latest(folder)
     assert path is not None
-    found = checkpoints.Weights(path, SHAPE.tensor_shapes(), "model.")
+    found = checkpoints.SavedTensors(path, SHAPE.tensor_shapes(), "model.")
     return {"model." + name: torch.from_numpy(value) for name, value in found.items()}
 
 
@@ -75,8 +84,8 @@ def die_while_writing(file: int, sync: Callable[[int], None] = os.fsync) -> None
 
 def main(folder: Path, steps: int, moment: str | None) -> None:
     torch.set_num_threads(1)
-    with join("cpu") as workers:
-        run = make_run(folder, workers)
+    with join("cpu") as processes:
+        run = make_run(folder, processes)
         run.resume()
         if moment == "shard":
             vars(os)["fsync"] = die_while_writing
@@ -91,11 +100,11 @@ def main(folder: Path, steps: int, moment: str | None) -> None:
                 signal.raise_signal(signal.SIGTERM)
             return agreed
 
-        if moment == "apart" and workers.is_first:
+        if moment == "apart" and processes.is_first:
             run._agree = then_ask  # type: ignore[method-assign]
 
         def batches(step: int) -> Batch:
-            if step == steps and not (moment == "apart" and workers.is_first):
+            if step == steps and not (moment == "apart" and processes.is_first):
                 run.checkpoints.finish()
                 os.kill(os.getpid(), signal.SIGKILL if moment == "update" else signal.SIGTERM)
             return batch(step)

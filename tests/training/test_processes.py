@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kogpt.pretraining.start import BLOCK, initial_model, random_rows
-from kogpt.training.workers import Workers
+from kogpt.training.processes import Processes
+from kogpt.training.start import BLOCK, initial_model, random_rows
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -47,7 +47,7 @@ def test_weights_do_not_depend_on_the_number_of_processes(two: Found, tied: bool
 
 
 def one(tied: bool, dtype: str) -> dict[str, torch.Tensor]:
-    return shares.gradients(shares.objective(shares.SHAPES[tied], Workers(), dtype), Workers())
+    return shares.gradients(shares.objective(shares.SHAPES[tied], Processes(), dtype), Processes())
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_one_process(two: Found, tied: bool) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_update_in_float32_is_that_of_one_process(two: Found, tied: bool) -> None:
-    alone = shares.updated(shares.objective(shares.SHAPES[tied], Workers(), "float32"), Workers())
+    alone = shares.updated(shares.objective(shares.SHAPES[tied], Processes(), "float32"), Processes())
     for name, value in two[f"updated, {tied}"].items():
         torch.testing.assert_close(value, alone[name], atol=1e-5, rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""The processes that train together: one alone, or as many as torchrun started, sharing the weights."""
+"""The processes that train together, one or as many as torchrun started; each holds a share of weights."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from kogpt.errors import ConfigError
 
 CPU = torch.device("cpu")
 
-Rows = Callable[[str, int, int], NDArray[np.float32]]  # name of a parameter, first row, end -> those rows
+# Name of a parameter, first row, end -> those rows.
+ReadRows = Callable[[str, int, int], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class Workers:
+class Processes:
     """This process among its peers."""
 
     device: torch.device = CPU
@@ -43,22 +44,21 @@ class Workers:
         return [float(value) for value in total.tolist()]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Block until every process calls this."""
         if self.count > 1:
             dist.barrier()
 
     def distribute(
         self, objective: nn.Module, blocks: Iterable[nn.Module], gathered: torch.dtype | None = None
     ) -> None:
-        """Move to the device; with peers, keep a share of every weight and gather block by block (FSDP2).
+        """Move to the device; with peers, shard every weight and gather it block by block (FSDP2).
 
-        Weights are gathered in the dtype `gathered`, as they are if it is None; their shares, and the means
-        of their gradients over the processes, stay float32. From the meta device nothing is moved: the shares
-        are then left to `fill`.
+        gathered: dtype in which weights travel; None: their own. Shards, and the means of their gradients
+        over the processes, stay float32. A module on the meta device gets memory without values: call `fill`.
         """
         if self.count > 1:
             mesh = init_device_mesh(self.device.type, (self.count,))
-            # Inputs stay as they are: the residual stream is float32, autocast narrows what products read.
+            # Inputs keep their dtype: the residual stream is float32; autocast casts what products read.
             policy = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
             for module in [*blocks, objective]:
                 fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -67,24 +67,24 @@ class Workers:
         else:
             objective.to(self.device)
 
-    def fill(self, module: nn.Module, rows: Rows) -> None:
-        """Set every parameter, or the rows of it that this process holds, one after the other."""
+    def fill(self, module: nn.Module, read: ReadRows) -> None:
+        """Set the rows of every parameter that this process holds, one parameter after the other."""
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 mine, first = parameter.data, 0
                 if isinstance(parameter, DTensor):
                     mine = parameter.to_local()
-                    first = self.rank * -(-len(parameter) // self.count)  # as torch.chunk divides
+                    first = self.rank * -(-len(parameter) // self.count)  # the split of torch.chunk
                 if len(mine):
-                    values = np.require(rows(name, first, first + len(mine)), requirements="W")
+                    values = np.require(read(name, first, first + len(mine)), requirements="W")
                     mine.copy_(torch.from_numpy(values))
 
 
 @contextmanager
-def join(device: str | None = None) -> Iterator[Workers]:
-    """Meet the processes that torchrun's environment variables name, and part at the end.
+def join(device: str | None = None) -> Iterator[Processes]:
+    """Join the process group that torchrun's environment variables describe, and leave it at the end.
 
-    ConfigError where a GPU is asked for and none is there.
+    device: "cpu" or "cuda"; None: cuda where torch sees a GPU. ConfigError for cuda without a GPU.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
@@ -98,10 +98,10 @@ def join(device: str | None = None) -> Iterator[Workers]:
     if here.type == "cuda":
         torch.cuda.set_device(here)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Workers(here)
+        yield Processes(here)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
     try:
-        yield Workers(here, dist.get_rank(), dist.get_world_size())
+        yield Processes(here, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,84 @@
+"""What every run does around the loop: require memory, remember its start, export its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kogpt import checkpoint
+from kogpt.config import ModelConfig
+from kogpt.errors import CheckpointError, ConfigError, josa
+from kogpt.memory import require_memory
+from kogpt.training import checkpoints
+from kogpt.training.loop import Run
+from kogpt.training.processes import Processes
+from kogpt.training.report import METRICS, read_metrics
+
+
+def require_training_memory(config: ModelConfig, processes: Processes, n_trained: int | None = None) -> None:
+    """NotEnoughMemory if weights, gradients and one moment do not fit, in float32; a lower bound.
+
+    n_trained: parameters that get gradients; None: all. Each process holds its share.
+    """
+    free = torch.cuda.mem_get_info(processes.device)[0] if processes.device.type == "cuda" else None
+    trained = config.n_parameters if n_trained is None else n_trained
+    n_bytes = (4 * config.n_parameters + 8 * trained) // processes.count
+    require_memory(n_bytes, "training this model", "이 모델의 학습", free)
+
+
+def remember_start(run: Run, facts: Mapping[str, str]) -> None:
+    """Write `facts` of a run's start into the first line of its metrics.
+
+    facts: strings by name; `init`, the folder that the weights came from, and `init_sha256`, its digest, are
+    left out by a run from random weights. ConfigError if a resumed run began with other facts; `init` itself
+    may differ, for folders move.
+    """
+    path = run.folder / METRICS
+    run.processes.wait()  # the first process may have shortened the file
+    lines = read_metrics(path) if path.exists() else []
+    noted = next((line for line in lines if line["step"] == 0), {})
+    run.processes.wait()  # every process has read the file before it grows
+    if run.step:
+        _require_same_start(run.folder, noted, facts)
+    elif run.processes.is_first:
+        run.report.write({"step": 0, "tokens": 0, "seconds": 0.0, **facts})
+
+
+def _require_same_start(folder: Path, noted: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+    if noted.get("init_sha256") != facts.get("init_sha256"):
+        began, now = (line.get("init", "random weights") for line in (noted, facts))
+        raise ConfigError(
+            f"{folder} began from {began}, not from {now}: give another --out",
+            f"{josa(folder, '은/는')} {now} 대신 {began}에서 시작했습니다. 다른 --out을 지정하세요",
+        )
+    for name, now in facts.items():
+        if name not in ("init", "init_sha256") and (began := noted.get(name)) != now:
+            raise ConfigError(
+                f"{folder} began with {name} {began}, not {now}: set {name} = {began} again, or give "
+                "another --out",
+                f"{josa(folder, '은/는')} {name} 값 {began}(으)로 시작했지만 지금은 {now}입니다. "
+                f"{name} 값을 되돌리거나 다른 --out을 지정하세요",
+            )
+
+
+def require_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of a run; CheckpointError if there is none."""
+    path = checkpoints.latest(folder)
+    if path is None:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint: train first", f"{folder}에 체크포인트가 없습니다. 먼저 학습하세요"
+        )
+    return path
+
+
+def export_model(path: Path, config: ModelConfig, tokenizer: Path, out: Path, dtype: str = "float16") -> None:
+    """Write the model of a run's checkpoint as a model folder; CheckpointError if it is damaged.
+
+    tokenizer: a tokenizer.json, or a folder that has one.
+    """
+    checkpoints.verify(path)
+    tensors = checkpoints.SavedTensors(path, config.tensor_shapes(), "model.")
+    checkpoint.save(out, config, tensors, dtype, tokenizer)
