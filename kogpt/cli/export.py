@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, a hub name or a built-in model (default: %(default)s)",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA to add to the weights: a folder of PEFT")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--force", action="store_true", help="replace the model that DIR already holds")
     parser.add_argument(
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder; its size goes to stderr."""
-    from kogpt.export.folder import export, require_place
+    from kogpt.export.folder import export, require_place, with_lora
 
     source = hub.find_folder(args.model, args.revision, weights=False)
     require_place(args.out, source, args.force)
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if args.calibration is not None:
         text = decode(read_bytes(args.calibration), args.calibration)
     stored = checkpoint.load(args.model, args.revision)
+    if args.adapter is not None:
+        stored = with_lora(stored, args.adapter)
     with Progress(stored.config.n_parameters) as progress:
         export(stored, args.format, args.out, text, progress.advance)
     n_bytes = sum(path.stat().st_size for path in args.out.iterdir())

@@ -193,6 +193,7 @@ HELP = {
         "int4: 가중치마다 4.25비트, KoGPT 전용; int8: 가중치마다 8비트, KoGPT 전용; float16, bfloat16,"
         " float32: KoGPT와 transformers용"
     ),
+    "a LoRA to add to the weights: a folder of PEFT": "가중치에 더할 LoRA (PEFT 형식의 폴더)",
     "folder to write the model to": "모델을 쓸 폴더",
     "replace the model that DIR already holds": "DIR에 이미 있는 모델을 바꿉니다",
     "int4 only: quantise with GPTQ, calibrated on about 32,000 tokens of this text": (

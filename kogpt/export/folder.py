@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from kogpt import checkpoint
+from kogpt import checkpoint, peft
+from kogpt.adapter import Lora, merged
 from kogpt.checkpoint import Checkpoint, Stored
 from kogpt.errors import CheckpointError, KoGPTError
 from kogpt.export.calibration import Calibrated
@@ -59,6 +61,22 @@ def export(
         ids = np.array(tokenizer.encode(calibration[:CALIBRATION_CHARACTERS]), np.int64)
         tensors = Calibrated(stored.config, floats, ids)
     checkpoint.save(out, stored.config, _Watched(tensors, advance), dtype, stored.folder)
+
+
+def with_lora(stored: Checkpoint, folder: str | Path) -> Checkpoint:
+    """A model whose weights contain the LoRA of a folder; CheckpointError for another kind of adapter."""
+    saved = peft.load(folder, stored)
+    if not isinstance(saved.adapter, Lora):
+        raise CheckpointError(
+            f"{folder} puts virtual tokens before the text, which no weights can hold: only LoRA is merged",
+            f"{folder}: 글 앞에 가상 토큰을 두는 어댑터는 가중치에 합칠 수 없습니다. LoRA만 합칩니다",
+        )
+    if saved.head is not None:
+        raise CheckpointError(
+            f"{folder} has a head for labels beside its LoRA, which a GPT-J cannot hold: it is not merged",
+            f"{folder}: LoRA 옆에 있는 분류 헤드를 담을 곳이 GPT-J에는 없어 합치지 않습니다",
+        )
+    return replace(stored, tensors=merged(stored.floats(), saved.adapter))
 
 
 def require_place(out: Path, source: Path, force: bool) -> None:

@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 from korean import PROSE
+from test_adapter import MODULES, random_lora
 
-from kogpt import checkpoint, manifest, native_runner
+from kogpt import checkpoint, manifest, native_runner, peft
+from kogpt.adapter import SoftPrompt
 from kogpt.errors import CheckpointError, DiskError, KoGPTError
 from kogpt.export import folder as export_folder
-from kogpt.export.folder import FLOATS, export, require_place
+from kogpt.export.folder import FLOATS, export, require_place, with_lora
 from kogpt.generation import KoGPT
 from kogpt.native_runner import NativeRunner
+from kogpt.numpy_runner import NumpyRunner
+from kogpt.peft import Origin, SavedAdapter
 from kogpt.placement import Placement, load_runner
 from kogpt.quantize import Quantized, statement
 from kogpt.runner import Array, Chunk, Runner
@@ -247,3 +251,26 @@ def test_a_tokenizer_that_nothing_can_load_is_not_exported(tiny_folder: Path, tm
         with pytest.raises(KoGPTError, match=r"tokenizer\.json"):
             export(checkpoint.load(model), "float16", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_lora_is_added_before_rounding(dtype: str, tiny_folder: Path, tmp_path: Path) -> None:
+    source, lora = checkpoint.load(tiny_folder), random_lora(MODULES)
+    peft.save(tmp_path / "lora", SavedAdapter(lora, origin=Origin.of(source)), TINY)
+    export(with_lora(source, tmp_path / "lora"), dtype, tmp_path / "out")
+    found = logits(load_runner(checkpoint.load(tmp_path / "out"), Placement("cpu", "float32")))
+    runner = NumpyRunner(TINY, source.floats())
+    (expected,) = runner.forward([Chunk(runner.open(runner.add_adapter(lora)), IDS, len(IDS))])
+    np.testing.assert_allclose(found, expected, atol={"float32": 1e-4, "float16": 0.02, "int8": 0.3}[dtype])
+    assert np.abs(logits(load_runner(source, Placement("cpu", "float32"))) - expected).max() > 0.5
+
+
+def test_an_adapter_that_no_weights_can_hold_is_not_merged(tiny_folder: Path, tmp_path: Path) -> None:
+    source = checkpoint.load(tiny_folder)
+    prompt = SoftPrompt(np.ones((3, 64), np.float32))
+    peft.save(tmp_path, SavedAdapter(prompt), TINY)
+    with pytest.raises(CheckpointError, match="only LoRA is merged"):
+        with_lora(source, tmp_path)
+    peft.save(tmp_path, SavedAdapter(random_lora(MODULES), np.ones((2, 64), np.float32)), TINY)
+    with pytest.raises(CheckpointError, match="a head for labels"):
+        with_lora(source, tmp_path)
