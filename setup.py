@@ -31,7 +31,9 @@ FLAGS = [
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16"]
 AVX512 += ["-mprefer-vector-width=512"]
-COMMON = {name: [] for name in ("api", "cache", "cpu", "model", "plain", "pool", "weights")}
+COMMON = {
+    name: [] for name in ("adapter", "api", "cache", "cpu", "model", "plain", "pool", "sampling", "weights")
+}
 BY_MACHINE = {
     "x86_64": {"avx2": AVX2, "avx512": AVX512, "amx": [*AVX512, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]},
     "aarch64": {"neon": [], "dotprod": ["-march=armv8.2-a+dotprod"]},

@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt import memory
+from kogpt.adapter import Lora
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
+from kogpt.native_layout import FACTORS, Inputs, Question, address
 from kogpt.quantize import EMBEDDING, HEAD, Quantized, matrices
 from kogpt.runner import (
     CPU_PREFILL_TOKENS,
@@ -31,14 +33,14 @@ from kogpt.runner import (
     Chunk,
     cache_room,
     check_chunks,
-    choose_all,
+    require_lora_fits,
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted
 from kogpt.weights import WIDTHS
 
 LIBRARY = Path(__file__).with_name("_native.so")
-ABI = 6
+ABI = 7
 MAX_THREADS = 1024
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}  # native/layout.h
 BYTES = WIDTHS | {"int8": 1, "int4": 17 / 32}  # per weight of a matrix; int4: a byte of scale per 32 weights
@@ -56,14 +58,7 @@ class Dims(ctypes.Structure):
     _fields_ = (*((name, ctypes.c_int) for name in DIMENSIONS), ("epsilon", ctypes.c_float))
 
 
-class NativeChunk(ctypes.Structure):
-    """struct Chunk of native/model.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int) for name in ("row", "t", "n_outputs")),
-        ("ids", ctypes.c_void_p),
-        ("embeddings", ctypes.c_void_p),
-    )
+NO_ADAPTER = -1
 
 
 def available() -> bool:
@@ -80,7 +75,7 @@ def isa() -> str:
         wanted = os.environ.get("KOGPT_ISA")
         raise KoGPTError(
             f"KOGPT_ISA is {wanted!r}, an instruction set that this processor or build lacks: unset it",
-            f"KOGPT_ISA 값 {wanted!r}: 이 프로세서에 없는 명령어 집합입니다. 이 변수를 지우십시오",
+            f"KOGPT_ISA 값 {wanted!r}: 이 프로세서에 없는 명령어 집합입니다. 이 변수를 지우세요",
         )
     return name.decode()
 
@@ -117,16 +112,18 @@ class NativeRunner:
         self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
         formats = FORMATS[dtype], FORMATS[self.cache_dtype]
-        self._model = ctypes.c_void_p(kernels.kogpt_create(ctypes.byref(dims), *formats, self.threads))
-        if not self._model:
+        created = kernels.kogpt_create(ctypes.byref(dims), *formats, self.threads)
+        if not created:
             raise NotEnoughMemory(
                 f"the system gives no memory for this model's buffers and {self.threads} threads: "
                 "close other programs, or raise the limits of this process (ulimit -u, ulimit -v)",
                 f"이 모델의 버퍼와 스레드 {self.threads}개를 만들 메모리를 얻지 못했습니다. "
                 "다른 프로그램을 닫거나 이 프로세스의 제한(ulimit -u, ulimit -v)을 늘려 주세요",
             )
+        self._model = _Model(created)
         self._borrowed: list[NDArray[Any]] = []  # arrays whose memory the model reads
-        self._free = weakref.finalize(self, kernels.kogpt_destroy, self._model)
+        # At the end of the program generators and threads may still call: then the system takes the memory.
+        weakref.finalize(self, self._model.free, kernels).atexit = False
         self._load(tensors)
 
     @classmethod
@@ -141,8 +138,10 @@ class NativeRunner:
             total += OUTPUT_BYTES * n + int(BYTES[dtype] * n * k)
         return total
 
-    def open(self) -> int:
-        return require_memory_ok(self._library.kogpt_open(self._model))
+    def open(self, adapter: int | None = None) -> int:
+        assert adapter is None or self._library.kogpt_has_adapter(self._model, adapter), adapter
+        handle = NO_ADAPTER if adapter is None else adapter
+        return require_memory_ok(self._library.kogpt_open(self._model, handle))
 
     def fork(self, row: int, length: int | None = None) -> int:
         length = self.length(row) if length is None else length
@@ -150,12 +149,14 @@ class NativeRunner:
         return require_memory_ok(self._library.kogpt_fork(self._model, row, length))
 
     def close(self, row: int) -> None:
-        assert self._library.kogpt_holds(self._model, row), row
+        if self._model.freed:  # by the garbage collector, before the generator whose row this is
+            return
+        assert self._library.kogpt_length(self._model, row) >= 0, row
         self._library.kogpt_close(self._model, row)
 
     def length(self, row: int) -> int:
-        assert self._library.kogpt_holds(self._model, row), row
         length: int = self._library.kogpt_length(self._model, row)
+        assert length >= 0, row
         return length
 
     def truncate(self, row: int, length: int) -> None:
@@ -166,8 +167,45 @@ class NativeRunner:
         position_bytes = self._library.kogpt_block_bytes(self._model) / BLOCK
         return cache_room(position_bytes, memory.available_memory())
 
+    def load_cache(self, row: int, keys: Array, values: Array) -> None:
+        c = self.config
+        length, n_new = self.length(row), keys.shape[1]
+        shape = (c.n_layers, n_new, c.n_heads, c.d_head)
+        assert keys.shape == values.shape == shape, (keys.shape, values.shape)
+        assert length + n_new <= c.n_ctx, (length, n_new)
+        self._require_cache(self._library.kogpt_cache_bytes(self._model, row, n_new), length + n_new)
+        keys, values = (np.ascontiguousarray(x, np.float32) for x in (keys, values))
+        require_memory_ok(
+            self._library.kogpt_load_cache(self._model, row, address(keys), address(values), n_new)
+        )
+
+    def add_adapter(self, lora: Lora) -> int:
+        # bfloat16 is read in half the time; its rounding is below that of weights in 16 bits or fewer.
+        require_lora_fits(lora, self.config)
+        dtype = "float32" if self.dtype == "float32" else "bfloat16"
+        n_values = sum(update.a.size + update.b.size for update in lora.updates.values())
+        memory.require_memory(int(n_values * BYTES[dtype]), "this adapter", "이 어댑터")
+        factors, borrowed = [], []
+        for name, update in lora.updates.items():
+            _, _, layer, projection = name.split(".", 3)
+            index = int(layer) * len(PROJECTIONS) + PROJECTIONS.index(projection)
+            a, b = (np.ascontiguousarray(x, np.float32) for x in (update.a, update.b))
+            borrowed += [a, b]
+            factors.append(FACTORS.pack(index, len(a), update.scale, address(a), address(b)))
+        return require_memory_ok(
+            self._library.kogpt_add_adapter(self._model, FORMATS[dtype], b"".join(factors), len(factors))
+        )
+
+    def drop_adapter(self, adapter: int) -> None:
+        assert self._library.kogpt_has_adapter(self._model, adapter), adapter
+        assert not self._library.kogpt_uses_adapter(self._model, adapter), adapter
+        self._library.kogpt_drop_adapter(self._model, adapter)
+
     def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
-        return choose_all(self.forward(chunks), wanted)
+        inputs = self._pack(chunks)
+        question = Question(chunks, wanted, self.config.n_vocab)
+        require_memory_ok(self._library.kogpt_draw(self._model, inputs.packed, len(chunks), question.packed))
+        return question.answers()
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         return self._run(chunks, hidden=False)
@@ -176,40 +214,25 @@ class NativeRunner:
         return self._run(chunks, hidden=True)
 
     def _run(self, chunks: Sequence[Chunk], hidden: bool) -> list[Array]:
-        check_chunks(self, chunks)
-        self._require_cache(chunks)
-        inputs = [self._input(chunk.inputs) for chunk in chunks]
-        native = (NativeChunk * len(chunks))()
-        for slot, chunk, array in zip(native, chunks, inputs, strict=True):
-            slot.row, slot.t, slot.n_outputs = chunk.row, len(array), chunk.n_outputs
-            if array.ndim == 1:
-                slot.ids = array.ctypes.data
-            else:
-                slot.embeddings = array.ctypes.data
+        inputs = self._pack(chunks)
         width = self.config.d_model if hidden else self.config.n_vocab
         out = np.empty((sum(chunk.n_outputs for chunk in chunks), width), np.float32)
         require_memory_ok(
-            self._library.kogpt_forward(self._model, native, len(chunks), hidden, out.ctypes.data)
+            self._library.kogpt_forward(self._model, inputs.packed, len(chunks), hidden, out.ctypes.data)
         )
         return split_outputs(out, chunks)
 
-    def _input(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        if inputs.ndim == 2:
-            assert inputs.shape[1] == self.config.d_model, inputs.shape
-            return np.ascontiguousarray(inputs, np.float32)
-        ids = np.ascontiguousarray(inputs, np.int64)
-        assert ids.min() >= 0 and ids.max() < self.config.n_vocab, (ids.min(), ids.max())
-        return ids
-
-    def _require_cache(self, chunks: Sequence[Chunk]) -> None:
-        needed = sum(
-            self._library.kogpt_cache_bytes(self._model, chunk.row, len(chunk.inputs)) for chunk in chunks
-        )
+    def _pack(self, chunks: Sequence[Chunk]) -> Inputs:
+        """The chunks as native/ reads them, once they and the memory are checked."""
+        check_chunks(self, chunks)
+        inputs = Inputs(chunks, self.config)
+        needed = self._library.kogpt_step_bytes(self._model, inputs.packed, len(chunks))
         if needed:
-            length = max(self.length(chunk.row) + len(chunk.inputs) for chunk in chunks)
-            memory.require_memory(
-                needed, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시"
-            )
+            self._require_cache(needed, max(self.length(c.row) + len(c.inputs) for c in chunks))
+        return inputs
+
+    def _require_cache(self, n_bytes: int, length: int) -> None:
+        memory.require_memory(n_bytes, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시")
 
     def _load(self, tensors: Mapping[str, Stored | Quantized]) -> None:
         embedding = _contiguous(_plain(tensors, EMBEDDING))
@@ -253,11 +276,32 @@ class NativeRunner:
                 drop_pages(array)
 
 
+class _Model:
+    """The C++ model as an argument of the kernels; once it was freed no call gets as far as them."""
+
+    def __init__(self, address: int) -> None:
+        self._address: int | None = address
+
+    @property
+    def freed(self) -> bool:
+        return self._address is None
+
+    @property
+    def _as_parameter_(self) -> ctypes.c_void_p:
+        if self._address is None:
+            raise RuntimeError("this runner's model was freed")
+        return ctypes.c_void_p(self._address)
+
+    def free(self, kernels: ctypes.CDLL) -> None:
+        created, self._address = self._address, None
+        kernels.kogpt_destroy(created)
+
+
 def _require_threads(threads: int) -> int:
     if not 1 <= threads <= MAX_THREADS:
         raise KoGPTError(
             f"{threads} threads: choose from 1 to {MAX_THREADS}, as many as there are cores",
-            f"스레드 {threads}개는 쓸 수 없습니다. 1에서 {MAX_THREADS} 사이에서 코어 수만큼 고르십시오",
+            f"스레드 {threads}개는 쓸 수 없습니다. 1에서 {MAX_THREADS} 사이에서 코어 수만큼 고르세요",
         )
     return threads
 
@@ -374,15 +418,23 @@ def library() -> ctypes.CDLL | None:
         "kogpt_int4_table": (pointer, ()),
         "kogpt_load_vector": (number, (pointer, number, pointer)),
         "kogpt_borrow_embedding": (None, (pointer, number, pointer)),
-        "kogpt_open": (number, (pointer,)),
+        "kogpt_open": (number, (pointer, number)),
         "kogpt_fork": (number, (pointer, number, number)),
         "kogpt_close": (None, (pointer, number)),
-        "kogpt_holds": (number, (pointer, number)),
         "kogpt_length": (number, (pointer, number)),
         "kogpt_truncate": (None, (pointer, number, number)),
         "kogpt_block_bytes": (ctypes.c_size_t, (pointer,)),
         "kogpt_cache_bytes": (ctypes.c_size_t, (pointer, number, number)),
+        "kogpt_step_bytes": (ctypes.c_size_t, (pointer, pointer, number)),
+        "kogpt_load_cache": (number, (pointer, number, pointer, pointer, number)),
+        "kogpt_add_adapter": (number, (pointer, number, pointer, number)),
+        "kogpt_drop_adapter": (None, (pointer, number)),
+        "kogpt_has_adapter": (number, (pointer, number)),
+        "kogpt_uses_adapter": (number, (pointer, number)),
         "kogpt_forward": (number, (pointer, pointer, number, number, pointer)),
+        "kogpt_draw": (number, (pointer, pointer, number, pointer)),
+        "kogpt_sample": (number, (pointer, number, pointer, pointer, pointer)),
+        "kogpt_gumbel": (None, (ctypes.c_uint64, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(kernels, name)

@@ -488,7 +488,8 @@ std::size_t scratch_tiles(int kp, int d) {
 
 }  // namespace
 
-const Kernels kAmx = {"amx",         layer_norm,   prepare_tiles, linear_tiles, store_rows,  attend_rows,
-                      scratch_tiles, quantize_row, search_scales, pack_panel,   unpack_tile, widen};
+const Kernels kAmx = {"amx",       layer_norm,  prepare_tiles, linear_tiles, compress,      expand,
+                      store_rows,  attend_rows, scratch_tiles, quantize_row, search_scales, pack_panel,
+                      unpack_tile, widen,       highest,       scale,        screen,        weigh};
 
 }  // namespace kogpt

@@ -26,8 +26,8 @@ int guarded(const F& f) noexcept {
 
 }  // namespace
 
-// Raised whenever a signature below or the layout of Dims or Chunk changes.
-KOGPT_API int kogpt_abi() { return 6; }
+// Raised whenever a signature below or the layout of a struct in it changes.
+KOGPT_API int kogpt_abi() { return 7; }
 
 // Name of the instruction set that would be used; nullptr if KOGPT_ISA names none of this machine. Ask this
 // first: whatever else takes kernels takes these.
@@ -100,15 +100,18 @@ KOGPT_API void kogpt_borrow_embedding(Model* model, int format, const void* sour
 }
 
 // A row's handle, -1 out of memory.
-KOGPT_API int kogpt_open(Model* model) {
-  return guarded([&] { return model->cache().open(); });
+KOGPT_API int kogpt_open(Model* model, int adapter) {
+  return guarded([&] { return model->cache().open(adapter); });
 }
 KOGPT_API int kogpt_fork(Model* model, int row, int length) {
   return guarded([&] { return model->cache().fork(row, length); });
 }
 KOGPT_API void kogpt_close(Model* model, int row) { model->cache().close(row); }
-KOGPT_API int kogpt_holds(Model* model, int row) { return model->cache().holds(row) ? 1 : 0; }
-KOGPT_API int kogpt_length(Model* model, int row) { return model->cache().length(row); }
+
+// -1 if there is no such row.
+KOGPT_API int kogpt_length(Model* model, int row) {
+  return model->cache().holds(row) ? model->cache().length(row) : -1;
+}
 KOGPT_API void kogpt_truncate(Model* model, int row, int length) { model->cache().truncate(row, length); }
 KOGPT_API std::size_t kogpt_block_bytes(Model* model) { return model->cache().block_bytes(); }
 
@@ -116,6 +119,27 @@ KOGPT_API std::size_t kogpt_block_bytes(Model* model) { return model->cache().bl
 KOGPT_API std::size_t kogpt_cache_bytes(Model* model, int row, int tokens) {
   return static_cast<std::size_t>(model->cache().blocks_needed(row, tokens)) * model->cache().block_bytes();
 }
+KOGPT_API std::size_t kogpt_step_bytes(Model* model, const Chunk* chunks, int n_chunks) {
+  std::size_t bytes = 0;
+  for (int i = 0; i < n_chunks; ++i) bytes += kogpt_cache_bytes(model, chunks[i].row, chunks[i].t);
+  return bytes;
+}
+
+// 0 done, -1 out of memory.
+KOGPT_API int kogpt_load_cache(Model* model, int row, const float* keys, const float* values, int positions) {
+  return guarded([&] {
+    model->load_cache(row, keys, values, positions);
+    return 0;
+  });
+}
+
+// An adapter's handle, -1 out of memory.
+KOGPT_API int kogpt_add_adapter(Model* model, int format, const kogpt::Factors* factors, int count) {
+  return guarded([&] { return model->add_adapter(static_cast<Format>(format), factors, count); });
+}
+KOGPT_API void kogpt_drop_adapter(Model* model, int adapter) { model->drop_adapter(adapter); }
+KOGPT_API int kogpt_has_adapter(Model* model, int adapter) { return model->has_adapter(adapter) ? 1 : 0; }
+KOGPT_API int kogpt_uses_adapter(Model* model, int adapter) { return model->cache().uses(adapter) ? 1 : 0; }
 
 // 0 done, -1 out of memory.
 KOGPT_API int kogpt_forward(Model* model, const Chunk* chunks, int n_chunks, int hidden, float* out) {
@@ -123,4 +147,26 @@ KOGPT_API int kogpt_forward(Model* model, const Chunk* chunks, int n_chunks, int
     model->forward(chunks, n_chunks, hidden != 0, out);
     return 0;
   });
+}
+
+// 0 done, -1 out of memory.
+KOGPT_API int kogpt_draw(Model* model, const Chunk* chunks, int n_chunks, const kogpt::Wanted* wanted) {
+  return guarded([&] {
+    model->draw(chunks, n_chunks, *wanted);
+    return 0;
+  });
+}
+
+// One token from n_vocab logits by a given set of instructions, for tests.
+KOGPT_API int kogpt_sample(const float* logits, int n_vocab, const kogpt::Draw* draw, kogpt::Answer* answer,
+                           kogpt::Likely* likeliest) {
+  return guarded([&] {
+    *answer = kogpt::Sampler(*kogpt::choose_kernels(), n_vocab).sample(logits, *draw, likeliest);
+    return 0;
+  });
+}
+
+// Gumbel noise of tokens [0, n) for a key, for tests.
+KOGPT_API void kogpt_gumbel(std::uint64_t key, int n, double* noise) {
+  for (int i = 0; i < n; ++i) noise[i] = kogpt::gumbel(key, i);
 }

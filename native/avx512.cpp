@@ -44,7 +44,8 @@ std::size_t scratch_bytes(int kp, int d) {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512",      layer_norm,   prepare,       linear,     store_rows,  attend_rows,
-                         scratch_bytes, quantize_row, search_scales, pack_panel, unpack_tile, widen};
+const Kernels kAvx512 = {"avx512",    layer_norm,  prepare,       linear,       compress,      expand,
+                         store_rows,  attend_rows, scratch_bytes, quantize_row, search_scales, pack_panel,
+                         unpack_tile, widen,       highest,       scale,        screen,        weigh};
 
 }  // namespace kogpt

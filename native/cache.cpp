@@ -11,16 +11,17 @@ Cache::Cache(int n_layers, int n_heads, int d_head, Format format)
       block_bytes_(head_bytes_ * 2 * static_cast<std::size_t>(n_layers) * static_cast<std::size_t>(n_heads)) {
 }
 
-int Cache::open() {
+int Cache::open(int adapter) {
   std::size_t row = 0;
   while (row < rows_.size() && rows_[row].open) ++row;
   if (row == rows_.size()) rows_.emplace_back();
   rows_[row].open = true;
+  rows_[row].adapter = adapter;
   return static_cast<int>(row);
 }
 
 int Cache::fork(int parent, int length) {
-  const int child = open();
+  const int child = open(adapter(parent));
   const Row& from = rows_[static_cast<std::size_t>(parent)];
   Row& to = rows_[static_cast<std::size_t>(child)];
   const auto count = static_cast<std::ptrdiff_t>((length + kBlock - 1) / kBlock);
@@ -43,6 +44,11 @@ void Cache::truncate(int handle, int length) {
 bool Cache::holds(int row) const {
   return row >= 0 && static_cast<std::size_t>(row) < rows_.size() &&
          rows_[static_cast<std::size_t>(row)].open;
+}
+
+bool Cache::uses(int adapter) const {
+  return std::any_of(rows_.begin(), rows_.end(),
+                     [&](const Row& row) { return row.open && row.adapter == adapter; });
 }
 
 bool Cache::last_is_shared(const Row& row) const {

@@ -14,17 +14,23 @@
 
 namespace kogpt {
 
+constexpr int kNoAdapter = -1;
+
 class Cache {
  public:
   // Offsets within a block are (layer, head, keys then values), see kHeadStep for the innermost layout.
   Cache(int n_layers, int n_heads, int d_head, Format format);
 
-  int open();
+  // adapter: handle that the row and its forks keep, or kNoAdapter.
+  int open(int adapter = kNoAdapter);
   int fork(int row, int length);
   void close(int row);
   // Forgets the positions of a row from `length` on.
   void truncate(int row, int length);
   bool holds(int row) const;
+  int adapter(int row) const { return rows_[static_cast<std::size_t>(row)].adapter; }
+  // Whether a row was opened with an adapter.
+  bool uses(int adapter) const;
   int length(int row) const { return rows_[static_cast<std::size_t>(row)].length; }
 
   // Blocks that `reserve` would allocate.
@@ -44,6 +50,7 @@ class Cache {
  private:
   struct Row {
     bool open = false;
+    int adapter = kNoAdapter;
     int length = 0;
     std::vector<std::shared_ptr<Buffer>> blocks;
     std::vector<unsigned char*> data;  // of each block

@@ -303,16 +303,19 @@ void pack_panel(Format format, const std::uint8_t* codes, const std::uint8_t* gr
 // 16 outputs of one token to where they go.
 inline void finish(F16 value, const Output& o, int m, int n, int n_all) {
   if (o.bias != nullptr) value = add(value, F16::load(o.bias + n));
-  if (o.gelu) value = gelu16(value);
   float* out = o.out + static_cast<std::size_t>(m) * o.ld + n;
-  if (n_all - n >= kPanel) {
-    if (o.accumulate) value = add(F16::load(out), value);
-    value.store(out);
-    return;
+  const bool whole = n_all - n >= kPanel;
+  const auto bytes = static_cast<std::size_t>(whole ? kPanel : n_all - n) * sizeof(float);
+  float values[kPanel] = {};
+  if (o.accumulate && whole) value = add(F16::load(out), value);
+  if (o.accumulate && !whole) {
+    std::memcpy(values, out, bytes);
+    value = add(F16::load(values), value);
   }
-  float values[kPanel];
+  if (o.gelu) value = gelu16(value);
+  if (whole) return value.store(out);
   value.store(values);
-  for (int j = 0; j < n_all - n; ++j) out[j] = o.accumulate ? out[j] + values[j] : values[j];
+  std::memcpy(out, values, bytes);
 }
 
 template <Format kFormat>
@@ -348,6 +351,8 @@ inline const std::int8_t* panel_tiles(const Linear& w, int n, unsigned char* scr
 }
 
 #include "attention.inl"
+#include "lora.inl"
+#include "sampling.inl"
 
 [[maybe_unused]] std::size_t scratch_rows(int kp, int d) {
   const std::size_t panel = static_cast<std::size_t>(kp) * kPanel,

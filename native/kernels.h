@@ -17,6 +17,12 @@ struct Kernels {
   // Outputs [n0, n1); n0 is a multiple of kPanel.
   void (*linear)(const Linear& w, const Acts& acts, int n0, int n1, const Output& out,
                  unsigned char* scratch);
+  // inner (count, rank) = A x for the given tokens of x (., ld).
+  void (*compress)(const LowRank& update, const float* x, std::size_t ld, const int* tokens, int count,
+                   float* inner);
+  // out (., ld) += B inner for the given tokens and outputs [n0, n1); n0 is a multiple of kPanel.
+  void (*expand)(const LowRank& update, const float* inner, const int* tokens, int count, int n0, int n1,
+                 float* out, std::size_t ld);
   // One head's key and value of position `slot` into a block of the cache.
   void (*store)(const float* k, const float* v, int d, Format format, int slot, unsigned char* keys,
                 unsigned char* values);
@@ -37,6 +43,12 @@ struct Kernels {
   void (*unpack)(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
   // n values of a stored format to float32.
   void (*widen)(Format from, const void* source, std::size_t n, float* out);
+  // Passes over a vocabulary, see sampling.inl.
+  float (*highest)(const float* x, int n);
+  void (*scale)(const float* logits, const double* scores, int n, double top, double temperature,
+                double* scaled);
+  int (*screen)(std::uint64_t key, const int* ids, const double* scaled, int n, double best, double* bounds);
+  double (*weigh)(const double* scaled, int n, double* weights);
 };
 
 extern const Kernels kPlain;

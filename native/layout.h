@@ -103,7 +103,17 @@ constexpr std::size_t acts_bytes(Format format, std::size_t m, std::size_t kp) {
   return narrow_bytes(m, kp) + abreast * kp * sizeof(std::int16_t);
 }
 
-// Outputs [n0, n1) of a projection for all tokens: out[m * ld + n] (+)= gelu?(W x + bias).
+// The update y += B A x of a projection (LoRA, arXiv 2106.09685, section 4.1), in float32 or bfloat16.
+struct LowRank {
+  Format format = Format::f32;
+  int rank = 0;  // 0: no update
+  int n = 0;
+  int kp = 0;
+  const unsigned char* a = nullptr;  // (rank, Kp) row by row
+  const unsigned char* b = nullptr;  // (ceil(N / 16), rank, 16), scale included
+};
+
+// Outputs [n0, n1) of a projection for all tokens: out[m * ld + n] = gelu?(W x + bias + out?[m * ld + n]).
 struct Output {
   float* out = nullptr;
   std::size_t ld = 0;

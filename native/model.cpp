@@ -18,6 +18,8 @@ constexpr int kTasks = 8;                       // of few tokens for each thread
 constexpr int kTaskOutputs =
     256;  // of a task at most: what a thread's second-level cache holds of the weights
 constexpr double kSmall = 1 << 18;  // products that are not worth a dispatch: a few microseconds
+constexpr double kPerLogit = 32;    // choosing a token, in products of a projection
+constexpr int kCompressed = 32;     // tokens of one task of `compress`
 
 // Outputs of one task, each of `bytes` weights: small enough to even out threads that are held up.
 int task_outputs(int outputs, std::size_t bytes, int threads, int m) {
@@ -49,6 +51,7 @@ Model::Model(const Dims& dims, Format format, Format cache, int threads, const K
       f_(round_up(dims.d_ff, kDepth)),
       scratch_(static_cast<std::size_t>(threads)),
       ranges_(static_cast<std::size_t>(threads)) {
+  samplers_.resize(static_cast<std::size_t>(threads));
   const auto add = [&](int n, int k) {
     Linear w;
     w.n = n;
@@ -136,24 +139,37 @@ void Model::run_in_order(int tasks, double products, const F& f) {
 }
 
 void Model::project(const Job* jobs, int n_jobs) {
+  const auto matrix = [&](int i) -> const Linear& {
+    return projections_[static_cast<std::size_t>(jobs[i].index)];
+  };
+  const int m = jobs[0].acts->m;
   int outputs = 0;
-  for (int i = 0; i < n_jobs; ++i) outputs += jobs[i].w->n;
-  const int step = task_outputs(outputs, output_bytes(*jobs[0].w), pool_.threads(), jobs[0].acts->m);
+  for (int i = 0; i < n_jobs; ++i) outputs += matrix(i).n;
+  const int step = task_outputs(outputs, output_bytes(matrix(0)), pool_.threads(), m);
   int ends[kProjections];
+  bool updated[kProjections];
   int tasks = 0;
-  for (int i = 0; i < n_jobs; ++i) ends[i] = tasks += (jobs[i].w->n + step - 1) / step;
-  const double products = static_cast<double>(outputs) * jobs[0].w->kp * jobs[0].acts->m;
+  for (int i = 0; i < n_jobs; ++i) {
+    ends[i] = tasks += (matrix(i).n + step - 1) / step;
+    updated[i] = is_updated(jobs[i].index);
+  }
+  const double products = static_cast<double>(outputs) * matrix(0).kp * m;
   run_in_order(tasks, products, [&](int task, int thread) {
     int i = 0;
     while (task >= ends[i]) ++i;
-    const Job& job = jobs[i];
-    const int n0 = (task - (i > 0 ? ends[i - 1] : 0)) * step;
-    kernels_.linear(*job.w, *job.acts, n0, std::min(n0 + step, job.w->n), job.out,
-                    scratch_[static_cast<std::size_t>(thread)].data());
+    const int n0 = (task - (i > 0 ? ends[i - 1] : 0)) * step, n1 = std::min(n0 + step, matrix(i).n);
+    Output out = jobs[i].out;
+    if (updated[i]) {
+      expand(jobs[i].index, m, n0, n1, out);
+      out.accumulate = true;
+    }
+    kernels_.linear(matrix(i), *jobs[i].acts, n0, n1, out, scratch_[static_cast<std::size_t>(thread)].data());
   });
 }
 
-void Model::forward(const Chunk* chunks, int n_chunks, bool hidden, float* out) {
+// Reads chunks into their rows; the outputs wanted, (., e_) after the last layer norm, lie in last_. Their
+// number.
+int Model::read(const Chunk* chunks, int n_chunks) {
   int outputs = 0;
   for (int i = 0; i < n_chunks; ++i) outputs += chunks[i].n_outputs;
   last_.reserve(static_cast<std::size_t>(std::max(outputs, 1)) * static_cast<std::size_t>(e_) *
@@ -185,17 +201,173 @@ void Model::forward(const Chunk* chunks, int n_chunks, bool hidden, float* out) 
   }
   if (m > 0) pass(pieces, m);
   for (int i = 0; i < n_chunks; ++i) cache_.advance(chunks[i].row, chunks[i].t);
-  if (!hidden) return head(out, outputs);
-  for (int i = 0; i < outputs; ++i) {
+  return outputs;
+}
+
+void Model::forward(const Chunk* chunks, int n_chunks, bool hidden, float* out) {
+  const int outputs = read(chunks, n_chunks);
+  for (int m0 = 0; m0 < outputs && !hidden; m0 += kHeadPass) {
+    head(m0, std::min(kHeadPass, outputs - m0), out + static_cast<std::ptrdiff_t>(m0) * dims_.n_vocab);
+  }
+  for (int i = 0; i < outputs && hidden; ++i) {
     std::memcpy(out + static_cast<std::ptrdiff_t>(i) * dims_.d_model,
                 last_.floats() + static_cast<std::ptrdiff_t>(i) * e_,
                 static_cast<std::size_t>(dims_.d_model) * sizeof(float));
   }
 }
 
+void Model::draw(const Chunk* chunks, int n_chunks, const Wanted& wanted) {
+  const int outputs = read(chunks, n_chunks), n_vocab = dims_.n_vocab;
+  std::vector<Likely*> likeliest;  // room of each answer
+  Likely* room = wanted.likeliest;
+  for (int i = 0; i < wanted.n_draws; ++i) {
+    likeliest.push_back(room);
+    room += std::max(0, wanted.draws[i].n_likeliest);
+  }
+  for (int i = 0; i < wanted.n_targets; ++i) {
+    likeliest.push_back(room);
+    room += wanted.targets[i].n_likeliest;
+  }
+  std::vector<int> tasks;  // numbers of answers; of several targets of one output the first
+  int target = 0;
+  for (int m0 = 0; m0 < outputs; m0 += kHeadPass) {
+    const int end = std::min(m0 + kHeadPass, outputs);
+    tasks.clear();
+    for (int i = 0; i < wanted.n_draws; ++i) {
+      if (wanted.draws[i].output >= m0 && wanted.draws[i].output < end) tasks.push_back(i);
+    }
+    for (; target < wanted.n_targets && wanted.targets[target].output < end; ++target) {
+      const Target* it = wanted.targets + target;
+      if (target == 0 || it[-1].output != it->output) tasks.push_back(wanted.n_draws + target);
+    }
+    if (tasks.empty()) continue;
+    const auto width = static_cast<std::size_t>(n_vocab);
+    logits_.reserve(static_cast<std::size_t>(end - m0) * width * sizeof(float));
+    head(m0, end - m0, logits_.floats());
+    const auto logits = [&](int output) {
+      return logits_.floats() + static_cast<std::size_t>(output - m0) * width;
+    };
+    const int n_tasks = static_cast<int>(tasks.size());
+    run(n_tasks, kPerLogit * n_vocab * n_tasks, [&](int task, int thread) {
+      const int answer = tasks[static_cast<std::size_t>(task)];
+      Likely* entries = likeliest[static_cast<std::size_t>(answer)];
+      if (answer < wanted.n_draws) {
+        const Draw& draw = wanted.draws[answer];
+        wanted.answers[answer] = sampler(thread).sample(logits(draw.output), draw, entries);
+        return;
+      }
+      const int first = answer - wanted.n_draws;
+      const Target* targets = wanted.targets + first;
+      int count = 1;
+      while (first + count < wanted.n_targets && targets[count].output == targets->output) ++count;
+      sampler(thread).score(logits(targets->output), n_vocab, targets, count, wanted.answers + answer,
+                            entries);
+    });
+  }
+}
+
+Sampler& Model::sampler(int thread) {
+  std::unique_ptr<Sampler>& own = samplers_[static_cast<std::size_t>(thread)];
+  if (own == nullptr) own = std::make_unique<Sampler>(kernels_, dims_.n_vocab);
+  return *own;
+}
+
+void Model::load_cache(int row, const float* keys, const float* values, int positions) {
+  cache_.reserve(row, positions);
+  const int first = cache_.length(row), heads = dims_.n_heads;
+  unsigned char* const* blocks = cache_.blocks(row);
+  pool_.run(dims_.n_layers * heads, [&](int task, int) {
+    const int layer = task / heads, head = task % heads;
+    for (int i = 0; i < positions; ++i) {
+      const auto at = (static_cast<std::ptrdiff_t>(layer * positions + i) * heads + head) * d_head_;
+      unsigned char* block = blocks[(first + i) / kBlock];
+      kernels_.store(keys + at, values + at, d_head_, cache_.format(), (first + i) % kBlock,
+                     block + cache_.keys(layer, head), block + cache_.values(layer, head));
+    }
+  });
+  cache_.advance(row, positions);
+}
+
+int Model::add_adapter(Format format, const Factors* factors, int count) {
+  auto adapter = std::make_unique<Adapter>(projections_, format, factors, count);
+  std::size_t handle = 0;
+  while (handle < adapters_.size() && adapters_[handle] != nullptr) ++handle;
+  if (handle == adapters_.size()) adapters_.emplace_back();
+  adapters_[handle] = std::move(adapter);
+  return static_cast<int>(handle);
+}
+
+// Which tokens have which adapter, and the tasks of `compress` before and after attention.
+void Model::plan_adapters(const std::vector<Piece>& pieces) {
+  adapted_.clear();
+  before_ = after_ = {};
+  for (const Piece& piece : pieces) {
+    const int handle = cache_.adapter(piece.chunk.row);
+    if (handle == kNoAdapter) continue;
+    const Adapter* adapter = adapters_[static_cast<std::size_t>(handle)].get();
+    auto group = std::find_if(adapted_.begin(), adapted_.end(),
+                              [&](const Adapted& other) { return other.adapter == adapter; });
+    if (group == adapted_.end()) group = adapted_.insert(group, {adapter, {}, {}});
+    for (int i = 0; i < piece.chunk.t; ++i) group->tokens.push_back(piece.start + i);
+  }
+  std::size_t floats = 0;
+  for (Adapted& group : adapted_) {
+    const int count = static_cast<int>(group.tokens.size());
+    for (int projection = 0; projection < kProjections; ++projection) {
+      const int rank = group.adapter->rank(projection);
+      group.inner[projection] = floats;
+      floats += static_cast<std::size_t>(rank) * group.tokens.size();
+      Compressions& part = projection == kOut || projection == kFcOut ? after_ : before_;
+      part.products += static_cast<double>(rank) * count * (projection == kFcOut ? f_ : e_);
+      for (int begin = 0; begin < count && rank > 0; begin += kCompressed) {
+        part.tasks.push_back({&group, projection, begin, std::min(count, begin + kCompressed)});
+      }
+    }
+  }
+  inner_.reserve(floats * sizeof(float));
+}
+
+// A x of all updates before or after attention.
+void Model::compress(int layer, const Compressions& part) {
+  run(static_cast<int>(part.tasks.size()), part.products, [&](int i, int) {
+    const Compression& task = part.tasks[static_cast<std::size_t>(i)];
+    const LowRank& update = task.group->adapter->update(layer * kProjections + task.projection);
+    if (update.rank == 0) return;
+    const bool wide = task.projection == kFcOut;
+    const Buffer& x = wide ? ff_ : task.projection == kOut ? attended_ : h_;
+    float* inner = inner_.floats() + task.group->inner[task.projection] +
+                   static_cast<std::ptrdiff_t>(task.begin) * update.rank;
+    kernels_.compress(update, x.floats(), static_cast<std::size_t>(wide ? f_ : e_),
+                      task.group->tokens.data() + task.begin, task.end - task.begin, inner);
+  });
+}
+
+// Whether some token of the pass has an update of a projection.
+bool Model::is_updated(int index) const {
+  return index < dims_.n_layers * kProjections &&
+         std::any_of(
+             adapted_.begin(), adapted_.end(),
+             [&](const Adapted& group) { return group.adapter->update(index).rank > 0; });
+}
+
+// B A x of a projection into outputs [n0, n1), ahead of the product itself, which is then added to it. Tokens
+// without an update get -0: adding to it changes no bit of any number.
+void Model::expand(int index, int m, int n0, int n1, const Output& to) {
+  for (int i = 0; i < m && !to.accumulate; ++i) {
+    std::fill_n(to.out + static_cast<std::size_t>(i) * to.ld + n0, n1 - n0, -0.0f);
+  }
+  for (const Adapted& group : adapted_) {
+    const LowRank& update = group.adapter->update(index);
+    if (update.rank == 0) continue;
+    kernels_.expand(update, inner_.floats() + group.inner[index % kProjections], group.tokens.data(),
+                    static_cast<int>(group.tokens.size()), n0, n1, to.out, to.ld);
+  }
+}
+
 void Model::pass(const std::vector<Piece>& pieces, int m) {
   reserve(m);
   plan_attention(pieces);
+  plan_adapters(pieces);
   for (const Piece& piece : pieces) embed(piece);
   for (int layer = 0; layer < dims_.n_layers; ++layer) block(layer, m);
   const int norm = dims_.n_layers * kVectors;
@@ -225,7 +397,8 @@ void Model::embed(const Piece& piece) {
 // x += attention(h) + mlp(h), h the layer norm of x.
 void Model::block(int layer, int m) {
   const auto e = static_cast<std::size_t>(e_), f = static_cast<std::size_t>(f_);
-  const Linear* w = &projections_[static_cast<std::size_t>(layer * kProjections)];
+  const int first = layer * kProjections;
+  const Linear* w = &projections_[static_cast<std::size_t>(first)];
   const int vectors = layer * kVectors;
   const auto scratch = [&](int thread) { return scratch_[static_cast<std::size_t>(thread)].data(); };
 
@@ -238,10 +411,11 @@ void Model::block(int layer, int m) {
     }
     kernels_.prepare(h_.floats(), e, m0, m1, normal, scratch(thread));
   });
-  const Job in[] = {{&w[kFcIn], &normal, {ff_.floats(), f, vector(vectors + kFcInBias), false, true}},
-                    {&w[kQ], &normal, {q_.floats(), e, nullptr, false, false}},
-                    {&w[kK], &normal, {k_.floats(), e, nullptr, false, false}},
-                    {&w[kV], &normal, {v_.floats(), e, nullptr, false, false}}};
+  if (!before_.tasks.empty()) compress(layer, before_);
+  const Job in[] = {{first + kFcIn, &normal, {ff_.floats(), f, vector(vectors + kFcInBias), false, true}},
+                    {first + kQ, &normal, {q_.floats(), e, nullptr, false, false}},
+                    {first + kK, &normal, {k_.floats(), e, nullptr, false, false}},
+                    {first + kV, &normal, {v_.floats(), e, nullptr, false, false}}};
   project(in, 4);
 
   attend(layer);
@@ -250,15 +424,20 @@ void Model::block(int layer, int m) {
     kernels_.prepare(attended_.floats(), e, m0, m1, mixed, scratch(thread));
     kernels_.prepare(ff_.floats(), f, m0, m1, wide, scratch(thread));
   });
+  if (!after_.tasks.empty()) compress(layer, after_);
+  const bool out_updated = is_updated(first + kOut), fc_out_updated = is_updated(first + kFcOut);
   const int outputs = dims_.d_model;
   const int step = task_outputs(outputs, output_bytes(w[kOut]) + output_bytes(w[kFcOut]), pool_.threads(), m);
-  run_in_order(
-      (outputs + step - 1) / step, static_cast<double>(outputs) * (e_ + f_) * m, [&](int task, int thread) {
-        const int n0 = task * step, n1 = std::min(n0 + step, outputs);
-        kernels_.linear(w[kOut], mixed, n0, n1, {x_.floats(), e, nullptr, true, false}, scratch(thread));
-        const Output last{x_.floats(), e, vector(vectors + kFcOutBias), true, false};
-        kernels_.linear(w[kFcOut], wide, n0, n1, last, scratch(thread));
-      });
+  run_in_order((outputs + step - 1) / step, static_cast<double>(outputs) * (e_ + f_) * m,
+               [&](int task, int thread) {
+                 const int n0 = task * step, n1 = std::min(n0 + step, outputs);
+                 const Output sum{x_.floats(), e, nullptr, true, false};
+                 const Output last{x_.floats(), e, vector(vectors + kFcOutBias), true, false};
+                 if (out_updated) expand(first + kOut, m, n0, n1, sum);
+                 if (fc_out_updated) expand(first + kFcOut, m, n0, n1, sum);
+                 kernels_.linear(w[kOut], mixed, n0, n1, sum, scratch(thread));
+                 kernels_.linear(w[kFcOut], wide, n0, n1, last, scratch(thread));
+               });
 }
 
 // Turns each pair (2j, 2j + 1) of the first rotary_dim values of one head.
@@ -354,24 +533,20 @@ void Model::attend(int layer) {
   });
 }
 
-void Model::head(float* out, int m) {
-  const Linear& w = projections_.back();
-  for (int m0 = 0; m0 < m; m0 += kHeadPass) {
-    const int count = std::min(kHeadPass, m - m0);
-    reserve(count);
-    const Acts last{w.format, count, e_, acts_[0].data()};
-    const float* from = last_.floats() + static_cast<std::ptrdiff_t>(m0) * e_;
-    by_tokens(count, [&](int i0, int i1, int thread) {
-      kernels_.prepare(from, static_cast<std::size_t>(e_), i0, i1, last,
-                       scratch_[static_cast<std::size_t>(thread)].data());
-    });
-    const Job job{
-        &w,
-        &last,
-        {out + static_cast<std::ptrdiff_t>(m0) * dims_.n_vocab, static_cast<std::size_t>(dims_.n_vocab),
-         vector(dims_.n_layers * kVectors + 2), false, false}};
-    project(&job, 1);
-  }
+// Logits (count, n_vocab) of outputs m0, m0 + 1 and so on.
+void Model::head(int m0, int count, float* out) {
+  reserve(count);
+  const Acts last{projections_.back().format, count, e_, acts_[0].data()};
+  const float* from = last_.floats() + static_cast<std::ptrdiff_t>(m0) * e_;
+  by_tokens(count, [&](int i0, int i1, int thread) {
+    kernels_.prepare(from, static_cast<std::size_t>(e_), i0, i1, last,
+                     scratch_[static_cast<std::size_t>(thread)].data());
+  });
+  const float* bias = vector(dims_.n_layers * kVectors + 2);
+  const Job job{dims_.n_layers * kProjections,
+                &last,
+                {out, static_cast<std::size_t>(dims_.n_vocab), bias, false, false}};
+  project(&job, 1);
 }
 
 }  // namespace kogpt

@@ -9,10 +9,12 @@
 #include <memory>
 #include <vector>
 
+#include "adapter.h"
 #include "buffer.h"
 #include "cache.h"
 #include "kernels.h"
 #include "pool.h"
+#include "sampling.h"
 
 namespace kogpt {
 
@@ -30,10 +32,18 @@ struct Chunk {
   const float* embeddings;
 };
 
-// Projections of a layer, in the order in which they are numbered; the head follows the last layer.
-enum Projection { kQ, kK, kV, kOut, kFcIn, kFcOut, kProjections };
 // Vectors likewise; after the last layer: ln_f.weight, ln_f.bias, lm_head.bias.
 enum Vector { kNormWeight, kNormBias, kFcInBias, kFcOutBias, kVectors };
+
+// What is wanted of the outputs of a step, and where the answers go.
+struct Wanted {
+  const Draw* draws;
+  const Target* targets;
+  int n_draws;
+  int n_targets;
+  Answer* answers;    // of the draws, then of the targets
+  Likely* likeliest;  // likewise, as many for each as it asks for
+};
 
 class Model {
  public:
@@ -54,6 +64,21 @@ class Model {
   // hidden.
   void forward(const Chunk* chunks, int n_chunks, bool hidden, float* out);
 
+  // As `forward`, but chooses and scores tokens; no more than kHeadPass outputs become logits at a time.
+  void draw(const Chunk* chunks, int n_chunks, const Wanted& wanted);
+
+  // Extends a row by `positions` whose keys and values are given, (n_layers, positions, n_heads, d_head)
+  // each.
+  void load_cache(int row, const float* keys, const float* values, int positions);
+
+  // A handle of factors that are copied in `format`, float32 or bfloat16.
+  int add_adapter(Format format, const Factors* factors, int count);
+  void drop_adapter(int adapter) { adapters_[static_cast<std::size_t>(adapter)].reset(); }
+  bool has_adapter(int adapter) const {
+    return adapter >= 0 && static_cast<std::size_t>(adapter) < adapters_.size() &&
+           adapters_[static_cast<std::size_t>(adapter)] != nullptr;
+  }
+
  private:
   // A chunk, or as much of one as fits a pass of kPass positions.
   struct Piece {
@@ -70,6 +95,25 @@ class Model {
     int shared;  // leading tiles that all of them share
   };
 
+  // Tokens of a pass whose rows have one adapter.
+  struct Adapted {
+    const Adapter* adapter;
+    std::vector<int> tokens;
+    std::size_t inner[kProjections];  // where (tokens, rank) values of each projection lie in inner_
+  };
+
+  // A x for some tokens of a group, and all of them that are computed together.
+  struct Compression {
+    const Adapted* group;
+    int projection;
+    int begin, end;  // of its tokens
+  };
+  struct Compressions {
+    std::vector<Compression> tasks;
+    double products = 0;
+  };
+
+  int read(const Chunk* chunks, int n_chunks);
   void pass(const std::vector<Piece>& pieces, int m);
   void embed(const Piece& piece);
   void block(int layer, int m);
@@ -79,12 +123,17 @@ class Model {
   void store(int layer, int head, const Span& span);
   void reach(int positions);
   void rotate(float* x, int position) const;
-  void head(float* out, int m);
+  void head(int m0, int count, float* out);
+  Sampler& sampler(int thread);
+  void plan_adapters(const std::vector<Piece>& pieces);
+  void compress(int layer, const Compressions& part);
+  bool is_updated(int index) const;
+  void expand(int index, int m, int n0, int n1, const Output& to);
   void reserve(int m);
 
   // One or more projections of the same tokens, as tasks over their outputs.
   struct Job {
-    const Linear* w;
+    int index;  // of the projection
     const Acts* acts;
     Output out;
   };
@@ -120,6 +169,13 @@ class Model {
     float cos, sin;
   };
   std::vector<Rotation> rotary_;  // (positions so far, R / 2)
+
+  std::vector<std::unique_ptr<Adapter>> adapters_;
+  std::vector<Adapted> adapted_;  // of the pass
+  Compressions before_, after_;   // attention
+  Buffer inner_;
+  std::vector<std::unique_ptr<Sampler>> samplers_;  // one for each thread that has chosen a token
+  Buffer logits_;
 
   std::vector<Span> spans_;
   std::vector<Group> groups_;

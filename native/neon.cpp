@@ -34,7 +34,8 @@ inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
 
 }  // namespace
 
-const Kernels kNeon = {"neon",       layer_norm,   prepare_rows,  linear_rows, store_rows,  attend_rows,
-                       scratch_rows, quantize_row, search_scales, pack_panel,  unpack_tile, widen};
+const Kernels kNeon = {"neon",      layer_norm,  prepare_rows, linear_rows,  compress,      expand,
+                       store_rows,  attend_rows, scratch_rows, quantize_row, search_scales, pack_panel,
+                       unpack_tile, widen,       highest,      scale,        screen,        weigh};
 
 }  // namespace kogpt

@@ -173,7 +173,8 @@ void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t
 
 }  // namespace
 
-const Kernels kPlain = {"plain",      layer_norm,   prepare_rows,  linear_rows, store_rows,  attend_rows,
-                        scratch_rows, quantize_row, search_scales, pack_panel,  unpack_tile, widen};
+const Kernels kPlain = {"plain",     layer_norm,  prepare_rows, linear_rows,  compress,      expand,
+                        store_rows,  attend_rows, scratch_rows, quantize_row, search_scales, pack_panel,
+                        unpack_tile, widen,       highest,      scale,        screen,        weigh};
 
 }  // namespace kogpt

@@ -13,8 +13,6 @@ namespace {
 
 constexpr std::size_t kCopy = std::size_t{2} << 20;  // bytes that one task copies
 
-constexpr std::size_t width_of(Format format) { return format == Format::f32 ? 4 : 2; }
-
 std::uint16_t to_bf16(float x) {
   std::uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
@@ -36,19 +34,6 @@ std::uint16_t to_f16(float x) {
   return static_cast<std::uint16_t>(sign | ((bits - 0x38000000) >> 13));
 }
 
-void narrow(Format to, const float* source, int n, void* out) {
-  auto* half = static_cast<std::uint16_t*>(out);
-  switch (to) {
-    case Format::f32: std::memcpy(out, source, static_cast<std::size_t>(n) * sizeof(float)); break;
-    case Format::bf16:
-      for (int i = 0; i < n; ++i) half[i] = to_bf16(source[i]);
-      break;
-    default:
-      for (int i = 0; i < n; ++i) half[i] = to_f16(source[i]);
-      break;
-  }
-}
-
 // Row n of a matrix as float32; the padding of `row` is zero.
 void widen_row(const Kernels& kernels, const Source& from, int n, std::vector<float>& row) {
   const auto k = static_cast<std::size_t>(from.k);
@@ -61,6 +46,19 @@ void widen_row(const Kernels& kernels, const Source& from, int n, std::vector<fl
 bool is_quantized(Format format) { return format == Format::i8 || format == Format::i4; }
 
 }  // namespace
+
+void narrow(Format to, const float* source, int n, void* out) {
+  auto* half = static_cast<std::uint16_t*>(out);
+  switch (to) {
+    case Format::f32: std::memcpy(out, source, static_cast<std::size_t>(n) * sizeof(float)); break;
+    case Format::bf16:
+      for (int i = 0; i < n; ++i) half[i] = to_bf16(source[i]);
+      break;
+    default:
+      for (int i = 0; i < n; ++i) half[i] = to_f16(source[i]);
+      break;
+  }
+}
 
 std::size_t stored_bytes(Format format, int n, int k) {
   const auto tiles = static_cast<std::size_t>(round_up(n, kPanel) / kPanel) *

@@ -17,6 +17,12 @@ struct Source {
   int k;
 };
 
+// Bytes of a value in a format of floats.
+constexpr std::size_t width_of(Format format) { return format == Format::f32 ? 4 : 2; }
+
+// n values to a format of floats, to the nearest, ties to even.
+void narrow(Format to, const float* source, int n, void* out);
+
 // Bytes of a matrix as Linear describes it, padded to whole panels.
 std::size_t stored_bytes(Format format, int n, int k);
 

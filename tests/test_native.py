@@ -5,10 +5,16 @@ Each instruction set of this machine runs in a process of its own: KOGPT_ISA is 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +24,18 @@ from numpy.typing import NDArray
 from runners import stored
 
 from kogpt import checkpoint, memory, native_runner
+from kogpt.adapter import Lora, LowRank
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.export.rounding import nearest
 from kogpt.memory import usable_cpus
+from kogpt.native_layout import WANTED, Question, address
 from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.quantize import Quantized
 from kogpt.runner import Array, Chunk, Runner
+from kogpt.sampling import Draw, SampledToken, Sampling, Wanted, candidates, changes, exp, gumbel, sample
 
 pytestmark = pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
 
@@ -156,6 +165,58 @@ def test_a_row_does_not_depend_on_its_neighbours(isa: str, dtype: str) -> None:
             np.testing.assert_array_equal(found, wanted)
 
 
+def lora_and_merged(
+    config: ModelConfig, tensors: dict[str, Stored], seed: int
+) -> tuple[Lora, dict[str, Stored]]:
+    """A LoRA of another rank on every matrix, without one here and there, and the weights with it."""
+    rng = np.random.default_rng(seed)
+    updates, merged = {}, dict(tensors)
+    for name, tensor in tensors.items():
+        if ".h." not in name or tensor.array.ndim == 1 or rng.random() < 0.2:
+            continue
+        (n, k), rank = tensor.array.shape, int(rng.integers(0, 21))
+        a = rng.standard_normal((rank, k)).astype(np.float32) * np.float32(k**-0.5)
+        b = rng.standard_normal((n, rank)).astype(np.float32)
+        scale = 0.3 / max(rank, 1) ** 0.5
+        updates[name.removesuffix(".weight")] = LowRank(a, b, scale)
+        merged[name] = stored(tensor.array + np.float32(scale) * (b @ a))
+    return Lora(updates), merged
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_adapters_of_any_ranks_are_merged_weights(isa: str, dtype: str, shape: ModelConfig) -> None:
+    """Two rows of each of two adapters and two of none, in one batch; then bit for bit each alone."""
+    tensors = {name: stored(array) for name, array in random_tensors(shape).items()}
+    runner = NativeRunner(shape, tensors, dtype, threads=2)
+    models: list[tuple[int | None, dict[str, Stored]]] = [(None, tensors)]
+    for seed in (1, 2):
+        lora, merged = lora_and_merged(shape, tensors, seed)
+        models.append((runner.add_adapter(lora), merged))
+    order, lengths = (1, 0, 2, 1, 2, 0), (35, 1, 16, 18, 2, 33)
+    texts = [np.arange(n) % shape.n_vocab for n in lengths]
+    rows = [runner.open(models[i][0]) for i in order]
+    found = runner.forward([Chunk(row, ids, len(ids)) for row, ids in zip(rows, texts, strict=True)])
+    for i, ids, logits in zip(order, texts, found, strict=True):
+        (wanted,) = read_all(NumpyRunner(shape, models[i][1]), [ids])
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=2 * TOLERANCE[dtype])
+        for size in (1, 7):
+            row = runner.open(models[i][0])
+            pieces = [ids[at : at + size] for at in range(0, len(ids), size)]
+            alone = np.concatenate([runner.forward([Chunk(row, p, len(p))])[0] for p in pieces])
+            np.testing.assert_array_equal(alone, logits)
+
+
+def test_an_adapter_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = NativeRunner(TINY, TENSORS, "float32")
+    lora, _ = lora_and_merged(TINY, TENSORS, 1)
+    with monkeypatch.context() as short:
+        short.setattr(memory, "available_memory", lambda: 10_000)
+        with pytest.raises(NotEnoughMemory, match="this adapter needs"):
+            runner.add_adapter(lora)
+    assert runner.add_adapter(lora) == 0
+
+
 CACHES = {"float32": 0.0, "bfloat16": 0.04, "int8": 0.06}  # and how far logits may be from those of float32
 LONG = ModelConfig(n_layers=2, n_heads=3, d_model=120, d_ff=64, n_vocab=64, n_ctx=400, rotary_dim=8)
 
@@ -222,6 +283,116 @@ def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, dtype: str, broken
         np.testing.assert_array_equal(one, other)
 
 
+# Choosing tokens
+
+
+def native_sample(logits: Array, draw: Draw) -> SampledToken | None:
+    """sampling.sample in C++."""
+    chunk = Chunk(0, np.zeros(1, np.int64), 1)
+    question = Question([chunk], [Wanted([draw])], len(logits))
+    kernels = native_runner.library()
+    assert kernels is not None
+    draws, _, _, _, answers, likeliest = WANTED.unpack(question.packed)
+    logits = np.ascontiguousarray(logits, np.float32)
+    assert kernels.kogpt_sample(address(logits), len(logits), draws, answers, likeliest) == 0
+    (found,) = question.answers()[0].tokens
+    return found
+
+
+def some_logits(rng: np.random.Generator, n: int) -> dict[str, Array]:
+    """(n,) float32 of many kinds."""
+    normal = rng.standard_normal(n).astype(np.float32)
+    return {
+        "normal": normal,
+        "wide": 8 * normal,
+        "flat": 1e-3 * normal,
+        "ties": np.round(normal),
+        "all equal": np.full(n, 3.25, np.float32),
+        "two zeros": np.where(rng.random(n) < 0.5, -0.0, 0.0).astype(np.float32),
+        "extremes": rng.choice(np.array([3e38, -3e38, 0, 1e30], np.float32), n),
+        "denormals": (1e-45 * rng.integers(0, 9, n)).astype(np.float32),
+        "one peak": np.where(np.arange(n) == n // 2, 40, normal).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("n", [1, 7, 40, 1500, 64_512])
+def test_tokens_are_those_of_sampling_bit_for_bit(isa: str, n: int) -> None:
+    """Every filter at every temperature: the same sums in the same order, so the same set at every border."""
+    rng = np.random.default_rng(n)
+    words = rng.integers(1, 2**32, (n + 31) // 32, np.uint32) | np.uint32(1)
+    for name, logits in some_logits(rng, n).items():
+        for _ in range(12 if n > 10_000 else 60):
+            written = {int(i): int(rng.integers(1, 4)) for i in rng.integers(0, n, 3)}
+            s = Sampling(
+                repetition_penalty=float(rng.choice([1, 1.3, 0.01])),
+                frequency_penalty=0.3,
+                logit_bias={int(rng.integers(n)): float(rng.choice([1, -1e6, 1e6]))},
+            )
+            draw = Draw(
+                key=int(rng.integers(0, 2**64, dtype=np.uint64)),
+                temperature=float(rng.choice([0, 1e-45, 0.01, 0.8, 1, 5, 100])),
+                top_k=int(rng.choice([0, 0, 1, 5, 50, 2000, n, 10**9])),
+                top_p=float(rng.choice([1, 1, 0, 0.3, 0.5, 0.95, 0.999, 1 - 2**-53])),
+                min_p=float(rng.choice([0, 0, 1e-320, 0.01, 0.5, 1])),
+                n_vocab=None if rng.random() < 0.5 else int(rng.integers(1, n + 1)),
+                logprobs=None if rng.random() < 0.5 else int(rng.integers(0, 9)),
+                allowed=None if rng.random() < 0.7 else words,
+            )
+            draw = replace(draw, changes=changes(s, np.array([0]), written, draw.n_vocab or n))
+            if rng.random() < 0.5:
+                draw = replace(draw, changes=None)
+            found, wanted = native_sample(logits, draw), sample(logits, draw)
+            assert found is not None and wanted is not None
+            assert found.token == wanted.token, (name, draw)
+            assert found.logprob == pytest.approx(wanted.logprob, abs=1e-5, nan_ok=True)
+            values, others = ([value for _, value in t.top_logprobs] for t in (found, wanted))
+            np.testing.assert_allclose(values, others, rtol=1e-12, atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_no_token_from_logits_that_are_not_finite(isa: str, broken: float) -> None:
+    for place in (0, 15, 16, 36):
+        logits = np.arange(37, dtype=np.float32)
+        logits[place] = broken
+        for draw in (Draw(1), Draw(1, 1.0), Draw(1, 1.0, top_p=0.5)):
+            assert native_sample(logits, draw) is None
+            assert (native_sample(logits, replace(draw, n_vocab=36)) is None) == (place < 36)
+
+
+@pytest.mark.parametrize("key", [0, 1, 0xC0FFEE, 2**64 - 1])
+def test_noise_is_that_of_sampling_to_the_last_bit(key: int) -> None:
+    kernels = native_runner.library()
+    assert kernels is not None
+    found = np.empty(200_000)
+    kernels.kogpt_gumbel(key, len(found), address(found))
+    assert found.tobytes() == gumbel(key, np.arange(len(found))).tobytes()
+
+
+BORDER = np.log(np.arange(1, 4001, dtype=np.float32))  # logits
+
+
+@cache
+def key_that_chooses(token: int) -> int:
+    """A key whose noise makes this token of BORDER win against all others."""
+    ids, scaled = candidates(BORDER, Draw(0, 1.0))
+    return next(key for key in count() if ids[(scaled + gumbel(key, ids)).argmax()] == token)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100, 1777])
+def test_a_nucleus_that_rounding_decides(isa: str, size: int) -> None:
+    """top_p on the sum that numpy reaches by adding in order, and on its neighbours."""
+    shares = exp(candidates(BORDER, Draw(0, 1.0))[1])
+    shares /= np.cumsum(shares)[-1]
+    border = float(np.cumsum(shares[::-1])[size - 1])
+    inside, outside = 4000 - size, 3999 - size  # the last token of the set, and the one after it
+    for token in (inside, outside):
+        for top_p in (np.nextafter(border, 0), border, np.nextafter(border, 1), border - 1e-9, border + 1e-9):
+            draw = Draw(key_that_chooses(token), 1.0, top_p=float(top_p))
+            found, wanted = native_sample(BORDER, draw), sample(BORDER, draw)
+            assert found is not None and wanted is not None and found.token == wanted.token
+            assert (wanted.token == token) == (token == inside or top_p > border)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_do_not_change_a_bit(threads: int) -> None:
     wanted = read_all(NativeRunner(TINY, TENSORS, "bfloat16", threads=2), TEXTS)
@@ -236,7 +407,7 @@ def run_python(code: str, *flags: str) -> str:
 import os, sys
 import numpy as np
 from test_native import TENSORS, TEXTS, TINY, read_all
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.native_runner import NativeRunner
 runner = NativeRunner(TINY, TENSORS, "int8", threads=3)
 wanted = read_all(runner, TEXTS)
@@ -295,6 +466,8 @@ def test_memory_that_ends_within_a_step_is_an_error_not_garbage() -> None:
         """
 import resource
 from dataclasses import replace
+from functools import cache
+from itertools import count
 from kogpt.runner import Chunk
 wide = replace(TINY, d_ff=65536)
 from kogpt.checkpoint import Stored
@@ -323,6 +496,89 @@ np.testing.assert_array_equal(logits, read_all(runner, [np.r_[0, 1, 0:90]])[0][-
     assert "no more memory" in found and "ulimit" in found
 
 
+# The end of a model
+
+
+STREAMS = """
+import gc, sys
+from kogpt import KoGPT, Sampling
+model = KoGPT.from_pretrained(device="cpu")
+stream = model.stream("옛날", Sampling(seed=1))
+next(stream)
+"""
+ENDS = {
+    "program": "",
+    "break": "for piece in stream: break",
+    "exit": "sys.exit(0)",
+    "results": "stream.close(); unread = model.results(['옛날', '책'], Sampling(n=2)); next(unread)",
+    "model first": "del model",
+    "stream first": "del stream",
+    "cycle": """
+model.itself, model.left_open = model, stream
+del model, stream
+gc.collect()
+print("goes on", file=sys.stderr)
+""",
+    "thread": """
+import threading
+stream.close()
+threading.Thread(target=lambda: list(model.stream("오늘", Sampling(max_tokens=500))), daemon=True).start()
+""",
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_no_end_of_a_program_touches_a_freed_model(end: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", STREAMS + end],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr in ("", "goes on\n")
+
+
+def test_a_freed_model_is_never_called() -> None:
+    """Every method of the seam, as a generator might call it that outlives its runner."""
+    runner = NativeRunner(TINY, TENSORS, "int8", threads=1)
+    row, adapter = runner.open(), runner.add_adapter(Lora({}))
+    given = np.zeros((TINY.n_layers, 1, TINY.n_heads, TINY.d_head), np.float32)
+    chunks = [Chunk(row, np.arange(2))]
+    calls: dict[str, Callable[[], object]] = {
+        "open": runner.open,
+        "fork": lambda: runner.fork(row),
+        "length": lambda: runner.length(row),
+        "truncate": lambda: runner.truncate(row, 0),
+        "room": runner.room,
+        "forward": lambda: runner.forward(chunks),
+        "hidden": lambda: runner.hidden(chunks),
+        "draw": lambda: runner.draw(chunks, [Wanted([Draw(0)])]),
+        "load_cache": lambda: runner.load_cache(row, given, given),
+        "add_adapter": lambda: runner.add_adapter(Lora({})),
+        "drop_adapter": lambda: runner.drop_adapter(adapter),
+    }
+    public = {
+        name for name in vars(NativeRunner) if not name.startswith("_") and callable(getattr(runner, name))
+    }
+    assert public == calls.keys() | {"close", "weight_bytes"}
+    runner._model.free(runner._library)
+    for call in calls.values():
+        with pytest.raises(ctypes.ArgumentError, match="was freed"):
+            call()
+    runner.close(row)
+
+
+def test_a_model_is_freed_with_its_runner() -> None:
+    runner = NativeRunner(TINY, TENSORS, "int8", threads=1)
+    model = runner._model
+    assert not model.freed
+    del runner
+    gc.collect()
+    assert model.freed
+
+
 @pytest.mark.parametrize("threads", [0, -1, 2**32 + 1])
 def test_a_number_of_threads_that_cannot_be_is_refused(threads: int) -> None:
     with pytest.raises(KoGPTError, match="from 1 to 1024"):
@@ -344,6 +600,8 @@ def test_a_long_context_costs_nothing_until_it_is_read() -> None:
     run_python("""
 import resource
 from dataclasses import replace
+from functools import cache
+from itertools import count
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20),) * 2)
 endless = NativeRunner(replace(TINY, n_ctx=2**24), TENSORS, "int8", threads=1)

@@ -33,7 +33,7 @@ void kogpt_destroy(kogpt::Model*);
 int kogpt_load_projection(kogpt::Model*, int, int, const void*);
 void kogpt_load_vector(kogpt::Model*, int, const float*);
 void kogpt_borrow_embedding(kogpt::Model*, int, const void*);
-int kogpt_open(kogpt::Model*);
+int kogpt_open(kogpt::Model*, int);
 int kogpt_fork(kogpt::Model*, int, int);
 void kogpt_close(kogpt::Model*, int);
 int kogpt_forward(kogpt::Model*, const kogpt::Chunk*, int, int, float*);
@@ -51,8 +51,6 @@ constexpr const char* kSets[] = {"amx", "avx512", "avx2", "dotprod", "neon", "pl
 int failures = 0;
 
 bool is_packed(Format format) { return format == Format::i8 || format == Format::i4; }
-
-std::size_t width_of(Format format) { return format == Format::f32 ? 4 : 2; }
 
 void fail(const std::string& what) {
   std::printf("FAILED: %s\n", what.c_str());
@@ -318,6 +316,103 @@ void check_packing(const Kernels& set, const std::string& name, std::mt19937& ra
   }
 }
 
+// ---- low-rank updates ----
+
+// B A x of some of the tokens x (m, ld), added to 1; in two calls where there is more than one panel.
+Floats update(const Kernels& set, const LowRank& w, const Floats& x, std::size_t ld,
+              const std::vector<int>& tokens) {
+  const int count = static_cast<int>(tokens.size());
+  Floats inner(tokens.size() * static_cast<std::size_t>(w.rank));
+  set.compress(w, x.data(), ld, tokens.data(), count, inner.data());
+  const auto ld_out = static_cast<std::size_t>(w.n) + 3;
+  Floats out(x.size() / ld * ld_out, 1.0f);
+  const int middle = std::min(w.n, kPanel);
+  set.expand(w, inner.data(), tokens.data(), count, 0, middle, out.data(), ld_out);
+  if (middle < w.n) set.expand(w, inner.data(), tokens.data(), count, middle, w.n, out.data(), ld_out);
+  return out;
+}
+
+void check_updates(const Kernels& set, const std::string& name, std::mt19937& random) {
+  const int shapes[][3] = {{1, 1, 1}, {16, 64, 16}, {17, 65, 3}, {50, 130, 17}, {96, 2100, 5}};
+  for (Format format : {Format::f32, Format::bf16}) {
+    for (const auto& [n, k, rank] : shapes) {
+      std::vector<Linear> projections(2);
+      projections[0].n = n;
+      projections[0].k = k;
+      projections[0].kp = round_up(k, kDepth);
+      const Floats a = normal(random, static_cast<std::size_t>(rank * k), 0.1f);
+      const Floats b = normal(random, static_cast<std::size_t>(n * rank));
+      const Factors factors{0, rank, 0.5f, a.data(), b.data()};
+      const Adapter adapter(projections, format, &factors, 1);
+      const std::string what = name + " update " + kFormatNames[static_cast<int>(format)] + " " +
+                               std::to_string(n) + " x " + std::to_string(k);
+      const auto ld = static_cast<std::size_t>(projections[0].kp) + 5;
+      Floats x(9 * ld);
+      for (std::size_t i = 0; i < 9; ++i) {
+        const Floats token = normal(random, static_cast<std::size_t>(k));
+        std::copy(token.begin(), token.end(), x.begin() + static_cast<std::ptrdiff_t>(i * ld));
+      }
+      const LowRank& w = adapter.update(0);
+      const Floats found = update(set, w, x, ld, {7, 0, 3, 4, 8, 1, 2});
+      expect(found, update(kPlain, w, x, ld, {7, 0, 3, 4, 8, 1, 2}), 3e-6, what);
+      const auto ld_out = static_cast<std::size_t>(n) + 3;
+      for (int token : {0, 1, 4, 7, 8}) {
+        const Floats alone = update(set, w, x, ld, {token});
+        const auto at = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(token) * ld_out);
+        const auto end = at + static_cast<std::ptrdiff_t>(ld_out);
+        expect(Floats(alone.begin() + at, alone.begin() + end),
+               Floats(found.begin() + at, found.begin() + end), 0, what + " alone and beside others");
+      }
+      double exact = 1;  // of token 0, output 0
+      for (int j = 0; j < rank; ++j) {
+        for (int i = 0; i < k; ++i) {
+          exact += 0.5 * b[static_cast<std::size_t>(j)] * a[static_cast<std::size_t>(j * k + i)] *
+                   x[static_cast<std::size_t>(i)];
+        }
+      }
+      expect({found[0]}, {static_cast<float>(exact)}, format == Format::f32 ? 1e-5 : 0.05, what + " exactly");
+    }
+  }
+}
+
+// ---- choosing tokens ----
+
+// The same tokens and the same bits of every pass over a vocabulary.
+void check_sampling(const Kernels& set, const std::string& name, std::mt19937& random) {
+  for (int n : {1, 15, 33, 5000}) {
+    const auto size = static_cast<std::size_t>(n);
+    const Floats logits = normal(random, size, 4.0f);
+    if (set.highest(logits.data(), n) != kPlain.highest(logits.data(), n)) fail(name + " highest");
+    std::vector<double> found(size), wanted(size), weights(size), others(size);
+    set.scale(logits.data(), nullptr, n, 20.0, 0.01, found.data());
+    kPlain.scale(logits.data(), nullptr, n, 20.0, 0.01, wanted.data());
+    if (found != wanted) fail(name + " scale");
+    if (set.weigh(found.data(), n, weights.data()) != kPlain.weigh(found.data(), n, others.data()) ||
+        weights != others) {
+      fail(name + " weigh");
+    }
+    Sampler one(set, n), other(kPlain, n);
+    for (std::uint64_t key = 0; key < 200; ++key) {
+      const Draw draw{key,
+                      0.1 * static_cast<double>(key % 13),
+                      key % 3 == 0 ? 1.0 : 0.9,
+                      key % 5 == 0 ? 0.05 : 0.0,
+                      key % 2 == 0 ? 0 : 50,
+                      0,
+                      n,
+                      -1,
+                      0,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr};
+      if (one.sample(logits.data(), draw, nullptr).token != other.sample(logits.data(), draw, nullptr).token)
+        fail(name + " sample");
+    }
+  }
+}
+
 // ---- attention ----
 
 // One head's outputs for the queries of `texts`, each t queries after `first` positions. All texts are one
@@ -447,7 +542,7 @@ Floats logits(const Weights& weights, const char* isa, Format format, int thread
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int64_t>(i * 7 % vocabulary);
   std::vector<Floats> texts(lengths.size());
   std::vector<int> rows;
-  for (std::size_t i = 0; i < lengths.size(); ++i) rows.push_back(kogpt_open(model));
+  for (std::size_t i = 0; i < lengths.size(); ++i) rows.push_back(kogpt_open(model, kNoAdapter));
   const auto read = [&](const std::vector<std::size_t>& chosen, int start) {
     std::vector<Chunk> chunks;
     std::size_t outputs = 0;
@@ -526,6 +621,8 @@ int main(int argc, char** argv) {
     check_layer_norm(set, name, random);
     check_packing(set, name, random);
     check_linear(set, name, random);
+    check_updates(set, name, random);
+    check_sampling(set, name, random);
     check_attention(set, name, random);
     check_model(name, random);
     std::printf("%s: %s\n", name.c_str(), failures == 0 ? "equal to plain" : "differs");
