@@ -70,7 +70,7 @@ TAKEN_ALONG = {
     "special_tokens_map.json": 1 << 20,
     LICENSE: 1 << 20,
 }
-MAX_CONFIG_BYTES = 256 << 10  # of config.json, of which published ones take 1 to 20 kB
+MAX_CONFIG_BYTES = 256 << 10  # a published config.json takes 1 to 20 kB
 MAX_INDEX_BYTES = 8 << 20  # 65,536 tensors
 
 OWN_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")

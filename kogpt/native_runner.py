@@ -37,7 +37,7 @@ from kogpt.runner import (
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted
-from kogpt.weights import WIDTHS
+from kogpt.weights import WIDTHS, mapping_of
 
 LIBRARY = Path(__file__).with_name("_native.so")
 ABI = 7
@@ -235,7 +235,7 @@ class NativeRunner:
         memory.require_memory(n_bytes, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시")
 
     def _load(self, tensors: Mapping[str, Stored | Quantized]) -> None:
-        embedding = _contiguous(_plain(tensors, EMBEDDING))
+        embedding = _contiguous(_plain(tensors, EMBEDDING)).in_memory()
         self._library.kogpt_borrow_embedding(
             self._model, FORMATS[embedding.dtype], embedding.array.ctypes.data
         )
@@ -320,12 +320,8 @@ def require_memory_ok(result: int) -> int:
 
 def drop_pages(array: NDArray[Any]) -> None:
     """Give back the physical memory behind an array of a memory-mapped file; it is read again when used."""
-    base: Any = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
-    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    base = mapping_of(array)
+    if base is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
     start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -5,8 +5,8 @@ int4    weight = scale of its output x entry(group scale, code); 4.25 bits a wei
         scale of one byte: entry = CODEBOOK[code] x (group scale & 127) / 127, rounded, and with its sign
         turned where the group scale is 128 or more
 
-A file holds neither the kernels' tiles nor anything else of one processor: what is fast to multiply with
-changes with every kernel, and a folder must outlive that. Tiles are made when a model is loaded, at the speed
+A file holds no layout of one processor's kernels: the fastest layout changes with every kernel, and a folder
+must outlive that. Tiles are made when a model is loaded, at the speed
 of memory, and into huge pages, from which they are read faster than from a mapped file.
 
 A matrix NAME (N, K) lies in a safetensors file as
@@ -41,7 +41,7 @@ VERSION = 1
 GROUP = 32
 CODEBOOK = (-127, -100, -79, -62, -47, -34, -21, -9, 2, 14, 25, 37, 50, 65, 83, 107)  # native/codebook.h
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
-ROWS_BYTES = 1 << 22  # of float32 that are unpacked at a time
+ROWS_BYTES = 1 << 22  # float32 bytes unpacked at a time
 
 Part = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor in a file
 
@@ -62,7 +62,7 @@ class Quantized:
         return self.codes.nbytes + self.scales.nbytes + (0 if self.groups is None else self.groups.nbytes)
 
     def rows(self, first: int, end: int) -> Self:
-        """Rows first..end, still not unpacked."""
+        """Rows first..end, without unpacking them."""
         groups = None if self.groups is None else self.groups[first:end]
         shape = (min(end, self.shape[0]) - first, self.shape[1])
         return replace(
@@ -70,7 +70,7 @@ class Quantized:
         )
 
     def to(self, dtype: str) -> NDArray[Any]:
-        """The weights in a format of floats, as Stored.to gives them."""
+        """The weights as floats in `dtype`, as Stored.to gives them."""
         return Stored("float32", self.unpack()).to(dtype)
 
     def unpack(self) -> NDArray[np.float32]:
@@ -115,7 +115,7 @@ Tensor = TypeVar("Tensor", covariant=True)
 
 
 class Lazy(Mapping[str, Tensor]):
-    """Tensors under fixed names, each of which a subclass makes when it is asked for."""
+    """Tensors under fixed names; a subclass makes each when it is asked for."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(dict.fromkeys(names))
@@ -171,7 +171,7 @@ def matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def statement(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """What the manifest says of a quantised folder."""
+    """The manifest's entry about quantised weights."""
     facts: dict[str, Any] = {"format": dtype, "version": VERSION}
     if dtype == "int4":
         facts |= {"group_size": GROUP, "codebook": list(CODEBOOK)}
@@ -179,7 +179,7 @@ def statement(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def read_statement(document: Any, config: ModelConfig, where: str) -> str | None:
-    """The format that a manifest states, None for floats; CheckpointError if it is none that is read here."""
+    """The format that a manifest states, None for floats; CheckpointError if it cannot be read here."""
     if document is None:
         return None
     facts = document if type(document) is dict else {}
@@ -206,7 +206,7 @@ def read_statement(document: Any, config: ModelConfig, where: str) -> str | None
 
 
 def wrong_dtype(stored: str, wanted: str) -> KoGPTError:
-    """The error for rounding a second time what was rounded once."""
+    """The error for quantising quantised weights again."""
     return KoGPTError(
         f"the model is stored in {stored} and cannot become {wanted}, which would round it twice: use "
         "--dtype auto, a float format, or the model that it was exported from",

@@ -48,13 +48,13 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Syllables of CP949 that are also valid UTF-8, for other letters: 345 of 11,172. In text with more characters
 # than this and nothing else, chance is ruled out.
 MAX_DOUBTFUL = 3
-CLEAR_MAJORITY = 0.9  # of the lines that only one encoding can read; a few damaged ones do not change a file
+CLEAR_MAJORITY = 0.9  # share of lines that decide; a few damaged lines do not
 # Chinese and Japanese codes also decode as CP949, into Hanja, rare syllables and single letters. Of the
 # syllables of Korean texts, 28 to 43 % are among these 24 (encyclopedia, law, reviews, manuals, novels).
 COMMON_SYLLABLES = frozenset("이다는에하의을지가한로고서아니어요기사그를은제도")
-MIN_COMMON = 0.05  # of the syllables, where there are enough
+MIN_COMMON = 0.05  # share of the syllables, where there are enough
 ENOUGH_SYLLABLES = 16
-MIN_HANGUL = 0.5  # of the characters beyond ASCII, where there are enough syllables
+MIN_HANGUL = 0.5  # share of the characters beyond ASCII, where syllables are enough
 MIN_HANGUL_SHORT = 0.8  # where there are fewer
 LAUGHTER = frozenset("ㅋㅎㅠㅜ")  # single letters that Korean writes by themselves
 

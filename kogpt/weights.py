@@ -4,10 +4,10 @@ Nothing is executed. A header is checked against the file's size before any tens
 `WeightsFile.scan` then reads every byte once, in blocks that stay in the second-level cache, for the file's
 digest and for NaN.
 
-The tensors of small models are copied by that scan. Those of large models are memory-mapped; the scan reads
-the file, not the map, so that the map stays cold and no page of it counts as this process's memory. A mapped
-file must not be truncated while it is in use: the system answers with SIGBUS, which ends the process. To
-replace a model in use, rename a new file over it, as every writer of this package does.
+That scan copies the tensors of small models. Those of large models are memory-mapped; the scan reads the
+file, not the map, so that the map stays cold and no page of it counts as this process's memory. A file must
+not be truncated while its map is in use: the system answers with SIGBUS, which ends the process. To replace
+such a model, rename a new file over it, as every writer of this package does.
 
 Knows nothing of folders, manifests or models.
 """
@@ -43,7 +43,7 @@ SIZES = WIDTHS | {"int8": 1, "uint8": 1, "bool": 1}
 MASK = re.compile(r"transformer\.h\.\d{1,5}\.attn\.(bias|masked_bias)")
 TENSOR_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9._/-]{1,256}")
 
-MAX_COPIED_BYTES = 128 << 20  # of a whole model: its files may change or vanish once it is loaded
+MAX_COPIED_BYTES = 128 << 20  # model size up to which weights are copied, not mapped
 MAX_TENSORS = 1 << 16
 BUFFER_BYTES = 1 << 20
 
@@ -60,8 +60,12 @@ class Stored:
     array: NDArray[Any]
 
     def rows(self, first: int, end: int) -> Stored:
-        """Rows first..end, still not read."""
+        """Rows first..end, without reading them."""
         return Stored(self.dtype, self.array[first:end])
+
+    def in_memory(self) -> Stored:
+        """The tensor, copied where it is mapped: then nothing that happens to its file does harm."""
+        return self if mapping_of(self.array) is None else Stored(self.dtype, self.array.copy())
 
     def to(self, dtype: str) -> NDArray[Any]:
         """The values in `dtype`, to nearest even where it is narrower; `array` itself where it is equal."""
@@ -235,7 +239,7 @@ def _converted(name: str, shape: tuple[int, ...], stored: Stored, dtype: str) ->
     flat = stored.array.reshape(-1)
     n_piece = BUFFER_BYTES // 8
     for start in range(0, flat.size, n_piece):
-        with np.errstate(over="ignore"):  # what overflows is refused by name, just below
+        with np.errstate(over="ignore"):  # an overflow is refused by name, just below
             piece = Stored(stored.dtype, flat[start : start + n_piece]).to(dtype)
         data = np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).view(np.uint8)
         if not is_sound(data, dtype):
@@ -246,6 +250,16 @@ def _converted(name: str, shape: tuple[int, ...], stored: Stored, dtype: str) ->
                 "모델에 이상이 없다면 bfloat16이나 float32로 저장하세요",
             )
         yield data.data
+
+
+def mapping_of(array: NDArray[Any]) -> mmap.mmap | None:
+    """The memory map that an array lies in, if it lies in one."""
+    base: Any = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def is_sound(data: NDArray[np.uint8], dtype: str) -> bool:

@@ -28,7 +28,7 @@ from huggingface_hub import errors as hub_errors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from kogpt import checkpoint, hub, weights
+from kogpt import checkpoint, hub, native_runner, weights
 from kogpt import manifest as manifests
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
@@ -562,6 +562,34 @@ def test_a_small_model_survives_its_file(tmp_path: Path, layout: str) -> None:
     for path in (*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")):
         os.truncate(path, 0)
     assert all((plain(loaded.tensors)[name].array == tensors[name]).all() for name in tensors)
+
+
+SERVER = """
+import os, sys
+from pathlib import Path
+from kogpt import weights
+weights.MAX_COPIED_BYTES = int(sys.argv[2])
+from kogpt import KoGPT, Sampling
+model = KoGPT.from_pretrained(Path(sys.argv[1]), dtype=sys.argv[3])
+greedy = Sampling(temperature=0, max_tokens=8)
+before = model.generate("가나다", greedy).tokens
+os.truncate(Path(sys.argv[1]) / "model.safetensors", 0)
+assert model.generate("가나다", greedy).tokens == before
+"""
+
+
+@pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
+@pytest.mark.parametrize(("limit", "dtype"), [(weights.MAX_COPIED_BYTES, "float32"), (0, "int8")])
+def test_a_serving_process_survives_a_truncated_file(
+    tiny_folder: Path, tmp_path: Path, limit: int, dtype: str
+) -> None:
+    """A small model is copied; of a large one in int8 the runner keeps nothing mapped."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    path = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", SERVER, str(folder), str(limit), dtype]
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr.decode()[-500:]
 
 
 def test_a_file_that_shrinks_while_it_is_loaded_is_an_error(

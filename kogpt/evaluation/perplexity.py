@@ -25,7 +25,7 @@ from kogpt.texts import Record, format_of, printable_path, read_records, read_te
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """Of one file."""
+    """Bits per byte and perplexity of one file."""
 
     file: str
     n_documents: int

@@ -1,4 +1,4 @@
-"""Finished batches on disk, so that an evaluation that was killed goes on where it was.
+"""Finished batches on disk: a killed evaluation goes on where it stopped.
 
 One append-only file per run, named by the hash of everything that the scores depend on. A line is a batch
 with a checksum; a line that was cut off by a kill is dropped, and its batch is done again.
@@ -21,7 +21,7 @@ from kogpt.files import hold, in_use, lock_folder, remove_leftovers
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
-    """The hash of what the scores of a run depend on: model, tokenizer, prompt, data, dtype and the like."""
+    """Hash of everything that the scores of a run depend on: model, tokenizer, prompt, data, dtype."""
     return sha256(_canonical(parts).encode()).hexdigest()
 
 
@@ -49,7 +49,7 @@ class BatchStore:
         self._batches[batch] = scores
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file, which ends its lock."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -61,7 +61,7 @@ class BatchStore:
         self.close()
 
     def _read(self, header: bytes) -> None:
-        """Take over whole lines from the beginning; cut the file after the last of them."""
+        """Read the whole lines from the beginning; cut the file after the last of them."""
         self._file.seek(0)
         content = self._file.read()
         good = len(header) if content.startswith(header) else 0
@@ -76,7 +76,7 @@ class BatchStore:
             self._append(header)
 
     def _append(self, line: bytes) -> None:
-        """Write a line whole and see it on the disk before anything relies on it."""
+        """Write a line, and wait until it is on the disk."""
         view = memoryview(line)
         while view:
             view = view[self._file.write(view) :]

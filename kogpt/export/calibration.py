@@ -22,7 +22,7 @@ from kogpt.numpy_runner import NumpyRunner, Row, rotary_table
 from kogpt.quantize import EMBEDDING, GROUP, HEAD, Lazy, Quantized, matrices, table
 from kogpt.runner import Array
 
-DAMPING = 0.01  # of the mean second moment, added to all: GPTQ, section 3.3
+DAMPING = 0.01  # share of the mean second moment, added to all: GPTQ, section 3.3
 WINDOW = 512  # positions of the calibration text that are read together
 MAX_WINDOWS = 64  # more did not lower the bits per byte of kogpt-mini
 
@@ -72,7 +72,7 @@ class Calibrated(Lazy[Stored | Quantized]):
         return self._ready.pop(name)
 
     def _round_next(self) -> None:
-        """Round the next layer, or after the last the head, and let the text pass through it."""
+        """Round the next layer, or after the last the head, and run the text through it."""
         layer, self._n_done = self._n_done, self._n_done + 1
         if layer == self._config.n_layers:
             reader = _Reader(self._config, self._floats(("transformer.ln_f.weight", "transformer.ln_f.bias")))
@@ -108,7 +108,7 @@ class Calibrated(Lazy[Stored | Quantized]):
 
 
 def needed_memory(config: ModelConfig, n_tokens: int) -> int:
-    """Bytes at the worst moment of calibrating on so many tokens: when the widest moments are inverted.
+    """Peak bytes of calibrating on `n_tokens`: reached when the widest moments are inverted.
 
     Two layers of floats (as stored, and rounded), the text as it enters and leaves one, and of the moments of
     the MLP's output, float64: themselves, LAPACK's copy and the result.
@@ -118,10 +118,13 @@ def needed_memory(config: ModelConfig, n_tokens: int) -> int:
 
 
 def gptq(weight: NDArray[np.float32], factor: NDArray[np.float32]) -> Quantized:
-    """One matrix (N, K) in int4, its error small where its inputs are large; factor: of inverse_factor."""
+    """Quantise a matrix (N, K) to int4, with small errors where its inputs are large.
+
+    factor: what inverse_factor returns.
+    """
     n, k = weight.shape
     width = len(factor)
-    left = np.zeros((n, width), np.float32)  # what is still to be rounded, with the errors so far
+    left = np.zeros((n, width), np.float32)  # weights still to be rounded, plus the errors so far
     left[:, :k] = weight
     unit = np.maximum(np.abs(left).max(1), np.finfo(np.float32).tiny) / 120  # as quantize_row4 in native/
     entries = table().astype(np.float32)
@@ -161,7 +164,7 @@ def inverse_factor(moment: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 class _Reader(NumpyRunner):
-    """The reference runner for one block, which remembers the second moments of what its matrices read."""
+    """The reference runner for one block; it keeps the second moments of each matrix's inputs."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Stored]) -> None:
         self.config = config
@@ -177,7 +180,7 @@ class _Reader(NumpyRunner):
         return self._block(x, layer, rotation, [(row, len(x))])
 
     def norm(self, x: Array) -> Array:
-        """What the head reads, (T, E)."""
+        """The input of the head, (T, E)."""
         return self._layer_norm(x, "transformer.ln_f")
 
     def _linear(self, x: Array, name: str) -> Array:
@@ -187,7 +190,7 @@ class _Reader(NumpyRunner):
 
 
 def _add_moment(moment: NDArray[np.float64], x: Array) -> None:
-    """Adds the sum of x x^T over (T, K) to (K, K)."""
+    """Add the sum of x x^T over (T, K) to (K, K)."""
     moment += x.T @ x
 
 

@@ -27,7 +27,7 @@ from kogpt.quantize import FORMATS, Lazy, Quantized, wrong_dtype
 from kogpt.tokenizer import Tokenizer
 
 FLOATS = ("float32", "float16", "bfloat16")
-CALIBRATION_CHARACTERS = 1_000_000  # of a longer text the rest is not read
+CALIBRATION_CHARACTERS = 1_000_000  # calibration reads no more of a text
 
 
 def export(

@@ -35,7 +35,7 @@ class Rounded(Lazy[Stored | Quantized]):
 
 
 def nearest(tensor: Stored, dtype: str, importance: NDArray[np.float32] | None = None) -> Quantized:
-    """A matrix (N, K) rounded to nearest; importance (K,): how much an error on each input weighs (int4)."""
+    """Round a matrix (N, K) to nearest; importance (K,): the weight of an error on each input (int4)."""
     assert dtype in ("int8", "int4") and tensor.array.ndim == 2, (dtype, tensor.array.shape)
     n, k = tensor.array.shape
     source = tensor if tensor.dtype in FORMATS else Stored("float32", tensor.to("float32"))
@@ -50,7 +50,7 @@ def nearest(tensor: Stored, dtype: str, importance: NDArray[np.float32] | None =
 
 
 def kernels() -> ctypes.CDLL:
-    """The native library; KoGPTError where it was not built, or for a KOGPT_ISA that is not here."""
+    """The native library; KoGPTError where it was not built, or KOGPT_ISA names one that this CPU lacks."""
     loaded = library()
     if loaded is None:
         raise KoGPTError(

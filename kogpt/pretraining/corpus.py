@@ -28,10 +28,10 @@ Format = Literal["jsonl", "text", "parquet"]
 FORMATS: tuple[Format, ...] = ("jsonl", "text", "parquet")
 Split = Literal["file", "blank-line", "line"]
 
-BLOCK_BYTES = 16 << 20  # of decompressed text: some seconds of one worker, and what a kill may lose
+BLOCK_BYTES = 16 << 20  # decompressed text of one job: some seconds of one worker, lost by a kill
 MAX_RECORD_BYTES = 2 * BLOCK_BYTES
 MAX_TEXT_DOCUMENT = 1 << 20  # bytes; a longer stretch of plain text counts as several documents
-SAMPLE_BYTES = 64 << 10  # what the encoding of a file is judged by
+SAMPLE_BYTES = 64 << 10  # text that decides the encoding of a file
 PARQUET_ROWS = 1024
 BAD_NAMED = 3  # bad records that an error names
 
@@ -48,12 +48,12 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How to read files. `format` None goes by the name, `encoding` None by the content."""
+    """How to read files. `format` None: by the name; `encoding` None: by the content."""
 
-    text_field: str = "text"  # of a JSON object, or column of a Parquet file
+    text_field: str = "text"  # key of a JSON object, or column of a Parquet file
     format: Format | None = None
     encoding: Encoding | None = None
-    split: Split = "file"  # what one document of plain text is
+    split: Split = "file"  # unit that is one document of plain text
     block_bytes: int = BLOCK_BYTES
 
 
@@ -64,7 +64,7 @@ class Position:
     file: int = 0  # its number
     offset: int = 0  # bytes of its text, or rows of Parquet
     line: int = 1  # number of the next line or row
-    encoding: Encoding | None = None  # of that file, once it is known
+    encoding: Encoding | None = None  # encoding of that file, once it is known
     stored: int = 0  # bytes of the file as it lies on disk; only for showing progress
 
 
@@ -111,9 +111,9 @@ class BadRecord:
 
 
 def require_few_bad(records: int, n_bad: int, first: Sequence[BadRecord], share: float) -> None:
-    """InputError if over that share of all records is bad; the message names some of the `first` bad ones.
+    """InputError if more than `share` of all records is bad; the message names some of the `first` bad ones.
 
-    To be asked of a whole corpus: of a part of it, the answer would depend on where blocks end.
+    Call it for a whole corpus: for a part, the answer would depend on where blocks end.
     """
     if not n_bad or n_bad / records <= share:
         return
@@ -163,7 +163,7 @@ def _format_by_name(path: Path) -> Format | None:
 
 
 def format_of(path: Path, reading: Reading) -> Format:
-    """The format that was asked for, or that the name says; InputError if neither."""
+    """The format that `reading` sets, else the one that the name says; InputError if neither."""
     if found := reading.format or _format_by_name(path):
         return found
     known = " ".join(suffix for suffix, format in SUFFIXES.items() if format in FORMATS)
@@ -230,7 +230,7 @@ def _sample(payload: bytes) -> bytes:
 
 
 def _stretches(path: Path, reading: Reading, skip: int) -> Iterator[tuple[bytes | None, int, int]]:
-    """The file from byte `skip` of its text on, cut at record ends into about `block_bytes`.
+    """Cut the text of a file, from byte `skip` on, at record ends into pieces of about `block_bytes`.
 
     Each stretch with the bytes it covers and the bytes of the file read so far; None stands for a record
     that is too long to hold.
@@ -309,7 +309,7 @@ def _text_column(schema: Any, name: str, path: Path) -> str:
     found = ", ".join(f"{column} ({kind})" for column, kind in types.items())
     raise InputError(
         f"{path}: no column of strings named {name!r}; there are {found}; give --text-field",
-        f"{path}: 문자열 열 {name!r} 없음. 있는 열: {found}. --text-field를 지정해 주세요",
+        f"{path}: 문자열 열 {name!r} 없음. 있는 열: {found}. --text-field를 지정하세요",
     )
 
 
@@ -332,7 +332,7 @@ def _rows(segment: Segment, texts: list[str | None]) -> Iterator[Document | BadR
 
 
 def _lines(segment: Segment, payload: bytes, field: str) -> Iterator[Document | BadRecord]:
-    """JSON lines, or plain text of one document a line; blank lines are nothing."""
+    """JSON lines, or plain text of one document a line; blank lines are skipped."""
     for number, line in enumerate(_without_bom(payload, segment).split(b"\n"), segment.line):
         if not line.strip():
             continue
@@ -372,7 +372,7 @@ def _stretches_of_text(segment: Segment, payload: bytes, split: Split) -> Iterat
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """The text cut at ends of lines into pieces of at most MAX_TEXT_DOCUMENT, where its lines allow."""
+    """Cut a text at line ends into pieces of at most MAX_TEXT_DOCUMENT, where its lines allow."""
     while len(text) > MAX_TEXT_DOCUMENT:
         cut = text.rfind(b"\n", 0, MAX_TEXT_DOCUMENT) + 1 or text.find(b"\n") + 1 or len(text)
         yield text[:cut]

@@ -41,10 +41,10 @@ def pack(
     workers: int,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Make the folder `out` of shards from `files`; the report that lies in it.
+    """Make the folder `out` of shards from `files`; return its report.
 
-    `progress` is told how many bytes of the files have been read. Raises InputError for bad input or options
-    that do not fit what is there; whatever happens, `out` is whole or absent.
+    `progress(n)` is called with the bytes of the files read so far. Raises InputError for bad input, or for
+    options that do not fit what is there. Whatever happens, `out` is whole or absent.
     """
     plan = _plan(files, tokenizer, options)
     work = Path(f"{out.absolute()}.partial")
@@ -84,7 +84,7 @@ def _plan(files: Sequence[Path], tokenizer: Path, options: Options) -> dict[str,
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What a corpus file is known by: name, bytes, and when it was last written in ns."""
+    """Identity of a corpus file: name, bytes, and time of the last write in ns."""
     found = path.stat()
     return {"file": printable_path(path), "bytes": found.st_size, "modified": found.st_mtime_ns}
 
@@ -104,7 +104,7 @@ def _finished(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _begin(work: Path, plan: dict[str, Any]) -> None:
-    """Note the plan, or check that it is the one noted; clear away what a kill left."""
+    """Write the plan, or compare it with the one written; clear away what a kill left."""
     path = work / "plan.json"
     # Parts are the same under any limit: work that was refused goes on when the limit is raised.
     plan = {**plan, "options": {**plan["options"], "max_bad_share": None}}
@@ -113,7 +113,7 @@ def _begin(work: Path, plan: dict[str, Any]) -> None:
     elif json.loads(path.read_text(encoding="utf-8")) != _through_json(plan):
         raise InputError(
             f"{work} was begun with other files, options or tokenizer: repeat that command, or delete it",
-            f"{work}: 다른 파일이나 옵션, 토크나이저로 시작했습니다. 그때의 명령을 다시 쓰거나 지워 주세요",
+            f"{work}: 다른 파일이나 옵션, 토크나이저로 시작했습니다. 그때의 명령을 다시 쓰거나 지우세요",
         )
     _write_json(path, plan)
     (work / "parts").mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def _begin(work: Path, plan: dict[str, Any]) -> None:
 
 
 def _remove(work: Path) -> None:
-    """For after the renaming: what cannot be removed waits for the next time, and two may remove at once."""
+    """Remove the work folder after the renaming; what cannot be removed now goes next time."""
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -140,7 +140,7 @@ def _require_unchanged(files: Sequence[Path], plan: Mapping[str, Any]) -> None:
 
 
 def _compare(work: Path, n_documents: int, options: Options) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """(D,) what to leave out, one byte a document, and how many by reason."""
+    """Mark repeated documents: (D,) booleans, and how many by reason."""
     removed = np.zeros(n_documents, dtype=np.bool_)
     if options.keep_duplicates:
         return removed, {"exact": 0, "near": 0}
@@ -180,7 +180,7 @@ def _mapped(path: Path, dtype: type[np.generic], columns: int) -> NDArray[Any]:
 
 
 def _write(work: Path, removed: NDArray[np.bool_], plan: Mapping[str, Any], options: Options) -> shards.Index:
-    """All shards and the index that names them."""
+    """Write all shards, and the index that names them."""
     folder = work / "shards"
     dtype = ""
     done: list[shards.Shard] = []
@@ -236,5 +236,5 @@ def _write_json(path: Path, document: Any) -> None:
 
 
 def _through_json(document: Any) -> Any:
-    """As it comes back from a file: tuples are lists there."""
+    """The document as a JSON file gives it back: tuples become lists."""
     return json.loads(json.dumps(document))

@@ -46,13 +46,13 @@ TEXTS_AT_ONCE = 256  # encoded at a time: the library's own form of them takes t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What is packed and how; all of it decides the result."""
+    """Settings of packing; every one of them decides the result."""
 
     reading: Reading = field(default_factory=Reading)
     left_out: tuple[str, ...] = ()  # names of filters
     keep_duplicates: bool = False
     near: float = 0.8  # similarity from which a document repeats another; 0 compares exactly only
-    max_bad_share: float = MAX_BAD_SHARE  # of all records; more are refused
+    max_bad_share: float = MAX_BAD_SHARE  # share of all records; more are refused
     tokens_per_shard: int = shards.TOKENS_PER_SHARD
 
     @property
@@ -66,7 +66,7 @@ class Options:
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(
                 f"share of bad records {self.max_bad_share}: give a number from 0 to 1",
-                f"잘못된 기록의 비율 {self.max_bad_share}: 0에서 1 사이의 수를 주세요",
+                f"잘못된 기록의 비율 {self.max_bad_share}: 0에서 1 사이의 수를 지정하세요",
             )
 
 
@@ -78,7 +78,7 @@ class Counts:
     bad: int = 0
     bad_shown: list[list[Any]] = field(default_factory=list)  # [file, line, key of REASONS]
     filtered: dict[str, int] = field(default_factory=dict)  # by rule
-    documents: int = 0  # that passed the filters
+    documents: int = 0  # documents that passed the filters
     tokens: int = 0
 
     def add(self, other: Counts) -> None:
@@ -100,7 +100,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every worker knows."""
+    """Paths and settings that every worker gets."""
 
     tokenizer: Path
     work: Path
@@ -111,7 +111,7 @@ class Job:
 
 
 def read_corpus(files: Sequence[Path], job: Job, workers: int, progress: Callable[[int], None]) -> Counts:
-    """Make every part that is missing, in parallel; the sums. InputError if too many are bad, or all."""
+    """Make every missing part, in parallel; return the summed counts. InputError if too many are bad."""
     total = Counts()
     start, number = Position(), 0
     while (path := job.part(number)).exists():  # parts of an earlier run, up to the first gap
@@ -157,7 +157,7 @@ def _parts(work: Iterable[Block], job: Job, workers: int) -> Iterator[Part]:
             ) from error
 
 
-_worker: _Worker  # of this process, set by _start_worker in a pool's processes only
+_worker: _Worker  # this process's worker; _start_worker sets it in a pool's processes only
 
 
 def _start_worker(job: Job) -> None:
@@ -227,7 +227,7 @@ class _Worker:
         return texts, counts
 
     def _tokens(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """All ids in one line, each text ended by [EOS], and how many are of each text."""
+        """Ids of all texts one after another, each ended by [EOS]; and how many belong to each text."""
         dtype = shards.DTYPES[shards.id_dtype(self.tokenizer.n_vocab)]
         end = self.tokenizer.eos_token_id
         ids = [

@@ -15,8 +15,8 @@ from kogpt.errors import InputError
 from kogpt.pretraining.corpus import BAD_NAMED, BadRecord, Reading, blocks, documents, require_few_bad
 from kogpt.tokenizer import Tokenizer
 
-HELD_OUT = 0.01  # of the documents, from the top of the lots
-MEASURED_BYTES = 10_000_000  # of held-out text; more would not change three digits
+HELD_OUT = 0.01  # share of the documents, from the top of the lots
+MEASURED_BYTES = 10_000_000  # held-out text; more would not change three digits
 BATCH = 256  # texts encoded at a time
 
 
@@ -26,7 +26,7 @@ class Measure:
 
     documents: int
     characters: int
-    n_bytes: int  # of UTF-8
+    n_bytes: int  # UTF-8
     tokens: int
 
     @property
@@ -60,7 +60,7 @@ def lot(text: str) -> float:
 
 
 def training_texts(texts: Iterable[str], share: float) -> Iterator[str]:
-    """That share of the texts, from the bottom of the lots, without any that is held out."""
+    """`share` of the texts, from the bottom of the lots, without any that is held out."""
     return (text for text in texts if lot(text) < min(share, 1 - HELD_OUT))
 
 
@@ -70,18 +70,18 @@ def held_out_texts(texts: Iterable[str]) -> Iterator[str]:
 
 
 def require_held_out(texts: Iterable[str]) -> None:
-    """InputError if no text is held out, which of fewer than some hundred is likely."""
+    """InputError if no text is held out, as is likely with fewer than some hundred."""
     if next(held_out_texts(texts), None) is None:
         raise InputError(
             "none of these documents is held out to measure the tokenizer on (one of a hundred is, by its "
             "hash): give a file with --held-out, or more documents; --split line makes each line one",
             "토크나이저를 재 볼 문서가 없습니다(해시로 백에 하나를 남겨 둡니다). --held-out으로 파일을 "
-            "지정하거나 문서를 더 주세요. --split line은 줄마다 한 문서로 봅니다",
+            "지정하거나 문서를 더 준비하세요. --split line은 줄마다 한 문서로 봅니다",
         )
 
 
 def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measure:
-    """Over the first MEASURED_BYTES of the texts; InputError if there is none."""
+    """Measure the first MEASURED_BYTES of the texts; InputError if there is none."""
     n_documents = characters = n_bytes = tokens = 0
     batch: list[str] = []
     for text in texts:
@@ -102,6 +102,6 @@ def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measure:
             f"no text to measure the tokenizer on: with fewer than about {1 / HELD_OUT:.0f} documents, "
             "name a file with --held-out",
             f"토크나이저를 재어 볼 텍스트가 없습니다. 문서가 {1 / HELD_OUT:.0f}개쯤보다 적으면 "
-            "--held-out으로 파일을 지정해 주세요",
+            "--held-out으로 파일을 지정하세요",
         )
     return Measure(n_documents, characters, n_bytes, tokens)
