@@ -160,7 +160,7 @@ def test_pack_by_command(
     ("arguments", "message"),
     [
         (["pack", "nothing.txt", "--tokenizer", "t", "--out", "o"], "nothing.txt: no such file"),
-        (["pack", "a.txt", "--tokenizer", "no.json", "--out", "o"], "cannot read the tokenizer no.json"),
+        (["pack", "a.txt", "--tokenizer", "no.json", "--out", "o"], "no.json is missing"),
         (["pack", "a.txt", "--tokenizer", "no.json", "--out", "o", "--near", "7"], "from 0.2 to 1"),
         (["pack", "a.txt", "--tokenizer", "t", "--out", "o", "--without-filter", "x"], "no filter x"),
         (["tokenizer", "a.txt", "--out", "o", "--vocab", "300"], "none of these documents is held out"),
