@@ -59,7 +59,7 @@ def _require_same_start(folder: Path, noted: Mapping[str, Any], facts: Mapping[s
             raise ConfigError(
                 f"{folder} began with {name} {began}, not {now}: set {name} = {began} again, or give "
                 "another --out",
-                f"{josa(folder, '은/는')} {name} 값 {began}(으)로 시작했지만 지금은 {now}입니다. "
+                f"{josa(folder, '은/는')} 처음의 {name} 값이 {began}인데 지금은 {now}입니다. "
                 f"{name} 값을 되돌리거나 다른 --out을 지정하세요",
             )
 
