@@ -3,8 +3,8 @@
     python bench/harness.py equality --model kogpt-mini --data DIR   every item of KoBEST, both ways
     python bench/harness.py speed --model kogpt-mini --data DIR      NSMC against the harness' hf model
 
-One JSON line per measurement; exit code 1 if answers differ. Needs kogpt[harness], and for `speed`
-kogpt[torch] and transformers, which the harness' hf model runs on.
+One JSON line per measurement; exit code 1 if answers differ. Needs kogpt[harness], and for `speed` also
+what the harness' hf model runs on: pip install 'lm-eval[hf]'.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kogpt import hub
 from kogpt.evaluation import fewshot, harness, scoring, tasks
-from kogpt.evaluation.evaluate import Settings, Subject, evaluate, read_rows
+from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, read_data
 from kogpt.evaluation.harness import rows
 from kogpt.evaluation.task import Example, Task
 from kogpt.generation import KoGPT
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("what", choices=("equality", "speed"))
     parser.add_argument("--model", default="kogpt-mini", help="a folder or a built-in model")
     parser.add_argument("--data", type=Path, required=True, help="folder of data files")
-    parser.add_argument("--tasks", nargs="+", default=list(harness.KOBEST), help="for equality")
+    parser.add_argument("--tasks", nargs="+", type=_name, default=list(harness.KOBEST), help="for equality")
     parser.add_argument("--shots", type=int, help="default: 0 for equality, 40 for speed")
     parser.add_argument("--limit", type=int, help="items of each task (default: all; for speed 40)")
     parser.add_argument("--rounds", type=int, default=3, help="for speed")
@@ -63,26 +63,25 @@ def equality(args: argparse.Namespace, model: KoGPT, name: str) -> dict[str, Any
     """All items of a task by our evaluator and by the harness with `kogpt` as its model."""
     task, prompt = _task(name)
     settings = Settings(shots=args.shots or 0, seeds=(1,), limit=args.limit)
-    subject = Subject(args.model, model.engine.runner, model.tokenizer, {})
-    ours = evaluate(subject, task, task.prompt(prompt), settings).seeds[0]
+    ours = evaluate(EvaluatedModel(args.model, model, {}), task, task.prompt(prompt), settings).seeds[0]
     lm = harness.language_model(model)
-    theirs = _harness(name, lm, ours.run.shots, read_rows(task, settings).scored)
+    theirs = _harness(name, lm, ours.encoded.shots, read_data(task, settings).scored)
     scores = [[value for value, _ in row] for row in theirs["scores"]]
     differences = [
         abs(a - b) for x, y in zip(ours.scores, scores, strict=True) for a, b in zip(x, y, strict=True)
     ]
-    said = scoring.decide(scores, ours.run.items, task.scoring)[0]
-    ideal = len(ours.run.prefix) + sum(item.n_tokens for item in ours.run.items)
+    said = scoring.decide(scores, ours.encoded.items, task.scoring)[0]
+    ideal = len(ours.encoded.prefix) + sum(item.n_tokens for item in ours.encoded.items)
     return {
         "what": "equality",
         "model": args.model,
         "runner": model.engine.runner.name,
         "dtype": model.engine.runner.dtype,
         "task": name,
-        "shots": len(ours.run.shots),
+        "shots": len(ours.encoded.shots),
         "n": len(said),
         "different_answers": int(
-            (said != scoring.decide(ours.scores, ours.run.items, task.scoring)[0]).sum()
+            (said != scoring.decide(ours.scores, ours.encoded.items, task.scoring)[0]).sum()
         ),
         "largest_difference_nats": max(differences),
         "ours": ours.values,
@@ -99,14 +98,14 @@ def speed(args: argparse.Namespace, model: KoGPT) -> dict[str, Any]:
     """
     task, prompt = _task("nsmc")
     settings = Settings(shots=args.shots or 40, seeds=(1,), limit=args.limit or 40)
-    items = read_rows(task, settings)
+    items = read_data(task, settings)
     shots = fewshot.draw(task, items.pool, items.scored, settings.shots, 1)
-    encoder = (model.tokenizer.encode, model.tokenizer.eos_token_id, model.config.n_ctx)
+    question, n_ctx = task.prompt(prompt), model.config.n_ctx
 
     def own() -> scoring.Scores:
-        run = fewshot.prepare(task, task.prompt(prompt), items.scored, shots, encoder)
+        run = fewshot.encode_task(task, question, items.scored, shots, model.tokenizer, n_ctx)
         assert len(run.shots) == len(shots), "the shots have to fit, or the harness would read others"
-        return scoring.finish(scoring.score(model.engine.runner, run.prefix, run.items, {}))
+        return scoring.finish(scoring.score(model.engine, run.prefix, run.items, {}))
 
     others = {"harness, kogpt": harness.language_model(model)}
     others |= {f"harness, hf, {rows} a batch": _hf(args.model, rows) for rows in HF_ROWS}
@@ -154,10 +153,22 @@ def _harness(name: str, lm: Any, shots: Sequence[Example], scored: Sequence[Exam
 
 
 def _hf(model: str, rows: int) -> Any:
-    from lm_eval.models.huggingface import HFLM
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise SystemExit(f"the harness' hf model needs {error.name}: pip install 'lm-eval[hf]'") from error
 
     folder = hub.find_folder(model)
     return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=rows)
+
+
+def _name(name: str) -> str:
+    """The harness' name of a task, from that or from ours (kobest_copa, kobest-copa)."""
+    theirs = {own: theirs for theirs, (own, _) in SAME.items()}.get(name, name)
+    if theirs not in SAME:
+        known = " ".join(own for own, _ in SAME.values())
+        raise argparse.ArgumentTypeError(f"there is no task {name!r} that both know: {known}")
+    return theirs
 
 
 def _task(name: str) -> tuple[Task, str]:

@@ -18,9 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kogpt import checkpoint
-from kogpt.evaluation.evaluate import Subject
+from kogpt.engine import Engine
+from kogpt.evaluation.evaluate import EvaluatedModel
 from kogpt.evaluation.perplexity import measure, read_texts
 from kogpt.export.folder import export
+from kogpt.generation import KoGPT
 from kogpt.placement import Placement, load_runner
 from kogpt.tokenizer import Tokenizer
 
@@ -72,12 +74,12 @@ def main() -> None:
             export(source, dtype, folder, "\n".join(calibration) if dtype != row else None)
             stored = checkpoint.load(folder)
             runner = load_runner(stored, Placement("cpu", dtype))
-            subject = Subject(args.model, runner, tokenizer, {})
+            measured = EvaluatedModel(args.model, KoGPT(tokenizer, Engine(runner)), {})
             values = []
             for path, texts in scored.items():
                 sample = Path(scratch) / f"{path.name.split('.')[0]}.jsonl"
                 sample.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
-                values.append(measure(subject, sample).bits_per_byte)
+                values.append(measure(measured, sample).bits_per_byte)
             mean = sum(values) / len(values)
             yardstick = yardstick or mean
             size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6

@@ -26,6 +26,7 @@ CORE: dict[str, set[str]] = {
     "__init__": {"config", "errors", "generation", "sampling"},
     "__main__": {"cli"},
     "errors": set(),
+    "bits": {"numpy"},
     "config": {"errors"},
     "files": {"errors"},
     "texts": {"errors", "zstandard"},

@@ -14,19 +14,19 @@ from kogpt.cli.progress import Progress
 from kogpt.errors import KoGPTError
 
 if TYPE_CHECKING:
-    from kogpt.evaluation.evaluate import Settings, Subject
+    from kogpt.evaluation.evaluate import EvaluatedModel, Settings
     from kogpt.evaluation.report import Report
     from kogpt.evaluation.task import Prompt, Task
 
 EPILOG = """tasks: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag
-       kobest-sentineg kobest-wic, ppl (bits per byte of --text)
+       kobest-sentineg kobest-wic, ppl (bits per byte of --text); list shows them all
 
 Offline, --data or KOGPT_DATA names a folder with the data files; otherwise they are downloaded from where
 they were published. The same command resumes an interrupted run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which tasks, how they are asked, and where the report goes."""
+    """Tasks, prompts, shots, and the folder of the report."""
     parser.epilog = EPILOG
     parser.add_argument("tasks", nargs="+", metavar="TASK", help="task to measure (listed below)")
     parser.add_argument(
@@ -66,9 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("eval-results"),
         metavar="DIR",
-        help="folder for reports and finished batches (default: %(default)s)",
+        help="folder for reports and finished batches (default: eval-results/MODEL)",
     )
     parser.add_argument("--no-tfidf", action="store_true", help="skip the TF-IDF baseline")
     parser.add_argument("--json", action="store_true", help="print one JSON object per value")
@@ -81,18 +80,21 @@ def run(args: argparse.Namespace) -> int:
     from kogpt.evaluation import tasks
     from kogpt.evaluation.store import only_run
 
+    if "list" in args.tasks:
+        return _list(args)
     names = [name for name in args.tasks if name != "ppl"]
     chosen = [(task, _prompts(task, args.prompt)) for task in map(tasks.get, names)]
     if ("ppl" in args.tasks) != bool(args.text):
         raise KoGPTError("ppl and --text FILE go together", "ppl 과제와 --text FILE은 함께 써야 합니다")
-    subject = _subject(args)
-    report = reports.Report(subject, shlex.join(["kogpt", "eval", *_words(args)]))
+    args.out = args.out or _default_out(args.model, args.revision)
+    report = reports.Report(_evaluated_model(args), shlex.join(["kogpt", "eval", *_words(args)]))
     with only_run(args.out), Progress() as progress:
+        reports.require_own_report(report.model, args.out)
         _measure(args, chosen, report, progress)
         for path in args.text or ():
             from kogpt.evaluation import perplexity
 
-            report.texts.append(perplexity.measure(subject, path, args.out, progress.show))
+            report.texts.append(perplexity.measure(report.model, path, args.out, progress.show))
         paths = reports.write(report, args.out)
     if args.json:
         for row in reports.lines(report):
@@ -105,10 +107,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _list(args: argparse.Namespace) -> int:
+    """Print every task with its metric, published number of shots and prompts."""
+    from kogpt.evaluation import tasks
+
+    if args.tasks != ["list"]:
+        raise KoGPTError("list stands alone: kogpt eval list", "list는 혼자 쓰세요: kogpt eval list")
+    rows = [("task", "metric", "published shots", "prompts")]
+    for task in map(tasks.get, tasks.NAMES):
+        prompts = [prompt.name for prompt in task.prompts]
+        if args.json:
+            row = {"task": task.name, "title": task.title, "metrics": task.metrics, "prompts": prompts}
+            print(json.dumps({**row, "published_shots": task.published_shots}, ensure_ascii=False))
+        rows.append((task.name, task.metrics[0], str(task.published_shots or "-"), " ".join(prompts)))
+    if not args.json:
+        rows.append(("ppl", "bits_per_byte", "-", "(any text: --text FILE)"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for cells in rows:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            print(line.rstrip())
+    return 0
+
+
+def _default_out(model: str, revision: str | None) -> Path:
+    """A folder for each model, so that no run overwrites another model's report."""
+    name = Path(model).resolve().name or "model"
+    return Path("eval-results", name if revision is None else f"{name}-{revision.replace('/', '_')}")
+
+
 def _measure(
     args: argparse.Namespace, chosen: list[tuple[Task, list[Prompt]]], report: Report, progress: Progress
 ) -> None:
-    """Every task, prompt and number of shots, and what stands beside them."""
+    """Measure every task with every prompt and number of shots, then the baselines of the task."""
     from dataclasses import replace
 
     from kogpt.evaluation import baselines
@@ -118,7 +148,7 @@ def _measure(
     for task, prompts in chosen:
         for prompt in prompts:
             for shots in args.shots:
-                result = evaluate(report.subject, task, prompt, replace(settings, shots=shots), progress.show)
+                result = evaluate(report.model, task, prompt, replace(settings, shots=shots), progress.show)
                 report.results.append(result)
         results = [result for result in report.results if result.task is task]
         report.baselines[task.name] = baselines.of_task(task, results, args.out, tfidf=not args.no_tfidf)
@@ -137,24 +167,24 @@ def _settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def _subject(args: argparse.Namespace) -> Subject:
+def _evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
     from kogpt import hub
-    from kogpt.evaluation.evaluate import Subject, identity
+    from kogpt.evaluation.evaluate import EvaluatedModel, identify
 
     model = load_model(args)
     folder = hub.find_folder(args.model, args.revision)
-    return Subject(args.model, model.engine.runner, model.tokenizer, identity(folder, model.engine.runner))
+    return EvaluatedModel(args.model, model, identify(folder, model.engine.runner))
 
 
 def _prompts(task: Task, names: list[str] | None) -> list[Prompt]:
-    """The prompts that --prompt names: the task's first by default, every one for `all`."""
+    """The prompts that --prompt names; by default the task's first, with `all` every one."""
     if names == ["all"]:
         return list(task.prompts)
     return [task.prompt(name) for name in names or (None,)]
 
 
 def _words(args: argparse.Namespace) -> list[str]:
-    """The command that repeats this one, in a fixed order, without what does not change the numbers."""
+    """The arguments that repeat this measurement, in a fixed order."""
     words = [*args.tasks, "--model", args.model, "--shots", ",".join(map(str, args.shots))]
     words += ["--seeds", str(args.seeds)]
     for name in ("revision", "limit", "scoring", "sample", "dtype"):

@@ -169,21 +169,23 @@ HELP = {
     ),
     "folder with the data files": "데이터 파일이 있는 폴더",
     "text for ppl: .txt, .jsonl or .jsonl.zst": "ppl로 잴 글: .txt, .jsonl 또는 .jsonl.zst",
-    "folder for reports and finished batches (default: %(default)s)": (
-        "보고서와 끝난 묶음을 둘 폴더 (기본값: %(default)s)"
+    "folder for reports and finished batches (default: eval-results/MODEL)": (
+        "보고서와 끝난 묶음을 둘 폴더 (기본값: eval-results/모델 이름)"
     ),
     "skip the TF-IDF baseline": "TF-IDF 기준선을 건너뜁니다",
     "print one JSON object per value": "값마다 JSON 객체 하나를 출력합니다",
     (
         "tasks: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag\n"
-        "       kobest-sentineg kobest-wic, ppl (bits per byte of --text)\n\nOffline, --data or KOGPT_DATA"
-        " names a folder with the data files; otherwise they are downloaded from where\nthey were published."
-        " The same command resumes an interrupted run."
+        "       kobest-sentineg kobest-wic, ppl (bits per byte of --text); list shows them all\n\n"
+        "Offline, --data or KOGPT_DATA names a folder with the data files; otherwise they are downloaded"
+        " from where\n"
+        "they were published. The same command resumes an interrupted run."
     ): (
         "과제: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag\n"
-        "      kobest-sentineg kobest-wic, ppl (--text의 바이트당 비트)\n\n인터넷 없이 쓰려면 --data나"
-        " KOGPT_DATA에 데이터 파일이 있는 폴더를 적으세요. 없으면 공개된 곳에서 내려받습니다.\n같은 명령을"
-        " 다시 주면 멈춘 평가를 이어 갑니다."
+        "      kobest-sentineg kobest-wic, ppl (--text의 바이트당 비트); list는 모두 보여 줍니다\n\n"
+        "인터넷 없이 쓰려면 --data나 KOGPT_DATA에 데이터 파일이 있는 폴더를 적으세요. 없으면 공개된 곳에서"
+        " 내려받습니다.\n"
+        "같은 명령을 다시 주면 멈춘 평가를 이어 갑니다."
     ),
     # export
     (

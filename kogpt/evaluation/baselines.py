@@ -1,7 +1,7 @@
-"""What needs no language model: constant answers, the majority, and TF-IDF with logistic regression.
+"""Baselines without a language model: constant answers, the majority, TF-IDF with logistic regression.
 
-A score is worth what it is above these. The regression is trained on the very shots that the model was shown,
-and on the whole pool that they were drawn from.
+Compare every score with them. The regression is trained on the shots that the model saw, and on the whole
+pool that they were drawn from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kogpt.errors import MissingExtra
-from kogpt.evaluation.evaluate import Result, Rows
+from kogpt.evaluation.evaluate import Result, TaskData
 from kogpt.evaluation.metrics import METRICS, Floats, Ints, Outcome
 from kogpt.evaluation.task import Example, Prompt, Task
 from kogpt.files import atomic_write
@@ -31,7 +31,7 @@ Values = dict[str, float]  # name of a metric -> its value
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """Of one task; `notes` says what was left out and why."""
+    """The baselines of one task; `notes` says which were left out and why."""
 
     constants: Mapping[str, Values]
     pool: Values | None = None  # TF-IDF and regression on the whole pool
@@ -40,21 +40,21 @@ class Baselines:
 
 
 def of_task(task: Task, results: Sequence[Result], out: Path, tfidf: bool = True) -> Baselines:
-    """What stands beside a task's results; the regressions are kept under `out`."""
-    rows = results[0].rows
-    plain = constants(task, rows.scored, rows.pool)
+    """The baselines of a task's results; the trained regressions are kept under `out`."""
+    data = results[0].data
+    plain = constants(task, data.scored, data.pool)
     if not tfidf or importlib.util.find_spec("sklearn") is None:
         why = "--no-tfidf" if not tfidf else "scikit-learn is not installed: pip install 'kogpt[eval]'"
         return Baselines(plain, notes=(f"TF-IDF + regression left out: {why}",))
     drawn = {
-        result.shots_used: [seed.run.shots for seed in result.seeds]
+        result.shots_used: [seed.encoded.shots for seed in result.seeds]
         for result in results
         if result.shots_used
     }
-    path = out / "baselines" / f"{_key(task, rows, drawn)[:32]}.json"
+    path = out / "baselines" / f"{_key(task, data, drawn)[:32]}.json"
     kept = _kept(path)
     if kept is None:
-        kept = _trained(task, rows, drawn)
+        kept = _trained(task, data, drawn)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(json.dumps(kept).encode())
@@ -62,7 +62,7 @@ def of_task(task: Task, results: Sequence[Result], out: Path, tfidf: bool = True
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote; None if there is nothing that can be read."""
+    """The values that an earlier run wrote; None if there is no file or a damaged one."""
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -70,31 +70,34 @@ def _kept(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def _trained(task: Task, rows: Rows, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> dict[str, Any]:
-    """The regression on the whole pool and on each seed's shots; half a minute for a pool of 150,000 rows."""
-    features = Features(task, (*rows.scored, *rows.pool))
+def _trained(task: Task, data: TaskData, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> dict[str, Any]:
+    """Train on the whole pool and on each seed's shots. A pool of 150,000 rows takes half a minute."""
+    features = Features(task, (*data.scored, *data.pool))
     return {
-        "pool": regression(features, rows.scored, rows.pool),
+        "pool": regression(features, data.scored, data.pool),
         "shots": {
             str(count): [
-                values for shots in runs if (values := regression(features, rows.scored, shots)) is not None
+                values for shots in runs if (values := regression(features, data.scored, shots)) is not None
             ]
             for count, runs in drawn.items()
         },
     }
 
 
-def _key(task: Task, rows: Rows, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> str:
-    """Hash of what the regressions depend on."""
-    table = rows.pool_table or rows.test_table
-    examples = [rows.scored, rows.pool, *(shots for runs in drawn.values() for shots in runs)]
+def _key(task: Task, data: TaskData, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> str:
+    """Hash of everything that the regressions depend on."""
+    table = data.pool_table or data.test_table
+    examples = [data.scored, data.pool, *(shots for runs in drawn.values() for shots in runs)]
     names = [[example.id for example in part] for part in examples]
-    parts = [VERSION, task.name, task.version, rows.test_table.digest, table.digest, list(drawn), names]
+    parts = [VERSION, task.name, task.version, data.test_table.digest, table.digest, list(drawn), names]
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def constants(task: Task, scored: Sequence[Example], pool: Sequence[Example]) -> dict[str, Values]:
-    """Every constant answer, and the one that is most frequent in the pool; graded metrics are undefined."""
+    """Metrics of every constant answer, and of the most frequent answer of the pool.
+
+    Metrics of grades are not defined for constants and are left out.
+    """
     values = {
         f"always {label}": _measure(task, scored, np.full(len(scored), answer))
         for answer, label in enumerate(task.labels)
@@ -109,10 +112,10 @@ def constants(task: Task, scored: Sequence[Example], pool: Sequence[Example]) ->
 
 
 def regression(features: Features, scored: Sequence[Example], train: Sequence[Example]) -> Values | None:
-    """TF-IDF of character 1- to 3-grams and logistic regression; None if the training rows have one answer.
+    """TF-IDF of character 1- to 3-grams and logistic regression; None if all training rows have one answer.
 
-    One text: its vector. Two texts: |a - b| and a * b. Choices: each is a text beside the item's own texts,
-    right or wrong; the likeliest wins.
+    The features of one text are its vector; those of two texts are |a - b| and a * b. Where items have
+    choices of their own, each choice beside the item's text is right or wrong, and the likeliest wins.
     """
     if len({example.answer for example in train}) < 2:
         return None
@@ -132,7 +135,7 @@ def regression(features: Features, scored: Sequence[Example], train: Sequence[Ex
 
 
 class Features:
-    """Sparse features of (example, choice) pairs: n-grams counted once, weighed by any of the examples."""
+    """Sparse features of (example, choice) pairs. N-grams are counted once for all training sets."""
 
     def __init__(self, task: Task, examples: Sequence[Example]) -> None:
         self.task = task
@@ -149,7 +152,7 @@ class Features:
         return list(self._counter.get_feature_names_out())
 
     def weighed_by(self, train: Sequence[Example]) -> Callable[[Sequence[tuple[Example, int]]], Any]:
-        """What turns pairs into a sparse matrix: n-grams and their weights are those of the training rows."""
+        """A function from pairs to a sparse matrix, with the n-grams and weights of the training rows."""
         from scipy import sparse
 
         own = self._counts[self._rows([text for example in train for text in self._texts(example)])]
@@ -174,19 +177,19 @@ class Features:
         return [self._place[text] for text in texts]
 
     def _sides(self, example: Example, choice: int) -> tuple[str, ...]:
-        """The text of a pair, or the two that are compared."""
+        """The text of a pair, or its two texts that are compared."""
         own = tuple(example.fields[name] for name in self.task.content)
         return own if self.choices is None else (" ".join(own), self.choices.options(example)[choice])
 
     def _texts(self, example: Example) -> tuple[str, ...]:
-        """All texts of an example, each once."""
+        """All texts of an example."""
         if self.choices is None:
             return self._sides(example, 0)
         return (self._sides(example, 0)[0], *self.choices.options(example))
 
 
 def _choice_prompt(task: Task) -> Prompt | None:
-    """The prompt that names the choices, where every item has its own."""
+    """The prompt that names the choices, where every item has its own; else None."""
     prompt = task.prompts[0]
     return None if prompt.fixed else prompt
 
@@ -194,7 +197,7 @@ def _choice_prompt(task: Task) -> Prompt | None:
 def _measure(
     task: Task, scored: Sequence[Example], predictions: Ints, scores: Floats | None = None
 ) -> Values:
-    """Every metric of a task; constants have no grades, so that correlations are not defined (left out)."""
+    """The metrics of a task that are defined. `scores` are the predicted grades; None for constants."""
     outcome = Outcome(
         np.array([example.answer for example in scored]),
         np.asarray(predictions, dtype=np.int64),

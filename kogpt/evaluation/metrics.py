@@ -17,20 +17,20 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was right and what a model said, item by item, all (N,)."""
+    """Right and predicted answers of N items, all (N,)."""
 
-    answers: Ints  # the right label
+    answers: Ints  # right labels
     predictions: Ints
-    grades: Floats  # the right grade; NaN where a task has none
-    scores: Floats  # the model's grade, or its probability of label 1
+    grades: Floats  # right grades; NaN where a task has none
+    scores: Floats  # predicted grades, or probabilities of label 1
 
     def take(self, rows: NDArray[Any]) -> Outcome:
-        """The same for some of the items, repeats allowed."""
+        """The outcome of some of the items; an item may be taken several times."""
         return Outcome(self.answers[rows], self.predictions[rows], self.grades[rows], self.scores[rows])
 
 
 def accuracy(outcome: Outcome) -> float:
-    """Share of items that are right."""
+    """Share of right predictions."""
     return float(np.mean(outcome.answers == outcome.predictions))
 
 
@@ -65,21 +65,29 @@ METRICS: dict[Metric, Callable[[Outcome], float]] = {
 
 def interval(
     metric: Metric, outcomes: Sequence[Outcome], resamples: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
-    """Bootstrap percentile interval of a metric's mean over runs; all runs share a resample's items."""
+) -> tuple[float, float] | None:
+    """Bootstrap percentile interval of a metric's mean over runs: each resample draws runs and items.
+
+    The runs of a resample share its items (A. B. Owen, The pigeonhole bootstrap, 2007). None
+    where every resample gives the same value: the data say nothing about the spread then, so an interval of
+    width 0 would only look certain.
+    """
     n_items = len(outcomes[0].answers)
     rng = np.random.default_rng(0)
     values = np.empty(resamples)
     for i in range(resamples):
         rows = rng.integers(n_items, size=n_items)
-        values[i] = np.mean([METRICS[metric](outcome.take(rows)) for outcome in outcomes])
+        runs = rng.integers(len(outcomes), size=len(outcomes))
+        values[i] = np.mean([METRICS[metric](outcomes[run].take(rows)) for run in runs])
+    if np.isnan(values).all() or np.nanmin(values) == np.nanmax(values):
+        return None
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def _labels(outcome: Outcome) -> Ints:
     both = np.concatenate([outcome.answers, outcome.predictions])
-    return np.flatnonzero(np.bincount(both[both >= 0]))  # -1: an answer that could not be read
+    return np.flatnonzero(np.bincount(both[both >= 0]))  # -1 is an answer without a label
 
 
 def _f1(outcome: Outcome, label: int) -> float:

@@ -1,26 +1,25 @@
-"""Bits per byte of any text: what the model pays to write it, over the bytes of its UTF-8.
-
-Unlike perplexity per token it can be compared between tokenizers. Every token is predicted once, with at
-least half a context before it wherever the text has that much.
-"""
+"""Bits per byte of a text file, as kogpt/bits.py defines them."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from kogpt.bits import Window, per_byte, split_windows
 from kogpt.errors import InputError
 from kogpt.evaluation import scoring
-from kogpt.evaluation.evaluate import Memory, Progress, Subject
+from kogpt.evaluation.evaluate import EvaluatedModel, Progress
 from kogpt.evaluation.fewshot import Item
-from kogpt.evaluation.store import BatchStore
-from kogpt.request import Ids
+from kogpt.evaluation.store import open_store
 from kogpt.texts import Record, format_of, printable_path, read_records, read_text
+
+WINDOWS = 2  # version of the windows; raised whenever the same text would give other scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,8 @@ class Perplexity:
 
     @property
     def bits_per_byte(self) -> float:
-        return self.nats / math.log(2) / self.n_bytes
+        """Comparable between models with different vocabularies."""
+        return per_byte(self.nats, self.n_bytes)
 
     @property
     def per_token(self) -> float:
@@ -44,27 +44,24 @@ class Perplexity:
 
 
 def measure(
-    subject: Subject, path: Path, out: Path | None = None, progress: Progress | None = None
+    model: EvaluatedModel, path: Path, out: Path | None = None, progress: Progress | None = None
 ) -> Perplexity:
-    """Bits per byte of a file; one document a file (.txt), or a line ({"text"}: .jsonl, .jsonl.zst).
+    """Bits per byte of a file: one document a file (.txt), or one a record ({"text"}: .jsonl, .jsonl.zst).
 
-    Text is brought to NFC, as the tokenizer sees it. Raises InputError if the file cannot be read as text.
+    Text is brought to NFC, as the tokenizer reads it. With `out`, finished batches are kept there.
+    Raises InputError if the file cannot be read as text.
     """
     texts = read_texts(path)
-    ids = [np.array(subject.tokenizer.encode(text), dtype=np.int64) for text in texts]
-    start, n_ctx = subject.tokenizer.eos_token_id, subject.runner.config.n_ctx
-    items = [item for document in ids for item in windows(document, start, n_ctx)]
-    parts = {**subject.identity, "text": [_digest(texts), len(items)], "windows": 1}
-    store = BatchStore(out / "batches", parts) if out is not None else None
-    scores: scoring.Scores = []
-    try:
-        for done, finished in scoring.score(subject.runner, ids[0][:0], items, store or Memory()):
+    ids = [np.array(document, dtype=np.int64) for document in model.tokenizer.encode_batch(texts)]
+    start, n_ctx = model.tokenizer.document_start, model.runner.config.n_ctx
+    items = [_item(window) for document in ids for window in split_windows(document, start, n_ctx)]
+    parts = {**model.identity, "text": [_digest(texts), len(items)], "windows": WINDOWS}
+    with open_store(out, parts) as store:
+        scores: scoring.Scores = []
+        for done, finished in scoring.score(model.engine, ids[0][:0], items, store):
             if progress is not None:
                 progress(f"ppl {path.name}", done, len(items))
             scores = finished or scores
-    finally:
-        if store is not None:
-            store.close()
     return Perplexity(
         file=printable_path(Path(path.name)),
         n_documents=len(texts),
@@ -74,19 +71,14 @@ def measure(
     )
 
 
-def windows(ids: Ids, start: int, n_ctx: int) -> Iterator[Item]:
-    """Cut a document so that every token is predicted once: `start` before the first, then half-steps."""
-    whole = np.concatenate([[start], ids]).astype(np.int64)
-    done = 1
-    while done < len(whole):
-        begin = max(0, done - n_ctx // 2)
-        end = min(len(whole), begin + n_ctx)
-        yield Item(whole[begin:done], (whole[done:end],), (1,))
-        done = end
+def _item(window: Window) -> Item:
+    """A window as a question with one choice: the tokens that it scores."""
+    tokens, first = window
+    return Item(tokens[:first], (tokens[first:],), (1,))
 
 
 def read_texts(path: Path) -> list[str]:
-    """The documents of a file, NFC, the empty ones left out. InputError if there is none, or for bad text."""
+    """The documents of a file that are not empty, in NFC. InputError if there is none, or for bad text."""
     text = read_text(path)
     documents = [text]
     format = format_of(path.name)
@@ -109,6 +101,4 @@ def _text_of(record: Record, path: Path) -> str:
 
 
 def _digest(texts: Sequence[str]) -> str:
-    from hashlib import sha256
-
     return sha256("\x00".join(texts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A measurement as JSON, as Markdown and as a plot; everything that is needed to repeat it is inside."""
+"""Write results as JSON, Markdown and plots, with everything that is needed to repeat them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,46 @@ from pathlib import Path
 from typing import Any
 
 from kogpt import __version__
+from kogpt.errors import InputError
 from kogpt.evaluation import published
 from kogpt.evaluation.baselines import Baselines
-from kogpt.evaluation.evaluate import Result, SeedResult, Subject
+from kogpt.evaluation.evaluate import EvaluatedModel, Result, SeedResult
 from kogpt.evaluation.perplexity import Perplexity
 from kogpt.evaluation.task import Prompt, Task
-from kogpt.files import atomic_write
+from kogpt.files import atomic_write, read_json
+
+MAX_REPORT_BYTES = 2**26
+SAME_MODEL = ("model_sha256", "tokenizer_sha256", "dtype")  # what two reports of one model have in common
 
 HOW_TO_READ = (
     "Scores are percent: the mean over the runs, ± the sample standard deviation over the seeds that drew the"
-    " shots, and in brackets the 95 % bootstrap interval over the items. `report.json` has every run with the"
-    " ids and the text of its shots, every metric and every way of scoring; `items/` has every answer."
+    " shots, and in brackets the 95 % bootstrap interval over runs and items. No brackets: all resamples gave"
+    " one value, which says nothing about the spread. `report.json` has every run with the ids and the"
+    " text of its shots, every metric and every way of scoring; `items/` has every answer."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All results of one command."""
+    """The results of one command."""
 
-    subject: Subject
+    model: EvaluatedModel
     command: str
     results: list[Result] = field(default_factory=list)
     baselines: dict[str, Baselines] = field(default_factory=dict)  # by task
     texts: list[Perplexity] = field(default_factory=list)
 
     def tasks(self) -> list[Task]:
-        """Those measured, in order, each once."""
+        """The tasks that were measured, in order, each once."""
         return list({result.task.name: result.task for result in self.results}.values())
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """report.json, report.md, one line per item and, where matplotlib is installed, one plot a task."""
+    """Write report.json, report.md, a line for each item and, with matplotlib, a plot for each task.
+
+    Returns the paths. Callers first make sure that the folder holds no other model's report
+    (require_own_report).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "report.json", folder / "report.md"]
     document = json.dumps(as_json(report), ensure_ascii=False, indent=1, allow_nan=False)
@@ -57,8 +66,26 @@ def write(report: Report, folder: Path) -> list[Path]:
     return paths
 
 
+def require_own_report(model: EvaluatedModel, folder: Path) -> None:
+    """InputError if the folder holds the report of another model or precision, or a damaged report."""
+    path = folder / "report.json"
+    if not path.exists():
+        return
+    document = read_json(path, MAX_REPORT_BYTES)
+    found = document.get("model")
+    theirs = found if isinstance(found, dict) else {}
+    if any(theirs.get(key) != model.identity[key] for key in SAME_MODEL):
+        name, dtype = str(theirs.get("name"))[:80], str(theirs.get("dtype"))[:20]
+        raise InputError(
+            f"{path} is the report of {name} ({dtype}), which {model.name} ({model.identity['dtype']}) would"
+            " overwrite: choose another folder with --out",
+            f"{path} 파일은 다른 모델의 보고서입니다: {name} ({dtype}). 덮어쓰지 않도록 --out으로 다른 폴더를"
+            f" 지정하세요 (지금 모델: {model.name}, {model.identity['dtype']})",
+        )
+
+
 def lines(report: Report) -> list[dict[str, Any]]:
-    """One flat object for every metric of every result: what `kogpt eval --json` prints."""
+    """One flat object for every metric of every run: the lines of `kogpt eval --json`."""
     rows: list[dict[str, Any]] = []
     for result in report.results:
         for seed in result.seeds:
@@ -67,11 +94,11 @@ def lines(report: Report) -> list[dict[str, Any]]:
                     {
                         "task": result.task.name,
                         "prompt": result.prompt.name,
-                        "shots": len(seed.run.shots),
+                        "shots": len(seed.encoded.shots),
                         "seed": seed.seed,
                         "metric": metric,
                         "value": _number(value),
-                        "n": len(result.rows.scored),
+                        "n": len(result.data.scored),
                         "baselines": _baseline_values(report, result.task, metric),
                     }
                 )
@@ -82,14 +109,14 @@ def lines(report: Report) -> list[dict[str, Any]]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The whole report."""
+    """The content of report.json."""
     return {
         "command": report.command,
         "versions": versions(),
         "model": {
-            "name": report.subject.name,
-            "parameters": report.subject.runner.config.n_parameters,
-            **report.subject.identity,
+            "name": report.model.name,
+            "parameters": report.model.runner.config.n_parameters,
+            **report.model.identity,
         },
         "results": [_result(result) for result in report.results],
         "baselines": {name: _baselines(baselines) for name, baselines in report.baselines.items()},
@@ -113,7 +140,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """Versions of the packages that the numbers depend on."""
     found = {"kogpt": __version__, "python": platform.python_version()}
     for name in ("numpy", "tokenizers", "scikit-learn", "torch"):
         try:
@@ -124,10 +151,10 @@ def versions() -> dict[str, str]:
 
 
 def as_markdown(report: Report) -> str:
-    """The report for people: the table of each task, its baselines, what was published, what the data is."""
-    facts = {"parameters": f"{report.subject.runner.config.n_parameters:,}", **report.subject.identity}
+    """The report for readers: each task's table, baselines, published scores and data."""
+    facts = {"parameters": f"{report.model.runner.config.n_parameters:,}", **report.model.identity}
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
-    parts = [f"# Evaluation of {report.subject.name}", f"`{report.command}`"]
+    parts = [f"# Evaluation of {report.model.name}", f"`{report.command}`"]
     parts.append("\n".join(f"- {key}: {value}" for key, value in facts.items()))
     if report.results:
         parts.append(HOW_TO_READ)
@@ -148,19 +175,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def score_text(result: Result) -> str:
-    """Mean and spread of the published metric in percent, with its bootstrap interval."""
+    """Mean, deviation over the seeds and bootstrap interval of the published metric, in percent."""
     metric = result.task.metrics[0]
-    std = result.std(metric)
-    low, high = result.intervals[metric]
-    spread = f" ± {100 * std:.1f}" if std is not None else ""
-    return f"{100 * result.mean(metric):.1f}{spread} [{100 * low:.1f}, {100 * high:.1f}]"
+    std, interval = result.std(metric), result.intervals[metric]
+    text = f"{100 * result.mean(metric):.1f}"
+    if std is not None:
+        text += f" ± {100 * std:.1f}"
+    if interval is not None:
+        text += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return text
 
 
 def _task_section(report: Report, task: Task) -> str:
     results = [result for result in report.results if result.task is task]
     rows = []
     for result in results:
-        n = f"{len(result.rows.scored):,} of {result.rows.n_test:,}"
+        n = f"{len(result.data.scored):,} of {result.data.n_test:,}"
         rows.append(
             (
                 result.prompt.name,
@@ -172,9 +202,9 @@ def _task_section(report: Report, task: Task) -> str:
             )
         )
     first = results[0]
-    notes = [f"scored: {first.rows.test_table.note} (`{first.rows.test_table.digest[:23]}`)"]
-    if first.rows.pool_table is not None:
-        notes.append(f"shots: {first.rows.pool_table.note} (`{first.rows.pool_table.digest[:23]}`)")
+    notes = [f"scored: {first.data.test_table.note} (`{first.data.test_table.digest[:23]}`)"]
+    if first.data.pool_table is not None:
+        notes.append(f"shots: {first.data.pool_table.note} (`{first.data.pool_table.digest[:23]}`)")
     else:
         notes.append("shots: a fixed tenth of the same file, set apart")
     notes.append(f"contamination: {task.contamination}; of other models nothing is known here")
@@ -197,19 +227,21 @@ def _runs_text(result: Result) -> str:
 
 
 def _prompt_text(prompt: Prompt) -> str:
-    """The wording of a question, and what is scored after it."""
+    """The wording of a question and the choices that are scored after it."""
     choices = " ".join(f"`{choice}`" for choice in prompt.choices)
     block = f"```text\n{prompt.instruction}{prompt.question}\n```"
     return f"Prompt `{prompt.name}` ({prompt.source}); scored after it: {choices}\n\n{block}"
 
 
 def _counts(results: Sequence[Result]) -> list[str]:
-    """Of items that could not be asked as they are, where there are any."""
+    """How many items were cut or have a token across the border, if any."""
     counts = {
         "items cut at their beginning to fit the context": [
-            seed.run.n_cut for r in results for seed in r.seeds
+            seed.encoded.n_cut for r in results for seed in r.seeds
         ],
-        "items whose label begins inside a token": [seed.run.n_moved for r in results for seed in r.seeds],
+        "items whose label begins inside a token": [
+            seed.encoded.n_moved for r in results for seed in r.seeds
+        ],
     }
     return [f"{what}: {max(n):,} in a run at most" for what, n in counts.items() if max(n)]
 
@@ -229,7 +261,7 @@ def _comparisons(report: Report, task: Task) -> list[tuple[str, str]]:
 
 
 def _baseline_values(report: Report, task: Task, metric: str) -> dict[str, float]:
-    """Every baseline of a task by one metric; those on shots as the mean over the seeds."""
+    """The baselines of a task by one metric; of those trained on shots, the mean over the seeds."""
     if task.name not in report.baselines:
         return {}
     baselines = report.baselines[task.name]
@@ -259,13 +291,16 @@ def _result(result: Result) -> dict[str, Any]:
         "scoring": result.scoring,
         "temperature": result.settings.sample,
         "shots_wanted": result.settings.shots,
-        "n": len(result.rows.scored),
-        "n_test_file": result.rows.n_test,
+        "n": len(result.data.scored),
+        "n_test_file": result.data.n_test,
         "mean": {metric: _number(result.mean(metric)) for metric in metrics},
         "std": {metric: _number(result.std(metric)) for metric in metrics},
-        "interval_95": {metric: list(map(_number, pair)) for metric, pair in result.intervals.items()},
-        "test": _table_json(result.rows.test_table),
-        "pool": _table_json(result.rows.pool_table) if result.rows.pool_table is not None else "test",
+        "interval_95": {
+            metric: None if pair is None else list(map(_number, pair))
+            for metric, pair in result.intervals.items()
+        },
+        "test": _table_json(result.data.test_table),
+        "pool": _table_json(result.data.pool_table) if result.data.pool_table is not None else "test",
         "contamination": result.task.contamination,
         "seeds": [_seed(seed) for seed in result.seeds],
     }
@@ -274,16 +309,16 @@ def _result(result: Result) -> dict[str, Any]:
 def _seed(seed: SeedResult) -> dict[str, Any]:
     return {
         "seed": seed.seed,
-        "shots": [shot.id for shot in seed.run.shots],
-        "text_before_each_question": seed.run.prefix_text,
+        "shots": [shot.id for shot in seed.encoded.shots],
+        "text_before_each_question": seed.encoded.prefix_text,
         "values": {metric: _number(value) for metric, value in seed.values.items()},
         "by_scoring": {
             way: {metric: _number(value) for metric, value in values.items()}
             for way, values in seed.by_scoring.items()
         },
-        "items_cut_at_the_beginning": seed.run.n_cut,
-        "labels_inside_a_token": seed.run.n_moved,
-        "tokens": seed.run.n_tokens,
+        "items_cut_at_the_beginning": seed.encoded.n_cut,
+        "labels_inside_a_token": seed.encoded.n_moved,
+        "tokens": seed.encoded.n_tokens,
     }
 
 
@@ -301,11 +336,11 @@ def _baselines(baselines: Baselines) -> dict[str, Any]:
 
 
 def _write_items(result: Result, seed: SeedResult, folder: Path) -> Path:
-    """One line per item: what it was answered and how likely each choice was."""
+    """One line per item: right answer, prediction and log-likelihood of each choice."""
     name = f"{result.task.name}.{result.prompt.name}.{result.settings.shots}.{seed.seed}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / name) as file:
-        for i, example in enumerate(result.rows.scored):
+        for i, example in enumerate(result.data.scored):
             record = {
                 "id": example.id,
                 "answer": int(seed.outcome.answers[i]),
@@ -317,7 +352,7 @@ def _write_items(result: Result, seed: SeedResult, folder: Path) -> Path:
 
 
 def plot(report: Report, task: Task, path: Path) -> Path:
-    """Score against shots, and against published models by their size."""
+    """Plot the score against the number of shots, and beside published models by their size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -331,7 +366,7 @@ def plot(report: Report, task: Task, path: Path) -> Path:
         results = sorted(results, key=lambda result: result.shots_used)
         means = [100 * result.mean(metric) for result in results]
         spread = [100 * (result.std(metric) or 0) for result in results]
-        label = f"{report.subject.name}, prompt {name}"
+        label = f"{report.model.name}, prompt {name}"
         left.errorbar([r.shots_used for r in results], means, spread, marker="o", capsize=3, label=label)
     for style, (name, value) in zip((":", "--", "-."), _lines(report, task), strict=False):
         for axes in (left, right):
@@ -348,7 +383,7 @@ def plot(report: Report, task: Task, path: Path) -> Path:
 
 
 def _lines(report: Report, task: Task) -> list[tuple[str, float]]:
-    """The baselines that are drawn: the best constant answer, and the regression on the whole pool."""
+    """The two baselines of a plot: the best constant answer, and the regression on the whole pool."""
     beside = report.baselines.get(task.name)
     if beside is None:
         return []
@@ -364,10 +399,10 @@ def _lines(report: Report, task: Task) -> list[tuple[str, float]]:
 
 
 def _plot_sizes(axes: Any, report: Report, task: Task) -> None:
-    """Published values by billions of parameters, and the best of this report."""
+    """Plot published values by billions of parameters, and the best result of this report."""
     best = max((r for r in report.results if r.task is task), key=lambda result: result.mean(task.metrics[0]))
-    size = report.subject.runner.config.n_parameters / 1e9
-    label = f"{report.subject.name}, measured, {best.shots_used} shots (its best)"
+    size = report.model.runner.config.n_parameters / 1e9
+    label = f"{report.model.name}, measured, {best.shots_used} shots (its best)"
     axes.plot([size], [100 * best.mean(task.metrics[0])], "*", markersize=12, label=label)
     families: dict[str, list[tuple[float, float]]] = {}
     for row, shots, value in published.of_task(task.name):
@@ -379,5 +414,5 @@ def _plot_sizes(axes: Any, report: Report, task: Task) -> None:
 
 
 def _number(value: float | None) -> float | None:
-    """NaN is no JSON: a metric that is not defined is null."""
+    """The value for JSON, which has no NaN: null stands for a metric that is not defined."""
     return None if value is None or value != value else value

@@ -1,8 +1,9 @@
-"""The label drawn from the model, as some have measured it: what it writes is matched with the choices."""
+"""Sample the label from the model and match the text that it writes with the choices."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -10,58 +11,53 @@ import numpy as np
 from kogpt.engine import Engine
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import scoring
-from kogpt.evaluation.fewshot import Item, Run
+from kogpt.evaluation.fewshot import EncodedTask, Item
 from kogpt.evaluation.metrics import Floats, Ints
 from kogpt.evaluation.scoring import Scores, Store
-from kogpt.evaluation.task import Prompt
+from kogpt.generation import KoGPT
 from kogpt.request import Request, Writing
-from kogpt.runner import Runner
 from kogpt.sampling import Sampling
-from kogpt.tokenizer import Tokenizer
 
-UNREADABLE = -1  # the prediction of an answer that begins with no choice
+UNREADABLE = -1  # the prediction where the text begins with no choice
 
 
 def answer(
-    runner: Runner,
-    tokenizer: Tokenizer,
-    run: Run,
-    temperature: float,
-    how: tuple[int, Prompt],
-    store: Store,
+    model: KoGPT, encoded: EncodedTask, sampling: Sampling, store: Store
 ) -> Iterator[tuple[int, Scores | None]]:
-    """As scoring.score; an item's row is 1 for the choice that was written, all 0 for none.
+    """Sample an answer to each item; yields as scoring.score does. A row is 1 for the choice, 0 elsewhere.
 
-    how: (seed of the draws, the prompt whose labels are matched).
+    Raises KoGPTError where a label begins inside a token: such a label cannot be written after the question.
     """
-    seed, prompt = how
-    if run.n_moved:
+    prompt = encoded.prompt
+    if encoded.n_moved:
         raise KoGPTError(
-            f"with prompt {prompt.name} {run.n_moved} labels begin inside a token: take another for sampling",
-            f"{prompt.name} 프롬프트: 항목 {run.n_moved}개의 답이 토큰 안에서 시작하여 쓸 수 없습니다",
+            f"with prompt {prompt.name} {encoded.n_moved} labels begin inside a token: for sampling choose"
+            " another --prompt",
+            f"{prompt.name} 프롬프트에서는 답 {encoded.n_moved}개가 토큰 중간에서 시작합니다."
+            " 샘플링에는 다른 --prompt를 고르세요",
         )
-    texts = [choice.strip() for choice in prompt.choices]
-    with scoring.shared_prefix(runner, run.prefix) as (engine, handle):
+    labels = [choice.strip() for choice in prompt.choices]
+    with scoring.shared_prefix(model.engine, encoded.prefix) as handle:
 
         def compute(batch: Sequence[int]) -> Scores:
-            requests = [_request(run.items[i], i, temperature, seed, handle()) for i in batch]
-            return [_match(tokenizer.decode(ids), texts) for ids in _written(engine, requests)]
+            requests = [_request(encoded.items[i], i, sampling, handle()) for i in batch]
+            return [_match(model.tokenizer.decode(ids), labels) for ids in _written(model.engine, requests)]
 
-        yield from scoring.in_batches(run.items, store, compute)
+        yield from scoring.in_batches(encoded.items, store, compute)
 
 
 def decide(scores: Scores) -> tuple[Ints, list[Floats]]:
-    """The choice that was written, UNREADABLE for none, and 0 or 1 for each choice."""
+    """The choice of each item, (N,), UNREADABLE for none; and 0 or 1 for each of its choices."""
     rows = [np.array(row) for row in scores]
     choices = [int(row.argmax()) if row.any() else UNREADABLE for row in rows]
     return np.array(choices, dtype=np.int64), rows
 
 
-def _request(item: Item, index: int, temperature: float, seed: int, handle: int | None) -> Request:
-    own = int.from_bytes(sha256(f"{seed} {index}".encode()).digest()[:4], "big")
-    limit = max(map(len, item.choices))
-    writing = Writing(Sampling(temperature=temperature, seed=own), limit)
-    return Request(item.context, prefix=handle, writing=writing, reusable=False)
+def _request(item: Item, number: int, sampling: Sampling, prefix: int | None) -> Request:
+    """The request for one answer, as long as the longest choice, with a seed of its own."""
+    seed = int.from_bytes(sha256(f"{sampling.seed} {number}".encode()).digest()[:4], "big")
+    writing = Writing(replace(sampling, seed=seed), max(map(len, item.choices)))
+    return Request(item.context, prefix=prefix, writing=writing, reusable=False)
 
 
 def _written(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
@@ -78,7 +74,7 @@ def _written(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
 
 
 def _match(text: str, choices: Sequence[str]) -> list[float]:
-    """1 for the longest choice that the text begins with."""
+    """1 for the longest choice that the text begins with, 0 for the others."""
     fitting = [i for i, choice in enumerate(choices) if text.strip().startswith(choice)]
     best = max(fitting, key=lambda i: len(choices[i]), default=None)
     return [float(i == best) for i in range(len(choices))]

@@ -1,7 +1,8 @@
-"""Log-likelihood of every choice of every item: one prefix for all, each question once, rows by length.
+"""Log-likelihood of every choice of every item. The prefix is read once for all items, a question once for
+its choices.
 
-Batches are a function of the items alone, so a run that was interrupted repeats exactly the batches that it
-lacks, and floating-point sums come out the same to the last bit.
+Batches depend on the items alone. So an interrupted run computes exactly the batches that it lacks, and
+floating-point sums are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ from kogpt.evaluation.fewshot import Item
 from kogpt.evaluation.metrics import Floats, Ints
 from kogpt.evaluation.task import Scoring
 from kogpt.request import Ids
-from kogpt.runner import Runner
 
-MAX_ROWS = 64  # questions in one call of the runner
-MAX_TOKENS = 4096  # tokens of the questions in one batch
+MAX_ROWS = 64  # questions in one batch
+MAX_TOKENS = 4096  # tokens of the questions and choices in one batch, unless one item has more
 
 Scores = list[list[float]]  # item by item, choice by choice: log-likelihood in nats
 
 
 class Store(Protocol):
-    """Where finished batches are kept (store.py), or a dict for those who keep nothing."""
+    """Keeps finished batches: a file (store.py), or a dict where nothing is to be kept."""
 
     def get(self, batch: int, /) -> Scores | None:
         """The scores of a finished batch."""
@@ -36,10 +36,10 @@ class Store(Protocol):
 
 
 def score(
-    runner: Runner, prefix: Ids, items: Sequence[Item], store: Store
+    engine: Engine, prefix: Ids, items: Sequence[Item], store: Store
 ) -> Iterator[tuple[int, Scores | None]]:
-    """Score what the store lacks, batch by batch: (finished items, None), and at the end (all, scores)."""
-    with shared_prefix(runner, prefix) as (engine, handle):
+    """Score what the store lacks. Yields (finished items, None) after each batch, then (all, scores)."""
+    with shared_prefix(engine, prefix) as handle:
 
         def compute(batch: Sequence[int]) -> Scores:
             questions = [(items[i].context, items[i].choices) for i in batch]
@@ -52,7 +52,7 @@ def score(
 def in_batches(
     items: Sequence[Item], store: Store, compute: Callable[[Sequence[int]], Scores]
 ) -> Iterator[tuple[int, Scores | None]]:
-    """Compute what the store lacks, batch by batch; yields as `score` does."""
+    """Compute the batches that the store lacks; yields as `score` does."""
     batches = plan(items)
     scores: Scores = [[] for _ in items]
     done = 0
@@ -69,7 +69,7 @@ def in_batches(
 
 
 def finish(steps: Iterator[tuple[int, Scores | None]]) -> Scores:
-    """Run `score` to its end; the scores."""
+    """The scores at the end of `score`."""
     finished: Scores = []
     for _, scores in steps:
         finished = scores or finished
@@ -77,9 +77,8 @@ def finish(steps: Iterator[tuple[int, Scores | None]]) -> Scores:
 
 
 @contextmanager
-def shared_prefix(runner: Runner, prefix: Ids) -> Iterator[tuple[Engine, Callable[[], int | None]]]:
-    """An engine of this evaluation's batch size, and the handle of the prefix, which is read when needed."""
-    engine = Engine(runner, max_rows=MAX_ROWS)
+def shared_prefix(engine: Engine, prefix: Ids) -> Iterator[Callable[[], int | None]]:
+    """A function that gives the handle of the prefix; its first call reads the prefix. None for no prefix."""
     handles: list[int] = []
 
     def handle() -> int | None:
@@ -88,19 +87,19 @@ def shared_prefix(runner: Runner, prefix: Ids) -> Iterator[tuple[Engine, Callabl
         return handles[0] if handles else None
 
     try:
-        yield engine, handle
+        yield handle
     finally:
         for ready in handles:
             engine.release(ready)
 
 
 def plan(items: Sequence[Item]) -> list[list[int]]:
-    """Indices of the items in batches of like length, the longest first."""
-    order = sorted(range(len(items)), key=lambda i: (-len(items[i].context), i))
+    """Indices of the items in batches of similar length, the longest first."""
+    order = sorted(range(len(items)), key=lambda i: (-items[i].n_tokens, i))
     batches: list[list[int]] = []
     room = 0
     for i in order:
-        n_tokens = len(items[i].context)
+        n_tokens = items[i].n_tokens
         if not batches or len(batches[-1]) == MAX_ROWS or n_tokens > room:
             batches.append([])
             room = MAX_TOKENS
@@ -112,10 +111,10 @@ def plan(items: Sequence[Item]) -> list[list[int]]:
 def decide(
     scores: Scores, items: Sequence[Item], scoring: Scoring, content_free: Scores | None = None
 ) -> tuple[Ints, list[Floats]]:
-    """Which choice each item gets, (N,), and the probabilities of its choices.
+    """The choice of each item, (N,), and the probabilities of its choices.
 
-    raw: the sum over a choice's tokens. normalised: divided by the choice's characters. calibrated:
-    probabilities divided by those that the same question about nothing gets (arXiv 2102.09690).
+    raw: log-likelihood, summed over the tokens of a choice. normalised: divided by the choice's characters.
+    calibrated: probabilities, divided by those of the content-free questions (arXiv 2102.09690, section 4).
     """
     logits = [np.array(row) for row in scores]
     if scoring == "normalised":

@@ -1,7 +1,7 @@
 """Finished batches on disk: a killed evaluation goes on where it stopped.
 
-One append-only file per run, named by the hash of everything that the scores depend on. A line is a batch
-with a checksum; a line that was cut off by a kill is dropped, and its batch is done again.
+Each run appends to its own file, named by the hash of everything that the scores depend on. A line is a batch
+with its checksum. A line that a kill cut off is dropped, and its batch is computed again.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from zlib import crc32
 
-from kogpt.evaluation.scoring import Scores
+from kogpt.evaluation.scoring import Scores, Store
 from kogpt.files import hold, in_use, lock_folder, remove_leftovers
 
 
@@ -83,9 +83,16 @@ class BatchStore:
         os.fsync(self._file.fileno())
 
 
+def open_store(out: Path | None, parts: Mapping[str, Any]) -> AbstractContextManager[Store]:
+    """The file of a run under `out`, or a dict that is forgotten. InputError if another process writes it."""
+    if out is None:
+        return nullcontext({})
+    return BatchStore(out / "batches", parts)
+
+
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Make a folder, clear away what killed runs left, and keep others out; InputError if one is there."""
+    """Hold a folder for one run and remove what killed runs left. InputError if another run has it."""
     (out / "batches").mkdir(parents=True, exist_ok=True)
     with lock_folder(out / "batches", "kogpt eval"):
         for parent, _, _ in os.walk(out):
@@ -103,7 +110,7 @@ def _line(record: Any) -> bytes:
 
 
 def _parsed(line: bytes) -> Any:
-    """The record of a line, None if the line is not whole."""
+    """The record of a line; None if its checksum is wrong or its end is missing."""
     checksum, _, body = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % crc32(body):
         return None

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from kogpt.bits import Ids, Window, per_byte, split_windows
 from kogpt.training.loss import IGNORED
 from kogpt.training.objective import Objective
 from kogpt.training.processes import Processes
 
 TOKENS_PER_PASS = 8192
-
-Ids = NDArray[np.int64]
-Window = tuple[Ids, int]  # tokens, and the index of the first that is scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +40,14 @@ def bits_per_byte(
         nats = processes.sum([_nats(objective, documents, length, processes) for documents in sets.values()])
     n_bytes = [sum(document.n_bytes for document in documents) for documents in sets.values()]
     return {
-        name: total / math.log(2) / max(1, size)
-        for name, total, size in zip(sets, nats, n_bytes, strict=True)
+        name: per_byte(total, max(1, size)) for name, total, size in zip(sets, nats, n_bytes, strict=True)
     }
-
-
-def split_windows(ids: Ids, length: int, eos: int) -> list[Window]:
-    """The windows of one document; each id is scored in exactly one of them."""
-    line = np.concatenate(([eos], ids))
-    windows = [(line[:length], 1)] if len(line) > 1 else []
-    end = length
-    while end < len(line):
-        begin, end = end, min(end + length // 2, len(line))
-        windows.append((line[end - length : end], begin - (end - length)))
-    return windows
 
 
 def _nats(objective: Objective, documents: Sequence[Document], length: int, processes: Processes) -> float:
     """This process's share of the summed loss of a set."""
     eos = objective.model.config.eos_token_id
-    windows = [window for document in documents for window in split_windows(document.ids, length, eos)]
+    windows = [window for document in documents for window in split_windows(document.ids, (eos,), length)]
     passes = _passes(sorted(windows, key=lambda window: len(window[0])))
     nats = 0.0
     for first in range(0, len(passes), processes.count):  # all processes gather the weights in every round

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +13,38 @@ from korean import PROSE
 from runners import stored
 
 from kogpt.config import ModelConfig
+from kogpt.engine import Engine
 from kogpt.evaluation import data, tasks
 from kogpt.evaluation.data import Source
-from kogpt.evaluation.evaluate import Subject
+from kogpt.evaluation.evaluate import EvaluatedModel
 from kogpt.evaluation.task import Task
+from kogpt.generation import KoGPT
 from kogpt.numpy_runner import NumpyRunner
-from kogpt.tokenizer import Tokenizer
+from kogpt.tokenizer import BYTES, Tokenizer
 
 CONFIG = ModelConfig(n_layers=2, n_heads=2, d_model=32, d_ff=64, n_vocab=512, n_ctx=256, rotary_dim=8)
 
 
-def make_subject(tokenizer: Path, dtype: str = "float32", config: ModelConfig = CONFIG) -> Subject:
+def make_model(tokenizer: Path, dtype: str = "float32", config: ModelConfig = CONFIG) -> EvaluatedModel:
     """A random model on the numpy runner."""
     tensors = {name: stored(array) for name, array in random_tensors(config, seed=5).items()}
     runner = NumpyRunner(config, tensors, dtype)
     identity = {"model_sha256": "0", "tokenizer_sha256": "0", "runner": runner.name, "dtype": dtype}
-    return Subject("small", runner, Tokenizer.from_file(tokenizer), identity)
+    return EvaluatedModel("small", KoGPT(Tokenizer.from_file(tokenizer), Engine(runner)), identity)
+
+
+def merging_tokenizer(folder: Path, merges: Sequence[tuple[str, str]] = ()) -> Tokenizer:
+    """Ids 0 to 4 are special, bytes follow; only these pairs of ASCII texts merge."""
+    alphabet = {character: 5 + i for i, character in enumerate(sorted(BYTES))}
+    vocabulary = {f"[{name}]": i for i, name in enumerate(("BOS", "EOS", "UNK", "PAD", "MASK"))} | alphabet
+    pairs = [[part.replace(" ", "Ġ").replace("\n", "Ċ") for part in pair] for pair in merges]
+    for pair in pairs:
+        vocabulary["".join(pair)] = len(vocabulary)
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": False}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
+    document = {"model": model, "pre_tokenizer": level, "added_tokens": []}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    return Tokenizer.from_file(folder / "tokenizer.json")
 
 
 def reviews(count: int, start: int = 0) -> list[list[str]]:

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from small import CONFIG, make_subject, small_copa, small_nsmc, small_sts
+from conftest import random_tensors
+from small import CONFIG, make_model, small_copa, small_nsmc, small_sts
 
 from kogpt import checkpoint, cli
 from kogpt.engine import Engine
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, store, tasks
-from kogpt.evaluation.evaluate import Settings, Subject, evaluate, identity
+from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, identify
 from kogpt.evaluation.report import Report
 
 HERE = Path(__file__).parent
@@ -31,7 +32,7 @@ class Killed(BaseException):
     """What a kill looks like from inside: no handler sees it."""
 
 
-def measure(subject: Subject, folder: Path, out: Path) -> Path:
+def measure(subject: EvaluatedModel, folder: Path, out: Path) -> Path:
     """A report over two tasks, as the command line makes it."""
     made = Report(subject, "kogpt eval (test)")
     for task in (small_nsmc(folder, n_test=23), small_copa(folder)):
@@ -56,7 +57,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_killed_after_any_batch_and_resumed_it_is_byte_equal(
     tmp_path: Path, tiny_tokenizer: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = make_subject(tiny_tokenizer)
+    subject = make_model(tiny_tokenizer)
     whole = contents(measure(subject, tmp_path, tmp_path / "whole"))
     assert "report.json" in whole and "nsmc.png" in whole and len(whole) > 12
     real, calls = Engine.score, {"left": 0, "all": 0}
@@ -89,13 +90,13 @@ from kogpt.evaluation import scoring
 scoring.MAX_ROWS = 5
 sys.path[:0] = [{here!r}, {tests!r}]
 from test_eval_evaluate import measure
-from small import make_subject
-measure(make_subject(Path({tokenizer!r})), Path({folder!r}), Path({out!r}))
+from small import make_model
+measure(make_model(Path({tokenizer!r})), Path({folder!r}), Path({out!r}))
 """
 
 
 def test_kill_minus_9_at_random_moments(tmp_path: Path, tiny_tokenizer: Path, small_batches: None) -> None:
-    whole = contents(measure(make_subject(tiny_tokenizer), tmp_path, tmp_path / "whole"))
+    whole = contents(measure(make_model(tiny_tokenizer), tmp_path, tmp_path / "whole"))
     out = tmp_path / "killed"
     script = SCRIPT.format(
         here=str(HERE),
@@ -116,7 +117,7 @@ def test_kill_minus_9_at_random_moments(tmp_path: Path, tiny_tokenizer: Path, sm
 
 
 def test_what_a_report_holds(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    out = measure(make_subject(tiny_tokenizer), tmp_path, tmp_path / "out")
+    out = measure(make_model(tiny_tokenizer), tmp_path, tmp_path / "out")
     document = json.loads((out / "report.json").read_text())
     assert document["model"]["model_sha256"] and document["versions"]["numpy"] == np.__version__
     shots = next(r for r in document["results"] if r["task"] == "nsmc" and r["shots_wanted"] == 3)
@@ -147,7 +148,7 @@ def test_what_a_report_holds(tmp_path: Path, tiny_tokenizer: Path) -> None:
 
 
 def test_a_graded_task_is_scored_by_the_expected_grade(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    subject, task = make_subject(tiny_tokenizer), small_sts(tmp_path)
+    subject, task = make_model(tiny_tokenizer), small_sts(tmp_path)
     result = evaluate(subject, task, task.prompt("grade"), Settings(folder=tmp_path))
     seed = result.seeds[0]
     for row, score, said in zip(seed.scores, seed.outcome.scores, seed.outcome.predictions, strict=True):
@@ -161,27 +162,27 @@ def test_a_graded_task_is_scored_by_the_expected_grade(tmp_path: Path, tiny_toke
 def test_zero_shots_are_one_run_and_a_subset_is_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
     task = small_nsmc(tmp_path)
     settings = Settings(folder=tmp_path, limit=7)
-    result = evaluate(make_subject(tiny_tokenizer), task, task.prompts[0], settings)
+    result = evaluate(make_model(tiny_tokenizer), task, task.prompts[0], settings)
     assert len(result.seeds) == 1 and result.std("accuracy") is None
-    assert len(result.rows.scored) == 7 and result.rows.n_test == 23
+    assert len(result.data.scored) == 7 and result.data.n_test == 23
 
 
 def test_calibration_and_sampling_need_labels(tmp_path: Path, tiny_tokenizer: Path) -> None:
     task = small_copa(tmp_path)
     for settings in (Settings(folder=tmp_path, scoring="calibrated"), Settings(folder=tmp_path, sample=0.8)):
         with pytest.raises(KoGPTError, match="other choices for every item"):
-            evaluate(make_subject(tiny_tokenizer), task, task.prompts[0], settings)
+            evaluate(make_model(tiny_tokenizer), task, task.prompts[0], settings)
 
 
 def test_sampling_reads_the_label_that_was_written(tmp_path: Path, tiny_tokenizer: Path) -> None:
     """At temperature 0 the first token decides; an answer that is no label is wrong."""
     task = small_nsmc(tmp_path)
-    subject = make_subject(tiny_tokenizer)
+    subject = make_model(tiny_tokenizer)
     prompt = replace(task.prompts[0], choices=("가", "나"))
     result = evaluate(subject, task, prompt, Settings(folder=tmp_path, sample=0.0, seeds=(1,)))
     for row, said in zip(result.seeds[0].scores, result.seeds[0].outcome.predictions, strict=True):
         assert said == (row.index(1.0) if 1.0 in row else -1)
-    written = subject.tokenizer.decode([int(v) for v in first_tokens(subject, result.seeds[0].run)])
+    written = subject.tokenizer.decode([int(v) for v in first_tokens(subject, result.seeds[0].encoded)])
     assert (result.seeds[0].outcome.predictions[0] == -1) == (written[:1] not in ("가", "나"))
 
 
@@ -191,7 +192,7 @@ def test_only_the_beginning_of_what_was_written_counts() -> None:
     assert sampling_mode._match("예외", ["예", "예외"]) == [0.0, 1.0], "the longest that fits"
 
 
-def first_tokens(subject: Subject, run) -> Iterator[int]:  # type: ignore[no-untyped-def]
+def first_tokens(subject: EvaluatedModel, run) -> Iterator[int]:  # type: ignore[no-untyped-def]
     """The greedy continuation of the first item."""
     from kogpt.runner import Chunk
 
@@ -208,7 +209,7 @@ def test_bits_per_byte_is_the_same_in_one_window_and_in_many(tmp_path: Path, tin
     text = "오늘 서울의 날씨는 맑고 낮 기온은 21도까지 오르겠습니다. " * 3
     path = tmp_path / "text.txt"
     path.write_text(text)
-    subject = make_subject(tiny_tokenizer, "float64")
+    subject = make_model(tiny_tokenizer, "float64")
     found = perplexity.measure(subject, path, tmp_path / "out")
     ids = subject.tokenizer.encode(text)
     assert found.n_tokens == len(ids) < CONFIG.n_ctx and found.n_bytes == len(text.encode())
@@ -257,7 +258,7 @@ def test_every_frame_of_a_compressed_text_is_read(tmp_path: Path) -> None:
     assert perplexity.read_texts(tmp_path / "two.jsonl.zst") == ["가\u2028", "나\u2028"]
 
 
-def subject_score(subject: Subject, ids: list[int]) -> list[float]:
+def subject_score(subject: EvaluatedModel, ids: list[int]) -> list[float]:
     from kogpt.runner import Chunk
     from kogpt.sampling import log_softmax
 
@@ -268,32 +269,21 @@ def subject_score(subject: Subject, ids: list[int]) -> list[float]:
     return [float(value) for value in log_softmax(logits)[np.arange(len(ids)), ids]]
 
 
-def test_windows_predict_every_token_once_with_half_a_context() -> None:
-    ids = np.arange(1, 1000)
-    items = list(perplexity.windows(ids, 0, 64))
-    assert [int(token) for item in items for token in item.choices[0]] == list(range(1, 1000))
-    for item in items:
-        assert len(item.context) + len(item.choices[0]) <= 64
-        assert len(item.context) >= 32 or item.context[0] == 0
-
-
 def test_identity_names_every_file(tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Path) -> None:
-    runner = make_subject(tiny_tokenizer).runner
-    before = identity(tiny_folder, runner)
+    runner = make_model(tiny_tokenizer).runner
+    before = identify(tiny_folder, runner)
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in tiny_folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    assert identity(copy, runner) == before
+    assert identify(copy, runner) == before
     weights = next(copy.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert identity(copy, runner)["model_sha256"] != before["model_sha256"]
+    assert identify(copy, runner)["model_sha256"] != before["model_sha256"]
 
 
 @pytest.fixture
 def model_folder(tmp_path: Path, tiny_tokenizer: Path) -> Path:
-    from conftest import random_tensors
-
     folder = tmp_path / "model"
     checkpoint.save(folder, CONFIG, random_tensors(CONFIG), dtype="float32", tokenizer=tiny_tokenizer)
     return folder
@@ -315,6 +305,50 @@ def test_the_command_line(
     assert {row["prompt"] for row in rows} == {"equals", "question", "brackets", "emotion"}
     assert len(rows) == 4 * (1 + 2) * 2, "prompts, runs, metrics"
     assert (tmp_path / "out" / "report.md").is_file() and (tmp_path / "out" / "nsmc.png").is_file()
+
+
+def test_no_run_overwrites_another_model_s_report(
+    tmp_path: Path, model_folder: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = small_nsmc(tmp_path)
+    monkeypatch.setattr(tasks, "get", lambda name: small)
+    monkeypatch.setenv("KOGPT_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other" / "model"
+    checkpoint.save(other, CONFIG, random_tensors(CONFIG, seed=9), dtype="float32", tokenizer=tiny_tokenizer)
+    words = ["eval", "nsmc", "--shots", "0", "--limit", "3", "--no-tfidf", "--device", "cpu", "--model"]
+    assert cli.main([*words, str(model_folder), "--dtype", "float32"]) == 0
+    path = tmp_path / "eval-results" / "model" / "report.json"
+    kept = path.read_bytes()
+    assert cli.main([*words, str(model_folder), "--dtype", "float32"]) == 0, "its own report may be renewed"
+    for model, dtype in ((other, "float32"), (model_folder, "int8")):  # the folders have the same name
+        assert cli.main([*words, str(model), "--dtype", dtype]) == 2
+        assert path.read_bytes() == kept
+    assert cli.main([*words, str(other), "--dtype", "float32", "--out", "elsewhere"]) == 0
+    path.write_text("{")
+    with pytest.raises(KoGPTError, match="not valid JSON"):
+        report.require_own_report(make_model(tiny_tokenizer), path.parent)
+
+
+def test_a_report_of_another_model_is_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    measured = make_model(tiny_tokenizer)
+    report.write(Report(measured, "kogpt eval"), tmp_path)
+    report.require_own_report(measured, tmp_path)
+    other = replace(measured, name="big", identity={**measured.identity, "model_sha256": "1"})
+    with pytest.raises(KoGPTError, match=r"the report of small \(float32\), which big") as caught:
+        report.require_own_report(other, tmp_path)
+    assert "--out" in caught.value.ko
+
+
+def test_list_shows_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["task", *tasks.NAMES, "ppl"]
+    assert lines[1].split()[1:4] == ["accuracy", "70", "equals"]
+    assert cli.main(["eval", "list", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["task"] for row in rows] == list(tasks.NAMES) and rows[0]["published_shots"] == 70
+    assert cli.main(["eval", "list", "nsmc"]) == 2 and "stands alone" in capsys.readouterr().err
 
 
 def test_one_run_at_a_time_and_what_a_killed_one_left(tmp_path: Path) -> None:
@@ -346,7 +380,7 @@ def test_without_scikit_learn_the_report_says_so(
 
     task = small_nsmc(tmp_path)
     settings = Settings(folder=tmp_path)
-    result = evaluate(make_subject(tiny_tokenizer), task, task.prompts[0], settings)
+    result = evaluate(make_model(tiny_tokenizer), task, task.prompts[0], settings)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     beside = baselines.of_task(task, [result], tmp_path)
     assert beside.pool is None and "scikit-learn is not installed" in beside.notes[0]
@@ -356,7 +390,7 @@ def test_baselines_are_kept_and_made_again_where_the_file_is_torn(
     tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = small_nsmc(tmp_path)
-    result = evaluate(make_subject(tiny_tokenizer), task, task.prompts[0], Settings(folder=tmp_path, shots=4))
+    result = evaluate(make_model(tiny_tokenizer), task, task.prompts[0], Settings(folder=tmp_path, shots=4))
     made = baselines.of_task(task, [result], tmp_path)
     (path,) = (tmp_path / "baselines").iterdir()
     whole = path.read_bytes()

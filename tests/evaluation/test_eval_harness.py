@@ -11,14 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import CONFIG, make_subject, small_copa, small_nsmc
+from conftest import random_tensors
+from runners import stored
+from small import CONFIG, make_model, merging_tokenizer, small_copa, small_nsmc
 
 from kogpt import checkpoint
 from kogpt.engine import Engine
+from kogpt.errors import PromptError
 from kogpt.evaluation import harness, scoring, tasks
-from kogpt.evaluation.evaluate import Settings, Subject, evaluate, read_rows
+from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, read_data
 from kogpt.evaluation.task import Example, Task
 from kogpt.generation import KoGPT
+from kogpt.numpy_runner import NumpyRunner
 
 pytest.importorskip("lm_eval")
 pytestmark = [
@@ -38,12 +42,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def subject(tiny_tokenizer: Path) -> Subject:
-    return make_subject(tiny_tokenizer, "float64")
+def subject(tiny_tokenizer: Path) -> EvaluatedModel:
+    return make_model(tiny_tokenizer, "float64")
 
 
 @pytest.fixture
-def model(subject: Subject) -> KoGPT:
+def model(subject: EvaluatedModel) -> KoGPT:
     return KoGPT(subject.tokenizer, Engine(subject.runner))
 
 
@@ -53,7 +57,7 @@ def model(subject: Subject) -> KoGPT:
 )
 def test_both_ways_agree_to_the_last_item(
     tmp_path: Path,
-    subject: Subject,
+    subject: EvaluatedModel,
     model: KoGPT,
     name: str,
     make: Callable[[Path], Task],
@@ -65,17 +69,17 @@ def test_both_ways_agree_to_the_last_item(
     task = make(tmp_path)
     settings = Settings(shots=shots, seeds=(1,), folder=tmp_path)
     ours = evaluate(subject, task, task.prompt(prompt), settings).seeds[0]
-    scored = read_rows(task, settings).scored
+    scored = read_data(task, settings).scored
     lm = harness.language_model(model)
-    load = partial(rows.of_examples, name, ours.run.shots or scored, scored)
+    load = partial(rows.of_examples, name, ours.encoded.shots or scored, scored)
     results = harness.evaluate([name], lm, {name: load}, num_fewshot=shots, bootstrap_iters=0)
     samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
     theirs = np.array([[answer[0][0] for answer in sample["resps"]] for sample in samples])
     assert theirs == pytest.approx(np.array(ours.scores), abs=1e-9)
-    said = scoring.decide(theirs.tolist(), ours.run.items, task.scoring)[0]
-    assert list(said) == list(scoring.decide(ours.scores, ours.run.items, task.scoring)[0])
+    said = scoring.decide(theirs.tolist(), ours.encoded.items, task.scoring)[0]
+    assert list(said) == list(scoring.decide(ours.scores, ours.encoded.items, task.scoring)[0])
     assert results["results"][name]["acc,none"] == pytest.approx(ours.values["accuracy"])
-    ideal = len(ours.run.prefix) + sum(item.n_tokens for item in ours.run.items)
+    ideal = len(ours.encoded.prefix) + sum(item.n_tokens for item in ours.encoded.items)
     assert lm.n_tokens_run <= 1.2 * ideal
 
 
@@ -95,10 +99,10 @@ def test_graded_tasks_of_the_harness(tmp_path: Path, model: KoGPT) -> None:
 
     task = small_sts(tmp_path)
     settings = Settings(folder=tmp_path)
-    read = read_rows(task, settings)
+    read = read_data(task, settings)
     load = {name: partial(rows.of_examples, name, read.pool, read.scored) for name in ("klue_sts", "korsts")}
     results = harness.evaluate(list(load), model, load, num_fewshot=1, bootstrap_iters=0)["results"]
-    subject = Subject("small", model.engine.runner, model.tokenizer, {})
+    subject = EvaluatedModel("small", model, {})
     for name, prompt, metric, key in (
         ("klue_sts", "question", "pearson", "pearson,none"),
         ("korsts", "grade", "pearson", "pearson,none"),
@@ -112,7 +116,7 @@ def test_graded_tasks_of_the_harness(tmp_path: Path, model: KoGPT) -> None:
 
 
 def evaluate_with(
-    subject: Subject, task: Task, prompt: str, shots: list[Example], settings: Settings
+    subject: EvaluatedModel, task: Task, prompt: str, shots: list[Example], settings: Settings
 ) -> dict[str, float]:
     """Our own evaluator with given shots."""
     from kogpt.evaluation import fewshot
@@ -126,7 +130,7 @@ def evaluate_with(
         chosen.undo()
 
 
-def test_greedy_is_told_exactly(subject: Subject, model: KoGPT) -> None:
+def test_greedy_is_told_exactly(subject: EvaluatedModel, model: KoGPT) -> None:
     lm = harness.language_model(model)
     context = tuple(model.tokenizer.encode("오늘 서울의 날씨는"))
     written: list[int] = []
@@ -142,7 +146,7 @@ def test_greedy_is_told_exactly(subject: Subject, model: KoGPT) -> None:
     assert [greedy for _, greedy in answers] == [True, False, True]
 
 
-def test_rolling_and_generation(subject: Subject, model: KoGPT) -> None:
+def test_rolling_and_generation(subject: EvaluatedModel, model: KoGPT) -> None:
     from lm_eval.api.instance import Instance
 
     from kogpt.sampling import Sampling
@@ -157,6 +161,34 @@ def test_rolling_and_generation(subject: Subject, model: KoGPT) -> None:
     asked = Instance("generate_until", {}, ("오늘 서울의", settings), 0)
     own = model.generate("오늘 서울의", Sampling(temperature=0.0, max_tokens=12, stop=("\n",))).text
     assert lm.generate_until([asked]) == [own]
+
+
+def test_n_shared() -> None:
+    from kogpt.evaluation.harness.model import n_shared
+
+    assert n_shared([1, 2, 3], [1, 2, 4]) == n_shared([1, 2, 3], [1, 2]) == 2
+    assert n_shared([5], [6]) == 0
+
+
+def test_a_token_across_the_border_and_an_impossible_continuation(tmp_path: Path) -> None:
+    """The harness' own cut leaves nothing of a continuation that merges with its context."""
+    from lm_eval.api.instance import Instance
+
+    tokenizer = merging_tokenizer(tmp_path, [("a", "b")])
+    tensors = {name: stored(array) for name, array in random_tensors(CONFIG, seed=5).items()}
+    model = KoGPT(tokenizer, Engine(NumpyRunner(CONFIG, tensors, "float64")))
+    lm = harness.language_model(model)
+    texts = [("da", "b"), ("da", "c"), ("", "ab"), ("d", "a")]
+    found = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in texts])
+    expected: list[float] = []
+    for context, choices in (("da", ["b", "c"]), ("", ["ab"]), ("d", ["a"])):
+        ids, others = tokenizer.encode_choices(context, choices)
+        [scores] = model.engine.score([(np.array(ids), list(map(np.array, others)))])
+        expected += [float(array.sum()) for array in scores]
+    assert [value for value, _ in found] == pytest.approx(expected)
+    for text in ("", "c" * (CONFIG.n_ctx + 1)):
+        with pytest.raises(PromptError):
+            lm.loglikelihood([Instance("loglikelihood", {}, ("da", text), 0)])
 
 
 def test_groups_share_the_most() -> None:

@@ -66,9 +66,23 @@ def test_bootstrap_interval_holds_the_value_and_narrows_with_more_items() -> Non
         answers = rng.integers(2, size=n)
         predictions = np.where(rng.uniform(size=n) < 0.8, answers, 1 - answers)
         made = Outcome(answers, predictions, np.zeros(n), np.zeros(n))
-        low, high = metrics.interval("accuracy", [made], resamples=400)
+        found = metrics.interval("accuracy", [made], resamples=400)
+        assert found is not None
+        low, high = found
         assert low < metrics.accuracy(made) < high
         widths.append(high - low)
         # Normal approximation of a share: 2 * 1.96 * sqrt(p q / n)
         assert high - low == pytest.approx(3.92 * math.sqrt(0.16 / n), rel=0.25)
     assert widths[1] < widths[0] / 3
+
+
+def test_an_interval_never_reads_as_certainty() -> None:
+    """Two seeds with opposite constant answers: the mean of any items is 50 %, which is not certain."""
+    answers = np.arange(100) % 2
+    runs = [Outcome(answers, np.full(100, said), np.zeros(100), np.zeros(100)) for said in (0, 1)]
+    found = metrics.interval("accuracy", runs, resamples=400)
+    assert found is not None and found[0] < 0.45 < 0.55 < found[1]
+    right = Outcome(answers, answers, np.zeros(100), np.zeros(100))
+    assert metrics.interval("accuracy", [right], resamples=20) is None, "no resample differs"
+    undefined = Outcome(answers, answers, np.zeros(100), np.zeros(100))
+    assert metrics.interval("pearson", [undefined], resamples=20) is None

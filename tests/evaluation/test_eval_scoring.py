@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from small import make_subject, small_copa, small_nsmc
+from small import CONFIG, make_model, small_copa, small_nsmc
 
 from kogpt.engine import Engine
 from kogpt.evaluation import fewshot, scoring
-from kogpt.evaluation.evaluate import Memory, Settings, evaluate, read_rows
-from kogpt.evaluation.fewshot import Item
+from kogpt.evaluation.evaluate import Settings, evaluate, read_data
+from kogpt.evaluation.fewshot import EncodedTask, Item
 from kogpt.evaluation.task import Task
 from kogpt.request import Ids
 from kogpt.runner import Array, Chunk, Runner, choose_all
@@ -39,9 +39,8 @@ class Counting:
         return getattr(self.runner, name)
 
 
-def scores_of(runner: Runner, run: fewshot.Run) -> scoring.Scores:
-    finished = [scores for _, scores in scoring.score(runner, run.prefix, run.items, Memory()) if scores]
-    return finished[0]
+def scores_of(runner: Runner, encoded: EncodedTask) -> scoring.Scores:
+    return scoring.finish(scoring.score(Engine(runner), encoded.prefix, encoded.items, {}))
 
 
 def naive(runner: Runner, prefix: Sequence[int] | Ids, item: Item) -> list[float]:
@@ -62,13 +61,12 @@ def test_scores_and_tokens(
     tmp_path: Path, tiny_tokenizer: Path, make: Callable[[Path], Task], shots: int
 ) -> None:
     """Equal to the naive way; the tokens run are the fewest possible (the goal is 1.2 times that)."""
-    subject = make_subject(tiny_tokenizer, "float64")
+    subject = make_model(tiny_tokenizer, "float64")
     task = make(tmp_path)
-    rows = read_rows(task, Settings(folder=tmp_path))
+    rows = read_data(task, Settings(folder=tmp_path))
     drawn = fewshot.draw(task, rows.pool, rows.scored, shots, seed=1)
-    encoder = (subject.tokenizer.encode, 0, subject.runner.config.n_ctx)
     for prompt in task.prompts:
-        run = fewshot.prepare(task, prompt, rows.scored, drawn, encoder)
+        run = fewshot.encode_task(task, prompt, rows.scored, drawn, subject.tokenizer, CONFIG.n_ctx)
         counting = Counting(subject.runner)
         scores = scores_of(cast(Runner, counting), run)
         for item, row in zip(run.items, scores, strict=True):
@@ -78,7 +76,7 @@ def test_scores_and_tokens(
 
 
 def test_no_row_is_left_open(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    subject = make_subject(tiny_tokenizer)
+    subject = make_model(tiny_tokenizer)
     first = subject.runner.open()
     subject.runner.close(first)
     evaluate(
@@ -91,12 +89,12 @@ def test_no_row_is_left_open(tmp_path: Path, tiny_tokenizer: Path) -> None:
 def test_batches_hold_every_item_once_longest_first() -> None:
     rng = np.random.default_rng(0)
     items = [
-        Item(np.zeros(n, dtype=np.int64), (np.zeros(1, dtype=np.int64),), (1,))
-        for n in rng.integers(1, 700, 300)
+        Item(np.zeros(n, dtype=np.int64), (np.zeros(m, dtype=np.int64),), (1,))
+        for n, m in rng.integers(1, 350, (300, 2))
     ]
     batches = scoring.plan(items)
     assert sorted(i for batch in batches for i in batch) == list(range(300))
-    sizes = [[len(items[i].context) for i in batch] for batch in batches]
+    sizes = [[items[i].n_tokens for i in batch] for batch in batches]
     assert all(len(batch) <= scoring.MAX_ROWS and sum(batch) <= scoring.MAX_TOKENS for batch in sizes)
     flat = [n for batch in sizes for n in batch]
     assert flat == sorted(flat, reverse=True)
@@ -118,8 +116,8 @@ def test_decisions() -> None:
 
 
 def test_the_engine_reads_a_prefix_once(tmp_path: Path, tiny_tokenizer: Path) -> None:
-    subject = make_subject(tiny_tokenizer)
+    subject = make_model(tiny_tokenizer)
     counting = Counting(subject.runner)
-    with scoring.shared_prefix(cast(Runner, counting), np.arange(10)) as (engine, handle):
-        assert isinstance(engine, Engine) and counting.n_tokens == 0, "not before it is needed"
+    with scoring.shared_prefix(Engine(cast(Runner, counting)), np.arange(10)) as handle:
+        assert counting.n_tokens == 0, "not before it is needed"
         assert handle() == handle() and counting.n_tokens == 10

@@ -32,7 +32,7 @@ from kogpt.training.objective import ComputeSettings, Objective
 from kogpt.training.processes import Processes
 from kogpt.training.report import read_metrics
 from kogpt.training.start import initial_model
-from kogpt.training.validation import Document, bits_per_byte, split_windows
+from kogpt.training.validation import Document, bits_per_byte
 
 RECIPE = """
 tokenizer = "tokenizer"
@@ -301,15 +301,6 @@ def test_bits_per_byte_is_the_loss_of_every_token_once(root: Path) -> None:
     assert found["all"] == pytest.approx(float(losses.detach()) / math.log(2) / 90, rel=1e-5)
     part = bits_per_byte(objective, {"short": short}, 32)["short"]
     assert found["two"] == pytest.approx((found["all"] * 90 + part * 21) / 111, rel=1e-5)
-
-
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 15, 16, 40])
-def test_windows_score_each_token_once_with_half_a_window_before_it(n: int) -> None:
-    windows = split_windows(np.arange(100, 100 + n), 8, eos=1)
-    assert [t for tokens, first in windows for t in tokens[first:]] == list(range(100, 100 + n))
-    assert all(len(tokens) <= 8 for tokens, _ in windows)
-    assert all(first >= 4 for _, first in windows[1:])
-    assert split_windows(np.arange(0), 8, eos=1) == []
 
 
 def test_validation_takes_whole_documents_up_to_a_size(tmp_path: Path, root: Path) -> None:

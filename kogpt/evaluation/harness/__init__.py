@@ -71,7 +71,7 @@ def evaluate(
 
 
 def language_model(model: KoGPT) -> Any:
-    """A KoGPT as one of the harness' LM objects; `n_tokens_run` counts what it made the runner do."""
+    """A KoGPT as one of the harness' LM objects; its `n_tokens_run` counts the tokens read for scores."""
     require()
     from kogpt.evaluation.harness.model import KoGPTLM
 

@@ -1,31 +1,30 @@
 """KoGPT behind the three methods of lm-evaluation-harness' LM.
 
-Contexts that begin alike are read once: what all requests of a group share is one prefix, and the choices
-of a question share the question. The harness' own `hf` model reads every context anew for every choice.
+A group of contexts shares its beginning as one prefix, and the choices of a question share the question; each
+is read once. The harness' own `hf` model reads every context again for every choice.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import Any, cast
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import Any
 
 import numpy as np
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from kogpt.engine import Engine
-from kogpt.evaluation import scoring
-from kogpt.evaluation.fewshot import Item, n_shared
+from kogpt.errors import PromptError
+from kogpt.evaluation.scoring import shared_prefix
 from kogpt.generation import KoGPT, StopStrings
 from kogpt.request import Ids, Request, Writing
-from kogpt.runner import Array, Chunk, Runner, choose_all
-from kogpt.sampling import Chosen, Sampling, Wanted
+from kogpt.sampling import Sampling
 
-Pair = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a context and of what follows it
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a context and of its continuation
 
-MAX_DEPTH = 64  # how often a group of contexts is split further for the sake of longer shared beginnings
+MAX_DEPTH = 64  # how often a group of contexts is split further for longer shared beginnings
 DEFAULT_NEW_TOKENS = 256  # the harness' own default for generate_until
 
 
@@ -38,13 +37,13 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         revision: str | None = None,
         device: str | None = None,
         dtype: str = "auto",
-        **_harness: Any,  # batch_size and max_batch_size: batches are planned here
+        **_harness: Any,  # batch_size and max_batch_size: the engine plans its batches itself
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str):
             pretrained = KoGPT.from_pretrained(pretrained, revision, device or "auto", dtype)
         self.model = pretrained
-        self.n_tokens_run = 0  # by the runner, for all that was asked
+        self.n_tokens_run = 0  # tokens that the runner had to read for all scores so far
 
     @property
     def eot_token_id(self) -> int:
@@ -52,29 +51,41 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
 
     @property
     def prefix_token_id(self) -> int:
-        """[EOS], which documents of the training text follow; [BOS] was never trained."""
-        return self.model.config.eos_token_id
+        """The token before a text without context: [EOS] unless the tokenizer's template says otherwise."""
+        return self.model.tokenizer.document_start[-1]
 
     @property
     def tokenizer_name(self) -> str:
         return "kogpt"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; nothing is ever added to it."""
+        """Ids of a text; nothing is added."""
         return self.model.tokenizer.encode(string)
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
-    ) -> list[tuple[float, bool]]:
-        pairs = [self._fitted(context, continuation) for _, context, continuation in requests]
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether each token is the likeliest) of each continuation.
+
+        Neighbouring requests with the same context are the choices of one question; their border follows
+        Tokenizer.encode_choices, as in `kogpt eval`. Raises PromptError for an empty continuation and for one
+        that is longer than the model's context.
+        """
+        texts = [request.args for request in requests]
+        pairs: list[Pair] = []
+        for context, group in groupby(texts, key=lambda pair: pair[0]):
+            ids, choices = self.model.tokenizer.encode_choices(context, [choice for _, choice in group])
+            pairs += [self._fitted(ids, choice) for choice in choices]
         answers = self.score(pairs)
-        for request, answer in zip(requests, answers, strict=True):
-            if request[0] is not None:
-                self.cache_hook.add_partial("loglikelihood", request[0], answer)
+        for text, answer in zip(texts, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", text, answer)
         return answers
 
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        return self.score([self._fitted(context, continuation) for _, context, continuation in requests])
+
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in the harness' own windows."""
+        """Log-likelihood of whole texts, cut into the harness' own windows."""
         owners, pairs = [], []
         for number, request in enumerate(requests):
             windows = utils.get_rolling_token_windows(
@@ -96,40 +107,50 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         return [self._written(*request.args) for request in requests]
 
     def score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether every token was the likeliest) of each continuation."""
+        """(log-likelihood in nats, whether each token is the likeliest) of each continuation."""
         choices: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
         for context, continuation in dict.fromkeys(pairs):
             choices[context].append(continuation)
-        watched = Watched(self.model.engine.runner)
         found: dict[Pair, tuple[float, bool]] = {}
         for group in groups(sorted(choices)):
-            for context, values in self._score_group(cast(Runner, watched), group, choices):
-                likeliest = watched.greedy(context, choices[context])
-                for continuation, value, greedy in zip(choices[context], values, likeliest, strict=True):
-                    found[context, continuation] = (value, greedy)
-            watched.forget()
-        self.n_tokens_run += watched.n_tokens
+            found |= self._score_group({context: choices[context] for context in group})
         return [found[pair] for pair in pairs]
 
     def _score_group(
-        self,
-        runner: Runner,
-        contexts: Sequence[tuple[int, ...]],
-        choices: dict[tuple[int, ...], list[tuple[int, ...]]],
-    ) -> Iterable[tuple[tuple[int, ...], list[float]]]:
-        """Contexts that begin alike: what they share, at most all but a token of each, is read once."""
-        shared = 0
+        self, choices: dict[tuple[int, ...], list[tuple[int, ...]]]
+    ) -> dict[Pair, tuple[float, bool]]:
+        """Score sorted contexts. The beginning that they share is a prefix, but for each one's last token."""
+        contexts, shared = list(choices), 0
         if len(contexts) > 1:
-            shared = min(n_shared((contexts[0], contexts[-1])), min(map(len, contexts)) - 1)
-        items = [Item(_ids(context[shared:]), tuple(map(_ids, choices[context])), ()) for context in contexts]
-        finished = scoring.finish(scoring.score(runner, _ids(contexts[0][:shared]), items, {}))
-        return zip(contexts, finished, strict=True)
+            shared = min(n_shared(contexts[0], contexts[-1]), min(map(len, contexts)) - 1)
+        with shared_prefix(self.model.engine, _ids(contexts[0][:shared])) as prefix:
+            requests = [
+                Request(
+                    _ids(context[shared:]), prefix=prefix(), choices=list(map(_ids, texts)), reusable=False
+                )
+                for context, texts in choices.items()
+            ]
+            events = self.model.engine.run(requests)
+        self.n_tokens_run += shared
+        found: dict[Pair, tuple[float, bool]] = {}
+        for (context, texts), event in zip(choices.items(), events, strict=True):
+            self.n_tokens_run += len(context) - shared + sum(len(text) - 1 for text in texts)
+            for text, scores in zip(texts, event.choices, strict=True):
+                greedy = tuple(scores.likeliest.tolist()) == text
+                found[context, text] = (float(scores.logprobs.sum()), greedy)
+        return found
 
     def _fitted(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
-        """The end of a context, as much of it as fits before the continuation."""
-        room = self.model.config.n_ctx + 1 - len(continuation)
-        assert room > 0 and continuation, "a continuation has to fit the model's context"
-        return tuple(context[-room:]), tuple(continuation)
+        """The end of a context, as long as fits before the continuation. PromptError if nothing fits."""
+        n_ctx = self.model.config.n_ctx
+        if not 0 < len(continuation) <= n_ctx:
+            raise PromptError(
+                f"a continuation has {len(continuation)} tokens, it needs 1 to {n_ctx}: shorten it, or choose"
+                " another task",
+                f"이어지는 글이 {len(continuation)} 토큰입니다 (1~{n_ctx} 토큰 필요). 줄이거나 다른 과제를"
+                " 고르세요",
+            )
+        return tuple(context[-(n_ctx + 1 - len(continuation)) :]), tuple(continuation)
 
     def _written(self, context: str, settings: dict[str, Any]) -> str:
         settings = dict(settings)
@@ -155,87 +176,11 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         return text + search.push(decoder.flush())[0] + search.flush()
 
 
-class Watched:
-    """A runner that remembers, for every text that it gave logits for, the likeliest next token.
-
-    A text is known by a hash that grows with it, token by token.
-    """
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-        self.config, self.name, self.dtype = runner.config, runner.name, runner.dtype
-        self.prefill_tokens = runner.prefill_tokens
-        self.n_tokens = 0
-        self._read: dict[int, tuple[int, ...]] = {}  # row -> hash after each position, 0 before the first
-        self._likeliest: dict[int, int] = {}  # hash of a text -> token
-
-    def greedy(self, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[bool]:
-        """Whether each token of a continuation is the likeliest after what precedes it."""
-        return [self._is_greedy(_grown(0, context)[-1], continuation) for continuation in continuations]
-
-    def _is_greedy(self, text: int, continuation: Sequence[int]) -> bool:
-        before = [text, *_grown(text, continuation[:-1])]
-        return all(self._likeliest[state] == token for state, token in zip(before, continuation, strict=True))
-
-    def forget(self) -> None:
-        """Drop what was remembered, once a group of requests is done."""
-        self._likeliest.clear()
-
-    def open(self) -> int:
-        row = self.runner.open()
-        self._read[row] = (0,)
-        return row
-
-    def fork(self, row: int, length: int | None = None) -> int:
-        copy = self.runner.fork(row, length)
-        self._read[copy] = self._read[row] if length is None else self._read[row][: length + 1]
-        return copy
-
-    def close(self, row: int) -> None:
-        self.runner.close(row)
-        del self._read[row]
-
-    def length(self, row: int) -> int:
-        return self.runner.length(row)
-
-    def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
-        outputs = self.runner.forward(chunks)
-        for chunk, logits in zip(chunks, outputs, strict=True):
-            states = _grown(self._read[chunk.row][-1], chunk.inputs.tolist())
-            self._read[chunk.row] += tuple(states)
-            self.n_tokens += len(states)
-            for state, row in zip(states[len(states) - len(logits) :], logits, strict=True):
-                self._likeliest[state] = int(row.argmax())
-        return outputs
-
-    def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
-        return choose_all(self.forward(chunks), wanted)
-
-    def truncate(self, row: int, length: int) -> None:
-        self.runner.truncate(row, length)
-        self._read[row] = self._read[row][: length + 1]
-
-    def room(self) -> int | None:
-        return self.runner.room()
-
-    def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
-        return self.runner.hidden(chunks)
-
-
-def _grown(state: int, tokens: Sequence[int]) -> list[int]:
-    """The hash of a text after each further token."""
-    states = []
-    for token in tokens:
-        state = hash((state, token))
-        states.append(state)
-    return states
-
-
 def groups(contexts: Sequence[tuple[int, ...]], depth: int = 0) -> list[Sequence[tuple[int, ...]]]:
-    """Sorted contexts in runs that share a beginning, so that reading each beginning once saves the most."""
+    """Cut sorted contexts into groups, so that reading each group's shared beginning once saves the most."""
     if len(contexts) < 3 or depth == MAX_DEPTH:
         return [contexts]
-    nearby = [n_shared(pair) for pair in pairwise(contexts)]
+    nearby = [n_shared(*pair) for pair in pairwise(contexts)]
     least = min(nearby)
     if least == max(nearby):
         return [contexts]
@@ -245,8 +190,14 @@ def groups(contexts: Sequence[tuple[int, ...]], depth: int = 0) -> list[Sequence
 
 
 def _saved(contexts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that need not be read again in a sorted group."""
-    return n_shared((contexts[0], contexts[-1])) * (len(contexts) - 1)
+    """Tokens of a sorted group that need not be read again."""
+    return n_shared(contexts[0], contexts[-1]) * (len(contexts) - 1)
+
+
+def n_shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest beginning that two sequences share."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _ids(tokens: Sequence[int]) -> Ids:

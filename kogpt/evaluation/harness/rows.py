@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kogpt.evaluation import tasks
-from kogpt.evaluation.evaluate import Settings, read_rows
+from kogpt.evaluation.evaluate import Settings, read_data
 from kogpt.evaluation.metrics import METRICS, Outcome
 from kogpt.evaluation.scoring import softmax
 from kogpt.evaluation.task import Example, Metric
@@ -62,12 +62,12 @@ def korsts(**_: Any) -> Any:
 
 def dataset(name: str, **_: Any) -> Any:
     """The rows of one of the harness' tasks, from the checked files."""
-    rows = read_rows(tasks.get(OURS[name]), Settings())
-    return of_examples(name, rows.pool, rows.scored)
+    data = read_data(tasks.get(OURS[name]), Settings())
+    return of_examples(name, data.pool, data.scored)
 
 
 def of_examples(name: str, train: Iterable[Example], test: Iterable[Example], **_: Any) -> Any:
-    """The same for given examples, in the columns that the harness' task reads."""
+    """{"train", "test"} of given examples, in the columns that the harness' task reads."""
     from datasets import Dataset, DatasetDict
 
     splits = {
@@ -88,14 +88,14 @@ def _doc(name: str, example: Example) -> Doc:
 
 
 def ranked(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, tuple[float, float]]:
-    """Of one item: its grade, and the expected grade by the likelihoods of 0 to 5."""
+    """Metrics of one item: (grade, expected grade by the likelihoods of 0 to 5)."""
     chances = softmax(np.array([value for value, _ in results]))
     pair = (doc["grade"], float(chances @ np.arange(len(results))))
     return {"spearman": pair, "pearson": pair}
 
 
 def similar(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """Of one item: (right, said) for F1, and (grade, probability of yes) for Pearson."""
+    """Metrics of one item: (right, predicted) for F1, (grade, probability of yes) for Pearson."""
     chances = softmax(np.array([value for value, _ in results]))
     said = int(chances.argmax())
     return {
@@ -106,22 +106,22 @@ def similar(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
 
 
 def macro_f1(pairs: list[tuple[int, int]]) -> float:
-    """Over (right, said) of all items."""
+    """The metric over (right, predicted) of all items."""
     return _labelled("macro_f1", pairs)
 
 
 def binary_f1(pairs: list[tuple[int, int]]) -> float:
-    """Over (right, said) of all items."""
+    """The metric over (right, predicted) of all items."""
     return _labelled("binary_f1", pairs)
 
 
 def spearman(pairs: list[tuple[float, float]]) -> float:
-    """Over (grade, score) of all items."""
+    """The metric over (grade, score) of all items."""
     return _graded("spearman", pairs)
 
 
 def pearson(pairs: list[tuple[float, float]]) -> float:
-    """Over (grade, score) of all items."""
+    """The metric over (grade, score) of all items."""
     return _graded("pearson", pairs)
 
 
