@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from runners import stored
 
 from kogpt import native_runner
+from kogpt.adapter import Lora, LowRank
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.export.rounding import nearest
 from kogpt.native_runner import CACHE_DTYPES, FORMATS, NativeRunner
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Array, Chunk
+from kogpt.sampling import Draw, Wanted, choose
 
 ISAS = ("amx", "avx512", "avx2", "dotprod", "neon", "plain")
 
@@ -63,6 +65,7 @@ def one_round(rng: np.random.Generator) -> None:
         (found,) = other.forward([Chunk(other.open(), ids, len(ids))])
         assert np.isfinite(found).all(), (config, dtype, cache_dtype)
         in_pieces(rng, other, ids, found)
+        with_adapters(rng, other, ids)
     nearest(tensors["transformer.wte.weight"], "int4").unpack()
 
 
@@ -84,6 +87,78 @@ def in_pieces(rng: np.random.Generator, runner: NativeRunner, ids: NDArray[np.in
         places = [runner.length(chunk.row) for chunk in chunks]
         for place, found in zip(places, runner.forward(chunks), strict=True):
             np.testing.assert_array_equal(found, wanted[place : place + len(found)])
+
+
+def random_lora(rng: np.random.Generator, config: ModelConfig) -> Lora:
+    """Small updates of any rank on some matrices."""
+    updates = {}
+    for name, shape in config.tensor_shapes().items():
+        if ".h." in name and len(shape) == 2 and rng.integers(3):
+            rank = int(rng.integers(0, 40))
+            a, b = rng.standard_normal((rank, shape[1])), rng.standard_normal((shape[0], rank))
+            factors = (a * 0.1 * shape[1] ** -0.5).astype(np.float32), b.astype(np.float32)
+            updates[name.removesuffix(".weight")] = LowRank(*factors, float(rng.normal()))
+    return Lora(updates)
+
+
+def with_adapters(rng: np.random.Generator, runner: NativeRunner, ids: NDArray[np.int64]) -> None:
+    """Rows with adapters, given keys and values, cut off here and there: `draw` agrees with `forward`."""
+    config = runner.config
+    handles = [None, *(runner.add_adapter(random_lora(rng, config)) for _ in range(3))]
+    rows = [runner.open(handles[int(i)]) for i in rng.integers(0, 4, 5)]
+    for _ in range(6):
+        chunks, twins, wanted = [], [], []
+        for row in rows:
+            runner.truncate(row, int(rng.integers(0, runner.length(row) + 1)))
+            given = int(rng.integers(0, min(40, config.n_ctx - runner.length(row)) + 1))
+            shape = (config.n_layers, given, config.n_heads, config.d_head)
+            runner.load_cache(row, *(rng.standard_normal(shape).astype(np.float32) for _ in range(2)))
+            piece = ids[: int(rng.integers(0, min(70, config.n_ctx - runner.length(row)) + 1))]
+            if not len(piece):
+                continue
+            n = int(rng.integers(0, len(piece) + 1))
+            twins.append(Chunk(runner.fork(row), piece, n))
+            chunks.append(Chunk(row, piece, n))
+            wanted.append(random_wanted(rng, n, config.n_vocab))
+        if not chunks:
+            continue
+        for found, logits, want in zip(
+            runner.draw(chunks, wanted), runner.forward(twins), wanted, strict=True
+        ):
+            answer = choose(logits, want)
+            assert [t and t.token for t in found.tokens] == [t and t.token for t in answer.tokens]
+            np.testing.assert_allclose(found.logprobs, answer.logprobs, rtol=0, atol=1e-5)
+            assert found.likeliest.tolist() == answer.likeliest.tolist()
+        for twin in twins:
+            runner.close(twin.row)
+    for row in rows:
+        runner.close(row)
+    for handle in handles[1:]:
+        assert handle is not None
+        runner.drop_adapter(handle)
+
+
+def random_wanted(rng: np.random.Generator, n_outputs: int, n_vocab: int) -> Wanted:
+    """Draws with any filter, and targets, of a chunk with so many outputs."""
+    if not n_outputs:
+        return Wanted()
+    draws = [
+        Draw(
+            key=int(rng.integers(0, 2**63)),
+            temperature=float(rng.choice([0, 0.01, 0.8, 5])),
+            top_k=int(rng.choice([0, 1, 7, 10**6])),
+            top_p=float(rng.choice([0, 0.5, 0.95, 1])),
+            min_p=float(rng.choice([0, 0.1])),
+            n_vocab=int(rng.integers(1, n_vocab + 1)),
+            logprobs=None if rng.integers(2) else int(rng.integers(0, 6)),
+            allowed=None if rng.integers(2) else np.full(n_vocab // 32 + 1, 0x55555555, np.uint32),
+            output=int(rng.integers(0, n_outputs)),
+        )
+        for _ in range(int(rng.integers(0, 4)))
+    ]
+    n_targets = int(rng.integers(0, 9))
+    outputs, targets = rng.integers(0, n_outputs, n_targets), rng.integers(0, n_vocab, n_targets)
+    return Wanted(draws, outputs, targets, int(rng.integers(0, 4)))
 
 
 def main(library: str, rounds: int) -> None:
