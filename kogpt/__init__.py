@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from kogpt.config import ModelConfig as ModelConfig
     from kogpt.errors import KoGPTError as KoGPTError
     from kogpt.generation import KoGPT as KoGPT
+    from kogpt.generation import Result as Result
+    from kogpt.generation import TokenLogprob as TokenLogprob
     from kogpt.sampling import Sampling as Sampling
+    from kogpt.session import Piece as Piece
 
 __version__ = "0.1.0"
 
@@ -18,10 +21,22 @@ _HOMES = {
     "KoGPT": "kogpt.generation",
     "KoGPTError": "kogpt.errors",
     "ModelConfig": "kogpt.config",
+    "Piece": "kogpt.session",
+    "Result": "kogpt.generation",
     "Sampling": "kogpt.sampling",
+    "TokenLogprob": "kogpt.generation",
 }
 
-__all__ = ["KoGPT", "KoGPTError", "ModelConfig", "Sampling", "__version__"]
+__all__ = [
+    "KoGPT",
+    "KoGPTError",
+    "ModelConfig",
+    "Piece",
+    "Result",
+    "Sampling",
+    "TokenLogprob",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

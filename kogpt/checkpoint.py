@@ -68,6 +68,7 @@ TAKEN_ALONG = {
     TOKENIZER: 32 << 20,
     "tokenizer_config.json": 4 << 20,
     "special_tokens_map.json": 1 << 20,
+    "generation_config.json": 1 << 20,
     LICENSE: 1 << 20,
 }
 MAX_CONFIG_BYTES = 256 << 10  # a published config.json takes 1 to 20 kB
@@ -299,7 +300,7 @@ def _parts(
 def _documents(config: ModelConfig, dtype: str, shards: Mapping[str, Mapping[str, Part]]) -> dict[str, bytes]:
     """config.json, generation_config.json and, for shards, the index."""
     settings = {"torch_dtype": dtype, "tokenizer_class": "PreTrainedTokenizerFast", "use_cache": True}
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    ids = {key: config.to_json()[key] for key in ("bos_token_id", "eos_token_id")}
     # transformers' generate() takes the padding from here, whatever from_pretrained was told.
     generation = ids | {"pad_token_id": config.eos_token_id}
     documents = {"config.json": config.to_json() | settings, "generation_config.json": generation}

@@ -1,45 +1,56 @@
 """Text in, text out: load a model, continue prompts, score continuations, embed texts.
 
-Where tokens and text meet: the prompt is encoded, each row's tokens leave through one incremental decoder
-and one search for stop strings, streamed or not. Knows nothing of HTTP, arguments or data sets.
+KoGPT is a thin face of a session (session.py), which turns prompts into requests and tokens into text. Knows
+nothing of HTTP, arguments or data sets.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kogpt import checkpoint
+from kogpt.config import ModelConfig
 from kogpt.engine import Engine
 from kogpt.errors import PromptError, SamplingError
+from kogpt.generation_defaults import GenerationDefaults, read_generation_defaults
 from kogpt.placement import Placement, load_runner
-from kogpt.request import Event, FinishReason, Ids, Request, Writing
+from kogpt.request import FinishReason, Request
 from kogpt.sampling import SampledToken, Sampling
-from kogpt.tokenizer import StreamDecoder, Tokenizer
+from kogpt.session import Piece, Session, require_text, too_long
+from kogpt.tokenizer import Tokenizer
+
+CACHED_ROWS = 32  # texts that a model keeps in its prefix cache
+
+Settings = Sampling | Mapping[str, Any] | None
+Texts = list[str] | tuple[str, ...]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What one token added to one answer. `text` is whole characters, often none yet."""
+class TokenLogprob:
+    """One token of an answer and the model's own opinion of it."""
 
-    text: str
-    sample: int  # which of the n answers
-    drawn: SampledToken | None  # None where there is no token: the logits were not finite
-    finish_reason: FinishReason | None  # set on an answer's last piece
+    token: int
+    text: str  # U+FFFD where the token is a part of a character
+    logprob: float  # nats
+    top_logprobs: tuple[TokenLogprob, ...] = ()  # the likeliest tokens in its place, best first
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """One answer: the continuation only, without the prompt and without a stop string.
 
-    `tokens` are all ids written but [EOS]; where a stop string ended the answer they reach past `text`.
-    finish_reason: "stop" ([EOS] or a stop string), "length", or "failed" (logits were not finite).
+    `tokens` are all ids written but the end of text; where a stop string ended the answer they reach past
+    `text`. finish_reason: "stop" (end of text or a stop string), "length", or "failed": `error` says why.
     """
 
     prompt: str
@@ -48,117 +59,32 @@ class Result:
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
-    seconds: float
-    logprobs: tuple[SampledToken, ...] | None  # one for each of `tokens`, if Sampling.logprobs asked for them
-    sample: int = 0
-
-
-class StopStrings:
-    """Finds the stop string that is completed first (of several, the longest) as text arrives.
-
-    Text that may still become one is held back, never more than the longest stop string less a character.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = sorted(stops, key=len, reverse=True)
-        self._held = ""
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """Add text; what is safe to show now, and whether a stop string was completed."""
-        if not self._stops:
-            return text, False
-        shown: list[str] = []
-        for character in text:
-            self._held += character
-            for stop in self._stops:
-                if self._held.endswith(stop):
-                    return "".join(shown) + self._held[: -len(stop)], True
-            n_safe = len(self._held) - self._n_pending()
-            shown.append(self._held[:n_safe])
-            self._held = self._held[n_safe:]
-        return "".join(shown), False
-
-    def flush(self) -> str:
-        """The text held back, once no more will come."""
-        held, self._held = self._held, ""
-        return held
-
-    def _n_pending(self) -> int:
-        """Length of the longest end of the held text that some stop string begins with."""
-        for n in range(len(self._held), 0, -1):
-            if any(stop.startswith(self._held[-n:]) for stop in self._stops):
-                return n
-        return 0
-
-
-@dataclass(slots=True)
-class _Answer:
-    """One answer while it is written."""
-
-    decoder: StreamDecoder
-    stops: StopStrings
-    text: list[str] = field(default_factory=list)
-    drawn: list[SampledToken] = field(default_factory=list)
-
-    def push(self, event: Event) -> Piece:
-        text, finish = "", event.finish
-        if event.token is not None and finish != "stop":
-            self.drawn.append(event.token)
-            text, stopped = self.stops.push(self.decoder.push(event.token.token))
-            if stopped:
-                finish = "stop"
-            elif finish:
-                text += self._rest()
-        elif finish:
-            text = self._rest()
-        self.text.append(text)
-        return Piece(text, event.sample, event.token, finish)
-
-    def _rest(self) -> str:
-        """The end of the text: an unfinished character, then what might have become a stop string."""
-        text, stopped = self.stops.push(self.decoder.flush())
-        return text if stopped else text + self.stops.flush()
-
-
-@dataclass(slots=True)
-class _Job:
-    """One prompt while its answers are written."""
-
-    prompt: str
-    request: Request
-    started: float
-    logprobs: bool
-    answers: dict[int, _Answer] = field(default_factory=dict)
-    n_finished: int = 0
-
-    def result(self, piece: Piece) -> Result:
-        """The finished answer whose last piece this is."""
-        assert piece.finish_reason is not None
-        answer = self.answers[piece.sample]
-        return Result(
-            prompt=self.prompt,
-            text="".join(answer.text),
-            tokens=tuple(drawn.token for drawn in answer.drawn),
-            finish_reason=piece.finish_reason,
-            prompt_tokens=len(self.request.inputs),
-            completion_tokens=len(answer.drawn),
-            seconds=time.perf_counter() - self.started,
-            logprobs=tuple(answer.drawn) if self.logprobs else None,
-            sample=piece.sample,
-        )
+    seconds: float  # since the request was made
+    logprobs: tuple[TokenLogprob, ...] | None  # one for each of `tokens`, if Sampling.logprobs asked for them
+    sample: int = 0  # which of the n answers
+    error: BaseException | None = None
 
 
 class KoGPT:
-    """A model and its tokenizer, ready to use. Not thread-safe.
+    """A model and its tokenizer, ready to use, from any number of threads.
 
     model = KoGPT.from_pretrained()
-    print(model.generate("오늘 서울의 날씨는", Sampling(max_tokens=32)).text)
+    print(model.generate("오늘 서울의 날씨는", max_tokens=32).text)
     """
 
-    def __init__(self, tokenizer: Tokenizer, engine: Engine) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        defaults: GenerationDefaults | None = None,
+        name: str = "",
+    ) -> None:
+        """Take over an engine. defaults: what the model's folder recommends for writing."""
         self.tokenizer = tokenizer
-        self.engine = engine
-        self.config = engine.runner.config
+        self.config: ModelConfig = engine.runner.config
+        self.defaults = defaults or GenerationDefaults(self.config.eos_token_ids, {}, ())
+        self.name = name
+        self.session = Session(tokenizer, engine, self.defaults.eos_token_ids)
 
     @classmethod
     def from_pretrained(
@@ -178,167 +104,255 @@ class KoGPT:
         cache_dtype: of keys and values; auto, or float32, bfloat16, int8 on the native runner.
         Raises CheckpointError, TokenizerError, NotEnoughMemory.
         """
+        started = time.perf_counter()
         stored = checkpoint.load(name, revision)
         tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
         tokenizer.check_fits(stored.config)
+        defaults = read_generation_defaults(stored.folder, stored.config)
         runner = load_runner(stored, Placement.of(device, dtype, cache_dtype))
-        return cls(tokenizer, Engine(runner, n_vocab=tokenizer.n_vocab))
+        engine = Engine(runner, n_vocab=tokenizer.n_vocab, max_cached=CACHED_ROWS)
+        model = cls(tokenizer, engine, defaults, str(name))
+        logger.debug("loaded %r in %.2f s", model, time.perf_counter() - started)
+        return model
+
+    def __repr__(self) -> str:
+        if self.session.closed:
+            return f"KoGPT({self.name!r}, closed)"
+        c, runner = self.config, self.engine.runner
+        shape = f"{c.n_parameters:,} parameters, {c.n_layers} layers, context {c.n_ctx}"
+        return f"KoGPT({self.name!r}: {shape}; {runner.name} runner, {runner.dtype})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model's memory. Streams that are still read, and later calls, get a KoGPTError."""
+        self.session.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for whoever has the model for itself; KoGPTError once the model is closed."""
+        return self.session.engine
+
+    def sampling(self, settings: Settings = None, **chosen: Any) -> Sampling:
+        """The settings of a generation: those given, else what the model recommends, else Sampling's own.
+
+        A Sampling is complete and taken as it is. Raises SamplingError.
+        """
+        if isinstance(settings, Sampling) and not chosen:
+            return settings
+        if not isinstance(settings, Mapping | None):
+            raise SamplingError(
+                f"settings are {type(settings).__name__} beside {', '.join(chosen) or 'nothing'}:"
+                " give a Sampling alone, or a dict and keywords such as max_tokens=32",
+                f"설정 형식 {type(settings).__name__}, 키워드 {', '.join(chosen) or '없음'}:"
+                " Sampling 하나만 주거나, dict와 max_tokens=32 같은 키워드를 주세요",
+            )
+        given = {**(settings or {}), **chosen}
+        known = Sampling.__dataclass_fields__
+        if unknown := [name for name in given if name not in known]:
+            raise SamplingError(
+                f"there is no setting {unknown[0]!r}: the settings are {', '.join(known)}",
+                f"{unknown[0]!r} 설정은 없습니다. 가능한 설정: {', '.join(known)}",
+            )
+        return self.defaults.sampling(**given)
 
     @overload
-    def generate(  # type: ignore[overload-overlap]  # a str is also an Iterable[str]; it is taken as one prompt
-        self, prompts: str, sampling: Sampling | None = None
-    ) -> Result: ...
+    def generate(self, prompts: str, sampling: Settings = None, **settings: Any) -> Result: ...
     @overload
-    def generate(self, prompts: Iterable[str], sampling: Sampling | None = None) -> list[Result]: ...
     def generate(
-        self, prompts: str | Iterable[str], sampling: Sampling | None = None
+        self, prompts: Iterable[str], sampling: Settings = None, **settings: Any
+    ) -> list[Result]: ...
+    def generate(
+        self, prompts: str | Iterable[str], sampling: Settings = None, **settings: Any
     ) -> Result | list[Result]:
         """Continue one prompt, or many in a batch (then n results each, prompt by prompt, sample by sample).
 
-        Raises PromptError for a prompt that is empty or leaves no room in the context.
+        Settings are a Sampling, or a dict and keywords: generate("가", max_tokens=3).
+        Raises PromptError for a prompt that is empty, no text, or leaves no room in the context, and the
+        error of an answer that fails. With many prompts one error loses the others: see `answers`.
         """
-        sampling = sampling or Sampling()
-        if not isinstance(prompts, str):
-            return sorted_results(self.results(prompts, sampling))
-        if sampling.n != 1:
+        chosen = self.sampling(sampling, **settings)
+        if not isinstance(prompts, str) and isinstance(prompts, Iterable):
+            return sorted_results(self.results(prompts, chosen))
+        if chosen.n != 1:
             raise SamplingError(
-                f"n is {sampling.n}, one prompt gives one result: pass a list, generate([prompt], ...)",
-                f"n 값 {sampling.n}: 여러 답을 받으려면 generate([prompt], ...)처럼 목록으로 주십시오",
+                f"n is {chosen.n}, one prompt gives one result: pass a list, generate([prompt], ...)",
+                f"n 값 {chosen.n}: 여러 답을 받으려면 generate([prompt], ...)처럼 목록으로 주세요",
             )
-        return next(result for _, result in self.results([prompts], sampling))
+        [(_, result)] = self.results([prompts], chosen)
+        return result
 
     def results(self, prompts: Iterable[str], sampling: Sampling) -> Iterator[tuple[int, Result]]:
-        """(number of the prompt, result) as answers are finished; prompts are taken as room appears."""
+        """(number of the prompt, result) as answers are finished; prompts are taken as room appears.
+
+        Raises as `generate`, as soon as a prompt is refused or an answer fails.
+        """
         for number, answer in self.answers((prompt, sampling) for prompt in prompts):
             if isinstance(answer, PromptError):
                 raise answer
+            if answer.error is not None:
+                raise answer.error
             yield number, answer
 
     def answers(self, prompts: Iterable[tuple[str, Sampling]]) -> Iterator[tuple[int, Result | PromptError]]:
-        """As `results`, each prompt with its own settings; one that is refused does not stop the others."""
-        refused: list[tuple[int, PromptError]] = []
+        """As `results`, each prompt with its own settings; no prompt costs the others their answers.
 
-        def jobs() -> Iterator[tuple[int, _Job]]:
-            for number, (prompt, sampling) in enumerate(prompts):
-                try:
-                    yield number, self._job(prompt, sampling)
-                except PromptError as error:
-                    refused.append((number, error))
-
-        for number, job, piece in self._run(jobs()):
-            yield from refused
-            refused.clear()
-            if piece.finish_reason:
-                yield number, job.result(piece)
-        yield from refused
-
-    def stream(self, prompt: str, sampling: Sampling | None = None) -> Generator[Piece, None, None]:
-        """Continue one prompt piece by piece; closing the generator cancels it."""
-        for _, _, piece in self._run(iter([(0, self._job(prompt, sampling or Sampling()))])):
-            yield piece
-
-    def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
-        """Log-likelihood of each continuation after the prompt, in nats: the sum over its tokens."""
-        encoded = [self.encode_pair(prompt, continuation) for continuation in continuations]
-        questions = [(context, [ids]) for context, ids in encoded]
-        if all(np.array_equal(context, encoded[0][0]) for context, _ in encoded):
-            questions = [(encoded[0][0], [ids for _, ids in encoded])] if encoded else []
-        scores = self.engine.score(questions)
-        return [float(array.sum()) for question in scores for array in question]
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, d_model) float32: the mean over a text's tokens of the model's last hidden state."""
-        ids = [self._prompt_ids(text, reserve=0) for text in texts]
-        return np.array(self.engine.pool(ids), dtype=np.float32).reshape(len(texts), self.config.d_model)
-
-    def encode_pair(self, prompt: str, continuation: str) -> tuple[Ids, Ids]:
-        """Ids of a prompt and of a text that follows it.
-
-        Those of the joined text where a token ends at the border, else those of each part by itself.
-        Raises PromptError where either has no token or both do not fit the context.
+        A prompt that is refused has its PromptError for an answer, one that fails a Result with `error`.
         """
-        context = self._prompt_ids(prompt, reserve=1)
-        joined = np.array(self.tokenizer.encode_prompt(prompt + continuation), dtype=np.int64)
-        if np.array_equal(joined[: len(context)], context):
-            ids = joined[len(context) :]
-        else:
-            ids = np.array(self.tokenizer.encode(continuation), dtype=np.int64)
-        if not len(ids):
-            raise _empty("the continuation", "이어지는 글")
-        self._require_room(len(context) + len(ids), reserve=0)
-        return context, ids
-
-    def _run(self, waiting: Iterator[tuple[int, _Job]]) -> Iterator[tuple[int, _Job, Piece]]:
-        """Drive the engine until every answer is finished; cancels what is left if the caller stops."""
-        jobs: dict[int, tuple[int, _Job]] = {}  # engine's number -> (prompt's number, job)
-        try:
+        waiting = enumerate(prompts)
+        jobs: dict[int, _Job] = {}
+        with self.session.mailbox(whole=True) as mailbox:
             while True:
-                while self.engine.n_waiting < self.engine.max_rows and (entry := next(waiting, None)):
-                    jobs[self.engine.add(entry[1].request)] = entry
-                if self.engine.idle:
+                while len(mailbox.numbers) < 2 * self.engine.max_rows and (entry := next(waiting, None)):
+                    number, (prompt, sampling) = entry
+                    try:
+                        request = self.session.request(prompt, sampling)
+                    except PromptError as error:
+                        yield number, error
+                    else:
+                        jobs[mailbox.add(request)] = _Job(number, prompt, request, self.tokenizer)
+                if mailbox.idle:
                     return
-                for event in self.engine.step():
-                    number, job = jobs[event.request]
-                    piece = job.answers[event.sample].push(event)
-                    if piece.finish_reason and not event.finish:  # a stop string, which the engine cannot see
-                        self.engine.cancel(event.request, event.sample)
-                    job.n_finished += piece.finish_reason is not None
-                    if job.n_finished == job.request.n_samples:
-                        del jobs[event.request]
-                    yield number, job, piece
-        finally:
-            for request in jobs:
-                self.engine.cancel(request)
+                key, piece = mailbox.wait()
+                if (result := jobs[key].push(piece)) is not None:
+                    yield jobs[key].number, result
 
-    def _job(self, prompt: str, sampling: Sampling) -> _Job:
-        ids = self._prompt_ids(prompt, reserve=1)
-        limit = sampling.new_tokens(len(ids), self.config.n_ctx)
-        if limit < 1:
+    def stream(self, prompt: str, sampling: Settings = None, **settings: Any) -> Generator[Piece, None, None]:
+        """Continue one prompt piece by piece; leaving the generator cancels the rest.
+
+        Settings as in `generate`. Raises as it does, a failure after the last piece.
+        """
+        request = self.session.request(prompt, self.sampling(sampling, **settings))
+        with self.session.mailbox() as mailbox:
+            mailbox.add(request)
+            while not mailbox.idle:
+                _, piece = mailbox.wait()
+                yield piece
+                if piece.error is not None:
+                    raise piece.error
+
+    @overload
+    def score(self, prompt: str, continuations: str) -> float: ...
+    @overload
+    def score(self, prompt: str, continuations: Texts) -> list[float]: ...
+    @overload
+    def score(self, prompt: Texts, continuations: Texts) -> list[float]: ...
+    @overload
+    def score(self, prompt: Texts, continuations: Sequence[list[str]]) -> list[list[float]]: ...
+    def score(self, prompt: Any, continuations: Any) -> Any:
+        """Log-likelihood of continuations in nats: the sum over the tokens of each.
+
+        One prompt and one text give a float, one prompt and many texts a list. Many prompts take as many
+        entries of continuations, a text or a list for each; they are scored in one batch. Border and empty
+        prompt: as Tokenizer.encode_choices. Compare the continuations of one prompt only.
+        """
+        if isinstance(prompt, str):
+            return self._scores([(prompt, continuations)])[0]
+        if not isinstance(prompt, Sequence):
+            require_text(prompt)
+        if isinstance(continuations, str) or len(prompt) != len(continuations):
+            n, found = len(prompt), len(continuations)
             raise PromptError(
-                f"the prompt has {len(ids)} tokens, max_length is {sampling.max_length}:"
-                " shorten the prompt or raise max_length",
-                f"프롬프트가 {len(ids)} 토큰인데 max_length 값이 {sampling.max_length}입니다:"
-                " 프롬프트를 줄이거나 max_length 값을 늘려 주십시오",
+                f"{n} prompts need as many entries of continuations, there are {found}",
+                f"프롬프트 {n}개에는 이어지는 글도 {n}개가 필요합니다 (받은 개수: {found})",
             )
-        self._require_known(sampling)
-        writing = Writing(sampling, limit, frozenset({self.config.eos_token_id}))
-        request = Request(ids, writing=writing)
-        job = _Job(prompt, request, time.perf_counter(), sampling.logprobs is not None)
-        for sample in range(sampling.n):
-            job.answers[sample] = _Answer(self.tokenizer.decoder(), StopStrings(sampling.stop))
-        return job
+        return self._scores(list(zip(prompt, continuations, strict=True)))
 
-    def _require_known(self, sampling: Sampling) -> None:
-        token = max(sampling.logit_bias, default=0)
-        if token >= self.tokenizer.n_vocab:
-            raise SamplingError(
-                f"logit_bias has token id {token}, the vocabulary ends at {self.tokenizer.n_vocab - 1}",
-                f"logit_bias의 토큰 번호 {token}: 어휘의 마지막 번호는 {self.tokenizer.n_vocab - 1}입니다",
-            )
+    def embed(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+        """(d_model,) float32 for one text, (n, d_model) for many: the mean of the last hidden states."""
+        if isinstance(texts, str):
+            vector: NDArray[np.float32] = self.embed([texts])[0]
+            return vector
+        if not isinstance(texts, Sequence):
+            require_text(texts)
+        ids = [self.session.prompt_ids(text) for text in texts]
+        events = self.session.ask([Request(row, pooled=True, reusable=False) for row in ids])
+        return np.array([event.pooled for event in events], np.float32).reshape(-1, self.config.d_model)
 
-    def _prompt_ids(self, text: str, reserve: int) -> Ids:
-        # NFC leaves at least a quarter of the characters (UAX 15): a text far too long is refused unread.
-        if len(text) > 4 * self.config.n_ctx * self.tokenizer.longest:
-            self._require_room(len(text) // (4 * self.tokenizer.longest), reserve)
-        ids = np.array(self.tokenizer.encode_prompt(text), dtype=np.int64)
-        if not len(ids):
-            raise _empty("the prompt", "프롬프트")
-        self._require_room(len(ids), reserve)
-        return ids
+    def _scores(self, questions: Sequence[tuple[str, str | Sequence[str]]]) -> list[float | list[float]]:
+        requests: list[Request] = []
+        slots: list[int] = []  # of each question among the requests; -1 where it has no choices
+        for prompt, texts in questions:
+            choices: list[Any] = list(texts) if isinstance(texts, list | tuple) else [texts]
+            for text in (prompt, *choices):
+                require_text(text)
+            if choices:
+                slots.append(len(requests))
+                requests.append(self._question(prompt, choices))
+            else:
+                slots.append(-1)
+        events = self.session.ask(requests)
+        answers: list[float | list[float]] = []
+        for slot, (_, texts) in zip(slots, questions, strict=True):
+            scores = [] if slot < 0 else [float(s.logprobs.sum()) for s in events[slot].choices]
+            answers.append(scores[0] if isinstance(texts, str) else scores)
+        return answers
 
-    def _require_room(self, n_tokens: int, reserve: int) -> None:
-        limit = self.config.n_ctx - reserve
-        if n_tokens > limit:
-            raise PromptError(
-                f"the text has {n_tokens} tokens, the model reads at most {limit}: shorten it",
-                f"글이 {n_tokens} 토큰으로, 모델이 읽을 수 있는 {limit} 토큰을 넘습니다: 글을 줄여 주십시오",
-            )
+    def _question(self, prompt: str, choices: Sequence[str]) -> Request:
+        context, ids = self.tokenizer.encode_choices(prompt, choices)
+        length = len(context) + max(map(len, ids)) - 1  # the last token is scored, not read
+        if length > self.config.n_ctx:
+            raise too_long(length + 1, self.config.n_ctx + 1)
+        arrays = [np.array(choice, dtype=np.int64) for choice in ids]
+        return Request(np.array(context, dtype=np.int64), choices=arrays, reusable=False)
+
+
+@dataclass(slots=True)
+class _Job:
+    """One prompt while its answers are written."""
+
+    number: int  # of the prompt
+    prompt: str
+    request: Request
+    tokenizer: Tokenizer
+    started: float = field(default_factory=time.perf_counter)
+    text: dict[int, list[str]] = field(default_factory=dict)  # by sample
+    tokens: dict[int, list[SampledToken]] = field(default_factory=dict)
+
+    @property
+    def _wants_logprobs(self) -> bool:
+        writing = self.request.writing
+        return writing is not None and writing.sampling.logprobs is not None
+
+    def push(self, piece: Piece) -> Result | None:
+        """Note a piece; the result if it is an answer's last."""
+        text = self.text.setdefault(piece.sample, [])
+        tokens = self.tokens.setdefault(piece.sample, [])
+        text.append(piece.text)
+        if piece.token is not None and piece.event.finish != "stop":  # the end of text is no token of it
+            tokens.append(piece.token)
+        if piece.finish_reason is None:
+            return None
+        return Result(
+            prompt=self.prompt,
+            text="".join(text),
+            tokens=tuple(token.token for token in tokens),
+            finish_reason=piece.finish_reason,
+            prompt_tokens=len(self.request.inputs),
+            completion_tokens=len(tokens),
+            seconds=time.perf_counter() - self.started,
+            logprobs=token_logprobs(tokens, self.tokenizer) if self._wants_logprobs else None,
+            sample=piece.sample,
+            error=piece.error,
+        )
+
+
+def token_logprobs(tokens: Sequence[SampledToken], tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
+    """Tokens with their texts."""
+
+    def named(token: int, logprob: float) -> TokenLogprob:
+        return TokenLogprob(token, tokenizer.token_bytes(token).decode("utf-8", "replace"), logprob)
+
+    return tuple(
+        replace(named(t.token, t.logprob), top_logprobs=tuple(named(*top) for top in t.top_logprobs))
+        for t in tokens
+    )
 
 
 def sorted_results(results: Iterable[tuple[int, Result]]) -> list[Result]:
     """Results in the order of their prompts and samples."""
     return [result for _, result in sorted(results, key=lambda entry: (entry[0], entry[1].sample))]
-
-
-def _empty(what: str, ko: str) -> PromptError:
-    return PromptError(f"{what} is empty: give some text", f"{ko}이(가) 비어 있습니다: 글을 적어 주십시오")

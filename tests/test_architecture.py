@@ -23,7 +23,7 @@ STANDARD = set(sys.stdlib_module_names)
 ARITHMETIC = {"adapter", "checkpoint", "config", "errors", "memory", "quantize", "runner", "sampling"}
 ARITHMETIC |= {"weights", "numpy"}
 CORE: dict[str, set[str]] = {
-    "__init__": {"config", "errors", "generation", "sampling"},
+    "__init__": {"config", "errors", "generation", "sampling", "session"},
     "__main__": {"cli"},
     "errors": set(),
     "bits": {"numpy"},
@@ -81,13 +81,17 @@ CORE: dict[str, set[str]] = {
         "weights",
         "torch",
     },
+    "session": {"engine", "errors", "request", "sampling", "tokenizer", "numpy"},
     "generation": {
         "checkpoint",
+        "config",
         "engine",
         "errors",
+        "generation_defaults",
         "placement",
         "request",
         "sampling",
+        "session",
         "tokenizer",
         "numpy",
     },

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kogpt import KoGPT, Sampling, native_runner
 from kogpt.errors import KoGPTError, PromptError, SamplingError
-from kogpt.generation import StopStrings
 from kogpt.runner import Chunk
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -21,42 +20,6 @@ GREEDY = Sampling(temperature=0, max_tokens=24)
 @pytest.fixture(scope="module")
 def kogpt(tiny_folder: Path) -> KoGPT:
     return KoGPT.from_pretrained(tiny_folder, device="cpu", dtype="float32")
-
-
-def reference_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The match that is completed first, of several the longest, found in the whole text."""
-    for end in range(len(text) + 1):
-        ending = [stop for stop in stops if text[:end].endswith(stop)]
-        if ending:
-            return text[: end - max(map(len, ending))], True
-    return text, False
-
-
-@settings(max_examples=2000, deadline=None)
-@given(
-    pieces=st.lists(st.text("가나 a\n", max_size=4), max_size=8),
-    stops=st.lists(st.text("가나 a\n", min_size=1, max_size=4), max_size=3),
-)
-def test_stop_strings_find_the_earliest_completion_then_the_longest(
-    pieces: list[str], stops: list[str]
-) -> None:
-    finder, shown, stopped = StopStrings(stops), "", False
-    for piece in pieces:
-        text, stopped = finder.push(piece)
-        shown += text
-        whole = reference_stop("".join(pieces), stops)[0]
-        assert whole.startswith(shown)  # nothing is shown that is taken back later
-        if stopped:
-            break
-    if not stopped:
-        shown += finder.flush()
-    assert (shown, stopped) == reference_stop("".join(pieces), stops)
-
-
-def test_no_more_is_held_back_than_may_become_a_stop_string() -> None:
-    finder = StopStrings(["사용자:"])
-    assert finder.push("안녕 사용") == ("안녕 ", False)
-    assert finder.push("법") == ("사용법", False)
 
 
 def test_streamed_text_is_the_final_text(kogpt: KoGPT) -> None:
@@ -164,7 +127,9 @@ def test_a_prompt_longer_than_max_length_is_refused_with_both_numbers(kogpt: KoG
 def test_scores_are_the_models_own_logprobs(kogpt: KoGPT) -> None:
     greedy = kogpt.generate("오늘", Sampling(temperature=0, max_tokens=1, logprobs=5))
     assert greedy.logprobs is not None
-    token, logprob = greedy.logprobs[0].top_logprobs[0]
+    top = greedy.logprobs[0].top_logprobs[0]
+    token, logprob = top.token, top.logprob
+    assert greedy.logprobs[0].text == greedy.text == top.text
     context = np.array(kogpt.tokenizer.encode("오늘"))
     [[score]] = kogpt.engine.score([(context, [np.array([token])])])
     assert float(score.sum()) == pytest.approx(logprob, abs=1e-4)
@@ -175,7 +140,7 @@ def test_scores_of_several_continuations_equal_those_of_each_alone(kogpt: KoGPT)
     scores = kogpt.score("이 영화는", continuations)
     assert scores == pytest.approx([kogpt.score("이 영화는", [c])[0] for c in continuations], abs=1e-4)
     assert all(score < 0 for score in scores) and kogpt.score("이 영화는", []) == []
-    with pytest.raises(PromptError, match="continuation"):
+    with pytest.raises(PromptError, match="choice 1"):
         kogpt.score("이 영화는", [""])
 
 
@@ -212,3 +177,106 @@ def test_the_cache_has_the_dtype_that_was_asked_for(
     with pytest.raises(KoGPTError, match=r"numpy runner.*int8.*--cache-dtype") as error:
         KoGPT.from_pretrained(tiny_folder, device="cpu", cache_dtype="int8")
     assert "--cache-dtype" in error.value.ko and "int8" in error.value.ko
+
+
+def test_settings_may_be_keywords_or_a_dict(kogpt: KoGPT) -> None:
+    whole = kogpt.generate("가", Sampling(temperature=0, max_tokens=3))
+    for result in (
+        kogpt.generate("가", temperature=0, max_tokens=3),
+        kogpt.generate("가", {"temperature": 0, "max_tokens": 3}),
+        kogpt.generate("가", {"temperature": 0}, max_tokens=3),
+    ):
+        assert (result.text, result.tokens) == (whole.text, whole.tokens)
+    assert len(list(kogpt.stream("가", temperature=0, max_tokens=3))) == len(
+        list(kogpt.stream("가", Sampling(temperature=0, max_tokens=3)))
+    )
+    with pytest.raises(SamplingError, match="no setting 'max_token'"):
+        kogpt.generate("가", max_token=3)
+    with pytest.raises(SamplingError, match="Sampling beside max_tokens"):
+        kogpt.generate("가", Sampling(), max_tokens=3)
+    with pytest.raises(SamplingError, match="int"):
+        kogpt.generate("가", 3)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("prompts", [None, 3, ["봄", None], ["봄", b"abc"], [["봄"]]])
+def test_what_is_no_text_is_refused_with_its_type(kogpt: KoGPT, prompts: Any) -> None:
+    for call in (kogpt.generate, kogpt.embed):
+        with pytest.raises(PromptError, match=r"text \(str\), not (NoneType|int|bytes|list)"):
+            call(prompts)
+    with pytest.raises(PromptError, match="not"):
+        kogpt.score("가", prompts)
+    assert kogpt.session.idle
+
+
+def test_one_text_gives_one_value(kogpt: KoGPT) -> None:
+    assert kogpt.embed("문장").shape == (kogpt.config.d_model,)
+    one = kogpt.score("이 영화는", " 재미있다")
+    assert isinstance(one, float) and kogpt.score("이 영화는", [" 재미있다"]) == [one]
+
+
+def test_many_questions_are_scored_as_each_alone(kogpt: KoGPT) -> None:
+    questions = ["이 영화는", "", "오늘 서울의 날씨는"]
+    choices = [[" 재미있다", " 지루하다"], ["가", "나다"], [" 맑다", " 흐리다", " 춥다"]]
+    scores = kogpt.score(questions, choices)
+    for question, texts, found in zip(questions, choices, scores, strict=True):
+        assert found == pytest.approx(kogpt.score(question, texts), abs=1e-4)
+    pairs = kogpt.score(questions, [texts[0] for texts in choices])
+    assert pairs == pytest.approx(
+        [kogpt.score(question, texts[0]) for question, texts in zip(questions, choices, strict=True)],
+        abs=1e-4,
+    )
+    with pytest.raises(PromptError, match="3 prompts need"):
+        kogpt.score(questions, [" 하나"])
+    with pytest.raises(PromptError, match="reads at most"):
+        kogpt.score("가나다", "라마바사 " * 200)
+
+
+def test_an_empty_prompt_scores_what_begins_a_document(kogpt: KoGPT) -> None:
+    ids = np.array(kogpt.tokenizer.encode("가나다"))
+    [[expected]] = kogpt.engine.score([(np.array([kogpt.config.eos_token_id]), [ids])])
+    assert kogpt.score("", "가나다") == pytest.approx(expected.sum(), abs=1e-4)
+
+
+def test_log_probabilities_say_each_tokens_text(kogpt: KoGPT) -> None:
+    result = kogpt.generate("오늘", temperature=1, seed=2, max_tokens=12, logprobs=3)
+    assert result.logprobs is not None and len(result.logprobs) == len(result.tokens)
+    for entry, token in zip(result.logprobs, result.tokens, strict=True):
+        assert entry.token == token and len(entry.top_logprobs) == 3
+        for named in (entry, *entry.top_logprobs):
+            assert named.text == kogpt.tokenizer.token_bytes(named.token).decode("utf-8", "replace")
+    stopped = kogpt.generate("오늘", temperature=0, logprobs=1, logit_bias={kogpt.config.eos_token_id: 1000})
+    assert stopped.logprobs == ()
+
+
+def test_the_models_own_settings_are_below_the_users(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "kogpt.manifest.json").unlink(missing_ok=True)
+    tokens = KoGPT.from_pretrained(tiny_folder, device="cpu").generate("가", temperature=0).tokens
+    second = tokens[1]
+    (folder / "generation_config.json").write_text(
+        json.dumps(
+            {"eos_token_id": [1, second], "temperature": 0.001, "max_new_tokens": 5, "do_sample": True}
+        )
+    )
+    model = KoGPT.from_pretrained(folder, device="cpu")
+    ended = model.generate("가")
+    assert (ended.finish_reason, len(ended.tokens)) == ("stop", tokens.index(second)), (
+        "the second end token ends it too"
+    )
+    assert model.generate("가", logit_bias={1: -1000, second: -1000}).completion_tokens == 5
+    assert model.sampling(max_tokens=7) == Sampling(temperature=0.001, max_tokens=7)
+    assert model.sampling(Sampling(max_tokens=7)) == Sampling(max_tokens=7)
+
+
+def test_loading_and_requests_are_logged_without_prompts(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG", "kogpt"):
+        KoGPT.from_pretrained(tiny_folder, device="cpu").generate("비밀스러운 글", max_tokens=3)
+    assert "loaded KoGPT(" in caplog.text and "inputs" in caplog.text and "finished" in caplog.text
+    assert "비밀" not in caplog.text
+
+
+def test_a_model_says_what_it_is(kogpt: KoGPT) -> None:
+    assert f"{kogpt.config.n_parameters:,} parameters" in repr(kogpt) and "float32" in repr(kogpt)

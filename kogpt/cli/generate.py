@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -98,13 +98,15 @@ def _source(path: str) -> str:
 
 def _stream(model: KoGPT, prompt: str, sampling: Sampling) -> int:
     """Show one answer as it is written."""
-    finish = None
+    errors = []
     for piece in model.stream(prompt, sampling):
         sys.stdout.write(piece.text)
         sys.stdout.flush()
-        finish = piece.finish_reason
+        if piece.error is not None:
+            errors.append(piece.error)
+            break
     sys.stdout.write("\n")
-    return _exit_code(int(finish == "failed"))
+    return _exit_code(errors)
 
 
 class _Batch:
@@ -120,7 +122,8 @@ class _Batch:
         self._settings = [
             replace(sampling, seed=_new_seed()) if sampling.seed is None else sampling for _ in prompts.texts
         ]
-        self._n_printed = self._n_refused = self._n_broken = 0
+        self._n_printed = self._n_refused = 0
+        self._errors: list[BaseException] = []
 
     def run(self, model: KoGPT) -> int:
         """The exit code."""
@@ -136,10 +139,11 @@ class _Batch:
                         self._show(number, answer)
                     sys.stdout.flush()
                 progress.advance(n if refused else 1)
-        return _exit_code(self._n_broken) or (MISTAKE if self._n_refused else 0)
+        return _exit_code(self._errors) or (MISTAKE if self._n_refused else 0)
 
     def _show(self, number: int, result: Result) -> None:
-        self._n_broken += result.finish_reason == "failed"
+        if result.error is not None:
+            self._errors.append(result.error)
         if self._as_json:
             self._print_json(number, _record(result) | {"seed": self._settings[number].seed})
         else:
@@ -202,18 +206,22 @@ def _record(result: Result) -> dict[str, Any]:
     }
     if result.logprobs is not None:
         record["logprobs"] = [
-            {"token": drawn.token, "logprob": drawn.logprob, "top": [list(top) for top in drawn.top_logprobs]}
-            for drawn in result.logprobs
+            {
+                "token": token.token,
+                "text": token.text,
+                "logprob": token.logprob,
+                "top": [[top.token, top.logprob] for top in token.top_logprobs],
+            }
+            for token in result.logprobs
         ]
     return record
 
 
-def _exit_code(n_failed: int) -> int:
-    if not n_failed:
+def _exit_code(errors: Sequence[BaseException]) -> int:
+    """1, and a line that says why, where answers failed."""
+    if not errors:
         return 0
-    line = localized(
-        f"kogpt: {n_failed} answers ended early: the model computed numbers that are not finite",
-        f"kogpt: 답 {n_failed}개가 도중에 끝났습니다: 모델의 계산 결과가 유한한 수가 아닙니다",
-    )
-    print(line, file=sys.stderr)
+    n = len(errors)
+    line = localized(f"{n} answers ended early: {errors[0]}", f"답 {n}개가 도중에 끝났습니다: {errors[0]}")
+    print(f"kogpt: {line}", file=sys.stderr)
     return 1

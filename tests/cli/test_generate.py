@@ -88,7 +88,7 @@ def test_logprobs_are_reported_when_asked_for(run: Run, model: KoGPT) -> None:
     for entry, drawn in zip(record["logprobs"], expected, strict=True):
         assert entry["token"] == drawn.token
         assert entry["logprob"] == pytest.approx(drawn.logprob)
-        assert [token for token, _ in entry["top"]] == [token for token, _ in drawn.top_logprobs]
+        assert [token for token, _ in entry["top"]] == [top.token for top in drawn.top_logprobs]
 
 
 @pytest.mark.parametrize("jsonl", [False, True])

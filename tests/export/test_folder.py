@@ -147,6 +147,19 @@ def test_the_manifest_states_the_format_and_every_file(tiny_folder: Path, tmp_pa
     assert len(text) == 4
 
 
+def test_end_tokens_and_settings_are_kept(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    config = replace(TINY, bos_token_id=None, further_eos_token_ids=(7,))
+    checkpoint.save(tmp_path / "source", config, random_tensors(config), "bfloat16", tiny_tokenizer)
+    written = json.loads((tmp_path / "source" / "generation_config.json").read_text())
+    assert written == {"bos_token_id": None, "eos_token_id": [1, 7], "pad_token_id": 1}
+    settings = b'{"eos_token_id": [1, 7, 9], "temperature": 0.7, "num_beams": 4, "of_others": {"a": [1]}}'
+    (tmp_path / "source" / "generation_config.json").write_bytes(settings)
+    (tmp_path / "source" / "kogpt.manifest.json").unlink()
+    export(checkpoint.load(tmp_path / "source"), "float16", tmp_path / "out")
+    assert (tmp_path / "out" / "generation_config.json").read_bytes() == settings
+    assert checkpoint.load(tmp_path / "out").config == config
+
+
 def test_a_calibrated_export_is_another_rounding(tiny_folder: Path, tmp_path: Path) -> None:
     text = "\n".join(PROSE) * 20
     done: list[float] = []

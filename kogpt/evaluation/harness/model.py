@@ -18,9 +18,10 @@ from lm_eval.api.model import TemplateLM
 from kogpt.engine import Engine
 from kogpt.errors import PromptError
 from kogpt.evaluation.scoring import shared_prefix
-from kogpt.generation import KoGPT, StopStrings
+from kogpt.generation import KoGPT
 from kogpt.request import Ids, Request, Writing
 from kogpt.sampling import Sampling
+from kogpt.session import StopStrings
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a context and of its continuation
 

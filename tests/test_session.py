@@ -1,0 +1,316 @@
+"""One engine, many callers: each gets what it would get alone, in order; nothing is lost, nothing leaks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kogpt import KoGPT, KoGPTError, Result, Sampling
+from kogpt.engine import Engine
+from kogpt.errors import PromptError
+from kogpt.request import Request
+from kogpt.session import Mailbox, Piece, StopStrings
+
+SEEDED = Sampling(temperature=1, seed=3, max_tokens=24)
+PROMPTS = ["옛날 옛적에", "오늘 서울의 날씨는", "가나다", "아침에 일어나 창문을 열면"]
+
+
+@pytest.fixture(scope="module")
+def kogpt(tiny_folder: Path) -> KoGPT:
+    return KoGPT.from_pretrained(tiny_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def alone(kogpt: KoGPT) -> dict[str, str]:
+    """The text of each prompt, written when nothing else is."""
+    return {prompt: kogpt.generate(prompt, SEEDED).text for prompt in PROMPTS}
+
+
+def text_of(pieces: Iterator[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def test_two_interleaved_streams(kogpt: KoGPT, alone: dict[str, str]) -> None:
+    streams = {prompt: kogpt.stream(prompt, SEEDED) for prompt in PROMPTS[:2]}
+    texts = dict.fromkeys(streams, "")
+    while streams:
+        for prompt, stream in list(streams.items()):
+            piece = next(stream, None)
+            if piece is None:
+                del streams[prompt]
+            else:
+                texts[prompt] += piece.text
+    assert texts == {prompt: alone[prompt] for prompt in PROMPTS[:2]}
+    assert kogpt.session.idle and kogpt.engine.idle
+
+
+def test_generate_inside_a_stream(kogpt: KoGPT, alone: dict[str, str]) -> None:
+    text = ""
+    for number, piece in enumerate(kogpt.stream(PROMPTS[0], SEEDED)):
+        text += piece.text
+        if number % 5 == 2:
+            assert kogpt.generate(PROMPTS[1], SEEDED).text == alone[PROMPTS[1]]
+            assert [r.text for r in kogpt.generate(PROMPTS, SEEDED)] == list(alone.values())
+            assert kogpt.score("가", "나") < 0 and kogpt.embed("다").shape == (kogpt.config.d_model,)
+    assert text == alone[PROMPTS[0]]
+
+
+def test_many_threads_share_one_model(kogpt: KoGPT, alone: dict[str, str]) -> None:
+    score, vector = kogpt.score("이 영화는", " 재미있다"), kogpt.embed("문장 하나")
+
+    def work(number: int) -> None:
+        prompt = PROMPTS[number % 4]
+        for turn in range(3):
+            if (number + turn) % 3 == 0:
+                assert text_of(kogpt.stream(prompt, SEEDED)) == alone[prompt]
+            elif (number + turn) % 3 == 1:
+                assert kogpt.generate(prompt, SEEDED).text == alone[prompt]
+                next(kogpt.stream(prompt, SEEDED))  # and is left
+            else:
+                assert kogpt.score("이 영화는", " 재미있다") == pytest.approx(score, abs=1e-4)
+                assert kogpt.embed("문장 하나") == pytest.approx(vector, abs=1e-4)
+
+    with ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(work, number) for number in range(12)]:
+            done.result(timeout=120)
+    assert kogpt.session.idle and kogpt.engine.idle and not kogpt.session._sleepers
+
+
+def test_a_caller_that_takes_its_time_delays_nobody(kogpt: KoGPT, alone: dict[str, str]) -> None:
+    slow = kogpt.stream(PROMPTS[0], SEEDED)
+    first = next(slow)
+    assert [r.text for r in kogpt.generate(PROMPTS, SEEDED)] == list(alone.values())
+    assert first.text + text_of(slow) == alone[PROMPTS[0]]
+
+
+def test_a_thread_that_waits_does_not_spin(kogpt: KoGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the engine is in another thread's hands, a waiting thread sleeps until something has happened."""
+    inside, go_on, woken = threading.Event(), threading.Event(), []
+    step, sleep = Engine.step, kogpt.session._sleep
+
+    def slow_step(engine: Engine) -> object:
+        inside.set()
+        go_on.wait(60)
+        return step(engine)
+
+    def counted(mailbox: Mailbox) -> None:
+        woken.append(1)
+        sleep(mailbox)
+
+    monkeypatch.setattr(Engine, "step", slow_step)
+    monkeypatch.setattr(kogpt.session, "_sleep", counted)
+    with ThreadPoolExecutor(2) as pool:
+        driver = pool.submit(kogpt.generate, PROMPTS[0], SEEDED)
+        assert inside.wait(60)
+        waiter = pool.submit(kogpt.generate, PROMPTS[1], SEEDED)
+        while not kogpt.session._sleepers:
+            pass
+        assert len(woken) == 1
+        go_on.set()
+        assert isinstance(driver.result(60), Result) and isinstance(waiter.result(60), Result)
+    assert len(woken) < 60  # it may be woken in vain when a driver leaves, not all the time
+
+
+def test_the_interface_of_a_server(kogpt: KoGPT, alone: dict[str, str]) -> None:
+    session = kogpt.session
+    numbers = {session.add(prompt, SEEDED): prompt for prompt in PROMPTS}
+    gone = session.add("취소할 글", SEEDED)
+    pieces = session.step()
+    session.cancel(gone)
+    session.cancel(12345)
+    while not session.idle:
+        pieces += session.step()
+    texts = {number: "".join(piece.text for n, piece in pieces if n == number) for number in numbers}
+    ends = [(number, piece.finish_reason) for number, piece in pieces if piece.finish_reason]
+    assert [texts[number] for number in numbers] == [alone[prompt] for prompt in numbers.values()]
+    assert dict(ends)[gone] == "cancelled" and len(ends) == 5
+
+
+def test_who_waits_for_a_cancelled_request_is_told(kogpt: KoGPT) -> None:
+    with kogpt.session.mailbox() as mailbox:
+        number = mailbox.add(kogpt.session.request(PROMPTS[0], SEEDED))
+        mailbox.wait()
+        kogpt.session.cancel(number)
+        while not mailbox.idle:
+            _, piece = mailbox.wait()
+        assert piece.finish_reason == "cancelled"
+
+
+def test_echo_scores_the_prompt_itself(kogpt: KoGPT) -> None:
+    sampling = Sampling(temperature=0, max_tokens=2, logprobs=3)
+    with kogpt.session.mailbox() as mailbox:
+        request = kogpt.session.request(PROMPTS[0], sampling, echo=True)
+        mailbox.add(request)
+        pieces = []
+        while not mailbox.idle:
+            pieces.append(mailbox.wait()[1])
+    scores = pieces[0].event.scores
+    assert scores is not None and len(scores.logprobs) == len(request.inputs) - 1 == len(scores.top)
+    [[expected]] = kogpt.engine.score([(request.inputs[:1], [request.inputs[1:]])])
+    assert scores.logprobs == pytest.approx(expected, abs=1e-4)
+    assert [piece.finish_reason for piece in pieces] == [None, None, "length"]
+
+
+def test_token_ids_are_a_prompt_too(kogpt: KoGPT, alone: dict[str, str]) -> None:
+    ids = np.array(kogpt.tokenizer.encode(PROMPTS[0]))
+    with kogpt.session.mailbox(whole=True) as mailbox:
+        mailbox.add(kogpt.session.request(ids, SEEDED))
+        text = ""
+        while not mailbox.idle:
+            text += mailbox.wait()[1].text
+    assert text == alone[PROMPTS[0]]
+    with pytest.raises(PromptError, match="outside 0 to"):
+        kogpt.session.request(np.array([1, kogpt.tokenizer.n_vocab]), SEEDED)
+
+
+def test_an_interruption_while_pieces_are_handed_out_loses_nobody(
+    kogpt: KoGPT, alone: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = kogpt.stream(PROMPTS[1], SEEDED)
+    first = next(other)
+    left, push = [7], kogpt.tokenizer.decoder().__class__.push
+
+    def interrupted(decoder: object, token: int) -> str:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return push(decoder, token)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("kogpt.tokenizer.StreamDecoder.push", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in kogpt.stream(PROMPTS[0], SEEDED):
+            pass
+    rest = list(other)
+    text = first.text + "".join(piece.text for piece in rest)
+    assert rest[-1].finish_reason == "cancelled" or text == alone[PROMPTS[1]]
+    assert kogpt.session.idle and kogpt.generate(PROMPTS[0], SEEDED).text == alone[PROMPTS[0]]
+
+
+def test_a_closed_model_refuses_and_frees_its_rows(tiny_folder: Path) -> None:
+    with KoGPT.from_pretrained(tiny_folder, device="cpu", dtype="float32") as model:
+        engine = model.engine
+        stream = model.stream(PROMPTS[0], SEEDED)
+        next(stream)
+    assert "closed" in repr(model) and engine.idle and not len(engine._cache)
+    for call in (lambda: next(stream), lambda: model.generate("가"), lambda: model.engine):
+        with pytest.raises(KoGPTError, match="closed"):
+            call()
+    model.close()  # twice does no harm
+
+
+def test_who_waits_while_a_model_is_closed_is_told(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = KoGPT.from_pretrained(tiny_folder, device="cpu", dtype="float32")
+    endless = Sampling(max_tokens=10_000, logit_bias={1: -1000})
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(model.generate, ["가"] * 40, endless) for _ in range(4)]
+        model.close()
+        for done in waiting:
+            with pytest.raises(KoGPTError, match="closed"):
+                done.result(timeout=60)
+
+
+LEAVING = {
+    "end of the program": "next(stream)",
+    "break": "for piece in stream: break",
+    "sys.exit": "next(stream); sys.exit(0)",
+    "results not read to the end": "results = model.results(['가', '나'] * 50, sampling); next(results)",
+    "a garbage cycle": (
+        "box = [model, stream]; box.append(box); next(stream); del box, model, stream; gc.collect()"
+    ),
+    "two of them": "other = model.stream('가', sampling); next(stream); next(other); del model",
+    "a thread in the middle": (
+        "threading.Thread(target=lambda: model.generate(['가'] * 500, sampling), daemon=True).start();"
+        "time.sleep(0.2)"
+    ),
+}
+
+
+@pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING.keys())
+def test_streams_that_are_left_touch_nothing_that_is_gone(tiny_folder: Path, leave: str) -> None:
+    """Use after free: the kernels' model was destroyed before an open stream closed its row."""
+    program = f"""
+import gc, sys, threading, time
+from kogpt import KoGPT, Sampling
+model = KoGPT.from_pretrained({str(tiny_folder)!r}, device="cpu")
+sampling = Sampling(seed=1, max_tokens=100, logit_bias={{1: -1000}})
+stream = model.stream("옛날", sampling)
+{leave}
+print("reached")
+"""
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert done.stdout == "reached\n" or "sys.exit" in leave
+
+
+def test_answers_outlive_a_refused_prompt(kogpt: KoGPT, alone: dict[str, str]) -> None:
+    mixed: list[object] = [PROMPTS[0], None, "", PROMPTS[1], 5]
+    answers = dict(kogpt.answers((prompt, SEEDED) for prompt in mixed))  # type: ignore[misc]
+    assert sorted(answers) == list(range(5))
+    for number in (0, 3):
+        answer = answers[number]
+        assert isinstance(answer, Result) and answer.text == alone[mixed[number]]  # type: ignore[index]
+    for number, reason in ((1, "NoneType"), (2, "empty"), (4, "int")):
+        error = answers[number]
+        assert isinstance(error, PromptError) and reason in error.en
+
+
+def test_asking_raises_the_error_of_the_request_that_fails(
+    kogpt: KoGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = kogpt.engine.runner
+    hidden = runner.hidden
+    monkeypatch.setattr(runner, "hidden", lambda chunks: [np.full_like(h, np.nan) for h in hidden(chunks)])
+    with pytest.raises(KoGPTError, match="not finite"):
+        kogpt.session.ask([Request(np.arange(5), pooled=True, reusable=False)])
+    monkeypatch.undo()
+    assert kogpt.session.idle and np.isfinite(kogpt.embed("문장")).all()
+
+
+def reference_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The match that is completed first, of several the longest, found in the whole text."""
+    for end in range(len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            return text[: end - max(map(len, ending))], True
+    return text, False
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    pieces=st.lists(st.text("가나 a\n", max_size=4), max_size=8),
+    stops=st.lists(st.text("가나 a\n", min_size=1, max_size=4), max_size=3),
+)
+def test_stop_strings_find_the_earliest_completion_then_the_longest(
+    pieces: list[str], stops: list[str]
+) -> None:
+    finder, shown, stopped = StopStrings(stops), "", False
+    for piece in pieces:
+        text, stopped = finder.push(piece)
+        shown += text
+        whole = reference_stop("".join(pieces), stops)[0]
+        assert whole.startswith(shown)  # nothing is shown that is taken back later
+        if stopped:
+            break
+    if not stopped:
+        shown += finder.flush()
+    assert (shown, stopped) == reference_stop("".join(pieces), stops)
+
+
+def test_no_more_is_held_back_than_may_become_a_stop_string() -> None:
+    finder = StopStrings(["사용자:"])
+    assert finder.push("안녕 사용") == ("안녕 ", False)
+    assert finder.push("법") == ("사용법", False)
