@@ -179,6 +179,13 @@ class Engine:
         assert event.prefix is not None
         return event.prefix
 
+    def load_prefix(self, keys: Array, values: Array) -> int:
+        """A prefix whose keys and values are given, (L, P, H, D) each (prefix tuning)."""
+        handle = self.runner.open()
+        self.runner.load_cache(handle, keys, values)
+        self._prefixes[handle] = _Prefix(keys.shape[1], None, None)
+        return handle
+
     def score(
         self, questions: Sequence[tuple[Ids, Sequence[Ids]]], prefix: int | None = None
     ) -> list[list[Array]]:
@@ -267,7 +274,7 @@ class Engine:
         elif request.prefix is not None:
             trunk.handle = self.runner.fork(request.prefix)
         else:
-            trunk.handle = self.runner.open()
+            trunk.handle = self.runner.open(request.adapter)
         return trunk
 
     def _plan(self) -> list[Part]:

@@ -16,7 +16,8 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt import checkpoint
+from kogpt import checkpoint, peft
+from kogpt.adapter import Adapter, Lora, SoftPrompt
 from kogpt.config import ModelConfig
 from kogpt.engine import Engine
 from kogpt.errors import PromptError, SamplingError
@@ -78,6 +79,7 @@ class KoGPT:
         engine: Engine,
         defaults: GenerationDefaults | None = None,
         name: str = "",
+        adapter: Adapter | None = None,
     ) -> None:
         """Take over an engine. defaults: what the model's folder recommends for writing."""
         self.tokenizer = tokenizer
@@ -85,6 +87,14 @@ class KoGPT:
         self.defaults = defaults or GenerationDefaults(self.config.eos_token_ids, {}, ())
         self.name = name
         self.session = Session(tokenizer, engine, self.defaults.eos_token_ids)
+        self._prefix: int | None = None  # of every text; handles of the engine and of its runner
+        self._adapter: int | None = None
+        if isinstance(adapter, Lora):
+            self._adapter = engine.runner.add_adapter(adapter)
+        elif isinstance(adapter, SoftPrompt):
+            self._prefix = engine.prefix(adapter.embeddings)
+        elif adapter is not None:
+            self._prefix = engine.load_prefix(adapter.keys, adapter.values)
 
     @classmethod
     def from_pretrained(
@@ -94,6 +104,7 @@ class KoGPT:
         device: str | Placement = "auto",
         dtype: str = "auto",
         cache_dtype: str = "auto",
+        adapter: str | Path | None = None,
     ) -> Self:
         """Load a folder, a hub name or the built-in kogpt-mini.
 
@@ -102,6 +113,7 @@ class KoGPT:
         dtype: auto, float32, bfloat16, float16 and what the runner for that device knows besides; of a
         quantised folder auto is the format that it is stored in, where the runner multiplies in that.
         cache_dtype: of keys and values; auto, or float32, bfloat16, int8 on the native runner.
+        adapter: a folder of PEFT, tuned on this model; every text is read and written with it.
         Raises CheckpointError, TokenizerError, NotEnoughMemory.
         """
         started = time.perf_counter()
@@ -111,7 +123,8 @@ class KoGPT:
         defaults = read_generation_defaults(stored.folder, stored.config)
         runner = load_runner(stored, Placement.of(device, dtype, cache_dtype))
         engine = Engine(runner, n_vocab=tokenizer.n_vocab, max_cached=CACHED_ROWS)
-        model = cls(tokenizer, engine, defaults, str(name))
+        tuned = None if adapter is None else peft.load(adapter, stored).adapter
+        model = cls(tokenizer, engine, defaults, str(name), tuned)
         logger.debug("loaded %r in %.2f s", model, time.perf_counter() - started)
         return model
 
@@ -210,7 +223,7 @@ class KoGPT:
                 while len(mailbox.numbers) < 2 * self.engine.max_rows and (entry := next(waiting, None)):
                     number, (prompt, sampling) = entry
                     try:
-                        request = self.session.request(prompt, sampling)
+                        request = self.session.request(prompt, sampling, self._prefix, self._adapter)
                     except PromptError as error:
                         yield number, error
                     else:
@@ -226,7 +239,8 @@ class KoGPT:
 
         Settings as in `generate`. Raises as it does, a failure after the last piece.
         """
-        request = self.session.request(prompt, self.sampling(sampling, **settings))
+        chosen = self.sampling(sampling, **settings)
+        request = self.session.request(prompt, chosen, self._prefix, self._adapter)
         with self.session.mailbox() as mailbox:
             mailbox.add(request)
             while not mailbox.idle:
@@ -269,8 +283,11 @@ class KoGPT:
             return vector
         if not isinstance(texts, Sequence):
             require_text(texts)
-        ids = [self.session.prompt_ids(text) for text in texts]
-        events = self.session.ask([Request(row, pooled=True, reusable=False) for row in ids])
+        ids = [self.session.prompt_ids(text, self.engine.length(self._prefix)) for text in texts]
+        prefix, adapter = self._prefix, self._adapter
+        events = self.session.ask(
+            [Request(row, prefix=prefix, adapter=adapter, pooled=True, reusable=False) for row in ids]
+        )
         return np.array([event.pooled for event in events], np.float32).reshape(-1, self.config.d_model)
 
     def _scores(self, questions: Sequence[tuple[str, str | Sequence[str]]]) -> list[float | list[float]]:
@@ -295,10 +312,12 @@ class KoGPT:
     def _question(self, prompt: str, choices: Sequence[str]) -> Request:
         context, ids = self.tokenizer.encode_choices(prompt, choices)
         length = len(context) + max(map(len, ids)) - 1  # the last token is scored, not read
-        if length > self.config.n_ctx:
-            raise too_long(length + 1, self.config.n_ctx + 1)
+        limit = self.config.n_ctx - self.engine.length(self._prefix)
+        if length > limit:
+            raise too_long(length + 1, limit + 1)
         arrays = [np.array(choice, dtype=np.int64) for choice in ids]
-        return Request(np.array(context, dtype=np.int64), choices=arrays, reusable=False)
+        inputs, prefix, adapter = np.array(context, dtype=np.int64), self._prefix, self._adapter
+        return Request(inputs, prefix=prefix, adapter=adapter, choices=arrays, reusable=False)
 
 
 @dataclass(slots=True)

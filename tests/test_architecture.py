@@ -83,11 +83,13 @@ CORE: dict[str, set[str]] = {
     },
     "session": {"engine", "errors", "request", "sampling", "tokenizer", "numpy"},
     "generation": {
+        "adapter",
         "checkpoint",
         "config",
         "engine",
         "errors",
         "generation_defaults",
+        "peft",
         "placement",
         "request",
         "sampling",

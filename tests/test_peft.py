@@ -23,10 +23,14 @@ from transformers import GPTJForCausalLM, GPTJForSequenceClassification
 from kogpt import checkpoint, peft
 from kogpt.adapter import Adapter, KeyValuePrefix, Lora, LowRank, SoftPrompt, merged
 from kogpt.checkpoint import Checkpoint
+from kogpt.cli import main
 from kogpt.errors import CheckpointError, KoGPTError
+from kogpt.generation import KoGPT
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.peft import Origin, SavedAdapter
+from kogpt.placement import Placement
 from kogpt.runner import Chunk
+from kogpt.sampling import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -197,6 +201,53 @@ def test_16_bits_are_read(dtype: torch.dtype, stored: Checkpoint, tiny_folder: P
     state = real.get_peft_model_state_dict(model)
     for name, tensor in peft._tensors(saved.adapter).items():
         np.testing.assert_array_equal(tensor, state[name].float().numpy())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_reads_writes_and_scores_with_its_adapter(
+    name: str, stored: Checkpoint, tiny_folder: Path, tmp_path: Path
+) -> None:
+    adapter = OURS[name]()
+    peft.save(tmp_path, SavedAdapter(adapter, origin=Origin.of(stored)), stored.config)
+    placement, greedy = Placement("cpu", "float32", runner="numpy"), Sampling(temperature=0, max_tokens=5)
+    model = KoGPT.from_pretrained(tiny_folder, device=placement, adapter=tmp_path)
+    prompts = ["옛날 옛적에", "문장 하나", "봄"]
+    together = model.generate(prompts, greedy)
+    plain = KoGPT.from_pretrained(tiny_folder, device=placement).generate(prompts, greedy)
+    assert [result.tokens for result in together] != [result.tokens for result in plain]
+    for prompt, result in zip(prompts, together, strict=True):
+        ids = list(model.tokenizer.encode(prompt))
+        for token in result.tokens:
+            assert token == int(our_logits(stored, adapter, np.array(ids))[-1].argmax())
+            ids.append(token)
+        context, [choice] = model.tokenizer.encode_choices(prompt, [" 끝"])
+        logits = our_logits(stored, adapter, np.array([*context, *choice]))[len(context) - 1 : -1]
+        logprobs = logits - np.log(np.exp(logits.astype(float)).sum(-1, keepdims=True))
+        expected = logprobs[np.arange(len(choice)), choice].sum()
+        assert model.score(prompt, " 끝") == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("korean", [False, True])
+def test_the_command_takes_an_adapter(
+    korean: bool,
+    stored: Checkpoint,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kogpt.native_runner.available", lambda: False)
+    words = ["generate", "봄", "--model", str(tiny_folder), "--device", "cpu", "--temperature", "0"]
+    peft.save(tmp_path, SavedAdapter(random_prompt(), origin=Origin.of(stored)), stored.config)
+    texts = []
+    for more in ([], ["--adapter", str(tmp_path)]):
+        assert main([*words, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] != texts[1]
+    if korean:
+        monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert main([*words, "--adapter", str(tmp_path / "gone")]) == 2
+    assert ("어댑터가 아닙니다" if korean else "holds no adapter") in capsys.readouterr().err
 
 
 # What is refused

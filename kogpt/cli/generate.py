@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kogpt.cli import MISTAKE
-from kogpt.cli.options import add_generation_options, add_model_options, load_model, sampling_from
+from kogpt.cli.options import (
+    add_adapter_option,
+    add_generation_options,
+    add_model_options,
+    load_model,
+    sampling_from,
+)
 from kogpt.cli.progress import Progress
 from kogpt.cli.reading import read_prompts
 from kogpt.errors import InputError, PromptError, localized
@@ -44,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_generation_options(parser)
     add_model_options(parser)
+    add_adapter_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

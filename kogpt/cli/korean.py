@@ -201,6 +201,9 @@ HELP = {
     "int4 only: quantise with GPTQ, calibrated on about 32,000 tokens of this text": (
         "int4 전용: 이 글의 토큰 약 32,000개로 보정해 GPTQ로 양자화합니다"
     ),
+    "a LoRA, soft prompt or prefix for the model: a folder of PEFT": (
+        "모델에 쓸 LoRA, 소프트 프롬프트 또는 프리픽스 (PEFT 형식의 폴더)"
+    ),
     # pretrain
     "files, folders or patterns: .jsonl, .txt, either in .zst or .gz, or .parquet": (
         "파일, 폴더 또는 패턴: .jsonl, .txt, 그 .zst나 .gz, 또는 .parquet"

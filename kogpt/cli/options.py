@@ -61,11 +61,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_adapter_option(parser: argparse.ArgumentParser) -> None:
+    """--adapter, for the commands that write text."""
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="a LoRA, soft prompt or prefix for the model: a folder of PEFT"
+    )
+
+
 def load_model(args: argparse.Namespace) -> KoGPT:
     """The model that the options name; slow, and the first import of numpy and what is behind it."""
     from kogpt.generation import KoGPT
 
-    return KoGPT.from_pretrained(args.model, args.revision, placement_from(args))
+    adapter = getattr(args, "adapter", None)
+    return KoGPT.from_pretrained(args.model, args.revision, placement_from(args), adapter=adapter)
 
 
 def placement_from(args: argparse.Namespace) -> Placement:

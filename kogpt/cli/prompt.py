@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from kogpt.cli.options import add_model_options, load_model
+from kogpt.cli.options import add_adapter_option, add_model_options, load_model
 from kogpt.cli.questions import Pipe, Questions, Terminal, is_dumb_terminal, on_terminal
 from kogpt.errors import InputError, PromptError, localized
 
@@ -39,6 +39,7 @@ Number = TypeVar("Number", int, float)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `kogpt` takes without a subcommand."""
     add_model_options(parser)
+    add_adapter_option(parser)
     parser.add_argument("--seed", type=int, metavar="INT", help="the same seed gives the same text")
 
 
