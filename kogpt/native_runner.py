@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt import memory
-from kogpt.adapter import Lora
+from kogpt.adapter import Lora, require_lora_fits
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
@@ -33,7 +33,6 @@ from kogpt.runner import (
     Chunk,
     cache_room,
     check_chunks,
-    require_lora_fits,
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted

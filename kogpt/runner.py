@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.adapter import require_lora_fits as require_lora_fits  # for the runners
+from kogpt.adapter import Lora
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.memory import USABLE_SHARE
@@ -48,8 +48,11 @@ class Runner(Protocol):
     def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
         """Bytes that the weights of a model take in one of `dtypes`."""
 
-    def open(self) -> int:
-        """A new row that has read nothing. Handles are small integers, reused after `close`."""
+    def open(self, adapter: int | None = None) -> int:
+        """A new row that has read nothing. Handles are small integers, reused after `close`.
+
+        adapter: a handle of `add_adapter`, through which the row and its forks read.
+        """
 
     def fork(self, row: int, length: int | None = None) -> int:
         """A new row that has read the first `length` positions of `row` (all of them if None)."""
@@ -65,6 +68,18 @@ class Runner(Protocol):
 
     def room(self) -> int | None:
         """How many positions can still be cached, over all rows; None where no limit is known."""
+
+    def load_cache(self, row: int, keys: Array, values: Array) -> None:
+        """Extend a row by P positions whose keys and values are given, (L, P, H, D) float32 each.
+
+        Keys are taken as the cache holds them: no rotation is applied (prefix tuning, arXiv 2110.07602).
+        """
+
+    def add_adapter(self, lora: Lora) -> int:
+        """Take a LoRA, for rows to be opened with; its handle, a small integer. Adapters lie side by side."""
+
+    def drop_adapter(self, adapter: int) -> None:
+        """Forget a LoRA that no open row uses."""
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         """Read each chunk into its row (rows are distinct); logits (N, V) of each chunk, in order.

@@ -1,6 +1,7 @@
 #include "cache.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace kogpt {
 
@@ -26,6 +27,7 @@ int Cache::fork(int parent, int length) {
   Row& to = rows_[static_cast<std::size_t>(child)];
   const auto count = static_cast<std::ptrdiff_t>((length + kBlock - 1) / kBlock);
   to.length = length;
+  to.stale = length % kBlock != 0 && (from.stale || from.length > length);
   to.blocks.assign(from.blocks.begin(), from.blocks.begin() + count);
   to.data.assign(from.data.begin(), from.data.begin() + count);
   return child;
@@ -36,9 +38,14 @@ void Cache::close(int row) { rows_[static_cast<std::size_t>(row)] = Row{}; }
 void Cache::truncate(int handle, int length) {
   Row& row = rows_[static_cast<std::size_t>(handle)];
   const auto count = static_cast<std::size_t>((length + kBlock - 1) / kBlock);
+  row.stale = length % kBlock != 0 && (row.stale || row.length > length);
   row.length = length;
   row.blocks.resize(count);
   row.data.resize(count);
+}
+
+bool Cache::take_stale(int handle) {
+  return std::exchange(rows_[static_cast<std::size_t>(handle)].stale, false);
 }
 
 bool Cache::holds(int row) const {

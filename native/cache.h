@@ -37,6 +37,9 @@ class Cache {
   int blocks_needed(int row, int tokens) const;
   // Makes the next `tokens` positions of a row writable; `advance` counts them as read.
   void reserve(int row, int tokens);
+  // Whether the row's last block may hold keys and values of positions that it has not read, left by a row
+  // that was longer; the caller clears them. Asked once after each reserve.
+  bool take_stale(int row);
   void advance(int row, int tokens) { rows_[static_cast<std::size_t>(row)].length += tokens; }
 
   // The row's blocks, to be indexed by position / kBlock; valid until the row's next reserve.
@@ -52,6 +55,7 @@ class Cache {
     bool open = false;
     int adapter = kNoAdapter;
     int length = 0;
+    bool stale = false;
     std::vector<std::shared_ptr<Buffer>> blocks;
     std::vector<unsigned char*> data;  // of each block
   };

@@ -87,6 +87,24 @@ void Model::reach(int positions) {
   }
 }
 
+// Room for the next positions of a row. Attention reads whole blocks and weighs what lies after the row with
+// 0: a NaN there, left by a row that was longer, would poison the sum.
+void Model::extend(int row, int positions) {
+  cache_.reserve(row, positions);
+  if (!cache_.take_stale(row)) return;
+  const int length = cache_.length(row);
+  unsigned char* block = cache_.blocks(row)[length / kBlock];
+  const std::vector<float> zeros(static_cast<std::size_t>(d_head_));
+  for (int layer = 0; layer < dims_.n_layers; ++layer) {
+    for (int head = 0; head < dims_.n_heads; ++head) {
+      for (int slot = length % kBlock; slot < kBlock; ++slot) {
+        kernels_.store(zeros.data(), zeros.data(), d_head_, cache_.format(), slot,
+                       block + cache_.keys(layer, head), block + cache_.values(layer, head));
+      }
+    }
+  }
+}
+
 // Buffers for m positions. Padding beyond the model's widths is written by nobody and stays zero.
 void Model::reserve(int m) {
   const auto rows = static_cast<std::size_t>(m);
@@ -175,7 +193,7 @@ int Model::read(const Chunk* chunks, int n_chunks) {
   last_.reserve(static_cast<std::size_t>(std::max(outputs, 1)) * static_cast<std::size_t>(e_) *
                 sizeof(float));
   for (int i = 0; i < n_chunks; ++i) {
-    cache_.reserve(chunks[i].row, chunks[i].t);
+    extend(chunks[i].row, chunks[i].t);
     reach(cache_.length(chunks[i].row) + chunks[i].t);
   }
   std::vector<Piece> pieces;
@@ -273,7 +291,7 @@ Sampler& Model::sampler(int thread) {
 }
 
 void Model::load_cache(int row, const float* keys, const float* values, int positions) {
-  cache_.reserve(row, positions);
+  extend(row, positions);
   const int first = cache_.length(row), heads = dims_.n_heads;
   unsigned char* const* blocks = cache_.blocks(row);
   pool_.run(dims_.n_layers * heads, [&](int task, int) {

@@ -130,6 +130,7 @@ class Model {
   bool is_updated(int index) const;
   void expand(int index, int m, int n0, int n1, const Output& to);
   void reserve(int m);
+  void extend(int row, int positions);
 
   // One or more projections of the same tokens, as tasks over their outputs.
   struct Job {

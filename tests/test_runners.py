@@ -64,14 +64,6 @@ def runner(kind: Kind) -> Runner:
     return kind.make(TINY, TENSORS)
 
 
-@pytest.fixture
-def adaptable(runner: Runner) -> Any:
-    """A runner that serves adapters; typed once the seam has the methods."""
-    if not hasattr(runner, "add_adapter"):
-        pytest.skip(f"the {runner.name} runner serves no adapters yet")
-    return runner
-
-
 def assert_logits(found: NDArray[Any], wanted: NDArray[np.float64], kind: Kind) -> None:
     assert found.dtype == (np.float64 if kind.dtype == "float64" else np.float32)
     assert found.shape == wanted.shape
@@ -241,9 +233,6 @@ def test_a_diverged_row_leaves_nothing_behind(runner: Runner, kind: Kind) -> Non
 def test_a_fork_from_before_the_divergence_is_sound(
     runner: Runner, kind: Kind, request: pytest.FixtureRequest
 ) -> None:
-    if runner.name == "native":
-        reason = "a position that a fork has not read, in a block that it shares, poisons it: 0 * NaN"
-        request.applymarker(pytest.mark.xfail(reason=reason))
     parent = read(runner, IDS[0, :35])
     with np.errstate(invalid="ignore"):
         runner.forward([Chunk(parent, np.full((20, TINY.d_model), np.nan, np.float32))])
@@ -444,78 +433,78 @@ LORAS = [random_lora(1, 3), random_lora(2, 16), random_lora(3, 1, ("attn.q_proj"
 MERGED = [Reference(TINY, merged(lora)) for lora in LORAS]
 
 
-def test_adapters_side_by_side_are_each_row_alone_with_merged_weights(adaptable: Any, kind: Kind) -> None:
-    handles = [None, *(adaptable.add_adapter(lora) for lora in LORAS)]
+def test_adapters_side_by_side_are_each_row_alone_with_merged_weights(runner: Runner, kind: Kind) -> None:
+    handles = [None, *(runner.add_adapter(lora) for lora in LORAS)]
     assert handles == [None, 0, 1, 2]
     references = [REFERENCE, *MERGED]
     order = [2, 0, 1, 3, 1, 0]  # of one adapter two rows, of none two
-    rows = [adaptable.open(handles[i]) for i in order]
+    rows = [runner.open(handles[i]) for i in order]
     texts = IDS[[0, 1, 2, 3, 1, 2]]
     wanted = [references[i].logits(text[:26]) for i, text in zip(order, texts, strict=True)]
     starts = [9, 1, 20, 4, 20, 9]
     chunks = [Chunk(r, text[:n], n) for r, text, n in zip(rows, texts, starts, strict=True)]
-    for found, want, n in zip(adaptable.forward(chunks), wanted, starts, strict=True):
+    for found, want, n in zip(runner.forward(chunks), wanted, starts, strict=True):
         assert_logits(found, want[:n], kind)
     for step in range(6):
         at = [n + step for n in starts]
         chunks = [Chunk(r, text[t : t + 1]) for r, text, t in zip(rows, texts, at, strict=True)]
-        for found, want, t in zip(adaptable.forward(chunks), wanted, at, strict=True):
+        for found, want, t in zip(runner.forward(chunks), wanted, at, strict=True):
             assert_logits(found, want[t : t + 1], kind)
 
 
-def test_a_fork_keeps_the_adapter(adaptable: Any, kind: Kind) -> None:
-    plain, adapter = None, adaptable.add_adapter(LORAS[0])
+def test_a_fork_keeps_the_adapter(runner: Runner, kind: Kind) -> None:
+    plain, adapter = None, runner.add_adapter(LORAS[0])
     for handle, reference in ((plain, REFERENCE), (adapter, MERGED[0])):
-        parent = adaptable.open(handle)
-        adaptable.forward([Chunk(parent, IDS[0, :40], 0)])
-        child = adaptable.fork(parent, 33)
-        adaptable.close(parent)
-        (logits,) = adaptable.forward([Chunk(child, IDS[0, 33:50], 17)])
+        parent = runner.open(handle)
+        runner.forward([Chunk(parent, IDS[0, :40], 0)])
+        child = runner.fork(parent, 33)
+        runner.close(parent)
+        (logits,) = runner.forward([Chunk(child, IDS[0, 33:50], 17)])
         assert_logits(logits, reference.logits(IDS[0, :50])[33:], kind)
-        adaptable.close(child)
+        runner.close(child)
 
 
-def test_bits_do_not_depend_on_the_adapters_of_the_neighbours(adaptable: Any) -> None:
-    handles = [None, *(adaptable.add_adapter(lora) for lora in LORAS)]
+def test_bits_do_not_depend_on_the_adapters_of_the_neighbours(runner: Runner) -> None:
+    handles = [None, *(runner.add_adapter(lora) for lora in LORAS)]
     for own in handles:
         found = []
         for beside in ([None, None, None], [handles[2], None, handles[1]], [own, handles[3], own]):
-            rows = [adaptable.open(adapter) for adapter in (beside[0], own, *beside[1:])]
+            rows = [runner.open(adapter) for adapter in (beside[0], own, *beside[1:])]
             prompts = [Chunk(r, IDS[i, : 5 + i], 5 + i) for i, r in enumerate(rows)]
             steps = [[Chunk(r, IDS[i, t : t + 1]) for i, r in enumerate(rows)] for t in range(20, 24)]
-            found.append([adaptable.forward(chunks)[1] for chunks in (prompts, *steps)])
+            found.append([runner.forward(chunks)[1] for chunks in (prompts, *steps)])
             for row in rows:
-                adaptable.close(row)
+                runner.close(row)
         for logits in found[1:]:
             for one, other in zip(found[0], logits, strict=True):
                 np.testing.assert_array_equal(one, other)
 
 
-def test_handles_of_adapters_are_reused(adaptable: Any, kind: Kind) -> None:
-    handles = [adaptable.add_adapter(lora) for lora in LORAS]
-    adaptable.drop_adapter(handles[1])
-    assert adaptable.add_adapter(LORAS[2]) == handles[1]
-    row = adaptable.open(handles[1])
-    (logits,) = adaptable.forward([Chunk(row, IDS[0, :20], 20)])
+def test_handles_of_adapters_are_reused(runner: Runner, kind: Kind) -> None:
+    handles = [runner.add_adapter(lora) for lora in LORAS]
+    runner.drop_adapter(handles[1])
+    assert runner.add_adapter(LORAS[2]) == handles[1]
+    row = runner.open(handles[1])
+    (logits,) = runner.forward([Chunk(row, IDS[0, :20], 20)])
     assert_logits(logits, MERGED[2].logits(IDS[0, :20]), kind)
 
 
-def test_misuse_of_adapters_is_an_assertion(adaptable: Any) -> None:
-    adapter = adaptable.add_adapter(LORAS[0])
-    row = adaptable.open(adapter)
-    fork = adaptable.fork(row)
-    adaptable.close(row)
+def test_misuse_of_adapters_is_an_assertion(runner: Runner) -> None:
+    adapter = runner.add_adapter(LORAS[0])
+    row = runner.open(adapter)
+    fork = runner.fork(row)
+    runner.close(row)
     for misuse in (
-        lambda: adaptable.open(7),
-        lambda: adaptable.drop_adapter(7),
-        lambda: adaptable.drop_adapter(adapter),  # the fork uses it
+        lambda: runner.open(7),
+        lambda: runner.drop_adapter(7),
+        lambda: runner.drop_adapter(adapter),  # the fork uses it
     ):
         with pytest.raises(AssertionError):
-            misuse()  # type: ignore[no-untyped-call]  # a lambda
-    adaptable.close(fork)
-    adaptable.drop_adapter(adapter)
+            misuse()
+    runner.close(fork)
+    runner.drop_adapter(adapter)
     with pytest.raises(AssertionError):
-        adaptable.open(adapter)
+        runner.open(adapter)
 
 
 @pytest.mark.parametrize(
@@ -531,46 +520,46 @@ def test_misuse_of_adapters_is_an_assertion(adaptable: Any) -> None:
     ],
 )
 def test_adapters_of_other_models_are_refused(
-    adaptable: Any, name: str, shapes: tuple[tuple[int, int], tuple[int, int]], message: str
+    runner: Runner, name: str, shapes: tuple[tuple[int, int], tuple[int, int]], message: str
 ) -> None:
     a, b = (np.ones(shape, np.float32) for shape in shapes)
     with pytest.raises(KoGPTError, match=message) as error:
-        adaptable.add_adapter(Lora({**LORAS[0].updates, name: LowRank(a, b, 1.0)}))
+        runner.add_adapter(Lora({**LORAS[0].updates, name: LowRank(a, b, 1.0)}))
     assert "어댑터" in error.value.ko and name in error.value.ko
-    assert adaptable.add_adapter(LORAS[0]) == 0  # nothing is left of the refused one
+    assert runner.add_adapter(LORAS[0]) == 0  # nothing is left of the refused one
 
 
 # Given keys and values
 
 
 @pytest.mark.parametrize("length", [1, 32, 45])
-def test_given_keys_and_values_are_as_good_as_read_ones(adaptable: Any, kind: Kind, length: int) -> None:
+def test_given_keys_and_values_are_as_good_as_read_ones(runner: Runner, kind: Kind, length: int) -> None:
     keys, values = (x.astype(np.float32) for x in REFERENCE.keys_values(IDS[0, :length]))
-    row = adaptable.open()
-    adaptable.load_cache(row, keys, values)
-    assert adaptable.length(row) == length
-    fork = adaptable.fork(row)
+    row = runner.open()
+    runner.load_cache(row, keys, values)
+    assert runner.length(row) == length
+    fork = runner.fork(row)
     precise = replace(kind, tolerance=max(kind.tolerance, 1e-5))  # the given ones are float32
-    (logits,) = adaptable.forward([Chunk(row, IDS[0, length:60], 60 - length)])
+    (logits,) = runner.forward([Chunk(row, IDS[0, length:60], 60 - length)])
     assert_logits(logits, WANTED[0][length:60], precise)
-    adaptable.truncate(fork, length - 1)
-    (logits,) = adaptable.forward([Chunk(fork, IDS[0, length - 1 : 60], 61 - length)])
+    runner.truncate(fork, length - 1)
+    (logits,) = runner.forward([Chunk(fork, IDS[0, length - 1 : 60], 61 - length)])
     assert_logits(logits, WANTED[0][length - 1 : 60], precise)
 
 
-def test_keys_and_values_may_come_after_a_text_and_one_another(adaptable: Any, kind: Kind) -> None:
+def test_keys_and_values_may_come_after_a_text_and_one_another(runner: Runner, kind: Kind) -> None:
     keys, values = (x.astype(np.float32) for x in MERGED[0].keys_values(IDS[0, :50]))
-    row = adaptable.open(adaptable.add_adapter(LORAS[0]))
-    adaptable.forward([Chunk(row, IDS[0, :10], 0)])
+    row = runner.open(runner.add_adapter(LORAS[0]))
+    runner.forward([Chunk(row, IDS[0, :10], 0)])
     for start, end in ((10, 37), (37, 50)):
-        adaptable.load_cache(row, keys[:, start:end], values[:, start:end])
-    (logits,) = adaptable.forward([Chunk(row, IDS[0, 50:70], 20)])
+        runner.load_cache(row, keys[:, start:end], values[:, start:end])
+    (logits,) = runner.forward([Chunk(row, IDS[0, 50:70], 20)])
     precise = replace(kind, tolerance=max(kind.tolerance, 1e-5))
     assert_logits(logits, MERGED[0].logits(IDS[0, :70])[50:], precise)
 
 
-def test_misuse_of_given_keys_is_an_assertion(adaptable: Any) -> None:
-    row = adaptable.open()
+def test_misuse_of_given_keys_is_an_assertion(runner: Runner) -> None:
+    row = runner.open()
     shape = (TINY.n_layers, 4, TINY.n_heads, TINY.d_head)
     four = np.zeros(shape, np.float32)
     long = np.zeros((TINY.n_layers, TINY.n_ctx + 1, *shape[2:]), np.float32)
@@ -582,8 +571,8 @@ def test_misuse_of_given_keys_is_an_assertion(adaptable: Any) -> None:
         (row, long, long),
     ):
         with pytest.raises(AssertionError):
-            adaptable.load_cache(handle, keys, values)
-    assert adaptable.length(row) == 0
+            runner.load_cache(handle, keys, values)
+    assert runner.length(row) == 0
 
 
 # Truncation and room
