@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from korean import PROSE
 from small import CONFIG, make_model, small_copa, small_nsmc
 
+from kogpt import engine as engine_module
 from kogpt.engine import Engine
-from kogpt.evaluation import fewshot, scoring
+from kogpt.evaluation import fewshot, perplexity, scoring
 from kogpt.evaluation.evaluate import Settings, evaluate, read_data
 from kogpt.evaluation.fewshot import EncodedTask, Item
 from kogpt.evaluation.task import Task
+from kogpt.generation import KoGPT
 from kogpt.request import Ids
 from kogpt.runner import Array, Chunk, Runner, choose_all
 from kogpt.sampling import Chosen, Wanted, log_softmax
@@ -121,3 +126,33 @@ def test_the_engine_reads_a_prefix_once(tmp_path: Path, tiny_tokenizer: Path) ->
     with scoring.shared_prefix(Engine(cast(Runner, counting)), np.arange(10)) as handle:
         assert counting.n_tokens == 0, "not before it is needed"
         assert handle() == handle() and counting.n_tokens == 10
+
+
+class Measuring(Counting):
+    """A runner that remembers the largest number of logits that one pass computed."""
+
+    most = 0
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
+        outputs = super().forward(chunks)
+        self.most = max(self.most, sum(array.size for array in outputs))
+        return outputs
+
+
+def test_the_logits_of_a_pass_are_bounded_whatever_the_texts(
+    tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a bound, `kogpt eval ppl` on long documents would compute gigabytes of logits in one pass."""
+    document = " ".join(PROSE)[:400]
+    lines = [json.dumps({"text": f"{number} {document}"}) + "\n" for number in range(8)]
+    (tmp_path / "long.jsonl").write_text("".join(lines))
+    measured = make_model(tiny_tokenizer, "float64")
+    bound, found, most = 40 * CONFIG.n_vocab, [], []
+    for limit in (engine_module.MAX_LOGITS, bound):
+        monkeypatch.setattr(engine_module, "MAX_LOGITS", limit)
+        runner = Measuring(measured.runner)
+        model = KoGPT(measured.tokenizer, Engine(cast(Runner, runner)))
+        found.append(perplexity.measure(replace(measured, model=model), tmp_path / "long.jsonl"))
+        most.append(runner.most)
+    assert most[1] <= bound < most[0]
+    assert found[1].bits_per_byte == pytest.approx(found[0].bits_per_byte, rel=1e-12)
