@@ -105,7 +105,7 @@ def speed(args: argparse.Namespace, model: KoGPT) -> dict[str, Any]:
     def own() -> scoring.Scores:
         run = fewshot.encode_task(task, question, items.scored, shots, model.tokenizer, n_ctx)
         assert len(run.shots) == len(shots), "the shots have to fit, or the harness would read others"
-        return scoring.finish(scoring.score(model.engine, run.prefix, run.items, {}))
+        return scoring.finish(scoring.score(model.session, run.prefix, run.items, {}))
 
     others = {"harness, kogpt": harness.language_model(model)}
     others |= {f"harness, hf, {rows} a batch": _hf(args.model, rows) for rows in HF_ROWS}

@@ -338,7 +338,7 @@ class Session:
         # NFC leaves at least a quarter of the characters (UAX 15): a text far too long is refused unread.
         if len(text) > 4 * self.engine.runner.config.n_ctx * self.tokenizer.longest:
             raise too_long(len(text) // (4 * self.tokenizer.longest), limit)
-        return np.array(self.tokenizer.encode(text), dtype=np.int64)
+        return np.array(self.tokenizer.encode_prompt(text), dtype=np.int64)
 
     def post(self, request: Request, mailbox: Mailbox) -> int:
         """Queue a request whose pieces go to a mailbox."""

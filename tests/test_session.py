@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from kogpt.engine import Engine
 from kogpt.errors import PromptError
 from kogpt.request import Request
 from kogpt.session import Mailbox, Piece, StopStrings
+from kogpt.tokenizer import Tokenizer
 
 SEEDED = Sampling(temperature=1, seed=3, max_tokens=24)
 PROMPTS = ["옛날 옛적에", "오늘 서울의 날씨는", "가나다", "아침에 일어나 창문을 열면"]
@@ -314,3 +316,17 @@ def test_no_more_is_held_back_than_may_become_a_stop_string() -> None:
     finder = StopStrings(["사용자:"])
     assert finder.push("안녕 사용") == ("안녕 ", False)
     assert finder.push("법") == ("사용법", False)
+
+
+def test_a_template_s_token_stands_before_every_prompt(
+    kogpt: KoGPT, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Models whose tokenizer.json puts [BOS] before a text were trained with it."""
+    library = tokenizers.Tokenizer.from_file(str(tiny_tokenizer))
+    bos = tokenizers.processors.TemplateProcessing("[BOS] $A", "[BOS] $A $B", [("[BOS]", 0)])
+    library.post_processor = bos
+    library.save(str(tmp_path / "tokenizer.json"))
+    session = KoGPT(Tokenizer.from_file(tmp_path / "tokenizer.json"), Engine(kogpt.engine.runner)).session
+    ids = [0, *kogpt.tokenizer.encode("가나")]
+    assert list(session.request("가나", SEEDED).inputs) == list(session.prompt_ids("가나")) == ids
+    assert list(session.prompt_ids(np.array(ids))) == ids, "ids are taken as they are"

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from kogpt import checkpoint
-from kogpt.engine import Engine
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import data, fewshot, metrics, sampling_mode, scoring
 from kogpt.evaluation.data import Table
@@ -29,6 +28,7 @@ from kogpt.generation import KoGPT
 from kogpt.native_runner import NativeRunner
 from kogpt.runner import Runner
 from kogpt.sampling import Sampling
+from kogpt.session import Session
 from kogpt.tokenizer import Tokenizer
 
 # Raised whenever the same inputs would give other scores. 2: the border rule of Tokenizer.encode_choices.
@@ -47,9 +47,9 @@ class EvaluatedModel:
     identity: Mapping[str, str]  # hashes of its files; its precision and runner
 
     @property
-    def engine(self) -> Engine:
-        """The model's own engine."""
-        return self.model.engine
+    def session(self) -> Session:
+        """The model's own session."""
+        return self.model.session
 
     @property
     def runner(self) -> Runner:
@@ -219,9 +219,9 @@ class Measurement:
         """Score every choice, or sample an answer; yields as scoring.score does."""
         if self.settings.sample is None:
             items = (*encoded.items, *encoded.content_free)
-            return scoring.score(self.model.engine, encoded.prefix, items, store)
+            return scoring.score(self.model.session, encoded.prefix, items, store)
         sampling = Sampling(temperature=self.settings.sample, seed=seed)
-        return sampling_mode.answer(self.model.model, encoded, sampling, store)
+        return sampling_mode.answer(self.model.session, encoded, sampling, store)
 
     def _open_store(self, encoded: EncodedTask, seed: int) -> AbstractContextManager[Store]:
         """The store of one seed's batches, named by everything that their scores depend on."""

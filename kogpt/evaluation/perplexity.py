@@ -58,7 +58,7 @@ def measure(
     parts = {**model.identity, "text": [_digest(texts), len(items)], "windows": WINDOWS}
     with open_store(out, parts) as store:
         scores: scoring.Scores = []
-        for done, finished in scoring.score(model.engine, ids[0][:0], items, store):
+        for done, finished in scoring.score(model.session, ids[0][:0], items, store):
             if progress is not None:
                 progress(f"ppl {path.name}", done, len(items))
             scores = finished or scores

@@ -8,21 +8,20 @@ from hashlib import sha256
 
 import numpy as np
 
-from kogpt.engine import Engine
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import scoring
 from kogpt.evaluation.fewshot import EncodedTask, Item
 from kogpt.evaluation.metrics import Floats, Ints
 from kogpt.evaluation.scoring import Scores, Store
-from kogpt.generation import KoGPT
 from kogpt.request import Request, Writing
 from kogpt.sampling import Sampling
+from kogpt.session import Session
 
 UNREADABLE = -1  # the prediction where the text begins with no choice
 
 
 def answer(
-    model: KoGPT, encoded: EncodedTask, sampling: Sampling, store: Store
+    session: Session, encoded: EncodedTask, sampling: Sampling, store: Store
 ) -> Iterator[tuple[int, Scores | None]]:
     """Sample an answer to each item; yields as scoring.score does. A row is 1 for the choice, 0 elsewhere.
 
@@ -37,13 +36,25 @@ def answer(
             " 샘플링에는 다른 --prompt를 고르세요",
         )
     labels = [choice.strip() for choice in prompt.choices]
-    with scoring.shared_prefix(model.engine, encoded.prefix) as handle:
+    with scoring.shared_prefix(session, encoded.prefix) as handle:
 
         def compute(batch: Sequence[int]) -> Scores:
             requests = [_request(encoded.items[i], i, sampling, handle()) for i in batch]
-            return [_match(model.tokenizer.decode(ids), labels) for ids in _written(model.engine, requests)]
+            return [_match(text, labels) for text in write_texts(session, requests)]
 
         yield from scoring.in_batches(encoded.items, store, compute)
+
+
+def write_texts(session: Session, requests: Sequence[Request]) -> list[str]:
+    """The text that each request writes, without its stop string. Raises the error of one that fails."""
+    with session.mailbox() as mailbox:
+        texts = {mailbox.add(request): "" for request in requests}
+        while not mailbox.idle:
+            number, piece = mailbox.wait()
+            if piece.error is not None:
+                raise piece.error
+            texts[number] += piece.text
+    return list(texts.values())
 
 
 def decide(scores: Scores) -> tuple[Ints, list[Floats]]:
@@ -58,19 +69,6 @@ def _request(item: Item, number: int, sampling: Sampling, prefix: int | None) ->
     seed = int.from_bytes(sha256(f"{sampling.seed} {number}".encode()).digest()[:4], "big")
     writing = Writing(replace(sampling, seed=seed), max(map(len, item.choices)))
     return Request(item.context, prefix=prefix, writing=writing, reusable=False)
-
-
-def _written(engine: Engine, requests: Sequence[Request]) -> list[list[int]]:
-    """The ids that the engine writes for each request."""
-    numbers = [engine.add(request) for request in requests]
-    ids: dict[int, list[int]] = {number: [] for number in numbers}
-    while not engine.idle:
-        for event in engine.step():
-            if event.error is not None:
-                raise event.error
-            if event.token is not None:
-                ids[event.request].append(event.token.token)
-    return [ids[number] for number in numbers]
 
 
 def _match(text: str, choices: Sequence[str]) -> list[float]:

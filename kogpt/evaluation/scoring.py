@@ -13,11 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from kogpt.engine import Engine
 from kogpt.evaluation.fewshot import Item
 from kogpt.evaluation.metrics import Floats, Ints
 from kogpt.evaluation.task import Scoring
-from kogpt.request import Ids
+from kogpt.request import Event, Ids, Request
+from kogpt.request import Scores as TokenScores
+from kogpt.session import Session
 
 MAX_ROWS = 64  # questions in one batch
 MAX_TOKENS = 4096  # tokens of the questions and choices in one batch, unless one item has more
@@ -36,15 +37,14 @@ class Store(Protocol):
 
 
 def score(
-    engine: Engine, prefix: Ids, items: Sequence[Item], store: Store
+    session: Session, prefix: Ids, items: Sequence[Item], store: Store
 ) -> Iterator[tuple[int, Scores | None]]:
     """Score what the store lacks. Yields (finished items, None) after each batch, then (all, scores)."""
-    with shared_prefix(engine, prefix) as handle:
+    with shared_prefix(session, prefix) as handle:
 
         def compute(batch: Sequence[int]) -> Scores:
-            questions = [(items[i].context, items[i].choices) for i in batch]
-            answers = engine.score(questions, handle())
-            return [[float(array.sum(dtype=np.float64)) for array in row] for row in answers]
+            events = session.ask([question(items[i].context, items[i].choices, handle()) for i in batch])
+            return [[float(scores.logprobs.sum()) for scores in scores_of(event)] for event in events]
 
         yield from in_batches(items, store, compute)
 
@@ -77,20 +77,35 @@ def finish(steps: Iterator[tuple[int, Scores | None]]) -> Scores:
 
 
 @contextmanager
-def shared_prefix(engine: Engine, prefix: Ids) -> Iterator[Callable[[], int | None]]:
+def shared_prefix(session: Session, prefix: Ids) -> Iterator[Callable[[], int | None]]:
     """A function that gives the handle of the prefix; its first call reads the prefix. None for no prefix."""
     handles: list[int] = []
 
     def handle() -> int | None:
         if len(prefix) and not handles:
-            handles.append(engine.prefix(prefix))
+            [event] = session.ask([Request(prefix, keep=True, reusable=False)])
+            assert event.prefix is not None
+            handles.append(event.prefix)
         return handles[0] if handles else None
 
     try:
         yield handle
     finally:
         for ready in handles:
-            engine.release(ready)
+            session.engine.release(ready)
+
+
+def question(context: Ids, choices: Sequence[Ids], prefix: int | None) -> Request:
+    """The request for the scores of choices. It stays out of the prefix cache; one choice needs no fork."""
+    if len(choices) == 1:
+        whole = np.concatenate([context, choices[0]])
+        return Request(whole, prefix=prefix, n_scored=len(choices[0]), reusable=False)
+    return Request(context, prefix=prefix, choices=choices, reusable=False)
+
+
+def scores_of(event: Event) -> Sequence[TokenScores]:
+    """The scores of a question's choices, from its answer."""
+    return event.choices if event.scores is None else (event.scores,)
 
 
 def plan(items: Sequence[Item]) -> list[list[int]]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from conftest import random_tensors
 from small import CONFIG, make_model, small_copa, small_nsmc, small_sts
 
 from kogpt import checkpoint, cli
-from kogpt.engine import Engine
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, store, tasks
 from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, identify
 from kogpt.evaluation.report import Report
+from kogpt.request import Event, Request
+from kogpt.session import Session
 
 HERE = Path(__file__).parent
 
@@ -60,16 +61,18 @@ def test_killed_after_any_batch_and_resumed_it_is_byte_equal(
     subject = make_model(tiny_tokenizer)
     whole = contents(measure(subject, tmp_path, tmp_path / "whole"))
     assert "report.json" in whole and "nsmc.png" in whole and len(whole) > 12
-    real, calls = Engine.score, {"left": 0, "all": 0}
+    real, calls = Session.ask, {"left": 0, "all": 0}
 
-    def score(self, questions, prefix=None):  # type: ignore[no-untyped-def]
+    def ask(self: Session, requests: Sequence[Request]) -> list[Event]:
+        if requests[0].keep:  # the prefix is no batch
+            return real(self, requests)
         if not calls["left"]:
             raise Killed
         calls["left"] -= 1
         calls["all"] += 1
-        return real(self, questions, prefix)
+        return real(self, requests)
 
-    monkeypatch.setattr(Engine, "score", score)
+    monkeypatch.setattr(Session, "ask", ask)
     out = tmp_path / "killed"
     for step in (1, 2, 3, 1, 1, 5, 2, 4, 3, 2, 1000):
         calls["left"] = step

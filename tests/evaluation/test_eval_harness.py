@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import random_tensors
+from korean import PROSE
 from runners import stored
 from small import CONFIG, make_model, merging_tokenizer, small_copa, small_nsmc
 
@@ -23,6 +25,8 @@ from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, read_d
 from kogpt.evaluation.task import Example, Task
 from kogpt.generation import KoGPT
 from kogpt.numpy_runner import NumpyRunner
+from kogpt.runner import Chunk
+from kogpt.sampling import Chosen, Sampling, Wanted
 
 pytest.importorskip("lm_eval")
 pytestmark = [
@@ -135,8 +139,6 @@ def test_greedy_is_told_exactly(subject: EvaluatedModel, model: KoGPT) -> None:
     context = tuple(model.tokenizer.encode("오늘 서울의 날씨는"))
     written: list[int] = []
     for _ in range(3):  # the greedy continuation, one whole reading at a time
-        from kogpt.runner import Chunk
-
         row = subject.runner.open()
         logits = subject.runner.forward([Chunk(row, np.array([*context, *written]))])[0][-1]
         subject.runner.close(row)
@@ -148,8 +150,6 @@ def test_greedy_is_told_exactly(subject: EvaluatedModel, model: KoGPT) -> None:
 
 def test_rolling_and_generation(subject: EvaluatedModel, model: KoGPT) -> None:
     from lm_eval.api.instance import Instance
-
-    from kogpt.sampling import Sampling
 
     lm = harness.language_model(model)
     text = "아침에 일어나 창문을 열면 골목 끝에서 빵 굽는 냄새가 올라온다."
@@ -182,13 +182,76 @@ def test_a_token_across_the_border_and_an_impossible_continuation(tmp_path: Path
     found = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in texts])
     expected: list[float] = []
     for context, choices in (("da", ["b", "c"]), ("", ["ab"]), ("d", ["a"])):
-        ids, others = tokenizer.encode_choices(context, choices)
-        [scores] = model.engine.score([(np.array(ids), list(map(np.array, others)))])
-        expected += [float(array.sum()) for array in scores]
+        expected += model.score(context, choices)
     assert [value for value, _ in found] == pytest.approx(expected)
     for text in ("", "c" * (CONFIG.n_ctx + 1)):
         with pytest.raises(PromptError):
             lm.loglikelihood([Instance("loglikelihood", {}, ("da", text), 0)])
+
+
+def test_texts_are_written_in_one_batch_and_fit_the_context(
+    subject: EvaluatedModel, model: KoGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    lm = harness.language_model(model)
+    settings: dict[str, Any] = {
+        "until": "",
+        "max_gen_toks": 5,
+    }  # no stop string, not one that is always there
+    long = " ".join(PROSE)
+    asked = [
+        ("오늘 서울의", settings),
+        (long, settings),
+        ("", settings),
+        ("봄", {"until": None, "max_gen_toks": 5}),
+    ]
+    for most in (CONFIG.n_ctx - 1, CONFIG.n_ctx, 100_000):
+        asked.append((long, {"until": ["\n", ""], "max_gen_toks": most}))
+    rows = 0
+    draw = NumpyRunner.draw
+
+    def watch(self: NumpyRunner, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        nonlocal rows
+        rows = max(rows, len(chunks))
+        return draw(self, chunks, wanted)
+
+    monkeypatch.setattr(NumpyRunner, "draw", watch)
+    requests = [lm._writing(*pair) for pair in asked]
+    texts = lm.generate_until([Instance("generate_until", {}, pair, 0) for pair in asked])
+    assert rows > 1, "several texts are written at once"
+    assert (
+        texts[0] == model.generate("오늘 서울의", temperature=0.0, max_tokens=5, repetition_penalty=1.0).text
+    )
+    ids = model.tokenizer.encode(long)
+    for request, (_, chosen) in zip(requests, asked, strict=True):
+        assert request.writing is not None
+        limit = request.writing.limit
+        assert len(request.inputs) + limit <= CONFIG.n_ctx and limit <= chosen["max_gen_toks"]
+        assert "" not in request.writing.sampling.stop
+    assert list(requests[2].inputs) == [model.tokenizer.eos_token_id]
+    assert list(requests[1].inputs) == ids[-(CONFIG.n_ctx - 5) :]
+    for request in requests[4:]:
+        assert (
+            list(request.inputs) == ids[-(CONFIG.n_ctx // 2) :] and request.writing.limit == CONFIG.n_ctx // 2
+        )
+
+
+def test_the_tokens_that_are_reported_are_those_that_were_run(
+    model: KoGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, draw = 0, NumpyRunner.draw
+
+    def count(self: NumpyRunner, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        nonlocal counted
+        counted += sum(len(chunk.inputs) for chunk in chunks)
+        return draw(self, chunks, wanted)
+
+    monkeypatch.setattr(NumpyRunner, "draw", count)
+    lm = harness.language_model(model)
+    contexts = [(5, 6, 7, 8), (5, 6, 7, 9), (5, 6), (30, 31, 32)]
+    lm.score([(context, choice) for context in contexts for choice in ((9,), (10, 11), (12, 13, 14))])
+    assert lm.n_tokens_run == counted > 0
 
 
 def test_groups_share_the_most() -> None:

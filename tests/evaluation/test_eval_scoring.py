@@ -23,6 +23,8 @@ from kogpt.generation import KoGPT
 from kogpt.request import Ids
 from kogpt.runner import Array, Chunk, Runner, choose_all
 from kogpt.sampling import Chosen, Wanted, log_softmax
+from kogpt.session import Session
+from kogpt.tokenizer import Tokenizer
 
 
 class Counting:
@@ -44,8 +46,9 @@ class Counting:
         return getattr(self.runner, name)
 
 
-def scores_of(runner: Runner, encoded: EncodedTask) -> scoring.Scores:
-    return scoring.finish(scoring.score(Engine(runner), encoded.prefix, encoded.items, {}))
+def scores_of(runner: Runner, tokenizer: Tokenizer, encoded: EncodedTask) -> scoring.Scores:
+    session = Session(tokenizer, Engine(runner))
+    return scoring.finish(scoring.score(session, encoded.prefix, encoded.items, {}))
 
 
 def naive(runner: Runner, prefix: Sequence[int] | Ids, item: Item) -> list[float]:
@@ -73,7 +76,7 @@ def test_scores_and_tokens(
     for prompt in task.prompts:
         run = fewshot.encode_task(task, prompt, rows.scored, drawn, subject.tokenizer, CONFIG.n_ctx)
         counting = Counting(subject.runner)
-        scores = scores_of(cast(Runner, counting), run)
+        scores = scores_of(cast(Runner, counting), subject.tokenizer, run)
         for item, row in zip(run.items, scores, strict=True):
             assert row == pytest.approx(naive(subject.runner, run.prefix, item), abs=1e-9)
         ideal = len(run.prefix) + sum(item.n_tokens for item in run.items)
@@ -123,7 +126,8 @@ def test_decisions() -> None:
 def test_the_engine_reads_a_prefix_once(tmp_path: Path, tiny_tokenizer: Path) -> None:
     subject = make_model(tiny_tokenizer)
     counting = Counting(subject.runner)
-    with scoring.shared_prefix(Engine(cast(Runner, counting)), np.arange(10)) as handle:
+    session = Session(subject.tokenizer, Engine(cast(Runner, counting)))
+    with scoring.shared_prefix(session, np.arange(10)) as handle:
         assert counting.n_tokens == 0, "not before it is needed"
         assert handle() == handle() and counting.n_tokens == 10
 

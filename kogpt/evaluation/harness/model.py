@@ -15,13 +15,12 @@ import numpy as np
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
-from kogpt.engine import Engine
 from kogpt.errors import PromptError
-from kogpt.evaluation.scoring import shared_prefix
+from kogpt.evaluation.sampling_mode import write_texts
+from kogpt.evaluation.scoring import question, scores_of, shared_prefix
 from kogpt.generation import KoGPT
-from kogpt.request import Ids, Request, Writing
+from kogpt.request import Ids, Request
 from kogpt.sampling import Sampling
-from kogpt.session import StopStrings
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a context and of its continuation
 
@@ -104,8 +103,15 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Texts up to a stop string; greedy unless the task asks for a temperature."""
-        return [self._written(*request.args) for request in requests]
+        """Texts up to a stop string, written in batches; greedy unless the task asks for a temperature.
+
+        Where context and max_gen_toks do not fit the model's context, the end of the context is kept: what
+        max_gen_toks leaves of it, but at least half. Raises PromptError and SamplingError.
+        """
+        texts = write_texts(self.model.session, [self._writing(*request.args) for request in requests])
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
 
     def score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether each token is the likeliest) of each continuation."""
@@ -124,19 +130,17 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         contexts, shared = list(choices), 0
         if len(contexts) > 1:
             shared = min(n_shared(contexts[0], contexts[-1]), min(map(len, contexts)) - 1)
-        with shared_prefix(self.model.engine, _ids(contexts[0][:shared])) as prefix:
+        with shared_prefix(self.model.session, _ids(contexts[0][:shared])) as prefix:
             requests = [
-                Request(
-                    _ids(context[shared:]), prefix=prefix(), choices=list(map(_ids, texts)), reusable=False
-                )
+                question(_ids(context[shared:]), list(map(_ids, texts)), prefix())
                 for context, texts in choices.items()
             ]
-            events = self.model.engine.run(requests)
+            events = self.model.session.ask(requests)
         self.n_tokens_run += shared
         found: dict[Pair, tuple[float, bool]] = {}
         for (context, texts), event in zip(choices.items(), events, strict=True):
             self.n_tokens_run += len(context) - shared + sum(len(text) - 1 for text in texts)
-            for text, scores in zip(texts, event.choices, strict=True):
+            for text, scores in zip(texts, scores_of(event), strict=True):
                 greedy = tuple(scores.likeliest.tolist()) == text
                 found[context, text] = (float(scores.logprobs.sum()), greedy)
         return found
@@ -153,28 +157,17 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
             )
         return tuple(context[-(n_ctx + 1 - len(continuation)) :]), tuple(continuation)
 
-    def _written(self, context: str, settings: dict[str, Any]) -> str:
-        settings = dict(settings)
-        until = settings.pop("until", [])
-        stops = tuple([until] if isinstance(until, str) else until)
-        limit = int(settings.pop("max_gen_toks", DEFAULT_NEW_TOKENS))
-        warm = bool(settings.pop("do_sample", False))
-        sampling = Sampling(temperature=float(settings.pop("temperature", 1.0)) if warm else 0.0)
-        ids = self.tok_encode(context)[-(self.model.config.n_ctx - limit) :] or [self.prefix_token_id]
-        stop_ids = frozenset({self.eot_token_id})
-        engine: Engine = self.model.engine
-        number = engine.add(Request(_ids(ids), writing=Writing(sampling, limit, stop_ids)))
-        decoder, search, text = self.model.tokenizer.decoder(), StopStrings(stops), ""
-        while not engine.idle:
-            for event in engine.step():
-                if event.token is None or event.token.token in stop_ids:
-                    continue
-                piece, stopped = search.push(decoder.push(event.token.token))
-                text += piece
-                if stopped:
-                    engine.cancel(number)
-                    return text
-        return text + search.push(decoder.flush())[0] + search.flush()
+    def _writing(self, context: str, settings: dict[str, Any]) -> Request:
+        """The request for one text, from the settings of a task file."""
+        until = settings.get("until") or []
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+        wanted = max(1, int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)))
+        temperature = float(settings.get("temperature", 1.0)) if settings.get("do_sample") else 0.0
+        n_ctx = self.model.config.n_ctx
+        kept = max(n_ctx - wanted, n_ctx // 2)
+        ids = self.model.tokenizer.encode_prompt(context)[-kept:] or [self.prefix_token_id]
+        sampling = Sampling(temperature=temperature, stop=stops, max_tokens=min(wanted, n_ctx - len(ids)))
+        return self.model.session.request(_ids(ids), sampling)
 
 
 def groups(contexts: Sequence[tuple[int, ...]], depth: int = 0) -> list[Sequence[tuple[int, ...]]]:
