@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, BinaryIO, Literal
 
 from kogpt.errors import InputError, MissingExtra
 
@@ -327,11 +327,18 @@ def read_records(text: str, source: str, format: Format) -> Iterator[Record]:
 
     Values of CSV and TSV are strings. InputError, which names `source` and the line, for anything else.
     """
+    for record in try_records(text, source, format):
+        if isinstance(record, InputError):
+            raise record
+        yield record
+
+
+def try_records(text: str, source: str, format: Format) -> Iterator[Record | InputError]:
+    """As read_records, but a JSON record that is refused is yielded as its error, and the others follow."""
     if format == "json":
         yield from _read_json(text, source)
     elif format == "jsonl":
-        for number, line in text_lines(text):
-            yield Record(number, _object(_parse(line, source, number), source, number))
+        yield from _read_json_lines(text, source)
     elif format in ("csv", "tsv"):
         yield from _read_table(text, source, "," if format == "csv" else "\t")
     else:
@@ -341,17 +348,27 @@ def read_records(text: str, source: str, format: Format) -> Iterator[Record]:
         )
 
 
-def _read_json(text: str, source: str) -> Iterator[Record]:
+def _read_json_lines(text: str, source: str) -> Iterator[Record | InputError]:
+    for number, line in text_lines(text):
+        try:
+            yield _record(_parse(line, source, number), source, number)
+        except InputError as error:
+            yield error
+
+
+def _read_json(text: str, source: str) -> Iterator[Record | InputError]:
     """A list of objects, one object, or JSON Lines under the name .json."""
     first = text.lstrip()[:1]
     lines = list(text_lines(text))
     if first == "{" and len(lines) > 1 and _is_object(lines[0][1]):
-        for number, line in lines:
-            yield Record(number, _object(_parse(line, source, number), source, number))
+        yield from _read_json_lines(text, source)
         return
     document = _parse(text, source, 1)
     for number, value in enumerate(document if isinstance(document, list) else [document], 1):
-        yield Record(number, _object(value, source, number))
+        try:
+            yield _record(value, source, number)
+        except InputError as error:
+            yield error
 
 
 def _is_object(line: str) -> bool:
@@ -363,20 +380,27 @@ def _is_object(line: str) -> bool:
 
 
 def _parse(text: str, source: str, line: int) -> Any:
-    """A JSON value without NaN and without halves of characters, which no output could hold."""
+    """A JSON value; Python reads NaN and halves of characters as well, which _record refuses."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(value, ensure_ascii=False).encode()
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _no_json(source, line, str(error)) from error
+
+
+def _record(value: Any, source: str, line: int) -> Record:
+    """An object that JSON output can hold: no NaN, no infinity (1e999), no half of a character."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else str(error)
-        raise InputError(
-            f"{source} line {line} is not JSON: {reason}", f"{source} {line}행은 JSON이 아닙니다: {reason}"
-        ) from error
-    return value
+        raise _no_json(source, line, reason) from error
+    return Record(line, _object(value, source, line))
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+def _no_json(source: str, line: int, reason: str) -> InputError:
+    return InputError(
+        f"{source} line {line} is not JSON: {reason}", f"{source} {line}행은 JSON이 아닙니다: {reason}"
+    )
 
 
 def _object(value: Any, source: str, line: int) -> dict[str, Any]:

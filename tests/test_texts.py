@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kogpt.errors import InputError
 from kogpt.texts import (
     Format,
+    Record,
     decode,
     decode_argument,
     detect_encoding,
@@ -25,6 +26,7 @@ from kogpt.texts import (
     read_records,
     read_text,
     text_lines,
+    try_records,
 )
 
 SYLLABLES = [chr(code) for code in range(0xAC00, 0xD7A4)]
@@ -118,6 +120,7 @@ BAD_LINES = [
     "[" * 100_000,
     '{"a": ' + "1" * 5000 + "}",
     '{"a": NaN}',
+    '{"a": [1e999]}',
     '{"a": "봄\\ud83d"}',
 ]
 
@@ -126,6 +129,20 @@ BAD_LINES = [
 def test_jsonl_names_the_line_that_is_wrong(line: str) -> None:
     with pytest.raises(InputError, match=r"x line 2 is not"):
         list(read_records(f'{{"prompt": "가"}}\n{line}', "x", "jsonl"))
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+@pytest.mark.parametrize("format", ["jsonl", "json"])
+def test_a_record_that_is_refused_does_not_lose_the_others(line: str, format: Format) -> None:
+    first, second, third = try_records(f'{{"prompt": "가"}}\n{line}\n{{"prompt": "나"}}', "x", format)
+    assert isinstance(second, InputError)
+    assert first == Record(1, {"prompt": "가"})
+    assert third == Record(3, {"prompt": "나"})
+
+
+def test_a_value_of_a_list_that_is_refused_does_not_lose_the_others() -> None:
+    first, second = try_records('[{"a": "봄\\ud83d"}, {"a": 1}]', "x", "json")
+    assert isinstance(first, InputError) and isinstance(second, Record)
 
 
 def test_files_that_cannot_be_read_are_a_mistake(tmp_path: Path) -> None:

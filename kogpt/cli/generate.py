@@ -15,12 +15,12 @@ from kogpt.cli.options import (
     add_adapter_option,
     add_generation_options,
     add_model_options,
+    given_settings,
     load_model,
-    sampling_from,
 )
 from kogpt.cli.progress import Progress
-from kogpt.cli.reading import read_prompts
-from kogpt.errors import InputError, PromptError, localized
+from kogpt.cli.reading import Entry, read_prompts
+from kogpt.errors import InputError, KoGPTError, localized
 from kogpt.texts import ENCODINGS, decode, decode_argument, read_bytes
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file",
         metavar="PATH",
         help='file with one prompt per line, or JSON Lines with a "prompt" each (.jsonl);'
-        " a prompt that is refused does not stop the others",
+        " a line that is refused does not stop the others",
     )
     parser.add_argument(
         "--encoding", choices=ENCODINGS, default="auto", help="encoding of the input (default: %(default)s)"
@@ -55,11 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the continuation of every prompt."""
-    sampling = sampling_from(args)
+    given = given_settings(args)
     prompts = _prompts(args)  # read and checked before a model is loaded for them
     model = load_model(args)
-    if len(prompts.texts) == 1 and sampling.n == 1 and not args.json:
-        return _stream(model, prompts.texts[0], sampling)
+    sampling = model.sampling(**given)
+    first, *others = prompts.entries
+    if isinstance(first, Entry) and not others and sampling.n == 1 and not args.json:
+        return _stream(model, first.text, sampling)
     return _Batch(prompts, sampling, args.json).run(model)
 
 
@@ -67,10 +69,9 @@ def run(args: argparse.Namespace) -> int:
 class _Prompts:
     """Prompts and where each comes from."""
 
-    texts: list[str]
+    entries: list[Entry | InputError]  # at least one Entry
     source: str
-    lines: list[int]  # line numbers in a file of prompts; empty for a single prompt
-    others: list[dict[str, Any]]  # the user's own keys beside each prompt of a JSON Lines file, else empty
+    is_file: bool = False
 
 
 def _prompts(args: argparse.Namespace) -> _Prompts:
@@ -85,17 +86,19 @@ def _prompts(args: argparse.Namespace) -> _Prompts:
         )
     if args.prompt in (None, "-"):
         text = decode(read_bytes("-"), _source("-"), args.encoding)
-        return _Prompts([text.removesuffix("\n")], _source("-"), [], [])
-    return _Prompts([decode_argument(args.prompt, "PROMPT")], "PROMPT", [], [])
+        return _Prompts([Entry(1, text.removesuffix("\n"), {})], _source("-"))
+    return _Prompts([Entry(1, decode_argument(args.prompt, "PROMPT"), {})], "PROMPT")
 
 
 def _prompts_of_file(path: str, encoding: str) -> _Prompts:
     source = _source(path)
     entries = list(read_prompts(path, source, encoding))
-    if not entries:
-        raise InputError(f"{source} holds no prompts", f"{source}: 프롬프트가 없습니다")
-    lines, texts, others = map(list, zip(*entries, strict=True))
-    return _Prompts(texts, source, lines, others)
+    if not any(isinstance(entry, Entry) for entry in entries):
+        raise next(
+            (entry for entry in entries if isinstance(entry, InputError)),
+            InputError(f"{source} holds no prompts", f"{source}: 프롬프트가 없습니다"),
+        )
+    return _Prompts(entries, source, is_file=True)
 
 
 def _source(path: str) -> str:
@@ -119,7 +122,7 @@ def _stream(model: KoGPT, prompt: str, sampling: Sampling) -> int:
 class _Batch:
     """All answers in the order of their prompts, each printed as soon as those before it are.
 
-    A prompt of a file that is refused is said and passed over; a single one ends the command.
+    A line of a file that is refused is said and passed over; a single prompt ends the command.
     """
 
     def __init__(self, prompts: _Prompts, sampling: Sampling, as_json: bool) -> None:
@@ -127,7 +130,8 @@ class _Batch:
         self._as_json = as_json
         # Each prompt has its own seed if the user gave none, so that every answer can be had again.
         self._settings = [
-            replace(sampling, seed=_new_seed()) if sampling.seed is None else sampling for _ in prompts.texts
+            replace(sampling, seed=_new_seed()) if sampling.seed is None else sampling
+            for _ in prompts.entries
         ]
         self._n_printed = self._n_refused = 0
         self._errors: list[BaseException] = []
@@ -135,18 +139,28 @@ class _Batch:
     def run(self, model: KoGPT) -> int:
         """The exit code."""
         n = self._settings[0].n
-        asked = zip(self._prompts.texts, self._settings, strict=True)
-        with Progress(len(self._prompts.texts) * n) as progress:
-            for number, answer in _in_order(model.answers(asked), n):
-                refused = isinstance(answer, PromptError)
+        with Progress(len(self._prompts.entries) * n) as progress:
+            for number, answer in _in_order(self._answers(model), n):
+                refused = isinstance(answer, KoGPTError)
                 with progress.hidden(on_stderr=refused):
-                    if isinstance(answer, PromptError):
+                    if isinstance(answer, KoGPTError):
                         self._refuse(number, answer)
                     else:
                         self._show(number, answer)
                     sys.stdout.flush()
                 progress.advance(n if refused else 1)
         return _exit_code(self._errors) or (MISTAKE if self._n_refused else 0)
+
+    def _answers(self, model: KoGPT) -> Iterator[tuple[int, Result | KoGPTError]]:
+        """(number of the entry, its result or why there is none), as they come."""
+        asked = []
+        for number, entry in enumerate(self._prompts.entries):
+            if isinstance(entry, InputError):
+                yield number, entry
+            else:
+                asked.append((number, entry.text))
+        for n_before, answer in model.answers((text, self._settings[number]) for number, text in asked):
+            yield asked[n_before][0], answer
 
     def _show(self, number: int, result: Result) -> None:
         if result.error is not None:
@@ -157,20 +171,24 @@ class _Batch:
             print(f"\n{result.text}" if self._n_printed else result.text)
         self._n_printed += 1
 
-    def _refuse(self, number: int, error: PromptError) -> None:
+    def _refuse(self, number: int, error: KoGPTError) -> None:
         prompts = self._prompts
-        if not prompts.lines:
+        if not prompts.is_file:
             raise error
         self._n_refused += 1
-        line = prompts.lines[number]
-        where = localized(f"{prompts.source} line {line}", f"{prompts.source} {line}행")
-        print(f"kogpt: {where}: {error}", file=sys.stderr)
+        entry, where = prompts.entries[number], ""
+        if isinstance(entry, Entry):  # an InputError names its line itself
+            source, line = prompts.source, entry.line
+            where = localized(f"{source} line {line}: ", f"{source} {line}행: ")
+        print(f"kogpt: {where}{error}", file=sys.stderr)
         if self._as_json:
-            self._print_json(number, {"prompt": prompts.texts[number], "error": str(error)})
+            prompt = entry.text if isinstance(entry, Entry) else None
+            self._print_json(number, {"prompt": prompt, "error": str(error)})
 
     def _print_json(self, number: int, record: dict[str, Any]) -> None:
-        if self._prompts.others and (other := self._prompts.others[number]):
-            record["input"] = other
+        entry = self._prompts.entries[number]
+        if isinstance(entry, Entry) and entry.others:
+            record["input"] = entry.others
         print(json.dumps(record, ensure_ascii=False))
 
 
@@ -179,14 +197,14 @@ def _new_seed() -> int:
 
 
 def _in_order(
-    answers: Iterator[tuple[int, Result | PromptError]], n: int
-) -> Iterator[tuple[int, Result | PromptError]]:
+    answers: Iterator[tuple[int, Result | KoGPTError]], n: int
+) -> Iterator[tuple[int, Result | KoGPTError]]:
     """Answers prompt by prompt and sample by sample; each prompt has n results, or is refused."""
     early: dict[int, list[Result]] = {}
-    refused: dict[int, PromptError] = {}
+    refused: dict[int, KoGPTError] = {}
     next_number = 0
     for number, answer in answers:
-        if isinstance(answer, PromptError):
+        if isinstance(answer, KoGPTError):
             refused[number] = answer
         else:
             early.setdefault(number, []).append(answer)

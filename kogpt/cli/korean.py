@@ -85,13 +85,20 @@ HELP = {
     ),
     "the original's name for --device cuda:all": "--device cuda:all과 같습니다 (원본의 옵션 이름)",
     "the same seed gives the same text": "시드가 같으면 같은 글이 나옵니다",
+    (
+        "What is not given is as the model's generation_config.json says; without one, temperature is 0.8"
+        " and nothing is filtered or penalised."
+    ): (
+        "지정하지 않은 값은 모델의 generation_config.json을 따릅니다. 파일이 없으면 temperature는 0.8이고,"
+        " 후보를 거르거나 벌점을 주지 않습니다."
+    ),
     # generate
     "text to continue; - reads standard input": "이어 쓸 글; -이면 표준 입력을 읽습니다",
     (
-        'file with one prompt per line, or JSON Lines with a "prompt" each (.jsonl); a prompt that is refused'
+        'file with one prompt per line, or JSON Lines with a "prompt" each (.jsonl); a line that is refused'
         " does not stop the others"
     ): (
-        '한 줄에 프롬프트 하나씩 적은 파일, 또는 줄마다 "prompt"가 있는 JSON Lines (.jsonl); 하나가'
+        '한 줄에 프롬프트 하나씩 적은 파일, 또는 줄마다 "prompt"가 있는 JSON Lines (.jsonl); 한 줄이'
         " 거부되어도 나머지는 계속합니다"
     ),
     "encoding of the input (default: %(default)s)": "입력의 인코딩 (기본값: %(default)s)",
@@ -99,27 +106,19 @@ HELP = {
         'print one JSON object per answer; "input" holds the other keys of its line,'
         ' "error" says why there is no answer'
     ): ('답마다 JSON 객체 하나를 출력합니다; "input"은 그 줄의 다른 키, "error"는 답이 없는 이유'),
-    "0 picks the likeliest token; higher is more varied (default: %(default)s)": (
-        "0이면 가장 그럴듯한 토큰을 고르고, 클수록 다양해집니다 (기본값: %(default)s)"
+    "0 picks the likeliest token; higher is more varied": (
+        "0이면 가장 그럴듯한 토큰을 고르고, 클수록 다양해집니다"
     ),
-    "keep the likeliest tokens up to this total probability; 0 keeps one (default: %(default)s)": (
-        "확률이 높은 순으로 합이 이 값이 될 때까지의 토큰만 남깁니다; 0이면 하나 (기본값: %(default)s)"
+    "keep the likeliest tokens up to this total probability; 0 keeps one": (
+        "확률이 높은 순으로 합이 이 값이 될 때까지의 토큰만 남깁니다; 0이면 하나"
     ),
-    "keep this many likeliest tokens; 0 keeps all (default: %(default)s)": (
-        "확률이 높은 토큰을 이만큼만 남깁니다; 0이면 모두 (기본값: %(default)s)"
+    "keep this many likeliest tokens; 0 keeps all": ("확률이 높은 토큰을 이만큼만 남깁니다; 0이면 모두"),
+    "drop tokens below this share of the likeliest one's probability": (
+        "가장 높은 확률의 이 비율에 못 미치는 토큰을 버립니다"
     ),
-    "drop tokens below this share of the likeliest one's probability (default: %(default)s)": (
-        "가장 높은 확률의 이 비율에 못 미치는 토큰을 버립니다 (기본값: %(default)s)"
-    ),
-    "above 1 makes tokens already in the text less likely (default: %(default)s)": (
-        "1보다 크면 이미 나온 토큰이 덜 나옵니다 (기본값: %(default)s)"
-    ),
-    "subtracted once from logits of tokens already written (default: %(default)s)": (
-        "이미 쓴 토큰의 로짓에서 한 번 뺍니다 (기본값: %(default)s)"
-    ),
-    "subtracted for every time a token was written (default: %(default)s)": (
-        "토큰을 쓴 횟수만큼 로짓에서 뺍니다 (기본값: %(default)s)"
-    ),
+    "above 1 makes tokens already in the text less likely": ("1보다 크면 이미 나온 토큰이 덜 나옵니다"),
+    "subtracted once from logits of tokens already written": ("이미 쓴 토큰의 로짓에서 한 번 뺍니다"),
+    "subtracted for every time a token was written": ("토큰을 쓴 횟수만큼 로짓에서 뺍니다"),
     "add VALUE to the logit of token ID; may be repeated": (
         "ID 토큰의 로짓에 VALUE를 더합니다; 여러 번 쓸 수 있습니다"
     ),
@@ -128,7 +127,7 @@ HELP = {
     ),
     "new tokens at most (128 if no length is given)": "새 토큰의 최대 개수 (길이를 정하지 않으면 128)",
     "tokens of prompt and answer together at most": "프롬프트와 답을 더한 토큰의 최대 개수",
-    "answers per prompt (default: %(default)s)": "프롬프트마다 쓸 답의 수 (기본값: %(default)s)",
+    "answers per prompt": "프롬프트마다 쓸 답의 수",
     "report this many likeliest tokens with each token": "토큰마다 가장 그럴듯한 후보를 이만큼 보여 줍니다",
     # model
     "a folder, a hub name, kogpt-mini, or a shape: kogpt-6b, kogpt-1b (default: %(default)s)": (

@@ -1,6 +1,6 @@
 """Options that several subcommands share: which model, and how to write.
 
-Generation options are the fields of Sampling: their types, defaults and help have no other home.
+Generation options are the fields of Sampling. None has a default: what is not given comes from the model.
 """
 
 from __future__ import annotations
@@ -8,18 +8,34 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from typing import TYPE_CHECKING, Any, get_type_hints
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from kogpt.errors import KoGPTError, localized
 from kogpt.texts import decode_argument
 
 if TYPE_CHECKING:
-    from dataclasses import Field
-
     from kogpt.generation import KoGPT
     from kogpt.placement import Placement
-    from kogpt.sampling import Sampling
 
+# Types and texts of Sampling's fields. It imports numpy, for which a first prompt must not wait: a test
+# compares them.
+SETTINGS: dict[str, tuple[type, str]] = {
+    "temperature": (float, "0 picks the likeliest token; higher is more varied"),
+    "top_p": (float, "keep the likeliest tokens up to this total probability; 0 keeps one"),
+    "top_k": (int, "keep this many likeliest tokens; 0 keeps all"),
+    "min_p": (float, "drop tokens below this share of the likeliest one's probability"),
+    "repetition_penalty": (float, "above 1 makes tokens already in the text less likely"),
+    "presence_penalty": (float, "subtracted once from logits of tokens already written"),
+    "frequency_penalty": (float, "subtracted for every time a token was written"),
+    "logit_bias": (dict, "add VALUE to the logit of token ID"),
+    "seed": (int, "the same seed gives the same text"),
+    "stop": (str, "text that ends the answer; not shown"),
+    "max_tokens": (int, "new tokens at most (128 if no length is given)"),
+    "max_length": (int, "tokens of prompt and answer together at most"),
+    "n": (int, "answers per prompt"),
+    "logprobs": (int, "report this many likeliest tokens with each token"),
+}
 # Names that Placement takes. It imports numpy, for which a first prompt must not wait: a test compares them.
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
@@ -106,43 +122,40 @@ def device_from(args: argparse.Namespace) -> str:
     return device
 
 
-def add_generation_options(parser: argparse.ArgumentParser) -> None:
-    """One option for every field of Sampling: `max_tokens` is --max-tokens, and --max_tokens as well."""
-    from dataclasses import fields
-
-    from kogpt.sampling import Sampling
-
-    group = parser.add_argument_group("generation")
-    hints = get_type_hints(Sampling)
-    for setting in fields(Sampling):
-        name = setting.name
+def add_generation_options(parser: argparse.ArgumentParser, names: Collection[str] = SETTINGS) -> None:
+    """An option for each of `names`: `max_tokens` is --max-tokens, and --max_tokens as well."""
+    group = parser.add_argument_group(
+        "generation",
+        "What is not given is as the model's generation_config.json says; without one, temperature is 0.8"
+        " and nothing is filtered or penalised.",
+    )
+    for name in names:
         flags = ["-n"] if name == "n" else list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
-        group.add_argument(*flags, dest=name, **_argument(setting, hints[name]))
+        group.add_argument(*flags, dest=name, **_argument(name))
 
 
-def sampling_from(args: argparse.Namespace) -> Sampling:
-    """The Sampling that the options describe; SamplingError if a value is out of range."""
-    from dataclasses import fields
-
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of Sampling that the options state; SamplingError if a value is out of range."""
     from kogpt.sampling import Sampling
 
-    given = {setting.name: getattr(args, setting.name) for setting in fields(Sampling)}
-    given["stop"] = tuple(decode_argument(stop, "--stop") for stop in given["stop"] or ())
-    given["logit_bias"] = dict(given["logit_bias"] or ())
-    return Sampling(**given)
+    values = {name: getattr(args, name, None) for name in SETTINGS}
+    given = {name: value for name, value in values.items() if value is not None}
+    if "stop" in given:
+        given["stop"] = tuple(decode_argument(stop, "--stop") for stop in given["stop"])
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(given["logit_bias"])
+    Sampling(**given)
+    return given
 
 
-def _argument(setting: Field[Any], hint: object) -> dict[str, Any]:
-    """What add_argument is told about one field."""
-    text = setting.metadata["help"].replace("%", "%%")
-    if setting.name == "stop":
+def _argument(name: str) -> dict[str, Any]:
+    """What add_argument is told about one setting."""
+    kind, text = SETTINGS[name]
+    if name == "stop":
         return {"action": "append", "metavar": "TEXT", "help": f"{text}; may be repeated"}
-    if setting.name == "logit_bias":
+    if name == "logit_bias":
         return {"action": "append", "metavar": "ID=VALUE", "type": _bias, "help": f"{text}; may be repeated"}
-    if setting.default is not None:
-        text += " (default: %(default)s)"
-    kind = float if hint is float else int
-    return {"type": kind, "default": setting.default, "metavar": kind.__name__.upper()[:5], "help": text}
+    return {"type": kind, "metavar": kind.__name__.upper()[:5], "help": text}
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,9 @@ import pytest
 
 from kogpt.cli import main
 from kogpt.cli.generate import _in_order
-from kogpt.errors import PromptError
+from kogpt.errors import KoGPTError, PromptError
 from kogpt.generation import KoGPT, Result
+from kogpt.manifest import write_manifest
 from kogpt.sampling import Sampling
 
 PROMPTS = ["한국어", "옛날 옛적에 한 나무꾼이", "값", "모델", "오늘"]
@@ -57,8 +60,8 @@ def test_standard_input_is_one_prompt_without_its_last_line_end(
 ) -> None:
     give_stdin(monkeypatch, "가=1\r\n나=\r\n".encode())
     (record,) = records(run(*words, "--json", *GREEDY))
-    assert record["prompt"] == "가=1\r\n나="
-    assert record["text"] == model.generate("가=1\r\n나=", Sampling(temperature=0, max_tokens=6)).text
+    assert record["prompt"] == "가=1\n나="
+    assert record["text"] == model.generate("가=1\n나=", Sampling(temperature=0, max_tokens=6)).text
 
 
 def test_json_has_the_stable_names(run: Run, model: KoGPT) -> None:
@@ -171,6 +174,49 @@ def test_a_prompt_that_is_refused_fails_alone(
     assert len(err.splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    "bad",
+    ['{"prompt": "봄\\ud83d"}', '{"prompt": "봄", "id": NaN}', '{"prompt": "봄", "id": 1e999}', "봄", "3"],
+)
+def test_a_line_that_is_refused_does_not_lose_the_others(run: Run, tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(f'{{"prompt": "가"}}\n{bad}\n{{"prompt": "나", "id": 3}}\n', encoding="utf-8")
+    out = run("--file", str(path), "--json", *GREEDY, code=2)
+    assert "NaN" not in out and "Infinity" not in out
+    one, refused, two = records(out)
+    assert (one["prompt"], two["prompt"], two["input"]) == ("가", "나", {"id": 3})
+    assert refused.keys() == {"prompt", "error"} and "line 2" in refused["error"]
+    assert len(run("--file", str(path), "-n", "2", *GREEDY, code=2).split("\n\n")) == 4
+
+
+def test_a_file_without_one_good_line_is_a_mistake(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "봄\\ud83d"}\n3\n', encoding="utf-8")
+    assert main(["generate", "--file", str(tmp_path / "prompts.jsonl"), "--json"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_what_is_not_given_comes_from_the_model(tiny_folder: Path, tmp_path: Path, words: list[str]) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    text = '{"temperature": 0.0, "repetition_penalty": 1.5, "max_new_tokens": 7}'
+    (folder / "generation_config.json").write_text(text)
+    write_manifest(folder)
+    model = KoGPT.from_pretrained(folder)
+    for given, sampling in [
+        ([], Sampling(temperature=0, repetition_penalty=1.5, max_tokens=7)),
+        (["--max-length", "20"], Sampling(temperature=0, repetition_penalty=1.5, max_length=20)),
+        (["--repetition-penalty", "1"], Sampling(temperature=0, max_tokens=7)),
+    ]:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert main(["generate", "한국어", *given, *words, "--model", str(folder)]) == 0
+        text = records(out.getvalue())[0]["text"] if words else out.getvalue().removesuffix("\n")
+        assert text == model.generate("한국어", sampling).text
+
+
 def test_without_json_the_others_are_printed_too(run: Run, model: KoGPT, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("나" * 500 + "\n다\n", encoding="utf-8")
     expected = model.generate("다", Sampling(temperature=0, max_tokens=6)).text
@@ -219,7 +265,7 @@ def test_results_wait_for_those_before_them() -> None:
         return Result(str(number), "", (), "stop", 1, 0, 0.0, None, sample)
 
     refused = PromptError("en", "ko")
-    finished: Iterator[tuple[int, Result | PromptError]] = iter(
+    finished: Iterator[tuple[int, Result | KoGPTError]] = iter(
         [
             (3, refused),
             (1, result(1, 0)),
@@ -230,7 +276,7 @@ def test_results_wait_for_those_before_them() -> None:
         ]
     )
     ordered = [
-        (number, None if isinstance(answer, PromptError) else answer.sample)
+        (number, None if isinstance(answer, KoGPTError) else answer.sample)
         for number, answer in _in_order(finished, 2)
     ]
     assert ordered == [(0, 0), (0, 1), (1, 0), (1, 1), (2, None), (3, None)]

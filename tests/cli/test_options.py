@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -21,15 +22,24 @@ def parse(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def test_no_options_are_the_defaults() -> None:
-    assert options.sampling_from(parse()) == Sampling()
+def test_what_is_not_given_is_left_to_the_model() -> None:
+    assert options.given_settings(parse()) == {}
+
+
+def test_settings_are_those_of_sampling() -> None:
+    hints = get_type_hints(Sampling)
+    texts = {setting.name: setting.metadata["help"] for setting in fields(Sampling)}
+    assert {name: text for name, (_, text) in options.SETTINGS.items()} == texts
+    for name, (kind, _) in options.SETTINGS.items():
+        if name not in ("stop", "logit_bias"):
+            assert kind in (hints[name], *get_args(hints[name]))
 
 
 def test_every_field_has_an_option() -> None:
     words = "--temperature 0 --top-p .5 --top-k 3 --min-p .1 --repetition-penalty 1.2 --presence-penalty .3"
     words += " --frequency-penalty .4 --logit-bias 7=-2.5 --logit-bias 8=1 --seed 9 --stop 끝 --stop ."
     words += " --max-tokens 5 --max-length 50 -n 2 --logprobs 1"
-    sampling = options.sampling_from(parse(*words.split()))
+    sampling = Sampling(**options.given_settings(parse(*words.split())))
     assert sampling == Sampling(
         temperature=0.0,
         top_p=0.5,
