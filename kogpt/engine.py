@@ -12,40 +12,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kogpt.adapter import KeyValuePrefix, Lora
 from kogpt.errors import NotEnoughMemory
-from kogpt.prefix_cache import Owner, PrefixCache
 from kogpt.request import Event, FinishReason, Ids, Request
+from kogpt.row_store import RowStore
 from kogpt.rows import NO_IDS, Part, Row, Task, not_finite, positions
 from kogpt.runner import Array, Runner
 from kogpt.sampling import Chosen, SampledToken, Sampler
 
 MAX_LOGITS = 2**24  # numbers in the logits of one pass: 64 MB in float32
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Prefix:
-    """A kept text."""
-
-    length: int
-    adapter: int | None
-    ids: Ids | None  # None for embeddings, keys and values
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine has done since it was made, in tokens."""
-
-    prompt: int = 0  # inputs of the requests that were admitted
-    reused: int = 0  # inputs that the prefix cache saved from being read again
-    hits: int = 0  # requests that began with a text of the prefix cache
-    written: int = 0
 
 
 class Engine:
@@ -72,10 +53,8 @@ class Engine:
         self.chunk_tokens = chunk_tokens or runner.prefill_tokens
         self.n_vocab = n_vocab or runner.config.n_vocab
         self.max_outputs = max(1, MAX_LOGITS // runner.config.n_vocab)
-        self.counters = Counters()
-        self._cache = PrefixCache(runner, max_cached)
-        self._prefixes: dict[int, _Prefix] = {}
-        self._released: set[int] = set()  # prefixes to free once no waiting request needs them
+        self._store = RowStore(runner, max_cached)
+        self.counters = self._store.counters
         self._queue: deque[int] = deque()  # numbers of the waiting requests; cancelled ones are passed over
         self._waiting: dict[int, Request] = {}
         self._live: dict[int, Task] = {}
@@ -99,8 +78,8 @@ class Engine:
         """
         assert len(request.inputs) > request.n_scored >= 0 and all(map(len, request.choices))
         assert not (request.choices and request.writing), "choices or samples"
-        assert self.length(request.prefix) + request.longest <= self.runner.config.n_ctx
-        assert request.prefix is None or self._prefixes[request.prefix].adapter == request.adapter
+        assert self._store.length(request.prefix) + request.longest <= self.runner.config.n_ctx
+        assert self._store.prefix(request).adapter == request.adapter, "a prefix belongs to its adapter"
         number = next(self._numbers)
         self._waiting[number] = request
         self._queue.append(number)
@@ -123,21 +102,30 @@ class Engine:
 
     def length(self, prefix: int | None) -> int:
         """How many positions a prefix takes."""
-        return 0 if prefix is None else self._prefixes[prefix].length
+        return self._store.length(prefix)
 
     def release(self, prefix: int) -> None:
         """Free a prefix, once the requests that were added with it have begun."""
-        self._released.add(prefix)
-        self._free_released()
+        self._store.release(prefix, list(self._waiting.values()))
+
+    def load(self, prefix: KeyValuePrefix, adapter: int | None = None) -> int:
+        """Make a prefix of keys and values that are given; freed by `release`. Raises NotEnoughMemory."""
+        return self._store.load(prefix, adapter)
+
+    def add_adapter(self, lora: Lora) -> int:
+        """Take a LoRA; the handle for Request.adapter."""
+        return self.runner.add_adapter(lora)
+
+    def drop_adapter(self, adapter: int) -> None:
+        """Forget a LoRA that no request and no prefix uses any more."""
+        self._store.drop_adapter(adapter)
 
     def close(self) -> None:
         """Free every row: requests are dropped, prefixes and the prefix cache emptied."""
         for number in [*self._waiting, *self._live]:
             self.cancel(number)
-        for prefix in list(self._prefixes):
-            self.release(prefix)
         self._events.clear()
-        self._cache.clear()
+        self._store.close()
 
     def step(self) -> list[Event]:
         """Advance every request by a token or a part of its text; the events that came of it.
@@ -179,13 +167,6 @@ class Engine:
         assert event.prefix is not None
         return event.prefix
 
-    def load_prefix(self, keys: Array, values: Array) -> int:
-        """A prefix whose keys and values are given, (L, P, H, D) each (prefix tuning)."""
-        handle = self.runner.open()
-        self.runner.load_cache(handle, keys, values)
-        self._prefixes[handle] = _Prefix(keys.shape[1], None, None)
-        return handle
-
     def score(
         self, questions: Sequence[tuple[Ids, Sequence[Ids]]], prefix: int | None = None
     ) -> list[list[Array]]:
@@ -214,7 +195,7 @@ class Engine:
             n_rows = sum(len(task.unfinished) for task in self._live.values())
             if self._live and n_rows + request.n_samples > self.max_rows:
                 break
-            missing = self._missing_room(request)
+            missing = self._store.missing_room(self._promised() + positions(request, self.max_rows))
             if missing and self._live:
                 break
             number = self._queue.popleft()
@@ -225,63 +206,33 @@ class Engine:
                 self._fail(task, _no_room(missing))
             else:
                 self._begin(task)
-        self._free_released()
+        self._store.free_released(list(self._waiting.values()))
 
-    def _missing_room(self, request: Request) -> int:
-        """How many positions the runner lacks for a request, after what the admitted ones may still take."""
-        needed = positions(request, self.max_rows)
-        needed += sum(task.positions_left(self.max_rows) for task in self._live.values())
-        while True:
-            room = self.runner.room()
-            if room is None or needed <= room:
-                return 0
-            if not self._cache.drop_oldest():
-                return needed - room
+    def _promised(self) -> int:
+        """How many positions the admitted requests may still cache."""
+        return sum(task.positions_left(self.max_rows) for task in self._live.values())
 
     def _begin(self, task: Task) -> None:
         """Give a request the row that reads its inputs."""
+        request, prefix = task.request, self._store.prefix(task.request)
         with self._blame(task):
-            try:
-                task.trunk = self._trunk(task)
-            except (NotEnoughMemory, MemoryError):
-                if not self._cache.clear():
-                    raise
-                task.trunk = self._trunk(task)
-            self.counters.prompt += len(task.request.inputs)
-
-    def _trunk(self, task: Task) -> Row:
-        """A row that begins with the request's prefix, or with more of its text if the cache has it."""
-        request = task.request
-        prefix = _Prefix(0, request.adapter, NO_IDS)
-        if request.prefix is not None:
-            prefix = self._prefixes[request.prefix]
-        if prefix.ids is not None and request.inputs.ndim == 1:
-            task.ids = np.concatenate([prefix.ids, request.inputs])
-        if request.writing is not None:
-            known = NO_IDS if task.ids is None else task.ids
-            sampling = request.writing.sampling
-            task.samplers = [Sampler(sampling, known, i, self.n_vocab) for i in range(sampling.n)]
-        trunk = task.reader(prefix.length)
-        most = prefix.length + min(trunk.first_output, len(trunk.inputs) - 1)
-        match = None
-        if request.reusable and task.ids is not None:
-            match = self._cache.find(_owner(request), task.ids, most)
-        if match is not None and match.length > prefix.length:
-            trunk.handle = self.runner.fork(match.handle, match.length)
-            trunk.n_read, trunk.length = match.length - prefix.length, match.length
-            self.counters.hits += 1
-            self.counters.reused += trunk.n_read
-        elif request.prefix is not None:
-            trunk.handle = self.runner.fork(request.prefix)
-        else:
-            trunk.handle = self.runner.open(request.adapter)
-        return trunk
+            if prefix.ids is not None and request.inputs.ndim == 1:
+                task.ids = np.concatenate([prefix.ids, request.inputs])
+            if request.writing is not None:
+                known = NO_IDS if task.ids is None else task.ids
+                sampling = request.writing.sampling
+                task.samplers = [Sampler(sampling, known, i, self.n_vocab) for i in range(sampling.n)]
+            trunk = task.reader(prefix.length)
+            self._store.open(trunk)
+            task.trunk = trunk
 
     def _plan(self) -> list[Part]:
         """What every row reads in this step: samples a token, others what the budget leaves, oldest first."""
         parts = [row.next_part(1, 1) for task in self._live.values() for row in task.samples]
         tokens, outputs = self.chunk_tokens, max(1, self.max_outputs - len(parts))
         for task in list(self._live.values()):
+            if not tokens or not outputs:
+                break
             for row in self._readers(task):
                 part = row.next_part(tokens, outputs)
                 if not part.size:
@@ -300,17 +251,9 @@ class Engine:
             if sum(len(other.forks) for other in self._live.values()) >= self.max_rows and task.forks:
                 return
             with self._blame(task):
-                task.fork_choice(self._fork(task.trunk.handle))
+                task.fork_choice(self._store.fork(task.trunk.handle))
             if task.forks:
                 yield task.forks[-1]
-
-    def _fork(self, handle: int) -> int:
-        try:
-            return self.runner.fork(handle)
-        except (NotEnoughMemory, MemoryError):
-            if not self._cache.clear():
-                raise
-            return self.runner.fork(handle)
 
     def _batches(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
         """The parts in passes of at most `max_outputs` outputs."""
@@ -355,7 +298,7 @@ class Engine:
         The oldest comes first, so where memory is short the newest fail.
         """
         tasks = list(dict.fromkeys(part.row.task for part in parts))
-        if self._cache.clear():
+        if self._store.make_room():
             self._read(parts, pooled)
         elif len(tasks) == 1:
             self._fail(tasks[0], error)
@@ -398,7 +341,7 @@ class Engine:
             if not self._write(row, token):
                 continue
             if task.trunk is None:
-                row.handle = self._fork(trunk.handle)
+                row.handle = self._store.fork(trunk.handle)
             else:
                 row.handle, task.trunk = trunk.handle, None
             task.samples.append(row)
@@ -421,9 +364,7 @@ class Engine:
         """Say what reading gave; of a request that writes nothing this is the last event."""
         request, prefix = task.request, None
         if request.keep and task.trunk is not None:
-            prefix = task.trunk.handle
-            self._prefixes[prefix] = _Prefix(task.trunk.length, request.adapter, task.ids)
-            task.trunk = None
+            prefix, task.trunk = self._store.keep(task.trunk), None
         finish: FinishReason | None = "done" if request.writing is None else None
         pooled = task.mean() if request.pooled else None
         self._events.append(
@@ -464,7 +405,7 @@ class Engine:
         task.samples.remove(row)
         if row.number in task.unfinished:
             task.unfinished.remove(row.number)
-        self._retire(row)
+        self._store.retire(row)
         if not task.unfinished:
             self._end(task)
 
@@ -472,7 +413,7 @@ class Engine:
         """Forget a request; its rows stay for a while as a prefix cache."""
         self._live.pop(task.number, None)
         for row in task.take_rows():
-            self._retire(row)
+            self._store.retire(row)
 
     @contextmanager
     def _blame(self, task: Task) -> Iterator[None]:
@@ -493,26 +434,6 @@ class Engine:
         for row in task.take_rows():
             self.runner.close(row.handle)
 
-    def _retire(self, row: Row) -> None:
-        """Close a row, or leave it to the prefix cache: one of each request."""
-        task = row.task
-        if task.request.reusable and task.ids is not None and row.number == 0 and not row.broken:
-            written = np.array(row.written, np.int64)
-            self._cache.put(
-                _owner(task.request), np.concatenate([task.ids, written])[: row.length], row.handle
-            )
-        else:
-            self.runner.close(row.handle)
-
-    def _free_released(self) -> None:
-        """Close the released prefixes that no waiting request begins with."""
-        if self._released:
-            needed = {request.prefix for request in list(self._waiting.values())}
-            for prefix in self._released - needed:
-                self._released.remove(prefix)
-                del self._prefixes[prefix]
-                self.runner.close(prefix)
-
 
 def _question(context: Ids, choices: Sequence[Ids], prefix: int | None) -> Request:
     """The request for the scores of choices after a context; one choice needs no fork."""
@@ -520,10 +441,6 @@ def _question(context: Ids, choices: Sequence[Ids], prefix: int | None) -> Reque
         whole = np.concatenate([context, choices[0]])
         return Request(whole, prefix=prefix, n_scored=len(choices[0]), reusable=False)
     return Request(context, prefix=prefix, choices=choices, reusable=False)
-
-
-def _owner(request: Request) -> Owner:
-    return Owner(request.adapter, request.namespace)
 
 
 def _no_room(missing: int) -> NotEnoughMemory:

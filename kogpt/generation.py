@@ -90,11 +90,11 @@ class KoGPT:
         self._prefix: int | None = None  # of every text; handles of the engine and of its runner
         self._adapter: int | None = None
         if isinstance(adapter, Lora):
-            self._adapter = engine.runner.add_adapter(adapter)
+            self._adapter = engine.add_adapter(adapter)
         elif isinstance(adapter, SoftPrompt):
             self._prefix = engine.prefix(adapter.embeddings)
         elif adapter is not None:
-            self._prefix = engine.load_prefix(adapter.keys, adapter.values)
+            self._prefix = engine.load(adapter)
 
     @classmethod
     def from_pretrained(

@@ -67,7 +67,8 @@ CORE: dict[str, set[str]] = {
     "request": {"sampling", "numpy"},
     "prefix_cache": {"runner", "numpy"},
     "rows": {"errors", "request", "runner", "sampling", "numpy"},
-    "engine": {"adapter", "errors", "prefix_cache", "request", "rows", "runner", "sampling", "numpy"},
+    "row_store": {"adapter", "errors", "prefix_cache", "request", "rows", "runner", "numpy"},
+    "engine": {"adapter", "errors", "request", "row_store", "rows", "runner", "sampling", "numpy"},
     "placement": {
         "checkpoint",
         "config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from types import FrameType
@@ -12,16 +13,18 @@ import pytest
 from conftest import TINY, random_tensors
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from runners import KINDS
 
 from kogpt import native_runner
+from kogpt.adapter import KeyValuePrefix, Lora, LowRank
 from kogpt.checkpoint import Stored
 from kogpt.engine import Engine
 from kogpt.errors import NotEnoughMemory
 from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.request import Event, Ids, Request, Writing
-from kogpt.runner import Array, Chunk, choose_all
+from kogpt.runner import Array, Chunk, Runner, choose_all
 from kogpt.sampling import Chosen, Sampler, Sampling, Wanted, log_softmax, sample
 
 GREEDY = Sampling(temperature=0)
@@ -485,52 +488,165 @@ def test_a_prefix_that_is_released_early_serves_the_requests_that_wait_for_it() 
     assert not RUNNER._rows
 
 
-SOLO: dict[tuple[int, bool, int], list[int]] = {}
+def test_an_adapter_and_its_prefixes_are_kept_apart_from_the_plain_model() -> None:
+    runner = make_runner(NumpyRunner)
+    engine = Engine(runner, max_cached=4)
+    rng = np.random.default_rng(0)
+    name = "transformer.h.1.attn.q_proj"
+    update = LowRank(
+        rng.standard_normal((4, 64), np.float32), rng.standard_normal((64, 4), np.float32), scale=0.5
+    )
+    adapter = engine.add_adapter(Lora({name: update}))
+    keys, values = 9 * rng.standard_normal((2, TINY.n_layers, 5, TINY.n_heads, TINY.d_head), np.float32)
+    given = engine.load(KeyValuePrefix(keys, values), adapter)
+    assert engine.length(given) == 5
+    requests = [
+        Request(prompt(20), writing=Writing(SEEDED, 8), adapter=used, prefix=prefix)
+        for used, prefix in ((None, None), (adapter, None), (adapter, given))
+    ]
+    texts = []
+    for _ in range(2):  # cold, then from the prefix cache
+        numbers = [engine.add(request) for request in requests]
+        tokens = run(engine)
+        texts.append([tokens[number, 0] for number in numbers])
+    assert texts[0] == texts[1] and texts[0][0] == slow_tokens(prompt(20), SEEDED, 8)
+    assert len({tuple(text) for text in texts[0]}) == 3 and engine.counters.hits == 2
+    engine.release(given)
+    engine.drop_adapter(adapter)
+    engine.close()
+    assert not runner._rows and not runner._adapters
 
 
-def solo(length: int, greedy: bool, sample: int) -> list[int]:
-    key = length, greedy, sample
-    if key not in SOLO:
-        SOLO[key] = slow_tokens(prompt(length, length), GREEDY if greedy else SEEDED, 8, sample)
-    return SOLO[key]
+EXACT: list[str] = [
+    name for name in ("numpy-float64", "numpy-float32", "native-float32", "torch-float32") if name in KINDS
+]
+RUNNERS: dict[str, Runner] = {name: KINDS[name].make(TINY, random_tensors(TINY)) for name in EXACT}
+TEXTS = [np.concatenate([prompt(12), prompt(n, n)]) for n in range(1, 12)] + [prompt(n, n) for n in (1, 3, 9)]
+CHOICES = tuple(prompt(n, 50 + n) for n in (1, 4, 2))
+
+
+def asked(kind: str, text: int, prefix: int | None = None, namespace: str = "") -> Request:
+    """One of every kind of request over one of a few texts, many of which begin alike."""
+    ids = TEXTS[text]
+    common: dict[str, Any] = {"prefix": prefix, "namespace": namespace}
+    if kind == "greedy":
+        return Request(ids, writing=Writing(Sampling(temperature=0), 6), **common)
+    if kind == "seeded":
+        sampling = Sampling(temperature=1, top_p=0.95, seed=11, n=3, repetition_penalty=1.2)
+        return Request(ids, writing=Writing(sampling, 6), n_scored=len(ids) - 1, n_top=2, **common)
+    if kind == "choices":
+        return Request(ids, choices=CHOICES, **common)
+    if kind == "scored":
+        return Request(ids, n_scored=len(ids) - 1, **common)
+    return Request(ids, pooled=True, **common)
+
+
+def gist(events: Sequence[Event]) -> dict[str, Any]:
+    """What a request was answered: ids exactly, numbers for comparison."""
+    numbers = [
+        array
+        for event in events
+        for array in (
+            *([event.scores.logprobs] if event.scores else []),
+            *(choice.logprobs for choice in event.choices),
+            *([event.pooled] if event.pooled is not None else []),
+        )
+    ]
+    ids = {
+        sample: [event.token.token for event in events if event.sample == sample and event.token]
+        for sample in {event.sample for event in events}
+    }
+    return {"ids": ids, "numbers": np.concatenate([np.empty(0), *numbers]), "finish": events[-1].finish}
+
+
+ALONE: dict[tuple[str, str, int, bool], dict[str, Any]] = {}
+SHOTS = prompt(10, 77)
+
+
+def alone(name: str, kind: str, text: int, shots: bool) -> dict[str, Any]:
+    """The answer of a fresh engine to one request."""
+    if (name, kind, text, shots) not in ALONE:
+        engine = Engine(RUNNERS[name])
+        prefix = engine.prefix(SHOTS) if shots else None
+        engine.add(asked(kind, text, prefix))
+        ALONE[name, kind, text, shots] = gist(events_of(engine))
+        engine.close()
+    return ALONE[name, kind, text, shots]
 
 
 class Schedules(RuleBasedStateMachine):
-    """Any order of add, cancel and step: every token is the one its request gets alone."""
+    """Any order of add, step, cancel, keep and release, cold and warm: all get what they get alone."""
+
+    name = EXACT[0]
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine(RUNNER, max_rows=3, chunk_tokens=5)
-        self.requests: dict[int, tuple[int, bool]] = {}
-        self.tokens: dict[tuple[int, int], list[int]] = {}
+        self.free = [RUNNERS[self.name].open() for _ in range(2)]
+        for row in self.free:
+            RUNNERS[self.name].close(row)
+        self.engine = Engine(RUNNERS[self.name], max_rows=4, chunk_tokens=7, max_cached=3)
+        self.engine.max_outputs = 9
+        self.requests: dict[int, tuple[str, int, bool]] = {}
+        self.events: dict[int, list[Event]] = {}
+        self.prefix: int | None = None
 
-    @rule(length=st.integers(1, 20), greedy=st.booleans(), n=st.integers(1, 2))
-    def add(self, length: int, greedy: bool, n: int) -> None:
-        sampling = (
-            Sampling(temperature=0, n=n) if greedy else Sampling(temperature=1, top_p=0.95, seed=11, n=n)
-        )
-        self.requests[self.engine.add(request(length, sampling, limit=8, seed=length))] = length, greedy
+    @rule(
+        kind=st.sampled_from(["greedy", "seeded", "choices", "scored", "pooled"]),
+        text=st.integers(0, len(TEXTS) - 1),
+        shots=st.booleans(),
+        namespace=st.sampled_from(["", "b"]),
+    )
+    def add(self, kind: str, text: int, shots: bool, namespace: str) -> None:
+        shots = shots and self.prefix is not None
+        number = self.engine.add(asked(kind, text, self.prefix if shots else None, namespace))
+        self.requests[number], self.events[number] = (kind, text, shots), []
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        self.engine.cancel(data.draw(st.sampled_from(sorted(self.requests))))
+        number = data.draw(st.sampled_from(sorted(self.requests)))
+        self.engine.cancel(number)
+        del self.requests[number]
 
     @rule()
     def step(self) -> None:
-        collect(self.engine.step(), self.tokens)
+        for event in self.engine.step():
+            if event.request in self.requests:
+                self.events[event.request].append(event)
 
-    @invariant()
-    def tokens_are_those_of_the_request_alone(self) -> None:
-        for (number, index), tokens in self.tokens.items():
-            assert tokens == solo(*self.requests[number], index)[: len(tokens)]
+    @rule(keep=st.booleans())
+    def keep_or_release(self, keep: bool) -> None:
+        if keep and self.prefix is None:
+            self.prefix = self.engine.prefix(SHOTS)  # reads it while the others wait
+        elif not keep and self.prefix is not None:
+            self.engine.release(self.prefix)
+            self.prefix = None
+
+    @rule(text=st.integers(0, len(TEXTS) - 1))
+    def score(self, text: int) -> None:
+        [found] = self.engine.score([(TEXTS[text], CHOICES)])
+        expected = alone(self.name, "choices", text, shots=False)["numbers"]
+        np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-4)
 
     def teardown(self) -> None:
         while not self.engine.idle:
-            collect(self.engine.step(), self.tokens)
-        self.tokens_are_those_of_the_request_alone()
-        assert not RUNNER._rows
+            self.step()
+        for number, (kind, text, shots) in self.requests.items():
+            found, expected = gist(self.events[number]), alone(self.name, kind, text, shots)
+            assert (found["ids"], found["finish"]) == (expected["ids"], expected["finish"])
+            np.testing.assert_allclose(found["numbers"], expected["numbers"], atol=1e-4)
+        self.engine.close()
+        rows = [RUNNERS[self.name].open() for _ in range(2)]
+        for row in rows:
+            RUNNERS[self.name].close(row)
+        assert rows == self.free, "a row is left open"
 
 
-TestSchedules = Schedules.TestCase
-TestSchedules.settings = settings(max_examples=25, stateful_step_count=25, deadline=None, derandomize=True)
+@pytest.mark.parametrize("name", EXACT)
+def test_any_schedule_gives_each_request_what_it_gets_alone(name: str) -> None:
+    machine = type(f"Schedules_{name}", (Schedules,), {"name": name})
+    count = int(os.environ.get("KOGPT_SCHEDULES", "3" if name.startswith("torch") else "12"))
+    run_state_machine_as_test(
+        machine,
+        settings=settings(max_examples=count, stateful_step_count=25, deadline=None, derandomize=count < 100),
+    )

@@ -202,7 +202,7 @@ def test_a_closed_model_refuses_and_frees_its_rows(tiny_folder: Path) -> None:
         engine = model.engine
         stream = model.stream(PROMPTS[0], SEEDED)
         next(stream)
-    assert "closed" in repr(model) and engine.idle and not len(engine._cache)
+    assert "closed" in repr(model) and engine.idle and not len(engine._store._cache)
     for call in (lambda: next(stream), lambda: model.generate("가"), lambda: model.engine):
         with pytest.raises(KoGPTError, match="closed"):
             call()

@@ -1,0 +1,166 @@
+"""The rows of a runner between requests: where a request's row comes from, and where it goes afterwards.
+
+A row begins with a prefix that was kept, with an earlier text that begins alike (prefix_cache.py), or with
+nothing. When its request ends it becomes a prefix, stays for later texts, or is closed. Where memory is short
+the prefix cache is emptied first.
+Shapes: L layers, P prefix positions, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from kogpt.adapter import KeyValuePrefix
+from kogpt.errors import NotEnoughMemory
+from kogpt.prefix_cache import Owner, PrefixCache
+from kogpt.request import Ids, Request
+from kogpt.rows import NO_IDS, Row
+from kogpt.runner import Runner
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """A kept text."""
+
+    length: int
+    adapter: int | None
+    ids: Ids | None  # None for embeddings, keys and values
+
+
+@dataclass(slots=True)
+class Counters:
+    """What an engine has done since it was made, in tokens."""
+
+    prompt: int = 0  # inputs of the requests that were admitted
+    reused: int = 0  # inputs that the prefix cache saved from being read again
+    hits: int = 0  # requests that began with a text of the prefix cache
+    written: int = 0
+
+
+class RowStore:
+    """Opens, forks, keeps and closes the rows of one runner."""
+
+    def __init__(self, runner: Runner, max_cached: int) -> None:
+        """max_cached: closed rows that are kept as a prefix cache."""
+        self.counters = Counters()
+        self._runner = runner
+        self._cache = PrefixCache(runner, max_cached)
+        self._prefixes: dict[int, Prefix] = {}
+        self._released: set[int] = set()  # prefixes to free once no waiting request needs them
+
+    def prefix(self, request: Request) -> Prefix:
+        """What the request begins with; of length 0 where it begins with nothing."""
+        empty = Prefix(0, request.adapter, NO_IDS)
+        return empty if request.prefix is None else self._prefixes[request.prefix]
+
+    def length(self, prefix: int | None) -> int:
+        """How many positions a prefix takes."""
+        return 0 if prefix is None else self._prefixes[prefix].length
+
+    def open(self, trunk: Row) -> None:
+        """Give the trunk of a request its handle, with as much read as is known. Raises NotEnoughMemory."""
+        self.counters.prompt += len(trunk.task.request.inputs)
+        self._with_memory(lambda: self._open(trunk))
+
+    def fork(self, handle: int) -> int:
+        """A row that has read what another has. Raises NotEnoughMemory."""
+        return self._with_memory(lambda: self._runner.fork(handle))
+
+    def keep(self, row: Row) -> int:
+        """Make a row a prefix; its handle, freed by `release`."""
+        task = row.task
+        self._prefixes[row.handle] = Prefix(row.length, task.request.adapter, task.ids)
+        return row.handle
+
+    def load(self, prefix: KeyValuePrefix, adapter: int | None) -> int:
+        """Make a prefix of (L, P, H, D) keys and values that are given. Raises NotEnoughMemory."""
+        handle = self._with_memory(lambda: self._runner.open(adapter))
+        try:
+            self._runner.load_cache(handle, prefix.keys, prefix.values)
+        except BaseException:
+            self._runner.close(handle)
+            raise
+        self._prefixes[handle] = Prefix(self._runner.length(handle), adapter, None)
+        return handle
+
+    def retire(self, row: Row) -> None:
+        """Close a row, or leave it to the prefix cache: one of each request."""
+        task = row.task
+        if task.request.reusable and task.ids is not None and row.number == 0 and not row.broken:
+            written = np.array(row.written, np.int64)
+            read = np.concatenate([task.ids, written])[: row.length]
+            self._cache.put(_owner(task.request), read, row.handle)
+        else:
+            self._runner.close(row.handle)
+
+    def release(self, prefix: int, waiting: Collection[Request]) -> None:
+        """Free a prefix, once none of the waiting requests begins with it."""
+        self._released.add(prefix)
+        self.free_released(waiting)
+
+    def free_released(self, waiting: Collection[Request]) -> None:
+        """Close the released prefixes that no waiting request begins with."""
+        if self._released:
+            for prefix in self._released - {request.prefix for request in waiting}:
+                self._released.remove(prefix)
+                del self._prefixes[prefix]
+                self._runner.close(prefix)
+
+    def drop_adapter(self, adapter: int) -> None:
+        """Forget a LoRA that no request and no prefix uses any more."""
+        self._cache.drop_adapter(adapter)
+        self._runner.drop_adapter(adapter)
+
+    def missing_room(self, n_positions: int) -> int:
+        """How many of so many positions do not fit, with the prefix cache emptied as far as it takes."""
+        while True:
+            room = self._runner.room()
+            if room is None or n_positions <= room:
+                return 0
+            if not self._cache.drop_oldest():
+                return n_positions - room
+
+    def make_room(self) -> bool:
+        """Empty the prefix cache; whether that freed anything."""
+        return self._cache.clear()
+
+    def close(self) -> None:
+        """Free the prefixes and the prefix cache."""
+        for prefix in list(self._prefixes):
+            self.release(prefix, ())
+        self._cache.clear()
+
+    def _open(self, trunk: Row) -> None:
+        task, request, start = trunk.task, trunk.task.request, trunk.length
+        most = start + min(trunk.first_output, len(trunk.inputs) - 1)  # something is left to read
+        match = None
+        if request.reusable and task.ids is not None:
+            match = self._cache.find(_owner(request), task.ids, most)
+        if match is not None and match.length > start:
+            trunk.handle = self._runner.fork(match.handle, match.length)
+            trunk.n_read, trunk.length = match.length - start, match.length
+            self.counters.hits += 1
+            self.counters.reused += trunk.n_read
+        elif request.prefix is not None:
+            trunk.handle = self._runner.fork(request.prefix)
+        else:
+            trunk.handle = self._runner.open(request.adapter)
+
+    def _with_memory(self, do: Callable[[], Answer]) -> Answer:
+        """Do what takes memory; where there is too little, once more without the prefix cache."""
+        try:
+            return do()
+        except (NotEnoughMemory, MemoryError):
+            if not self.make_room():
+                raise
+            return do()
+
+
+def _owner(request: Request) -> Owner:
+    return Owner(request.adapter, request.namespace)
