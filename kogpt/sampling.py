@@ -212,12 +212,14 @@ def choose(logits: Array, wanted: Wanted) -> Chosen:
     tokens = [sample(logits[draw.output], draw) for draw in wanted.draws]
     if wanted.targets is None or wanted.outputs is None:
         return Chosen(tokens, np.empty(0), np.empty(0, np.int64))
-    rows = logits[wanted.outputs]
+    outputs, which = np.unique(wanted.outputs, return_inverse=True)  # many targets may share one
+    rows = logits[outputs]
     finite = np.array([np.isfinite(row).all() for row in rows], np.bool_)
     logprobs = log_softmax(np.where(finite[:, None], rows, 0).astype(np.float64))
-    found = np.where(finite, logprobs[np.arange(len(rows)), wanted.targets], np.nan)
-    top = tuple(_likeliest(row, wanted.n_top) for row in logprobs) if wanted.n_top else ()
-    return Chosen(tokens, found, rows.argmax(axis=-1).astype(np.int64), top)
+    found = np.where(finite[which], logprobs[which, wanted.targets], np.nan)
+    tops = [_likeliest(row, wanted.n_top) for row in logprobs] if wanted.n_top else []
+    likeliest = rows.argmax(axis=-1).astype(np.int64)[which]
+    return Chosen(tokens, found, likeliest, tuple(tops[i] for i in which) if tops else ())
 
 
 def sample(logits: Array, draw: Draw) -> SampledToken | None:

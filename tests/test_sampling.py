@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import time
+import tracemalloc
 from dataclasses import asdict
 from typing import Any
 
@@ -330,3 +331,16 @@ def test_targets_are_scored_at_their_outputs() -> None:
 def test_log_softmax_sums_to_one_for_huge_logits() -> None:
     logits = np.array([[1e4, 1e4 - 1, -1e4]])
     assert np.exp(log_softmax(logits)).sum() == pytest.approx(1)
+
+
+def test_many_targets_of_one_output_take_the_memory_of_one() -> None:
+    """10,000 choices after one context: their first tokens are scored by the same logits."""
+    logits = np.random.default_rng(0).standard_normal((2, 4096)).astype(np.float32)
+    outputs, targets = np.arange(10_000) % 2, np.arange(10_000) % 4096
+    tracemalloc.start()
+    found = choose(logits, Wanted(outputs=outputs, targets=targets, n_top=2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    np.testing.assert_allclose(found.logprobs, log_softmax(logits.astype(np.float64))[outputs, targets])
+    assert (found.likeliest == logits.argmax(-1)[outputs]).all() and len(found.top) == 10_000
