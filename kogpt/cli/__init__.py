@@ -32,6 +32,7 @@ COMMANDS = {
     "bench": ("kogpt.cli.bench", "measure a model's speed against the limits of this machine"),
     "eval": ("kogpt.cli.eval", "evaluate a model on Korean tasks, few-shot"),
     "export": ("kogpt.cli.export", "write a model folder in another precision"),
+    "tune": ("kogpt.cli.tune", "tune a model on a task or on rows of your own"),
     "pretrain": ("kogpt.cli.pretrain", "train a tokenizer and a model from raw text"),
 }
 

@@ -203,6 +203,57 @@ HELP = {
     "a LoRA, soft prompt or prefix for the model: a folder of PEFT": (
         "모델에 쓸 LoRA, 소프트 프롬프트 또는 프리픽스 (PEFT 형식의 폴더)"
     ),
+    # tune
+    "tune all weights; writes a model folder": "가중치를 모두 튜닝합니다; 모델 폴더를 씁니다",
+    "tune low-rank updates of the matrices; writes an adapter in PEFT's format": (
+        "행렬에 더할 저랭크 행렬을 튜닝합니다; PEFT 형식의 어댑터를 씁니다"
+    ),
+    "tune virtual tokens through an encoder; writes an adapter in PEFT's format": (
+        "인코더를 거친 가상 토큰을 튜닝합니다; PEFT 형식의 어댑터를 씁니다"
+    ),
+    "tune keys and values before the text; writes an adapter in PEFT's format": (
+        "글 앞의 키와 값을 튜닝합니다; PEFT 형식의 어댑터를 씁니다"
+    ),
+    "data": "데이터",
+    "method": "방법",
+    "training": "학습",
+    "named set: nsmc or intent": "이름 있는 데이터: nsmc 또는 intent",
+    "with TASK the folder of its files (default: KOGPT_DATA), without it a file of rows": (
+        "TASK가 있으면 그 파일들의 폴더 (기본값: KOGPT_DATA), 없으면 행이 든 파일"
+    ),
+    "rows to judge by (default: a share of PATH)": "검증할 행 (기본값: PATH의 일부)",
+    "that share (default: %(default)s)": "그 비율 (기본값: %(default)s)",
+    "rows that must not be trained on": "학습에 쓰면 안 되는 행",
+    "measure the result on the test rows too": "결과를 시험 행으로도 잽니다",
+    r"prompt around {text}; \n is a line break": r"{text}를 감싸는 프롬프트; \n은 줄바꿈",
+    "word that answers for each value of label": "label의 값마다 답이 되는 낱말",
+    "leave out empty, duplicate and test rows, and count them": "빈 행, 중복, 시험 행을 빼고 수를 알립니다",
+    "train on rows of dev and test as well": "검증과 시험에 있는 행도 학습합니다",
+    "cut rows that are too long": "너무 긴 행을 자릅니다",
+    "longest row (default: the context)": "가장 긴 행 (기본값: 모델의 문맥 길이)",
+    "rank (default: %(default)s)": "랭크 (기본값: %(default)s)",
+    "the update is scaled by alpha / sqrt(rank) (default: %(default)s)": (
+        "더할 행렬에 alpha / sqrt(rank)를 곱합니다 (기본값: %(default)s)"
+    ),
+    "matrices to update (default: all six of a block)": "튜닝할 행렬 (기본값: 블록의 여섯 개 모두)",
+    "positions before the text (default: %(default)s)": "글 앞에 둘 위치의 수 (기본값: %(default)s)",
+    "encoder (default: %(default)s)": "인코더 (기본값: %(default)s)",
+    "peak learning rate (default: the method's)": "최고 학습률 (기본값: 방법마다 다름)",
+    "folder for checkpoints, metrics and the result": "체크포인트, 지표, 결과를 둘 폴더",
+    "passes over the rows (default: %(default)s)": "행 전체를 도는 횟수 (기본값: %(default)s)",
+    "rows per step (default: %(default)s)": "스텝마다의 행 수 (기본값: %(default)s)",
+    "validations per epoch (default: %(default)s)": "에폭마다의 검증 횟수 (기본값: %(default)s)",
+    "stop after so many validations without a better one (default: %(default)s)": (
+        "이만큼 검증해도 나아지지 않으면 멈춥니다 (기본값: %(default)s)"
+    ),
+    "seed of order and new weights (default: %(default)s)": "순서와 새 가중치의 시드 (기본값: %(default)s)",
+    "precision of products; weights stay float32 (default: %(default)s)": (
+        "곱셈의 정밀도; 가중치는 float32로 둡니다 (기본값: %(default)s)"
+    ),
+    "compute blocks twice: less memory, more time": "블록을 두 번 계산합니다: 메모리는 줄고 시간은 늡니다",
+    "say steps, memory and time, and train nothing": "학습하지 않고 스텝 수, 메모리, 시간만 알립니다",
+    "print the result as one JSON object": "결과를 JSON 객체 하나로 출력합니다",
+    "tune a model on a task or on rows of your own": "과제나 가진 데이터로 모델을 튜닝합니다",
     # pretrain
     "files, folders or patterns: .jsonl, .txt, either in .zst or .gz, or .parquet": (
         "파일, 폴더 또는 패턴: .jsonl, .txt, 그 .zst나 .gz, 또는 .parquet"

@@ -1,0 +1,247 @@
+"""`kogpt tune`: full, lora, p-tuning, prefix."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kogpt.cli.options import read_count, read_share
+from kogpt.errors import InputError, MissingExtra, localized
+from kogpt.memory import amount
+from kogpt.texts import decode_argument
+
+if TYPE_CHECKING:
+    from kogpt.tuning.data import Data, Wording
+    from kogpt.tuning.run import Outcome, TuningSettings
+
+INTERRUPTED = 130
+METHODS = {
+    "full": "tune all weights; writes a model folder",
+    "lora": "tune low-rank updates of the matrices; writes an adapter in PEFT's format",
+    "p-tuning": "tune virtual tokens through an encoder; writes an adapter in PEFT's format",
+    "prefix": "tune keys and values before the text; writes an adapter in PEFT's format",
+}
+NAMED = ("nsmc", "intent")  # a test compares them with tuning.data: importing it takes torch's time
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The four methods."""
+    methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
+    for name, summary in METHODS.items():
+        child = methods.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        _add_data(child)
+        _add_method(child, name)
+        _add_training(child)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune, or continue a run that was stopped; or say what it would take."""
+    if find_spec("torch") is None:
+        raise MissingExtra("tuning", "train")
+    from kogpt.training.processes import join
+    from kogpt.tuning import run as tuning
+
+    data = _read(args)
+    job = tuning.prepare(_settings(args), args.model, data, args.task)
+    with join(args.device) as processes:
+        if args.dry_run:
+            _tell(tuning.estimate(job, processes), args.json)
+            return 0
+        outcome = tuning.tune(job, args.out, processes, sys.stderr, args.score_test)
+    return _say(outcome, args)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("task", nargs="?", choices=NAMED, metavar="TASK", help="named set: nsmc or intent")
+    group.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Path,
+        help="with TASK the folder of its files (default: KOGPT_DATA), without it a file of rows",
+    )
+    group.add_argument("--dev", metavar="FILE", type=Path, help="rows to judge by (default: a share of PATH)")
+    group.add_argument("--dev-share", type=read_share, default=0.05, help="that share (default: %(default)s)")
+    group.add_argument("--test", metavar="FILE", type=Path, help="rows that must not be trained on")
+    group.add_argument("--score-test", action="store_true", help="measure the result on the test rows too")
+    group.add_argument("--template", metavar="TEXT", help=r"prompt around {text}; \n is a line break")
+    group.add_argument(
+        "--labels", nargs="+", metavar="VALUE=WORD", help="word that answers for each value of label"
+    )
+    group.add_argument(
+        "--skip-bad", action="store_true", help="leave out empty, duplicate and test rows, and count them"
+    )
+    group.add_argument("--allow-overlap", action="store_true", help="train on rows of dev and test as well")
+    group.add_argument("--truncate", action="store_true", help="cut rows that are too long")
+    group.add_argument("--length", type=read_count, metavar="N", help="longest row (default: the context)")
+
+
+def _add_method(parser: argparse.ArgumentParser, name: str) -> None:
+    group = parser.add_argument_group("method")
+    if name == "lora":
+        group.add_argument("--rank", type=read_count, default=16, help="rank (default: %(default)s)")
+        group.add_argument(
+            "--alpha",
+            type=float,
+            default=16.0,
+            help="the update is scaled by alpha / sqrt(rank) (default: %(default)s)",
+        )
+        group.add_argument(
+            "--targets", nargs="+", metavar="NAME", help="matrices to update (default: all six of a block)"
+        )
+    if name in ("p-tuning", "prefix"):
+        group.add_argument(
+            "--virtual-tokens",
+            type=read_count,
+            default=20,
+            metavar="N",
+            help="positions before the text (default: %(default)s)",
+        )
+    if name == "p-tuning":
+        group.add_argument(
+            "--encoder", choices=("mlp", "lstm"), default="mlp", help="encoder (default: %(default)s)"
+        )
+    group.add_argument("--rate", type=float, help="peak learning rate (default: the method's)")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        default="kogpt-mini",
+        help="a folder, a hub name or a built-in model (default: %(default)s)",
+    )
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="folder for checkpoints, metrics and the result",
+    )
+    group.add_argument(
+        "--epochs", type=float, default=3.0, help="passes over the rows (default: %(default)s)"
+    )
+    group.add_argument("--batch", type=read_count, default=32, help="rows per step (default: %(default)s)")
+    group.add_argument(
+        "--checks", type=read_count, default=4, help="validations per epoch (default: %(default)s)"
+    )
+    group.add_argument(
+        "--patience",
+        type=read_count,
+        default=4,
+        help="stop after so many validations without a better one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="seed of order and new weights (default: %(default)s)"
+    )
+    group.add_argument(
+        "--device", choices=("cpu", "cuda"), help="device (default: cuda where there is a GPU)"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="precision of products; weights stay float32 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--checkpoint-blocks", action="store_true", help="compute blocks twice: less memory, more time"
+    )
+    group.add_argument("--dry-run", action="store_true", help="say steps, memory and time, and train nothing")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _read(args: argparse.Namespace) -> Data:
+    from kogpt.tuning.data import TASKS, Files, Wording, read_data, task_files
+
+    options = {name: getattr(args, name) for name in ("dev", "dev_share", "skip_bad", "allow_overlap")}
+    if args.task is None:
+        if args.data is None:
+            raise InputError(
+                "there is nothing to tune on: name a TASK, or a file of rows with --data",
+                "튜닝할 데이터가 없습니다. TASK를 쓰거나 --data로 파일을 지정하세요",
+            )
+        files = Files(train=args.data, test=args.test, **options)
+        found = read_data(files, _wording(args, Wording()))
+    else:
+        task, folder = TASKS[args.task], args.data or _data_folder()
+        files = task_files(task, folder, **options)
+        found = read_data(files, _wording(args, Wording(task.template, task.words, task.column)))
+    left_out = ", ".join(f"{count:,} {why}" for why, count in found.skipped.items() if count)
+    if left_out:
+        print(localized(f"kogpt: left out: {left_out}", f"kogpt: 뺀 행: {left_out}"), file=sys.stderr)
+    return found
+
+
+def _data_folder() -> Path:
+    value = os.environ.get("KOGPT_DATA")
+    if not value:
+        raise InputError(
+            "a named set needs its files: name their folder with --data or KOGPT_DATA",
+            "데이터 파일이 필요합니다. --data나 KOGPT_DATA로 폴더를 지정하세요",
+        )
+    return Path(value)
+
+
+def _wording(args: argparse.Namespace, usual: Wording) -> Wording:
+    from kogpt.tuning.data import Wording
+
+    template, words = usual.template, usual.words
+    if args.template is not None:
+        template = decode_argument(args.template, "--template").replace("\\n", "\n")
+    if args.labels is not None:
+        given = [decode_argument(label, "--labels").partition("=") for label in args.labels]
+        if wrong := [value for value, sign, word in given if not sign or not word.strip()]:
+            raise InputError(
+                f"--labels {wrong[0]}: write VALUE=WORD, as in '1= 긍정'",
+                f"--labels {wrong[0]}: VALUE=WORD 형식으로 쓰세요. 예: '1= 긍정'",
+            )
+        words = {value: word for value, _, word in given}
+    return Wording(template, words, usual.column)
+
+
+def _settings(args: argparse.Namespace) -> TuningSettings:
+    from dataclasses import fields
+
+    from kogpt.tuning.run import TuningSettings
+
+    given = {f.name: getattr(args, f.name) for f in fields(TuningSettings) if hasattr(args, f.name)}
+    if given.get("targets", ()) is None:
+        del given["targets"]
+    elif "targets" in given:
+        given["targets"] = tuple(given["targets"])
+    return TuningSettings(**given)
+
+
+def _tell(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if name == "memory_bytes":
+            name, value = "memory", amount(value)
+        elif name == "seconds":
+            name, value = "time", f"{value / 60:,.1f} min"
+        else:
+            value = f"{value:,}"
+        print(f"{name.replace('_', ' ')}: {value}")
+
+
+def _say(outcome: Outcome, args: argparse.Namespace) -> int:
+    if outcome.end.value == "stopped":
+        en = "stopped and saved; the same command continues the run"
+        print(localized(en, "저장하고 멈췄습니다. 같은 명령으로 이어서 학습하세요"), file=sys.stderr)
+        return INTERRUPTED
+    facts = {"end": outcome.end.value, "result": str(outcome.result), "trained_weights": outcome.n_trained}
+    if args.json:
+        print(json.dumps({**facts, **outcome.metrics}))
+        return 0
+    for split, metrics in outcome.metrics.items():
+        print(f"{split}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    print(f"{outcome.result}  ({outcome.n_trained:,} weights)")
+    return 0

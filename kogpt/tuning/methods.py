@@ -1,0 +1,235 @@
+"""What learns: all weights, LoRA factors, virtual tokens through an encoder, or keys and values.
+
+Each method is an Objective with steps of its own, and gives its result as an adapter.
+Shapes: B rows, T tokens, E model width, P virtual positions, L layers, H heads, D head width, r rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kogpt.adapter import Adapter, KeyValuePrefix, Lora, LowRank, SoftPrompt
+from kogpt.errors import ConfigError
+from kogpt.model import GPTJ, ForwardPass, Linear
+from kogpt.training.loss import IGNORED
+from kogpt.training.objective import ComputeSettings, Objective
+
+MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
+ENCODERS = ("mlp", "lstm")
+
+
+class TuningObjective(Objective):
+    """All weights learn, by the loss of the answers; the head runs on scored positions only."""
+
+    n_virtual = 0  # positions before every text
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """As Objective's; the other positions have no part in it, and get no logits."""
+        scored = targets != IGNORED
+        return super().loss(hidden[:, -targets.shape[1] :][scored][None], targets[scored][None])
+
+    def adapter(self) -> Adapter | None:
+        """What was learnt; None: the weights themselves."""
+        return None
+
+    def encoder_state(self) -> Mapping[str, Tensor]:
+        """Weights that made the adapter and are not in it."""
+        return {}
+
+
+class LowRankUpdate(nn.Module):
+    """scale * b @ a beside one matrix; b begins as zero, so that the model begins unchanged."""
+
+    def __init__(self, linear: Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, linear.in_features))
+        self.b = nn.Parameter(torch.zeros(linear.out_features, rank))
+        self.scale = alpha / math.sqrt(rank)  # rsLoRA, arXiv 2312.03732
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N)."""
+        return F.linear(F.linear(x, self.a), self.b) * self.scale
+
+
+class LoraPass(ForwardPass):
+    """Plain attention; products with the updates of their matrices added."""
+
+    def __init__(self, updates: Mapping[Linear, LowRankUpdate]) -> None:
+        self._updates = updates
+
+    def project(self, linear: Linear, x: Tensor) -> Tensor:
+        update = self._updates.get(linear)
+        return linear(x) if update is None else linear(x) + update(x)
+
+
+class LoraObjective(TuningObjective):
+    """Low-rank updates learn beside frozen matrices (arXiv 2106.09685)."""
+
+    def __init__(
+        self,
+        model: GPTJ,
+        compute: ComputeSettings,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str] = MATRICES,
+    ) -> None:
+        super().__init__(model.requires_grad_(False), compute)
+        if unknown := [name for name in targets if name not in MATRICES]:
+            raise ConfigError(
+                f"there is no matrix {unknown[0]!r}: choose from {', '.join(MATRICES)}",
+                f"{unknown[0]!r} 행렬은 없습니다. {', '.join(MATRICES)} 중에서 고르세요",
+            )
+        self.names: list[str] = []
+        self.updates = nn.ModuleList()
+        self._by_matrix: dict[Linear, LowRankUpdate] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, Linear) and name.rpartition(".")[2] in targets:
+                update = LowRankUpdate(module, rank, alpha)
+                self.names.append(name)
+                self.updates.append(update)
+                self._by_matrix[module] = update
+
+    def forward_pass(self, inputs: Tensor) -> ForwardPass:
+        """Products with the updates."""
+        return LoraPass(self._by_matrix)
+
+    def adapter(self) -> Lora:
+        """The factors by the names of their matrices."""
+        return Lora(
+            {
+                name: LowRank(update.a.detach().cpu().numpy(), update.b.detach().cpu().numpy(), update.scale)
+                for name, update in zip(self.names, self._by_matrix.values(), strict=True)
+            }
+        )
+
+
+class PromptEncoder(nn.Module):
+    """Virtual tokens -> (P, E): embeddings through an MLP, or a two-layer LSTM and an MLP.
+
+    As published for P-tuning (Liu et al. 2021, arXiv 2103.10385, section 3.2).
+    """
+
+    def __init__(self, n_virtual: int, width: int, kind: str) -> None:
+        super().__init__()
+        if kind not in ENCODERS:
+            raise ConfigError(
+                f"encoder {kind!r} is unknown: choose one of {', '.join(ENCODERS)}",
+                f"알 수 없는 인코더입니다: {kind!r}. {', '.join(ENCODERS)} 중에서 고르세요",
+            )
+        self.embedding = nn.Parameter(torch.randn(n_virtual, width))
+        self.lstm: nn.LSTM | None = None
+        if kind == "lstm":
+            self.lstm = nn.LSTM(width, width // 2, num_layers=2, bidirectional=True, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self) -> Tensor:
+        """(P, E)."""
+        x: Tensor = self.embedding
+        if self.lstm is not None:
+            x = self.lstm(x[None])[0][0]
+        y: Tensor = self.mlp(x)
+        return y
+
+
+class PromptObjective(TuningObjective):
+    """P-tuning: an encoder learns the embeddings of virtual tokens before every text; the model is frozen."""
+
+    def __init__(self, model: GPTJ, compute: ComputeSettings, n_virtual: int, encoder: str) -> None:
+        super().__init__(model.requires_grad_(False), compute)
+        self.n_virtual = n_virtual
+        self.encoder = PromptEncoder(n_virtual, model.config.d_model, encoder)
+
+    def embedded(self, inputs: Tensor) -> Tensor:
+        """(B, T) ids -> (B, P + T, E)."""
+        prompt = self.encoder()
+        return torch.cat((prompt.expand(len(inputs), -1, -1), super().embedded(inputs)), dim=1)
+
+    def adapter(self) -> SoftPrompt:
+        """The encoder's result."""
+        with torch.no_grad():
+            return SoftPrompt(self.encoder().cpu().numpy())
+
+    def encoder_state(self) -> Mapping[str, Tensor]:
+        """The encoder, without which tuning cannot go on."""
+        return self.encoder.state_dict()
+
+
+class PrefixPass(ForwardPass):
+    """Attention that sees P keys and values of every layer before the text."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        """keys, values: (L, P, H, D)."""
+        self._keys, self._values = (both.transpose(1, 2) for both in (keys, values))  # (L, H, P, D)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n_rows, _, n_tokens, _ = q.shape
+        k, v = (
+            torch.cat((before[layer].to(own.dtype).expand(n_rows, -1, -1, -1), own), dim=2)
+            for before, own in ((self._keys, k), (self._values, v))
+        )
+        n_before = k.shape[2] - n_tokens
+        mask = torch.ones(n_tokens, k.shape[2], dtype=torch.bool, device=q.device).tril(n_before)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class PrefixObjective(TuningObjective):
+    """Prefix tuning (arXiv 2101.00190; v2, 2110.07602): keys and values learn, begun from a real text."""
+
+    def __init__(self, model: GPTJ, compute: ComputeSettings, text: Sequence[int]) -> None:
+        """text: ids, one for each position of the prefix."""
+        super().__init__(model.requires_grad_(False), compute)
+        keys, values = read_prefix(model, text)
+        self.n_virtual = len(text)
+        self.keys, self.values = nn.Parameter(keys), nn.Parameter(values)
+
+    def forward_pass(self, inputs: Tensor) -> ForwardPass:
+        """Attention with the prefix."""
+        return PrefixPass(self.keys, self.values)
+
+    def hidden(self, x: Tensor, run: ForwardPass) -> Tensor:
+        """(B, T, E) -> (B, T, E); the text stands at the positions after the prefix."""
+        dtype = self.compute.dtype_on(x.device)
+        positions = torch.arange(self.n_virtual, self.n_virtual + x.shape[1], device=x.device)
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            return self.model.trunk(x, positions, run)
+
+    def adapter(self) -> KeyValuePrefix:
+        """Keys, rotated, and values."""
+        return KeyValuePrefix(self.keys.detach().cpu().numpy(), self.values.detach().cpu().numpy())
+
+
+class _Listening(ForwardPass):
+    """Keeps the keys and values that the model computes."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.keys.append(k[0].transpose(0, 1))
+        self.values.append(v[0].transpose(0, 1))
+        return super().attend(layer, q, k, v)
+
+
+def read_prefix(model: GPTJ, text: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Keys, rotated, and values of a text of P ids: (L, P, H, D) each."""
+    run, ids = _Listening(), torch.tensor([list(text)], device=model.lm_head.weight.device)
+    with torch.no_grad():
+        model.trunk(model.embed(ids), torch.arange(len(text), device=ids.device), run)
+    return torch.stack(run.keys), torch.stack(run.values)
+
+
+def n_trained(objective: TuningObjective) -> int:
+    """Weights that learn."""
+    return sum(value.numel() for value in objective.parameters() if value.requires_grad)

@@ -1,0 +1,312 @@
+"""Examples -> adapter or model: `kogpt tune`. Puts data, method and loop together."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from kogpt import checkpoint, peft
+from kogpt.checkpoint import Checkpoint
+from kogpt.errors import ConfigError
+from kogpt.files import atomic_write, lock_folder
+from kogpt.peft import Origin, SavedAdapter
+from kogpt.tokenizer import Tokenizer
+from kogpt.training import checkpoints
+from kogpt.training.folder import export_model, remember_start, require_training_memory
+from kogpt.training.loop import End, Run
+from kogpt.training.objective import ComputeSettings
+from kogpt.training.optimizers import OptimizerSettings
+from kogpt.training.processes import Processes
+from kogpt.training.report import Report
+from kogpt.training.schedule import Schedule
+from kogpt.training.settings import LoopSettings, TrainingSettings
+from kogpt.training.start import meta_model, stored_rows
+from kogpt.training.verdict import Best, Verdict, judge
+from kogpt.tuning.data import Data
+from kogpt.tuning.measure import measure
+from kogpt.tuning.methods import (
+    MATRICES,
+    LoraObjective,
+    PrefixObjective,
+    PromptObjective,
+    TuningObjective,
+    n_trained,
+)
+from kogpt.tuning.rows import Batches, Row, encode, padded
+from kogpt.weights import Stored, write_safetensors
+
+# Peak learning rate of AdamW. Full: KoGPT2-subtasks's; soft prompts learn at ten times LoRA's rate
+# (PEFT's comparison of methods).
+RATES = {"full": 5e-5, "lora": 5e-4, "p-tuning": 5e-3, "prefix": 5e-3}
+ENCODER = "p_tuning_encoder.safetensors"
+WARMUP = 0.1  # share of the steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuningSettings:
+    """How to tune; ConfigError for values that cannot be meant."""
+
+    method: str
+    epochs: float = 3.0
+    batch: int = 32  # rows
+    rate: float | None = None  # peak; None: the method's
+    rank: int = 16  # LoRA's
+    alpha: float = 16.0
+    targets: tuple[str, ...] = MATRICES
+    virtual_tokens: int = 20  # of P-tuning and prefix tuning
+    encoder: str = "mlp"  # of P-tuning
+    checks: int = 4  # validations in an epoch
+    patience: int = 4  # validations that may pass without a better one
+    length: int | None = None  # tokens of a row; None: the model's context
+    truncate: bool = False
+    seed: int = 0
+    dtype: str = "auto"
+    checkpoint_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "rank", "alpha", "virtual_tokens", "checks", "patience"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ConfigError(
+                    f"{name} is {value}: it must be a number above 0",
+                    f"{name} 값이 {value}입니다. 0보다 큰 수를 쓰세요",
+                )
+
+    def training(self, batches: Batches) -> TrainingSettings:
+        """The settings of the loop."""
+        steps = max(1, round(self.epochs * batches.per_epoch))
+        every = max(1, batches.per_epoch // self.checks)
+        rate = RATES[self.method] if self.rate is None else self.rate
+        decay = 0.01 if self.method == "full" else 0.0
+        return TrainingSettings(
+            schedule=Schedule(steps=steps, warmup_steps=round(WARMUP * steps), shape="cosine"),
+            optimizer=OptimizerSettings(name="adamw", adamw_rate=rate, adamw_decay=decay, betas=(0.9, 0.999)),
+            # Rows have many lengths, each of which would be compiled.
+            compute=ComputeSettings(
+                dtype=self.dtype, compile="nothing", checkpoint_blocks=self.checkpoint_blocks
+            ),
+            loop=LoopSettings(
+                tokens_per_pass=4096, log_every=min(10, every), validate_every=every, save_every=10 * every
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A tuning run whose inputs are read and checked."""
+
+    settings: TuningSettings
+    stored: Checkpoint
+    base: str  # the model's name, for other programs
+    data: Data
+    task: str | None
+    tokenizer: Tokenizer
+    train: list[Row]
+    dev: list[Row]
+    test: list[Row]
+    batches: Batches
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, and what it reached at its best; metrics by split, empty if it was stopped."""
+
+    end: End
+    metrics: Mapping[str, Mapping[str, float]]
+    n_trained: int
+    result: Path
+
+
+def prepare(settings: TuningSettings, model: str, data: Data, task: str | None) -> Job:
+    """Read the model and tokenize the data; errors of both, before anything is trained."""
+    stored = checkpoint.load(model)
+    tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
+    tokenizer.check_fits(stored.config)
+    room = stored.config.n_ctx
+    if settings.method in ("p-tuning", "prefix"):
+        room -= settings.virtual_tokens
+    longest = min(room, settings.length or room)
+    if longest < 2:
+        raise ConfigError(
+            f"rows would have {longest} tokens of {stored.config.n_ctx}: take fewer virtual tokens, or a "
+            "larger --length",
+            f"글에 남는 토큰이 {stored.config.n_ctx}개 중 {longest}개입니다. 가상 토큰을 줄이거나 --length를 "
+            "늘리세요",
+        )
+    labels = data.wording.labels
+    train, dev, test = (
+        encode(rows, tokenizer, labels, longest, settings.truncate)
+        for rows in (data.train, data.dev, data.test)
+    )
+    batches = Batches(train, settings.batch, settings.seed)
+    return Job(settings, stored, model, data, task, tokenizer, train, dev, test, batches)
+
+
+def tune(
+    job: Job, folder: Path, processes: Processes, live: TextIO | None = None, score_test: bool = False
+) -> Outcome:
+    """Tune until the schedule ends, dev stops improving or a signal comes; continues the run in `folder`.
+
+    Afterwards `folder`/adapter or `folder`/model holds the best checkpoint. InputError while another run uses
+    `folder`, ConfigError for a run that began otherwise.
+    """
+    _require_one(processes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder, "kogpt tune"):
+        objective = build(job, processes)
+        training = job.settings.training(job.batches)
+        run = Run(folder, objective, training, processes, Report(folder, live), _identity(job))
+        run.resume()
+        remember_start(run, _facts(job))
+        end = run.train(job.batches, lambda step, best: _validate(job, run, best))
+        result = folder / ("model" if job.settings.method == "full" else "adapter")
+        if end is End.STOPPED:
+            return Outcome(end, {}, n_trained(objective), result)
+        path = checkpoints.best(folder)
+        assert path is not None  # the last step is saved
+        checkpoints.restore(path, objective, run.optimizers, run.identity, processes)
+        metrics = _final(job, objective, processes, score_test)
+        run.report.write({"step": run.step, "tokens": run.tokens, "seconds": run.seconds, **metrics})
+        _write(job, objective, path, result)
+        return Outcome(end, metrics, n_trained(objective), result)
+
+
+def build(job: Job, processes: Processes) -> TuningObjective:
+    """The objective with the model's weights on the device; NotEnoughMemory if they cannot be trained."""
+    settings, stored = job.settings, job.stored
+    trained = None if settings.method == "full" else 0
+    require_training_memory(stored.config, processes, trained)
+    floats = Checkpoint(stored.folder, stored.config, stored.floats())
+    model = meta_model(stored.config).to_empty(device=processes.device)
+    model.tie()
+    processes.fill(model, stored_rows(floats))
+    torch.manual_seed(settings.seed)
+    compute = settings.training(job.batches).compute
+    if settings.method == "lora":
+        return LoraObjective(model, compute, settings.rank, settings.alpha, settings.targets).to(
+            processes.device
+        )
+    if settings.method == "p-tuning":
+        return PromptObjective(model, compute, settings.virtual_tokens, settings.encoder).to(processes.device)
+    if settings.method == "prefix":
+        return PrefixObjective(model, compute, _prefix_text(job)).to(processes.device)
+    return TuningObjective(model, compute)
+
+
+def estimate(job: Job, processes: Processes) -> dict[str, Any]:
+    """What a run takes, measured on two batches of it: steps, peak memory in bytes, seconds."""
+    _require_one(processes)
+    objective = build(job, processes)
+    training = job.settings.training(job.batches)
+    order = range(job.batches.per_epoch)
+    widths = [max(len(row.ids) for row in job.batches.rows_of(step)) for step in order]
+    _gradient(job, objective, int(np.argmax(widths)), processes)
+    middle = int(np.argsort(widths)[len(widths) // 2])
+    seconds = min(_gradient(job, objective, middle, processes) for _ in range(2))
+    begin = time.monotonic()
+    sample = job.dev[:64]
+    measure(objective, sample, processes.device)
+    checking = (time.monotonic() - begin) * len(job.dev) / len(sample)
+    steps, trained = training.schedule.steps, n_trained(objective)
+    checks = -(-steps // training.loop.validate_every)
+    return {
+        "rows": len(job.train),
+        "dev_rows": len(job.dev),
+        "steps": steps,
+        "trained_weights": trained,
+        "memory_bytes": _peak(processes.device) + 8 * trained,  # AdamW's two moments come on top
+        "seconds": round(steps * seconds + checks * checking, 1),
+    }
+
+
+def _gradient(job: Job, objective: TuningObjective, step: int, processes: Processes) -> float:
+    """Seconds of one forward and backward pass over a batch."""
+    begin = time.monotonic()
+    inputs, targets = (
+        torch.from_numpy(ids).to(processes.device) for ids in padded(job.batches.rows_of(step))
+    )
+    torch.autograd.backward(objective(inputs, targets))
+    if processes.device.type == "cuda":
+        torch.cuda.synchronize(processes.device)
+    return time.monotonic() - begin
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes that this process held at most: on the GPU, or in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _require_one(processes: Processes) -> None:
+    if processes.count > 1:
+        raise ConfigError(
+            f"{processes.count} processes cannot tune together yet: start one, without torchrun",
+            f"프로세스 {processes.count}개로는 아직 튜닝할 수 없습니다. torchrun 없이 하나만 실행하세요",
+        )
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    settings = job.settings
+    shape = {"lora": settings.rank, "p-tuning": settings.virtual_tokens, "prefix": settings.virtual_tokens}
+    return {**job.stored.config.to_json(), "method": settings.method, "size": shape.get(settings.method, 0)}
+
+
+def _facts(job: Job) -> dict[str, str]:
+    """What a resumed run must share with its beginning."""
+    facts = {name: str(value) for name, value in asdict(job.settings).items()}
+    facts |= {"data_sha256": job.data.digest(), "template": job.data.wording.template}
+    return facts | {"init": str(job.stored.folder), "init_sha256": checkpoint.digest(job.stored.folder)}
+
+
+def _validate(job: Job, run: Run, best: Best | None) -> Verdict:
+    """Dev loss decides; accuracy is told."""
+    assert isinstance(run.objective, TuningObjective)
+    found = {f"dev_{name}": value for name, value in measure(run.objective, job.dev, _device(run)).items()}
+    return judge(found, "dev_loss", best, job.settings.patience, lower_is_better=True)
+
+
+def _device(run: Run) -> torch.device:
+    return run.processes.device
+
+
+def _final(
+    job: Job, objective: TuningObjective, processes: Processes, score_test: bool
+) -> dict[str, dict[str, float]]:
+    """Metrics of dev, and of test where that is wanted; each is computed from its own rows only."""
+    objective.eval()
+    splits = {"dev": job.dev} | ({"test": job.test} if score_test and job.test else {})
+    return {name: measure(objective, rows, processes.device) for name, rows in splits.items()}
+
+
+def _prefix_text(job: Job) -> list[int]:
+    """Ids of the first training rows, one after the other, as many as the prefix has positions."""
+    n = job.settings.virtual_tokens
+    ids = list(chain.from_iterable(row.ids.tolist() for row in job.train[:n]))
+    return (ids * -(-n // len(ids)))[:n]
+
+
+def _write(job: Job, objective: TuningObjective, best: Path, result: Path) -> None:
+    """The result as a folder; an encoder beside its adapter."""
+    stored, adapter = job.stored, objective.adapter()
+    if adapter is None:
+        export_model(best, stored.config, stored.folder, result)
+        return
+    origin = Origin.of(stored, job.task, job.data.wording.labels, job.data.wording.template)
+    peft.save(result, SavedAdapter(adapter, origin=origin), stored.config, job.base)
+    state = {name: tensor.cpu().numpy() for name, tensor in objective.encoder_state().items()}
+    if state:
+        parts = {name: ("float32", array.shape) for name, array in state.items()}
+        with atomic_write(result / ENCODER) as file:
+            write_safetensors(file, parts, ((name, Stored("float32", a)) for name, a in state.items()))

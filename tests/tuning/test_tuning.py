@@ -1,0 +1,356 @@
+"""Tuning on made-up reviews: the data's refusals, losses against slow twins, whole runs of a tiny model."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kogpt import checkpoint, peft
+from kogpt.adapter import KeyValuePrefix, Lora, SoftPrompt, merged
+from kogpt.cli import main
+from kogpt.cli.tune import NAMED
+from kogpt.errors import ConfigError, InputError
+from kogpt.model import GPTJ
+from kogpt.training.loop import End, Run
+from kogpt.training.processes import Processes
+from kogpt.tuning import run as tuning
+from kogpt.tuning.data import TASKS, Example, Files, Wording, read_data, task_files
+from kogpt.tuning.measure import label_scores, macro_f1, measure
+from kogpt.tuning.methods import TuningObjective, n_trained
+from kogpt.tuning.rows import Batches, Row
+from kogpt.tuning.run import Job, TuningSettings, build, prepare, tune
+
+WORDS = (("나라", "사람"), ("바다", "하늘"))
+OTHERS = ("말", "뜻", "글자", "오늘", "학교", "노래")
+LABELS = {"0": " 부정", "1": " 긍정"}
+
+
+def reviews(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Texts whose label is told by one word."""
+    rng, rows = random.Random(seed), {}
+    while len(rows) < count:
+        label = rng.randrange(2)
+        words = [*rng.sample(OTHERS, rng.randint(1, 4)), rng.choice(WORDS[label])]
+        rng.shuffle(words)
+        rows[" ".join(words)] = label
+    return [{"text": text, "label": label} for text, label in rows.items()]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("rows") / "reviews.jsonl", reviews(120))
+
+
+@pytest.fixture
+def job(rows_file: Path, tiny_folder: Path) -> Callable[..., Job]:
+    def make(method: str = "lora", **changes: Any) -> Job:
+        data = read_data(Files(train=rows_file, dev_share=0.2), Wording(words=LABELS))
+        wanted = {"method": method, "batch": 16, "dtype": "float32", "virtual_tokens": 5, **changes}
+        return prepare(TuningSettings(**wanted), str(tiny_folder), data, "toy")
+
+    return make
+
+
+# data
+
+
+def refused(tmp_path: Path, rows: list[dict[str, Any]], **files: Any) -> str:
+    with pytest.raises(InputError) as error:
+        read_data(Files(train=write(tmp_path / "rows.jsonl", rows), **files), Wording())
+    return error.value.en
+
+
+def test_bad_rows_are_refused_with_their_places(tmp_path: Path) -> None:
+    good = reviews(10)
+    assert "1 rows are empty" in refused(tmp_path, [*good, {"text": " ", "label": 1}])
+    assert "rows.jsonl:11" in refused(tmp_path, [*good, {"text": "말", "label": None}])
+    doubled = {**good[0], "text": f"  {good[0]['text']}"}
+    assert "1 rows repeat" in refused(tmp_path, [*good, doubled])
+    assert "one class only" in refused(tmp_path, [row for row in good if row["label"] == 1])
+    assert "rows need prompt" in refused(tmp_path, [{"sentence": "말"}])
+    assert "no row" in refused(tmp_path, [])
+    test = write(tmp_path / "test.jsonl", good[:2])
+    assert "2 training texts are held out" in refused(tmp_path, good, test=test)
+    unknown = write(tmp_path / "dev.jsonl", [{"text": "다른 글", "label": 7}])
+    assert "label '7' is unknown" in refused(tmp_path, good, dev=unknown)
+
+
+def test_bad_rows_can_be_left_out_or_insisted_on(tmp_path: Path) -> None:
+    good = reviews(10)
+    path = write(tmp_path / "rows.jsonl", [*good, good[3], {"text": "", "label": 0}])
+    test = write(tmp_path / "test.jsonl", good[:2])
+    found = read_data(Files(train=path, test=test, skip_bad=True), Wording())
+    assert {name: count for name, count in found.skipped.items() if count} == {
+        "empty in train": 1,
+        "duplicate in train": 1,
+        "held out": 2,
+    }
+    assert len(found.train) + len(found.dev) == 8
+    kept = read_data(Files(train=write(path, good), test=test, allow_overlap=True), Wording())
+    assert len(kept.train) + len(kept.dev) == 10
+
+
+def test_the_dev_split_depends_on_the_texts_only(tmp_path: Path) -> None:
+    rows = reviews(50)
+    first = read_data(Files(train=write(tmp_path / "a.jsonl", rows), dev_share=0.2), Wording())
+    second = read_data(Files(train=write(tmp_path / "b.jsonl", rows[::-1]), dev_share=0.2), Wording())
+    assert {row.text for row in first.dev} == {row.text for row in second.dev}
+    assert len(first.dev) == 10 and not {r.text for r in first.dev} & {r.text for r in first.train}
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_named_sets_are_read_with_quotes_as_letters(tmp_path: Path, name: str) -> None:
+    task = TASKS[name]
+    for split, names in (("train", task.train), ("test", task.test)):
+        lines = [f'1\t"{split} 글 {n}\t{label}' for n in range(3) for label in list(task.words)[:2]]
+        rows = [line.replace("글", f"글 {index}") for index, line in enumerate(lines)]
+        text = "\n".join([f"id\t{task.column}\tlabel", *rows]) + "\n"
+        if names[0].endswith(".gz"):
+            import gzip
+
+            (tmp_path / names[0]).write_bytes(gzip.compress(text.encode()))
+        else:
+            (tmp_path / names[0]).write_text(text, encoding="utf-8")
+    wording = Wording(task.template, task.words, task.column)
+    found = read_data(task_files(task, tmp_path), wording)
+    assert len(found.train) + len(found.dev) == len(found.test) == 6
+    assert found.test[0].text.startswith('"') and found.test[0].answer == task.words["0"]
+    assert tuple(TASKS) == NAMED
+
+
+# rows
+
+
+def test_answers_alone_are_learnt(job: Callable[..., Job]) -> None:
+    made = job()
+    for row in made.train:
+        example = next(e for e in made.data.train if e.origin == row.origin)
+        learnt = made.tokenizer.decode([int(token) for token in row.ids[row.first : -1]])
+        assert example.answer.endswith(learnt) and row.ids[-1] == made.tokenizer.eos_token_id
+        assert made.tokenizer.decode([int(t) for t in row.ids[:-1]]).endswith(example.prompt + example.answer)
+
+
+def test_every_epoch_reads_every_row_in_a_new_order(job: Callable[..., Job]) -> None:
+    rows = job().train
+    batches = Batches(rows, 7, seed=1)
+    epochs = [
+        [row.origin for step in range(batches.per_epoch) for row in batches.rows_of(first + step)]
+        for first in (0, batches.per_epoch)
+    ]
+    assert all(set(epoch) == {row.origin for row in rows} for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert batches.rows_of(3) == Batches(rows, 7, seed=1).rows_of(3)
+
+
+def test_long_rows_are_counted_or_cut(job: Callable[..., Job]) -> None:
+    with pytest.raises(InputError, match="rows are longer than 20 tokens"):
+        job(length=20)
+    cut, whole = job(length=20, truncate=True), job()
+    assert max(len(row.ids) for row in cut.train) == 20
+    for short, long in zip(cut.train, whole.train, strict=True):
+        assert list(short.ids) == list(long.ids[-len(short.ids) :])
+        assert list(short.ids[short.first :]) == list(long.ids[long.first :])
+
+
+# losses and scores against slow twins
+
+
+def slow_losses(model: GPTJ, row: Row) -> list[float]:
+    """Loss of every learnt id, by the plain model, one row alone."""
+    logits = model(torch.from_numpy(row.ids[None]))[0].log_softmax(-1)
+    return [-float(logits[i - 1, row.ids[i]]) for i in range(row.first, len(row.ids))]
+
+
+def test_masked_loss_of_a_batch_equals_single_rows_of_the_plain_model(job: Callable[..., Job]) -> None:
+    made = job("full")
+    objective = build(made, Processes())
+    batch = made.batches(0)
+    with torch.no_grad():
+        found = float(objective(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)))
+        slow = sum(sum(slow_losses(objective.model, row)) for row in made.batches.rows_of(0))
+    assert found == pytest.approx(slow, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "p-tuning", "prefix"])
+def test_label_scores_equal_single_rows(method: str, job: Callable[..., Job]) -> None:
+    made = job(method)
+    objective = build(made, Processes())
+    rows = made.dev[:6]
+    with torch.no_grad():
+        slow = [[_score_alone(objective, row, choice) for choice in row.choices] for row in rows]
+    found = label_scores(objective, rows, torch.device("cpu"))
+    np.testing.assert_allclose(found, slow, rtol=2e-5, atol=1e-4)
+
+
+def _score_alone(objective: TuningObjective, row: Row, choice: tuple[int, ...]) -> float:
+    ids = torch.tensor([[*row.context.tolist(), *choice]])
+    hidden = objective.hidden(objective.embedded(ids), objective.forward_pass(ids))[:, -ids.shape[1] :]
+    logits = objective.model.head(hidden)[0].log_softmax(-1)
+    return sum(float(logits[row.first - 1 + n, token]) for n, token in enumerate(choice))
+
+
+def test_a_prefix_of_a_text_equals_the_text_itself(job: Callable[..., Job]) -> None:
+    made = job("prefix")
+    objective = build(made, Processes())
+    text = tuning._prefix_text(made)
+    ids = made.train[0].ids[:9]
+    with torch.no_grad():
+        tokens = torch.from_numpy(ids[None])
+        found = objective.hidden(objective.embedded(tokens), objective.forward_pass(tokens))
+        inlined = torch.tensor([[*text, *ids.tolist()]])
+        whole = objective.model.trunk(objective.model.embed(inlined), torch.arange(inlined.shape[1]))
+    torch.testing.assert_close(found, whole[:, len(text) :], rtol=1e-4, atol=1e-4)
+
+
+def test_a_metric_sees_its_own_rows_only(job: Callable[..., Job]) -> None:
+    """What is measured on one split does not depend on what was measured before."""
+    made = job()
+    objective = build(made, Processes())
+    before = measure(objective, made.dev)
+    measure(objective, made.train)
+    assert measure(objective, made.dev) == before
+
+
+def test_macro_f1_by_hand() -> None:
+    assert macro_f1([0, 0, 1, 1], [0, 1, 1, 1]) == pytest.approx((2 / 3 + 4 / 5) / 2)
+
+
+# whole runs
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "rate", "least"),
+    [
+        ("lora", Lora, 3e-3, 0.95),
+        ("prefix", KeyValuePrefix, 2e-2, 0.0),  # random layers: a prefix steers them little
+        ("p-tuning", SoftPrompt, 5e-3, 0.0),
+        ("full", type(None), 1e-3, 0.95),
+    ],
+)
+def test_a_separable_task_is_learnt_and_the_result_is_read_back(
+    method: str,
+    kind: type,
+    rate: float,
+    least: float,
+    job: Callable[..., Job],
+    tmp_path: Path,
+    no_fsync: None,
+) -> None:
+    made = job(method, epochs=12, rate=rate, patience=100, checks=1)
+    before = measure(build(made, Processes()), made.dev)
+    outcome = tune(made, tmp_path / "run", Processes())
+    assert outcome.end is End.DONE
+    assert outcome.metrics["dev"]["loss"] < 0.5 * before["loss"]
+    assert outcome.metrics["dev"]["accuracy"] >= least
+    objective = build(made, Processes())
+    if method == "full":
+        tensors = checkpoint.load(outcome.result).floats()
+    else:
+        saved = peft.load(outcome.result, made.stored)
+        assert isinstance(saved.adapter, kind)
+        assert saved.origin.task == "toy" and saved.origin.labels == (" 부정", " 긍정")
+        assert (outcome.result / tuning.ENCODER).exists() == (method == "p-tuning")
+        if not isinstance(saved.adapter, Lora):
+            return
+        tensors = merged(made.stored.floats(), saved.adapter)
+    plain = TuningObjective(objective.model, objective.compute)
+    with torch.no_grad():
+        for name, value in plain.model.named_parameters():
+            value.copy_(torch.from_numpy(np.array(tensors[name].to("float32"))))
+    again = measure(plain, made.dev)
+    assert again["loss"] == pytest.approx(outcome.metrics["dev"]["loss"], rel=2e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "p-tuning"])
+def test_a_stopped_run_goes_on_with_the_same_bits(
+    method: str, job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None
+) -> None:
+    made = job(method, epochs=2, checks=1, patience=100)
+    whole = tune(made, tmp_path / "whole", Processes())
+    update = Run.update
+
+    def stop_at_four(self: Run, batch: Any) -> dict[str, Any]:
+        found = update(self, batch)
+        self._asked = self.step == 4
+        return found
+
+    monkeypatch.setattr(Run, "update", stop_at_four)
+    stopped = tune(made, tmp_path / "parts", Processes())
+    monkeypatch.undo()
+    assert stopped.end is End.STOPPED and not stopped.result.exists()
+    resumed = tune(made, tmp_path / "parts", Processes())
+    for name in (peft.WEIGHTS, peft.OWN):
+        assert (resumed.result / name).read_bytes() == (whole.result / name).read_bytes()
+    assert resumed.metrics == whole.metrics
+    with pytest.raises(ConfigError, match="rate"):
+        tune(replace(made, settings=replace(made.settings, rate=1.0)), tmp_path / "parts", Processes())
+
+
+def test_tuning_stops_early_and_keeps_the_best(
+    job: Callable[..., Job], tmp_path: Path, no_fsync: None
+) -> None:
+    made = job("full", epochs=50, rate=0.05, patience=1, checks=1)  # far too fast: dev gets worse
+    outcome = tune(made, tmp_path / "run", Processes())
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["dev_loss"] for line in lines if "dev_loss" in line]
+    assert outcome.end is End.ENOUGH
+    assert outcome.metrics["dev"]["loss"] == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_plain_text_and_completions_are_learnt_whole(tmp_path: Path, tiny_folder: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(f"글자 {n} 뜻" for n in range(9)), encoding="utf-8")
+    pairs = write(
+        tmp_path / "pairs.jsonl", [{"prompt": f"물음 {n}:", "completion": f" 답 {n}"} for n in range(9)]
+    )
+    for path in (lines, pairs):
+        made = prepare(
+            TuningSettings(method="lora"), str(tiny_folder), read_data(Files(train=path), Wording()), None
+        )
+        row, example = made.train[0], made.data.train[0]
+        assert isinstance(example, Example) and example.label is None
+        text = made.tokenizer.decode([int(token) for token in row.ids[row.first : -1]])
+        assert text == example.answer.strip(" ") or text == example.answer
+        assert set(measure(build(made, Processes()), made.dev)) == {"loss"}
+
+
+def test_the_command_dry_runs_tunes_and_refuses(
+    rows_file: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_fsync: None
+) -> None:
+    common = ["--data", str(rows_file), "--model", str(tiny_folder), "--device", "cpu", "--dtype", "float32"]
+    common += ["--labels", "0= 부정", "1= 긍정", "--epochs", "1", "--json"]
+    out = tmp_path / "run"
+    assert main(["tune", "lora", *common, "--out", str(out), "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["steps"] == 4 and plan["memory_bytes"] > 0 and not out.exists()
+    assert main(["tune", "lora", *common, "--out", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["end"] == "done" and set(found["dev"]) == {"loss", "accuracy", "macro_f1"}
+    assert found["trained_weights"] == plan["trained_weights"]
+    assert main(["tune", "lora", "--out", str(out)]) == 2
+    assert main(["tune", "lora", *common, "--out", str(out), "--targets", "wte"]) == 2
+    assert main(["tune", "lora", *common, "--out", str(out), "--labels", "0"]) == 2
+    assert capsys.readouterr().err.count("kogpt: ") == 3
+
+
+def test_lora_learns_six_matrices_of_every_block(job: Callable[..., Job]) -> None:
+    objective = build(job(rank=4), Processes())
+    config = objective.model.config
+    adapter = objective.adapter()
+    assert isinstance(adapter, Lora) and len(adapter.updates) == 6 * config.n_layers
+    assert {update.scale for update in adapter.updates.values()} == {16 / 2}
+    per_block = 4 * 2 * config.d_model + 2 * (config.d_model + config.d_ff)
+    assert n_trained(objective) == 4 * config.n_layers * per_block
