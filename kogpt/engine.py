@@ -67,6 +67,11 @@ class Engine:
         return len(self._waiting)
 
     @property
+    def n_rows(self) -> int:
+        """Answers that are admitted and not finished."""
+        return sum(len(task.unfinished) for task in list(self._live.values()))
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is left to do."""
         return not (self._waiting or self._live or self._events)
@@ -192,8 +197,7 @@ class Engine:
             if request is None:  # cancelled
                 self._queue.popleft()
                 continue
-            n_rows = sum(len(task.unfinished) for task in self._live.values())
-            if self._live and n_rows + request.n_samples > self.max_rows:
+            if self._live and self.n_rows + request.n_samples > self.max_rows:
                 break
             missing = self._store.missing_room(self._promised() + positions(request, self.max_rows))
             if missing and self._live:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ import tokenizers
 from korean import PROSE
 from numpy.typing import NDArray
 
-from kogpt import checkpoint
+from kogpt import KoGPT, checkpoint
 from kogpt.config import ModelConfig
 from kogpt.quantize import Quantized
 from kogpt.weights import Stored
+
+if TYPE_CHECKING:
+    from serving import Running
 
 TINY = ModelConfig(n_layers=3, n_heads=4, d_model=64, d_ff=256, n_vocab=512, n_ctx=128, rotary_dim=8)
 
@@ -65,6 +69,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) 
     folder = tmp_path_factory.mktemp("tiny")
     checkpoint.save(folder, TINY, random_tensors(TINY), dtype="float32", tokenizer=tiny_tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tiny_folder: Path) -> KoGPT:
+    return KoGPT.from_pretrained(tiny_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def server(model: KoGPT) -> Iterator[Running]:
+    """One server for all tests of kogpt/server that leave it as it was."""
+    from serving import serving  # FastAPI, for nobody else
+
+    with serving(model) as running:
+        yield running
 
 
 @pytest.fixture

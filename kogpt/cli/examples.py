@@ -14,6 +14,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt eval nsmc klue-sts --shots 0,5 --limit 500",
         "kogpt eval ppl --text book.txt",
     ),
+    "kogpt serve": ("kogpt serve", "kogpt serve --host 0.0.0.0 --api-key-file keys.txt"),
     "kogpt export": ("kogpt export int4 --model kakaobrain/kogpt --out kogpt-int4",),
     "kogpt tune": ("kogpt tune lora --data reviews.tsv --out sentiment",),
     "kogpt tune full": ("kogpt tune full nsmc --data eval/ --out nsmc-full",),

@@ -58,6 +58,26 @@ HELP = {
         "모델의 속도를 이 컴퓨터의 한계와 견주어 잽니다"
     ),
     "evaluate a model on Korean tasks, few-shot": "한국어 과제로 모델을 퓨샷 평가합니다",
+    "serve a model over HTTP: OpenAI's API, Kakao's API and a page": (
+        "모델을 HTTP로 제공합니다: OpenAI API, 카카오 API, 웹 페이지"
+    ),
+    # serve
+    "address to listen on (default: %(default)s)": "접속을 받을 주소 (기본값: %(default)s)",
+    "port to listen on (default: %(default)s)": "접속을 받을 포트 (기본값: %(default)s)",
+    "listen on a UNIX socket instead": "주소 대신 UNIX 소켓으로 접속을 받습니다",
+    "certificate for HTTPS (PEM)": "HTTPS 인증서 (PEM)",
+    "private key of the certificate (PEM)": "인증서의 개인 키 (PEM)",
+    "file of API keys, one per line; KOGPT_API_KEY holds a single one": (
+        "API 키 파일, 한 줄에 하나; 하나뿐이면 환경 변수 KOGPT_API_KEY도 됩니다"
+    ),
+    "host name to answer to; may be repeated": "응답할 호스트 이름; 여러 번 쓸 수 있습니다",
+    "page that may call this server; may be repeated": (
+        "이 서버를 호출해도 되는 페이지의 출처; 여러 번 쓸 수 있습니다"
+    ),
+    "time that answers may take to finish after SIGTERM (default: %(default)s)": (
+        "SIGTERM을 받은 뒤 쓰던 글을 마칠 시간(초) (기본값: %(default)s)"
+    ),
+    "print the limits of requests and exit": "요청의 제한을 보여 줍니다",
     "write a model folder in another precision": "모델 폴더를 다른 정밀도로 다시 씁니다",
     "train a tokenizer and a model from raw text": "원문에서 토크나이저와 모델을 학습합니다",
     "train a tokenizer, and measure it on held-out text": (

@@ -1,0 +1,96 @@
+"""`kogpt serve`: the model behind HTTP, and a page."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from kogpt.cli.options import add_model_options, load_model, read_count
+from kogpt.errors import InputError, MissingExtra, localized
+
+KEY_VARIABLE = "KOGPT_API_KEY"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `kogpt serve` takes."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=read_count, default=8000, metavar="N", help="port to listen on (default: %(default)s)"
+    )
+    parser.add_argument("--uds", metavar="PATH", help="listen on a UNIX socket instead")
+    parser.add_argument("--tls-certificate", metavar="PATH", help="certificate for HTTPS (PEM)")
+    parser.add_argument("--tls-key", metavar="PATH", help="private key of the certificate (PEM)")
+    parser.add_argument(
+        "--api-key-file",
+        metavar="PATH",
+        help=f"file of API keys, one per line; {KEY_VARIABLE} holds a single one",
+    )
+    parser.add_argument(
+        "--allowed-host", action="append", metavar="NAME", help="host name to answer to; may be repeated"
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        metavar="ORIGIN",
+        help="page that may call this server; may be repeated",
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="time that answers may take to finish after SIGTERM (default: %(default)s)",
+    )
+    parser.add_argument("--print-limits", action="store_true", help="print the limits of requests and exit")
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    try:
+        from kogpt.server.access import Access
+        from kogpt.server.app import make_app, make_service
+        from kogpt.server.limits import Limits
+        from kogpt.server.listen import Address
+        from kogpt.server.listen import run as listen
+    except ImportError as error:
+        raise MissingExtra("kogpt serve", "serve") from error
+
+    limits = Limits()
+    if args.print_limits:
+        print("\n".join(limits.describe()))
+        return 0
+    address = Address(args.host, args.port, _path(args.uds), _path(args.tls_certificate), _path(args.tls_key))
+    keys = read_keys(args.api_key_file)
+    address.check(has_key=bool(keys))
+    access = Access(keys, address.loopback, tuple(args.allowed_host or ()), tuple(args.cors_origin or ()))
+    logging.getLogger("kogpt.access").setLevel(logging.INFO)
+    model = load_model(args)
+    service = make_service(model, limits)
+    print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
+    listen(make_app(service, access), service, address, args.drain_seconds)
+    return 1 if service.worker.dead is not None else 0
+
+
+def read_keys(path: str | None) -> tuple[str, ...]:
+    """The API keys of the file, or of the environment; never of the command line, which others can read."""
+    if path is None:
+        key = os.environ.get(KEY_VARIABLE, "")
+        return (key,) if key else ()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}", f"{path}: 읽을 수 없습니다: {error}") from None
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise InputError(
+            f"{path} holds no API key: one per line", f"{path}: API 키가 없습니다. 한 줄에 하나씩 적으세요"
+        )
+    return keys
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)

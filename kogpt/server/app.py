@@ -1,0 +1,166 @@
+"""The routes of the server, put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+from kogpt import __version__
+from kogpt.errors import KoGPTError
+from kogpt.generation import KoGPT
+from kogpt.server import kakao, openai, tokens
+from kogpt.server.access import Access, Guard
+from kogpt.server.bodies import parse_object
+from kogpt.server.limits import Limits
+from kogpt.server.metrics import Metrics
+from kogpt.server.refusals import Refused, failure
+from kogpt.server.service import Service
+from kogpt.server.worker import Worker
+
+PAGE = Path(__file__).with_name("page")
+PAGE_FILES = {"": "index.html", "page.css": "page.css", "page.js": "page.js", "texts.js": "texts.js"}
+# The page runs its own scripts and talks to its own server; nothing comes from outside.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline';"
+    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+}
+
+Handler = Callable[[HttpRequest, Service, Mapping[str, Any]], Awaitable[Response]]
+
+POSTS: dict[str, tuple[Handler, type[BaseModel]]] = {
+    "/v1/completions": (openai.completions, openai.CompletionBody),
+    "/v1/chat/completions": (openai.chat, openai.ChatBody),
+    "/v1/embeddings": (openai.embeddings, openai.EmbeddingBody),
+    "/tokenize": (tokens.tokenize, tokens.TokenizeBody),
+    "/detokenize": (tokens.detokenize, tokens.DetokenizeBody),
+    kakao.PATH: (kakao.generation, kakao.GenerationBody),
+}
+
+
+def make_service(model: KoGPT, limits: Limits) -> Service:
+    """The model behind a worker that is not started yet."""
+    worker = Worker(model.session, model.engine.max_rows + limits.waiting)
+    return Service(model, worker, Metrics(worker), limits)
+
+
+def make_app(service: Service, access: Access) -> ASGIApp:
+    """The whole server as an ASGI application."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        await asyncio.to_thread(service.worker.stop)
+
+    app = FastAPI(title="KoGPT", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    for path, (handler, body) in POSTS.items():
+        app.add_api_route(path, _route(service, handler), methods=["POST"], openapi_extra=_schema(body))
+    _add_reading_routes(app, service)
+    for name in PAGE_FILES:
+        app.add_api_route(f"/{name}", _page(name), methods=["GET"], include_in_schema=False)
+    app.add_exception_handler(Refused, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(404, _refuse)
+    app.add_exception_handler(405, _refuse)
+    app.add_exception_handler(Exception, _fail)
+    return Guard(app, service, access)
+
+
+def _add_reading_routes(app: FastAPI, service: Service) -> None:
+    async def health() -> Response:
+        alive = service.worker.dead is None
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    async def ready() -> Response:
+        able = service.worker.dead is None and not service.draining
+        return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)
+
+    async def metrics() -> Response:
+        return PlainTextResponse(service.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def models() -> Response:
+        return JSONResponse(openai.models(service))
+
+    async def model(name: str) -> Response:
+        openai.check_model(name, service)
+        return JSONResponse(openai.models(service)["data"][0])
+
+    routes = {"/health": health, "/ready": ready, "/metrics": metrics, "/v1/models": models}
+    for path, route in (routes | {"/v1/models/{name:path}": model}).items():
+        app.add_api_route(path, route, methods=["GET"])
+
+
+def _route(service: Service, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+    async def route(request: HttpRequest) -> Response:
+        document = await read_body(request, service)
+        return await handler(request, service, document)
+
+    return route
+
+
+async def read_body(request: HttpRequest, service: Service) -> dict[str, Any]:
+    """The JSON object of a body, within the limits of size, time and memory."""
+    limits = service.limits
+    parts: list[bytes] = []
+    size = 0
+    if int(request.headers.get("content-length") or 0) > limits.body_bytes:
+        raise Refused(f"the body is larger than {limits.body_bytes} bytes", status=413)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                service.buffered += len(part)
+                if (
+                    size > limits.body_bytes
+                    or int(request.headers.get("content-length") or 0) > limits.body_bytes
+                ):
+                    raise Refused(f"the body is larger than {limits.body_bytes} bytes", status=413)
+                if service.buffered > limits.buffered_bytes:
+                    raise Refused("too many bodies at once: try again later", status=503)
+                parts.append(part)
+        return parse_object(b"".join(parts), limits.json_depth)
+    except TimeoutError:
+        message = f"the body did not arrive within {limits.body_seconds:g} seconds"
+        raise Refused(message, status=408, headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Refused("the client left", status=408) from None
+    finally:
+        service.buffered -= size
+
+
+def _page(name: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return FileResponse(PAGE / PAGE_FILES[name], headers=PAGE_HEADERS)
+
+    return page
+
+
+def _schema(body: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": body.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _refuse(request: HttpRequest, error: Exception) -> Response:
+    if isinstance(error, Refused):
+        refused = error
+    else:
+        status = getattr(error, "status_code", 404)
+        texts = {404: "there is no such route", 405: "this route does not take that method"}
+        refused = Refused(texts.get(status, "the request is refused"), status=status)
+    shape = kakao.error_body(refused) if request.url.path == kakao.PATH else refused.openai()
+    return JSONResponse(shape, refused.status, headers=refused.headers)
+
+
+async def _fail(request: HttpRequest, error: Exception) -> Response:
+    return await _refuse(request, failure(error if isinstance(error, KoGPTError) else RuntimeError()))

@@ -1,0 +1,97 @@
+"""Bytes of a body -> a JSON object, strictly: what two parsers could read differently is refused.
+
+RFC 8259 leaves open what lone surrogates, NaN and repeated keys mean; the refusals here close that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from kogpt.server.refusals import Refused
+
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+BRACKET = re.compile(r"[\[\]{}]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_DIGITS = 400  # of a number; float64 needs at most 309 before the point
+
+
+def parse_object(raw: bytes, max_depth: int) -> dict[str, Any]:
+    """The JSON object of a body; Refused (400) says what is wrong and where."""
+    text = _decode(raw)
+    _check_depth(text, max_depth)
+    try:
+        document = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number, parse_int=_whole
+        )
+    except json.JSONDecodeError as error:
+        message = f"the body is no JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        raise Refused(message, code="invalid_json") from None
+    if not isinstance(document, dict):
+        raise Refused("the body must be a JSON object", code="invalid_json")
+    _check_surrogates(document)
+    return document
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"the body is not UTF-8: byte {error.start} cannot be read"
+        raise Refused(message, code="invalid_encoding") from None
+
+
+def _check_depth(text: str, limit: int) -> None:
+    depth = 0
+    for bracket in BRACKET.findall(STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > limit:
+            raise Refused(f"the body is nested deeper than {limit} levels", code="invalid_json")
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Refused(f"the key {twice[:60]!r} is there twice", twice[:60], code="invalid_json")
+    return found
+
+
+def _constant(name: str) -> float:
+    raise Refused(f"{name} is no JSON number", code="invalid_json")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Refused(f"the number {text[:40]} is too large", code="invalid_json")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise Refused(f"a number of {len(text)} digits is too large", code="invalid_json")
+    return int(text)
+
+
+def _check_surrogates(document: dict[str, Any]) -> None:
+    """Half a character (an escape such as \\ud83d alone) cannot be written as UTF-8 again."""
+    pending: list[tuple[str, Any]] = [("", document)]
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, str) and SURROGATE.search(value):
+            raise _half(path)
+        if isinstance(value, dict):
+            if any(map(SURROGATE.search, value)):
+                raise _half("a key")
+            pending += [(f"{path}.{key}".lstrip("."), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            pending += [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+
+
+def _half(where: str) -> Refused:
+    return Refused(f"{where} has half a character (a lone surrogate)", where, code="invalid_encoding")

@@ -1,0 +1,154 @@
+"""uvicorn, with what it lacks: a deadline for headers, and a drain that answers while it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from kogpt.errors import InputError
+from kogpt.server.access import is_local
+from kogpt.server.service import Service
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: a host and a port, or a UNIX socket; with certificates, TLS."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    socket: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.socket is not None or is_local(self.host)
+
+    def check(self, has_key: bool) -> None:
+        """Raise InputError for a public address without an API key."""
+        if not self.loopback and not has_key:
+            raise InputError(
+                f"--host {self.host} can be reached from other machines: set an API key (--api-key-file or"
+                " KOGPT_API_KEY), or listen on 127.0.0.1",
+                f"--host {self.host}: 다른 컴퓨터에서 접속할 수 있는 주소입니다. API 키를 지정하거나"
+                " (--api-key-file 또는 KOGPT_API_KEY) 127.0.0.1을 쓰세요",
+            )
+
+    def __str__(self) -> str:
+        if self.socket is not None:
+            return f"unix:{self.socket}"
+        scheme = "https" if self.certificate else "http"
+        host = f"[{self.host}]" if _is_ipv6(self.host) else self.host
+        return f"{scheme}://{host}:{self.port}"
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def run(app: ASGIApp, service: Service, address: Address, drain_seconds: float) -> None:
+    """Serve until a signal comes; what is being written then may take `drain_seconds` more."""
+    config = uvicorn.Config(
+        app,
+        host=address.host,
+        port=address.port,
+        uds=None if address.socket is None else str(address.socket),
+        ssl_certfile=None if address.certificate is None else str(address.certificate),
+        ssl_keyfile=None if address.key is None else str(address.key),
+        http=with_deadline(service.limits.header_seconds),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=32 * 1024,
+    )
+    Server(config, service, drain_seconds).run()
+
+
+class Server(uvicorn.Server):
+    """A server that goes on answering while it drains."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_seconds = drain_seconds
+        self._deadline: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second ends at once."""
+        if self._deadline is not None:
+            self.force_exit = self.should_exit = True
+            return
+        logger.warning("%s: finishing %d answers", signal.Signals(sig).name, self._service.worker.n_open)
+        self._service.draining = True
+        self._deadline = time.monotonic() + self._drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; True ends the server."""
+        worker = self._service.worker
+        if worker.dead is not None:
+            self.should_exit = True
+        if self._deadline is not None:
+            if time.monotonic() >= self._deadline:
+                for ticket in list(worker.tickets):
+                    ticket.abort()
+                self.should_exit = True
+            elif not worker.tickets:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def with_deadline(seconds: float) -> type[asyncio.Protocol]:
+    """The HTTP protocol of uvicorn, which closes connections whose headers do not arrive in time."""
+
+    class Punctual(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen by uvicorn at run time
+        timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._expect()
+
+        def data_received(self, data: bytes) -> None:
+            if self.cycle is not None and self.cycle.response_complete:
+                self._expect()
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._cancel()
+            super().connection_lost(exc)
+
+        def _expect(self) -> None:
+            if self.timer is None:
+                self.timer = self.loop.call_later(seconds, self._evict)
+
+        def _cancel(self) -> None:
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+
+        def _evict(self) -> None:
+            self.timer = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return Punctual

@@ -1,0 +1,76 @@
+"""Prometheus metrics under vLLM's suffixes and bucket edges: its dashboards work after one substitution."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from kogpt.server.worker import Worker
+
+FIRST_TOKEN: tuple[float, ...] = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5)
+FIRST_TOKEN += (7.5, 10, 20, 40, 80)
+BETWEEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10, 20, 40, 80)
+WHOLE: tuple[float, ...] = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0)
+WHOLE += (120.0, 240.0, 480.0)
+
+
+class Metrics:
+    """What a server counts. Labels never hold what a user sent."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.registry = CollectorRegistry()
+        engine = worker.session.engine
+        self._gauge("num_requests_running", "answers being written or read", lambda: engine.n_rows)
+        self._gauge("num_requests_waiting", "requests in the queue", lambda: engine.n_waiting)
+        counters = engine.counters
+        self._gauge("prefix_cache_queries", "prompt tokens", lambda: counters.prompt)
+        self._gauge("prefix_cache_hits", "prompt tokens that the prefix cache saved", lambda: counters.reused)
+        self.prompt_tokens = self._counter("prompt_tokens", "tokens of prompts")
+        self.generation_tokens = self._counter("generation_tokens", "tokens written")
+        self.first_token = self._histogram("time_to_first_token_seconds", "to the first token", FIRST_TOKEN)
+        self.between = self._histogram("inter_token_latency_seconds", "between tokens", BETWEEN)
+        self.whole = self._histogram("e2e_request_latency_seconds", "of whole requests", WHOLE)
+        self.success = Counter(
+            "kogpt:request_success", "answers by how they ended", ["finished_reason"], registry=self.registry
+        )
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        Gauge(f"kogpt:{name}", text, registry=self.registry).set_function(value)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"kogpt:{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"kogpt:{name}", text, registry=self.registry, buckets=buckets)
+
+
+class Stopwatch:
+    """Times one request for the metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._began = time.perf_counter()
+        self._last: float | None = None
+
+    def tokens(self, n: int) -> None:
+        """n tokens have come."""
+        if not n:
+            return
+        now = time.perf_counter()
+        if self._last is None:
+            self._metrics.first_token.observe(now - self._began)
+        else:
+            self._metrics.between.observe((now - self._last) / n)
+        self._last = now
+        self._metrics.generation_tokens.inc(n)
+
+    def finish(self, reason: str) -> None:
+        """An answer has ended."""
+        self._metrics.success.labels(finished_reason=reason).inc()
+        self._metrics.whole.observe(time.perf_counter() - self._began)

@@ -1,0 +1,57 @@
+"""A server in this process, on a free port, for the tests of kogpt/server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from kogpt.generation import KoGPT
+from kogpt.server.access import Access
+from kogpt.server.app import make_app, make_service
+from kogpt.server.limits import Limits
+from kogpt.server.listen import with_deadline
+from kogpt.server.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Where a server listens, and the service behind it."""
+
+    url: str
+    port: int
+    service: Service
+
+
+@contextmanager
+def serving(model: KoGPT, limits: Limits | None = None, access: Access | None = None) -> Iterator[Running]:
+    """A server that answers within, and is gone afterwards."""
+    limits = limits or Limits()
+    service = make_service(model, limits)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = listener.getsockname()[1]
+    config = uvicorn.Config(
+        make_app(service, access or Access()),
+        log_config=None,
+        access_log=False,
+        ws="none",
+        http=with_deadline(limits.header_seconds),
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield Running(f"http://127.0.0.1:{port}", port, service)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -1,0 +1,388 @@
+"""What the server refuses, whom it lets in, and that nobody is harmed by a neighbour."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from serving import Running, serving
+
+from kogpt import KoGPT
+from kogpt.errors import InputError
+from kogpt.runner import Chunk
+from kogpt.sampling import Chosen, Wanted
+from kogpt.server.access import Access
+from kogpt.server.app import POSTS
+from kogpt.server.limits import Limits
+from kogpt.server.listen import Address
+from kogpt.session import Piece, Session
+
+JSON = {"content-type": "application/json"}
+PROMPT = {"prompt": "옛날 옛적에", "max_tokens": 4}
+
+
+def post(
+    server: Running, body: bytes | dict[str, Any], path: str = "/v1/completions", **headers: str
+) -> httpx.Response:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(server.url + path, content=raw, headers=JSON | headers, timeout=60)
+
+
+# Bodies, byte by byte
+
+
+BAD_BODIES: dict[str, bytes] = {
+    "nothing": b"",
+    "no JSON": b"prompt=a",
+    "a list": b"[]",
+    "a text": b'"a"',
+    "trailing garbage": b'{"prompt":"a"} x',
+    "comment": b'{"prompt":"a"/**/}',
+    "CP949": '{"prompt":"가"}'.encode("cp949"),
+    "UTF-16": '{"prompt":"가"}'.encode("utf-16"),
+    "UTF-32": '{"prompt":"가"}'.encode("utf-32"),
+    "half an emoji": rb'{"prompt":"\ud83d"}',
+    "half an emoji in a key": rb'{"prompt":"a","\ud83d":1}',
+    "half an emoji in a stop": rb'{"prompt":"a","stop":["\udc00"]}',
+    "NaN": b'{"prompt":"a","temperature":NaN}',
+    "Infinity": b'{"prompt":"a","temperature":-Infinity}',
+    "1e999": b'{"prompt":"a","temperature":1e999}',
+    "10^400": b'{"prompt":"a","max_tokens":1' + b"0" * 400 + b"}",
+    "10,000 digits": b'{"prompt":"a","max_tokens":' + b"9" * 10_000 + b"}",
+    "keys twice": b'{"prompt":"a","prompt":"b"}',
+    "deep": b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "deep, not closed": b'{"prompt":' + b'{"a":' * 5_000,
+    "a million stops": b'{"prompt":"a","stop":[' + b'"x",' * 10**5 + b'"x"]}',
+    "bias of 1e308": b'{"prompt":"a","logit_bias":{"3":1e308}}',
+    "bias of a word": b'{"prompt":"a","logit_bias":{"abc":1}}',
+    "bias of a negative id": b'{"prompt":"a","logit_bias":{"-1":1}}',
+    "max_tokens as text": b'{"prompt":"a","max_tokens":"5"}',
+    "max_tokens 1.5": b'{"prompt":"a","max_tokens":1.5}',
+    "max_tokens -1": b'{"prompt":"a","max_tokens":-1}',
+    "max_tokens true": b'{"prompt":"a","max_tokens":true}',
+    "n of a billion": b'{"prompt":"a","n":1000000000}',
+    "no prompt": b'{"max_tokens":3}',
+    "prompt null": b'{"prompt":null}',
+    "prompt empty": b'{"prompt":""}',
+    "prompts empty": b'{"prompt":[]}',
+    "a thousand prompts": json.dumps({"prompt": ["a"] * 1000}).encode(),
+    "mixed prompts": b'{"prompt":["a",1]}',
+    "ids outside": b'{"prompt":[99999999]}',
+    "ids negative": b'{"prompt":[-1]}',
+    "ids of 2^80": b'{"prompt":[1208925819614629174706176]}',
+    "empty stop": b'{"prompt":"a","stop":""}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_bad_body_is_refused_at_once_in_openais_shape(server: Running, name: str) -> None:
+    started = time.perf_counter()
+    response = post(server, BAD_BODIES[name])
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and len(error["message"]) < 500
+    assert time.perf_counter() - started < 10  # a loaded machine; alone it is milliseconds
+    assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_a_byte_order_mark_is_no_harm(server: Running) -> None:
+    assert post(server, b"\xef\xbb\xbf" + json.dumps(PROMPT).encode()).status_code == 200
+
+
+def test_nothing_of_a_long_input_is_echoed(server: Running) -> None:
+    marker = "비밀" * 500
+    for body in (
+        {"prompt": "a", marker: 1},
+        {"prompt": "a", "model": marker},
+        {"prompt": "a", "stop": marker},
+    ):
+        response = post(server, body)
+        assert response.status_code in (400, 404) and "비밀" * 110 not in response.text
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_every_route_refuses_what_is_no_json_object(server: Running, path: str) -> None:
+    for body in (b"{", b"[]", b"\xff"):
+        response = post(server, body, path)
+        assert response.status_code == 400
+        assert set(response.json()) in ({"error"}, {"code", "msg"})
+    assert (
+        httpx.post(server.url + path, content=b"{}", headers={"content-type": "text/plain"}).status_code
+        == 415
+    )
+    assert httpx.get(server.url + path).status_code == 405
+
+
+# Who may ask
+
+
+@pytest.fixture(scope="module")
+def guarded(model: KoGPT) -> Any:
+    with serving(
+        model, access=Access(keys=("first", "둘째"), origins=("https://friend.example",))
+    ) as running:
+        yield running
+
+
+def test_every_route_but_health_needs_the_key(guarded: Running) -> None:
+    pages = ("/", "/page.js", "/page.css", "/texts.js", "/openapi.json", "/metrics", "/ready", "/v1/models")
+    for path in (*pages, *POSTS, "/nowhere"):
+        method = "POST" if path in POSTS else "GET"
+        for headers in (
+            {},
+            {"authorization": "Bearer"},
+            {"authorization": "Bearer firs"},
+            {"x-api-key": "FIRST"},
+        ):
+            response = httpx.request(method, guarded.url + path, headers=JSON | headers, content=b"{}")
+            assert response.status_code == 401, (path, headers)
+    assert httpx.get(guarded.url + "/health").status_code == 200
+
+
+@pytest.mark.parametrize("header", ["Bearer first", "KakaoAK first", "Basic a29ncHQ6Zmlyc3Q="])
+def test_a_key_opens(guarded: Running, header: str) -> None:
+    assert httpx.get(guarded.url + "/v1/models", headers={"authorization": header}).status_code == 200
+    assert httpx.get(guarded.url + "/v1/models", headers={"x-api-key": "first"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.test", "evil.test:80", "EVIL.TEST.", "[2001:db8::1]:80", "", "127.0.0.1.evil.test"]
+)
+def test_a_foreign_host_name_is_refused(server: Running, host: str) -> None:
+    assert httpx.get(server.url + "/v1/models", headers={"host": host}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.:9", "127.0.0.1", "[::1]:8000", "kogpt.localhost"])
+def test_names_of_this_machine_are_taken(server: Running, host: str) -> None:
+    assert httpx.get(server.url + "/v1/models", headers={"host": host}).status_code == 200
+
+
+def test_pages_of_other_origins_are_refused(server: Running, guarded: Running) -> None:
+    for origin in ("null", "https://evil.test", "http://127.0.0.1:1"):
+        assert post(server, PROMPT, origin=origin).status_code == 403
+    assert post(server, PROMPT, origin=server.url).status_code == 200
+    friend = {"origin": "https://friend.example"}
+    asked = httpx.options(guarded.url + "/v1/completions", headers=friend)
+    assert asked.headers["access-control-allow-origin"] == "https://friend.example"
+    answered = post(guarded, PROMPT, authorization="Bearer first", **friend)
+    assert answered.headers["access-control-allow-origin"] == "https://friend.example"
+    assert "access-control-allow-origin" not in post(server, PROMPT).headers
+
+
+def test_a_public_address_needs_a_key() -> None:
+    with pytest.raises(InputError, match="API key"):
+        Address("0.0.0.0").check(has_key=False)
+    Address("0.0.0.0").check(has_key=True)
+    for address in (Address("127.0.0.1"), Address("::1"), Address("localhost"), Address(socket=Path("x"))):
+        address.check(has_key=False)
+
+
+def test_the_log_never_holds_what_was_sent(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    marker = "XYZZY-비밀-4711"
+    post(server, PROMPT | {"prompt": marker})
+    post(server, {"prompt": marker, marker: 1})
+    httpx.get(f"{server.url}/{marker}?q={marker}")
+    assert marker not in caplog.text and marker not in httpx.get(server.url + "/metrics").text
+    assert '"route": "/v1/completions"' in caplog.text
+
+
+# Neighbours
+
+
+def stream(server: Running, seed: int, max_tokens: int = 60) -> str:
+    body = PROMPT | {"stream": True, "seed": seed, "temperature": 1.2, "max_tokens": max_tokens}
+    text = ""
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["text"]
+    return text
+
+
+def settled(server: Running) -> bool:
+    """Whether every row is free again, within a while."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if server.service.model.session.idle and not server.service.worker.tickets:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_clients_that_leave_free_their_rows_and_harm_nobody(server: Running) -> None:
+    alone = stream(server, 7)
+    beside: list[str] = []
+    canary = threading.Thread(target=lambda: beside.append(stream(server, 7)))
+    canary.start()
+    for seed in range(12):
+        body = PROMPT | {"stream": seed % 2 == 0, "seed": seed, "max_tokens": 100}
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            raw = json.dumps(body).encode()
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            client.sendall(head.encode() + f"Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+            if seed % 3:
+                client.recv(64)
+    canary.join()
+    assert beside == [alone]
+    assert settled(server)
+
+
+def test_a_poisoned_request_fails_alone_and_its_stream_does_not_end_well(
+    model: KoGPT, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [stream(server, seed) for seed in range(6)]
+    runner = model.engine.runner
+    draw = type(runner).draw
+    marked = int(model.tokenizer.encode("독")[0])
+
+    def poisoned(self: Any, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
+        answers = draw(self, chunks, wanted)
+        for chunk, answer in zip(chunks, answers, strict=True):
+            if marked in np.atleast_1d(chunk.inputs):
+                answer.tokens[:] = [None] * len(answer.tokens)
+        return answers
+
+    monkeypatch.setattr(type(runner), "draw", poisoned)
+    texts: dict[int, str] = {}
+    threads = [threading.Thread(target=lambda s=s: texts.update({s: stream(server, s)})) for s in range(6)]
+    for thread in threads:
+        thread.start()
+    bad = post(server, {"prompt": "독", "stream": True, "max_tokens": 8})
+    assert "[DONE]" not in bad.text and '"error"' in bad.text.splitlines()[-2]
+    assert post(server, {"prompt": "독", "max_tokens": 8}).status_code == 500
+    for thread in threads:
+        thread.join()
+    assert [texts[seed] for seed in range(6)] == alone
+
+
+def test_a_full_queue_answers_429(model: KoGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, step = threading.Event(), Session.step
+
+    def held(self: Session) -> list[tuple[int, Piece]]:
+        gate.wait(30)
+        return step(self)
+
+    monkeypatch.setattr(Session, "step", held)
+    with serving(model) as server:
+        server.service.worker.capacity = 4
+        body = PROMPT | {"stream": True, "n": 4, "max_tokens": 110}
+        with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()  # held: a generator that is collected closes the connection
+            next(lines)
+            refused = post(server, PROMPT)
+            gate.set()
+        assert refused.status_code == 429 and refused.headers["retry-after"]
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert settled(server)
+        assert post(server, PROMPT).status_code == 200
+
+
+def test_one_request_may_cost_so_much_and_no_more(model: KoGPT) -> None:
+    with serving(model, Limits(cost=500)) as server:
+        assert post(server, PROMPT | {"max_tokens": 100}).status_code == 200
+        refused = post(server, PROMPT | {"max_tokens": 100, "n": 6})
+        assert refused.status_code == 400 and "the limit is 500" in refused.json()["error"]["message"]
+
+
+# Receiving
+
+
+def test_headers_and_bodies_that_do_not_arrive_are_given_up(model: KoGPT) -> None:
+    with serving(model, Limits(header_seconds=0.3, body_seconds=0.3)) as server:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        address = ("127.0.0.1", server.port)
+        with socket.create_connection(address, 20) as late, socket.create_connection(address, 20) as slow:
+            late.sendall(b"GET /health HTTP/1.1\r\nHost: loc")
+            slow.sendall(head + b"Content-Length: 100\r\n\r\n{")
+            assert late.recv(100) == b""
+            assert b"408" in slow.recv(100)
+        assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_a_large_body_is_refused_before_it_is_read(server: Running) -> None:
+    response = post(server, json.dumps({"prompt": "가" * 2_000_000}, ensure_ascii=False).encode())
+    assert response.status_code == 413
+
+
+# The others
+
+
+def test_kakaos_api(server: Running, model: KoGPT) -> None:
+    path = "/v1/inference/kogpt/generation"
+    response = post(server, {"prompt": "옛날", "max_tokens": 6, "n": 2}, path, authorization="KakaoAK key")
+    found = response.json()
+    assert set(found) == {"id", "generations", "usage"} and len(found["generations"]) == 2
+    assert set(found["usage"]) == {"prompt_tokens", "generated_tokens", "total_tokens"}
+    for bad in (
+        {"prompt": "a"},
+        {"prompt": "a", "max_tokens": 1, "temperature": 0},
+        {"prompt": "a", "max_tokens": 1, "n": 17},
+    ):
+        refused = post(server, bad, path)
+        assert refused.status_code == 400 and set(refused.json()) == {"code", "msg"}
+
+
+def test_tokens_there_and_back(server: Running) -> None:
+    text = "값이 0원인 봄🌸"
+    ids = post(server, {"prompt": text}, "/tokenize").json()["tokens"]
+    assert post(server, {"tokens": ids}, "/detokenize").json() == {"prompt": text}
+    assert post(server, {"tokens": [10**9]}, "/detokenize").status_code == 400
+
+
+def test_metrics_have_vllms_suffixes(server: Running) -> None:
+    post(server, PROMPT)
+    text = httpx.get(server.url + "/metrics").text
+    for name in ("num_requests_running", "num_requests_waiting", "prefix_cache_queries", "prefix_cache_hits"):
+        assert f"kogpt:{name} " in text
+    for name in ("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"):
+        assert f"kogpt:{name}_bucket" in text
+    assert "kogpt:prompt_tokens_total" in text and "kogpt:generation_tokens_total" in text
+
+
+def test_the_page_fetches_nothing_from_outside(server: Running) -> None:
+    for path in ("/", "/page.js", "/page.css", "/texts.js"):
+        response = httpx.get(server.url + path)
+        assert (
+            response.status_code == 200 and "https://" not in response.text and "http://" not in response.text
+        )
+        assert "default-src 'self'" in response.headers["content-security-policy"]
+
+
+def test_a_signal_lets_answers_finish(tiny_folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "kogpt", "serve", "--port", str(port), "--model", str(tiny_folder)]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                if httpx.get(url + "/ready").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        body = PROMPT | {"stream": True, "max_tokens": 110, "logit_bias": {"1": -100}}
+        with httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = list(lines)
+        assert rest[-2] == "data: [DONE]" or rest[-1] == "data: [DONE]"
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
