@@ -28,6 +28,7 @@ DESCRIPTION = "KakaoBrain Korean(hangul) Generative Pre-Training Model"  # the o
 PROMPT = "kogpt.cli.prompt"
 COMMANDS = {
     "generate": ("kogpt.cli.generate", "continue one prompt, standard input or a file of prompts"),
+    "models": ("kogpt.cli.catalog", "list the models that are here: built in, or in the hub's cache"),
     "info": ("kogpt.cli.info", "show a model's hyperparameters and whether it fits this machine"),
     "bench": ("kogpt.cli.bench", "measure a model's speed against the limits of this machine"),
     "eval": ("kogpt.cli.eval", "evaluate a model on Korean tasks, few-shot"),
@@ -35,7 +36,10 @@ COMMANDS = {
     "export": ("kogpt.cli.export", "write a model folder in another precision"),
     "tune": ("kogpt.cli.tune", "tune a model on a task or on rows of your own"),
     "pretrain": ("kogpt.cli.pretrain", "train a tokenizer and a model from raw text"),
+    "completion": ("kogpt.cli.completion", "print a script that completes command lines in a shell"),
 }
+# Words that people try -> what they mean. `kogpt help COMMAND` is `kogpt COMMAND --help`.
+ALIASES = {"help": "--help", "version": "--version", "list": "models"}
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -60,13 +64,13 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (sys.argv's if None); the exit code."""
     _speak_utf8()
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _in_other_words(list(sys.argv[1:] if argv is None else argv))
     name = words.pop(0) if words and not words[0].startswith("-") else None
     with korean_argparse():
         module, parser = command(name)
         args, rest = parser.parse_known_args(words)
     if rest:
-        parser.error(_unexpected(rest, name))
+        parser.error(_unexpected(rest, name, args))
     debug = "debug" in args
     if debug:
         _log_to_stderr()
@@ -92,6 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stop(FAILURE, localized(f"system error: {reason}", f"시스템 오류: {reason}"), debug)
 
 
+def _in_other_words(words: list[str]) -> list[str]:
+    """A command line without aliases."""
+    if words[:1] == ["help"]:
+        return [*words[1:], ALIASES["help"]]
+    return [ALIASES.get(word, word) for word in words[:1]] + words[1:]
+
+
 def command(name: str | None) -> tuple[ModuleType, Parser]:
     """The module of a subcommand (of the interactive prompt if None) and its parser."""
     if name is None:
@@ -103,7 +114,7 @@ def command(name: str | None) -> tuple[ModuleType, Parser]:
         path, summary = COMMANDS[name]
         parser = Parser(prog=f"kogpt {name}", description=f"{summary[0].upper()}{summary[1:]}.")
     else:
-        close = get_close_matches(name, COMMANDS, n=1)
+        close = get_close_matches(name, [*COMMANDS, *ALIASES], n=1)
         remedy = ("generate TEXT, to continue a text", "generate TEXT (글을 이어 쓰기)")
         en, ko = (close[0], close[0]) if close else remedy
         en = f"there is no command {name!r}, try: kogpt {en}"
@@ -136,11 +147,14 @@ def _add_examples(parser: argparse.ArgumentParser) -> None:
         parser.epilog = "\n".join(lines if not parser.epilog else [parser.epilog, "", *lines])
 
 
-def _unexpected(rest: Sequence[str], name: str | None) -> str:
+def _unexpected(rest: Sequence[str], name: str | None, args: argparse.Namespace) -> str:
     if name is None and (known := [word for word in rest if word in COMMANDS]):
         first = f"kogpt {known[0]}"
         return localized(f"write the command first: {first} [options]", f"명령을 먼저 쓰세요: {first} [옵션]")
     words = " ".join(rest)
+    if name == "generate" and args.prompt and not any(word.startswith("-") for word in rest):
+        quoted = f'kogpt generate "{args.prompt} {words}"'
+        return localized(f"put the text in quotes: {quoted}", f"글을 따옴표로 묶으세요: {quoted}")
     return localized(f"unrecognized arguments: {words}", TEXTS["unrecognized arguments: %s"] % words)
 
 

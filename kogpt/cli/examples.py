@@ -8,6 +8,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'kogpt generate "제1조(목적) 이 법은" --max-tokens 64 --seed 1',
         "kogpt generate --file prompts.jsonl -n 4 --json > answers.jsonl",
     ),
+    "kogpt models": ("kogpt models",),
     "kogpt info": ("kogpt info", "kogpt info kogpt-6b"),
     "kogpt bench": ("kogpt bench", "kogpt bench --shape 6b --dtype int4 --rows 1"),
     "kogpt eval": (
@@ -32,5 +33,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt pretrain run recipe.toml --init kogpt-mini --out continued",
     ),
     "kogpt pretrain plan": ("kogpt pretrain plan --gpu h200 --gpus 8 64",),
+    "kogpt completion": ("kogpt completion bash > ~/.local/share/bash-completion/completions/kogpt",),
     "kogpt pretrain toy": ("kogpt pretrain toy novel.txt --out toy",),
 }

@@ -101,18 +101,18 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = [facts["model"], "", *(f"{name:21}{value:>14}" for name, value in rows), ""]
     lines.append(f"{'memory':10}{'weights':>12}{'1,024 tokens':>15}{'fits RAM':>11}{'fits GPU':>11}")
     for dtype, row in facts["memory"].items():
-        weights, cache = _size(row["weight_bytes"]), _size(row["cache_bytes_per_1024_tokens"])
+        weights, cache = shown_size(row["weight_bytes"]), shown_size(row["cache_bytes_per_1024_tokens"])
         lines.append(
             f"{dtype:10}{weights:>12}{cache:>15}{_yes(row['fits_ram']):>11}{_yes(row['fits_gpu']):>11}"
         )
     caches = facts["cache_bytes_per_1024_tokens"].items()
-    lines += ["", "cache of 1,024 tokens: " + ", ".join(f"{name} {_size(n)}" for name, n in caches)]
+    lines += ["", "cache of 1,024 tokens: " + ", ".join(f"{name} {shown_size(n)}" for name, n in caches)]
     lines.append("")
     if stored := facts.get("stored"):
-        lines.append(f"stored as  {stored['format']}, {_size(stored['bytes'])}")
-    lines += [f"RAM free   {_size(facts['ram_free_bytes'])}"]
+        lines.append(f"stored as  {stored['format']}, {shown_size(stored['bytes'])}")
+    lines += [f"RAM free   {shown_size(facts['ram_free_bytes'])}"]
     for card in facts["gpus"]:
-        lines.append(f"GPU        {card['name']}, {_size(card['free_bytes'])} free")
+        lines.append(f"GPU        {card['name']}, {shown_size(card['free_bytes'])} free")
     lines.append(f"runner     {_runner(facts['runner'])}")
     return lines
 
@@ -123,7 +123,7 @@ def _runner(name: str) -> str:
     return f"numpy ({native_problem()[0]})" if name == "numpy" else name
 
 
-def _size(n_bytes: int | None) -> str:
+def shown_size(n_bytes: int | None) -> str:
     """Bytes for people, in powers of ten as memory of models is quoted."""
     if n_bytes is None:
         return "unknown"

@@ -51,6 +51,14 @@ HELP = {
     "continue one prompt, standard input or a file of prompts": (
         "프롬프트 하나, 표준 입력 또는 파일의 프롬프트들을 이어 씁니다"
     ),
+    "list the models that are here: built in, or in the hub's cache": (
+        "여기 있는 모델을 보여 줍니다: 내장 모델과 허브 캐시의 모델"
+    ),
+    "print a script that completes command lines in a shell": (
+        "셸에서 명령을 자동 완성하는 스크립트를 출력합니다"
+    ),
+    "bash, zsh or fish": "bash, zsh 또는 fish",
+    "print one JSON object for each model": "모델마다 JSON 객체 하나를 출력합니다",
     "show a model's hyperparameters and whether it fits this machine": (
         "모델의 크기와, 이 컴퓨터에서 돌아가는지를 보여 줍니다"
     ),

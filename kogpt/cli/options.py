@@ -136,15 +136,16 @@ def add_generation_options(parser: argparse.ArgumentParser, names: Collection[st
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Sampling that the options state; SamplingError if a value is out of range."""
-    from kogpt.sampling import Sampling
-
     values = {name: getattr(args, name, None) for name in SETTINGS}
     given = {name: value for name, value in values.items() if value is not None}
     if "stop" in given:
         given["stop"] = tuple(decode_argument(stop, "--stop") for stop in given["stop"])
     if "logit_bias" in given:
         given["logit_bias"] = dict(given["logit_bias"])
-    Sampling(**given)
+    if given:
+        from kogpt.sampling import Sampling
+
+        Sampling(**given)
     return given
 
 

@@ -15,9 +15,16 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from kogpt.cli.options import add_adapter_option, add_model_options, load_model
+from kogpt.cli.conversation import NAMES, Conversation
+from kogpt.cli.options import (
+    add_adapter_option,
+    add_generation_options,
+    add_model_options,
+    given_settings,
+    load_model,
+)
 from kogpt.cli.questions import Pipe, Questions, Terminal, is_dumb_terminal, on_terminal
-from kogpt.errors import InputError, PromptError, localized
+from kogpt.errors import InputError, KoGPTError, localized
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -25,13 +32,10 @@ if TYPE_CHECKING:
     from kogpt.generation import KoGPT
     from kogpt.sampling import Sampling
 
-# The original's own words and numbers.
-TEMPERATURE = 0.8
-MAX_LENGTH = 128  # tokens of prompt and answer together
+# The original's own words.
 PROMPT_QUESTION = "prompt> "
-TEMPERATURE_QUESTION = f"temperature({TEMPERATURE})> "
-LENGTH_QUESTION = f"max_length({MAX_LENGTH})> "
 FAREWELL = "terminate KakaoBrain Korean(hangul) Generative Pre-Training Model"
+QUOTES = '"""'  # begin and end a prompt of several lines
 
 Number = TypeVar("Number", int, float)
 
@@ -40,61 +44,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `kogpt` takes without a subcommand."""
     add_model_options(parser)
     add_adapter_option(parser)
-    parser.add_argument("--seed", type=int, metavar="INT", help="the same seed gives the same text")
+    add_generation_options(parser, NAMES)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask and answer until the input ends or Ctrl-D (0), or Ctrl-C at a question (130)."""
+    """Ask and answer until the input ends, Ctrl-D or /bye (0), or Ctrl-C at the first question (130)."""
     if terminal := on_terminal():
-        _show_early(PROMPT_QUESTION)
+        _show_early(args.model)
     from concurrent.futures import ThreadPoolExecutor  # 10 ms, once the question is on the screen
 
+    given = given_settings(args)
     pool = ThreadPoolExecutor(max_workers=1)
     model = pool.submit(load_model, args)
     try:
         questions = Terminal(model) if terminal else Pipe()
-        return _converse(questions, model, args.seed)
+        return _converse(questions, model, Conversation(args.model, given))
     finally:
         pool.shutdown(wait=model.done())
 
 
-def _converse(questions: Questions, model: Future[KoGPT], seed: int | None) -> int:
+def _converse(questions: Questions, model: Future[KoGPT], conversation: Conversation) -> int:
     """Question after question; the exit code."""
     try:
         while True:
-            _one_round(questions, model, seed)
+            _one_round(questions, model, conversation)
     except EOFError:
         return _farewell(0, model)
     except KeyboardInterrupt:
         return _farewell(130, model)
 
 
-def _one_round(questions: Questions, model: Future[KoGPT], seed: int | None) -> None:
-    """Ask the three questions and write one text."""
+def _one_round(questions: Questions, model: Future[KoGPT], conversation: Conversation) -> None:
+    """Ask the three questions and write one text, or obey one command."""
     try:
-        prompt = questions.ask(PROMPT_QUESTION, keep=True)
-        if not prompt.strip():
-            return
-        temperature = _number(questions, TEMPERATURE_QUESTION, TEMPERATURE, _temperature)
-        max_length = _number(questions, LENGTH_QUESTION, MAX_LENGTH, _max_length)
-        _wait(questions, model)
-        from kogpt.sampling import Sampling
-
-        _write(model.result(), prompt, Sampling(temperature=temperature, max_length=max_length, seed=seed))
-    except (InputError, PromptError) as error:
-        if not questions.patient:
+        line = questions.ask(PROMPT_QUESTION, keep=True)
+        if questions.patient and line.startswith("/"):
+            print(conversation.obey(line), file=sys.stderr)
+        elif line.strip():
+            asked = _ask_the_rest(questions, model, conversation, line)
+            if asked is not None:
+                conversation.written.append(_write(model.result(), *asked))
+    except KoGPTError as error:
+        if not questions.patient or (model.done() and model.exception()):
             raise
         print(error, file=sys.stderr)
 
 
+def _ask_the_rest(
+    questions: Questions, model: Future[KoGPT], conversation: Conversation, line: str
+) -> tuple[str, Sampling] | None:
+    """The whole prompt and its settings; None if Ctrl-C went back to the first question."""
+    try:
+        prompt = _all_lines(questions, line)
+    except KeyboardInterrupt:
+        return None
+    loaded = _wait(questions, model)
+    conversation.own = loaded.defaults.settings
+    try:
+        default = conversation.temperature()
+        temperature = _number(questions, f"temperature({default:g})> ", default, _temperature)
+        length = conversation.length(loaded, prompt)
+        max_length = _number(questions, f"max_length({length})> ", length, _max_length)
+    except KeyboardInterrupt:
+        if not questions.patient:
+            raise
+        return None
+    chosen = conversation.chosen | {"temperature": temperature, "max_length": max_length}
+    return prompt, loaded.sampling(**chosen)
+
+
+def _all_lines(questions: Questions, line: str) -> str:
+    """The prompt that a line begins: more of it follows, up to three quotes, if the line begins with them."""
+    if not questions.patient or not line.startswith(QUOTES):
+        return line
+    text = line.removeprefix(QUOTES)
+    while not text.rstrip().endswith(QUOTES):
+        text = f"{text}\n{questions.ask('... ')}"
+    return text.rstrip().removesuffix(QUOTES).strip("\n")
+
+
 def _number(questions: Questions, question: str, default: Number, parse: Callable[[str], Number]) -> Number:
-    """The answer as a number; asks until it is one. An input that ends here means the default."""
-    mistaken = False
+    """The answer as a number; asks a person until it is one. An input that ends here means the default.
+
+    InputError for a wrong answer of a pipe: its next line answers the next question, not this one again.
+    """
     while True:
         try:
             answer = questions.ask(question).strip()
         except EOFError:
-            if questions.patient or mistaken:
+            if questions.patient:
                 raise
             return default
         if not answer:
@@ -102,7 +140,8 @@ def _number(questions: Questions, question: str, default: Number, parse: Callabl
         try:
             return parse(answer)
         except InputError as error:
-            mistaken = True
+            if not questions.patient:
+                raise
             print(error, file=sys.stderr)
 
 
@@ -133,15 +172,16 @@ def _max_length(answer: str) -> int:
     )
 
 
-def _wait(questions: Questions, model: Future[KoGPT]) -> None:
-    """Say that the model is still loading, to somebody who may wonder."""
+def _wait(questions: Questions, model: Future[KoGPT]) -> KoGPT:
+    """The model. Say that the model is still loading, to somebody who may wonder."""
     if questions.patient and not model.done():
         print(localized("loading the model ...", "모델을 불러오는 중입니다 ..."), file=sys.stderr)
-    model.result()
+    return model.result()
 
 
-def _write(model: KoGPT, prompt: str, sampling: Sampling) -> None:
-    """The prompt and what follows it, as the original shows it, and an empty line."""
+def _write(model: KoGPT, prompt: str, sampling: Sampling) -> str:
+    """Show the prompt and what follows it, as the original does, and an empty line; the whole text."""
+    text = prompt
     pieces = model.stream(prompt, sampling)
     with _stoppable() as stopped:
         first = next(pieces)  # a refused prompt is refused before anything is shown
@@ -149,11 +189,13 @@ def _write(model: KoGPT, prompt: str, sampling: Sampling) -> None:
         for piece in chain([first], pieces):
             if stopped():
                 break
+            text += piece.text
             sys.stdout.write(piece.text)
             sys.stdout.flush()
         pieces.close()
     sys.stdout.write("\n\n")
     sys.stdout.flush()
+    return text
 
 
 @contextmanager
@@ -174,12 +216,18 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _show_early(question: str) -> None:
-    """Put the question on the terminal at once; the line editor, 0.1 s of import, draws over it."""
-    if not is_dumb_terminal():
-        screen = sys.stdout if sys.stdout.isatty() else sys.stderr
-        screen.write(question)
-        screen.flush()
+def _show_early(model: str) -> None:
+    """Put one line about the prompt, and the first question, on the terminal at once.
+
+    The line editor, 0.1 s of import, draws over the question.
+    """
+    screen = sys.stdout if sys.stdout.isatty() else sys.stderr
+    about = localized(
+        "/? lists commands, Ctrl-D leaves, max_length counts the prompt too",
+        "/? 명령 목록, Ctrl-D 끝내기, max_length는 프롬프트를 포함한 길이",
+    )
+    screen.write(f"{model} ({about})\n{'' if is_dumb_terminal() else PROMPT_QUESTION}")
+    screen.flush()
 
 
 def _farewell(code: int, model: Future[KoGPT]) -> int:

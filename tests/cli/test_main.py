@@ -53,7 +53,10 @@ def test_every_command_in_the_table_exists(name: str) -> None:
         (["--model", "x", "generate"], "kogpt: write the command first: kogpt generate [options]"),
         (["--mode", "x"], "kogpt: unrecognized arguments: --mode x"),
         (["generate", "--top-k", "x"], "kogpt generate: argument --top-k/--top_k: invalid int value: 'x'"),
-        (["generate", "a", "b"], "kogpt generate: unrecognized arguments: b"),
+        (["generate", "오늘", "날씨"], 'kogpt generate: put the text in quotes: kogpt generate "오늘 날씨"'),
+        (["generate", "a", "b", "--bad"], "kogpt generate: unrecognized arguments: b --bad"),
+        (["info", "a", "b"], "kogpt info: unrecognized arguments: b"),
+        (["hlep"], "kogpt: there is no command 'hlep', try: kogpt help"),
         (["info", "--dtype", "int8"], "kogpt info: unrecognized arguments: --dtype"),
     ],
 )
@@ -77,7 +80,8 @@ def test_a_wrong_command_line_is_one_line(
             "kogpt: 'generat' 명령은 없습니다. 다음을 써 보세요: kogpt generate (kogpt --help 참고)",
         ),
         (["--model", "x", "generate"], "kogpt: 명령을 먼저 쓰세요: kogpt generate [옵션]"),
-        (["generate", "a", "b"], "kogpt generate: 알 수 없는 인자: b (kogpt generate --help 참고)"),
+        (["generate", "a", "b"], 'kogpt generate: 글을 따옴표로 묶으세요: kogpt generate "a b" (kogpt'),
+        (["info", "a", "b"], "kogpt info: 알 수 없는 인자: b (kogpt info --help 참고)"),
         (["generate", "--top-k", "x"], "kogpt generate: 인자 --top-k/--top_k: int 형식이 아닌 값: 'x'"),
         (["generate", "--dtype", "int3"], "kogpt generate: 인자 --dtype: 없는 선택지 'int3' (가능: 'auto', "),
         (["generate", "--model"], "kogpt generate: 인자 --model: 값이 하나 필요합니다"),
@@ -271,6 +275,26 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])
     assert capsys.readouterr().out == f"{kogpt.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["help"], ["--help"]),
+        (["help", "generate"], ["generate", "--help"]),
+        (["help", "pretrain", "run"], ["pretrain", "run", "--help"]),
+        (["version"], ["--version"]),
+    ],
+)
+def test_words_that_people_try_are_answered(
+    words: list[str], meant: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for line in (words, meant):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(line)
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
 
 
 def test_memory_that_runs_out_is_said_and_is_no_traceback(

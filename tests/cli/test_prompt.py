@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,9 @@ from pty_session import ROOT, Session
 
 from kogpt import checkpoint
 from kogpt.config import ModelConfig
+from kogpt.generation import KoGPT
+from kogpt.manifest import write_manifest
+from kogpt.sampling import Sampling
 
 FAREWELL = "terminate KakaoBrain Korean(hangul) Generative Pre-Training Model"
 
@@ -109,8 +113,117 @@ def test_a_wrong_length_asks_again(open_session: Open, wrong: str) -> None:
     session.ask("temperature(0.8)>", "\r")
     session.ask("max_length(128)>", f"{wrong}\r")
     session.expect("must be a whole number of at least 1")
-    session.ask("max_length(128)>", "\x03")
+    session.ask("max_length(128)>", "\x04")
+    assert session.end() == 0
+
+
+@pytest.mark.parametrize("keys", ["\x03", "\r"])
+def test_ctrl_c_at_a_number_goes_back_to_the_first_question(open_session: Open, keys: str) -> None:
+    session = open_session()
+    session.ask("prompt>", "한국어\r")
+    session.ask("temperature(0.8)>", keys)
+    if keys == "\r":
+        session.ask("max_length(128)>", "\x03")
+    session.ask("prompt>", "\x03")
     assert session.end() == 130
+
+
+def test_one_line_says_what_to_know(open_session: Open, tiny_folder: Path) -> None:
+    session = open_session()
+    session.ask("prompt>", "\x04")
+    session.end()
+    (line,) = [line for line in session.text.splitlines() if str(tiny_folder) in line]
+    assert all(word in line for word in ("/?", "Ctrl-D", "max_length"))
+
+
+def test_options_and_set_are_the_defaults_of_the_questions(open_session: Open, tiny_folder: Path) -> None:
+    session = open_session("--model", str(tiny_folder), "--temperature", "0.5", "--top-p", "0.9")
+    session.ask("prompt>", "한국어\r")
+    session.ask("temperature(0.5)>", "\x03")
+    session.ask("prompt>", "/set temperature 0\r")
+    session.expect("temperature: 0.0\ntop_p: 0.9")
+    session.ask("prompt>", "/set max_length 20\r")
+    session.ask("prompt>", "한국어\r")
+    session.ask("temperature(0)>", "\r")
+    session.ask("max_length(20)>", "\r")
+    session.expect("\n한국어")
+    session.ask("prompt>", "/set temperature\r")
+    session.ask("prompt>", "한국어\r")
+    session.ask("temperature(0.8)>", "\x04")
+    assert session.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("/?", "/save"),
+        ("/help", "/save"),
+        ("/show", "model: "),
+        ("/nonsense", "there is no command /nonsense"),
+        ("/set", "must be one of temperature"),
+        ("/set temperature abc", "must be a number"),
+        ("/set temperature 1000", "temperature is 1000"),
+        ("/save", "write a text first"),
+    ],
+)
+def test_commands_are_answered_and_wrong_ones_explained(open_session: Open, line: str, shown: str) -> None:
+    session = open_session()
+    session.ask("prompt>", f"{line}\r")
+    session.expect(shown)
+    session.ask("prompt>", "/bye\r")
+    assert session.end() == 0
+    assert FAREWELL in session.text
+
+
+def test_texts_are_saved_and_no_file_is_replaced(open_session: Open, tmp_path: Path) -> None:
+    session = open_session()
+    answer(session, "한국어", "0", "24")
+    session.ask("\n\nprompt>", f"/save {tmp_path}/글.txt\r")
+    session.expect("1 texts saved")
+    session.ask("prompt>", f"/save {tmp_path}/글.txt\r")
+    session.expect("exists already")
+    session.ask("prompt>", "/bye\r")
+    assert session.end() == 0
+    assert (tmp_path / "글.txt").read_text(encoding="utf-8").startswith("한국어")
+
+
+def test_quotes_begin_and_end_a_prompt_of_several_lines(open_session: Open) -> None:
+    session = open_session()
+    session.ask("prompt>", '"""가=1\r')
+    session.ask("...", '나=2"""\r')
+    session.ask("temperature(0.8)>", "\r")
+    session.ask("max_length(128)>", "30\r")
+    session.expect("\n가=1\n나=2")
+    session.ask("\n\nprompt>", '"""가\r')
+    session.ask("...", "\x03")
+    session.ask("prompt>", "\x04")
+    assert session.end() == 0
+
+
+def test_the_default_length_leaves_room_for_an_answer(open_session: Open, long_folder: Path) -> None:
+    session = open_session("--model", str(long_folder))
+    session.ask("prompt>", "한국어 모델 " * 40 + "\r")
+    session.expect("temperature(0.8)>")
+    session.editor_ready()
+    session.send("\r")
+    session.expect("max_length(")
+    n_tokens = len(KoGPT.from_pretrained(long_folder).tokenizer.encode_prompt("한국어 모델 " * 40))
+    session.expect(f"{-(-(n_tokens + 64) // 128) * 128})>")
+    assert n_tokens > 128
+    session.kill()
+
+
+def test_the_models_own_settings_are_the_defaults(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    text = '{"temperature": 0.5, "repetition_penalty": 1.5, "max_length": 40}'
+    (folder / "generation_config.json").write_text(text)
+    write_manifest(folder)
+    done = run(folder, "한국어\n\n\n".encode(), "--seed", "1")
+    assert b"temperature(0.5)> \nmax_length(40)> \n" in done.stderr
+    sampling = Sampling(temperature=0.5, repetition_penalty=1.5, max_length=40, seed=1)
+    expected = KoGPT.from_pretrained(folder).generate("한국어", sampling).text
+    assert done.stdout.decode() == f"한국어{expected}\n\n"
 
 
 def test_a_prompt_longer_than_max_length_is_explained_and_asked_again(open_session: Open) -> None:
@@ -208,11 +321,17 @@ def test_a_pipe_that_ends_early_means_the_defaults(tiny_folder: Path) -> None:
     assert implied.stdout == explicit.stdout != b""
 
 
-def test_a_pipe_may_mend_a_wrong_number(tiny_folder: Path) -> None:
-    done = run(tiny_folder, "한국어\nabc\n0\n24\n".encode())
-    assert done.returncode == 0
-    assert done.stdout.decode().startswith("한국어")
-    assert "must be a number of at least 0" in done.stderr.decode()
+@pytest.mark.parametrize("numbers", ["abc\n40\n", "0.5\nabc\n", "0.5\nabc\n40\n"])
+def test_a_wrong_number_ends_a_pipe_and_shifts_nothing(tiny_folder: Path, numbers: str) -> None:
+    done = run(tiny_folder, f"한국어\n{numbers}바다는\n\n\n".encode())
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert "'abc', must be" in done.stderr.splitlines()[-1].decode()
+
+
+def test_a_slash_in_a_pipe_is_text(tiny_folder: Path) -> None:
+    done = run(tiny_folder, b"/bye\n0\n24\n")
+    assert done.stdout.startswith(b"/bye")
 
 
 def test_a_pipe_of_cp949_is_read(tiny_folder: Path) -> None:

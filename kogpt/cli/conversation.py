@@ -1,0 +1,148 @@
+"""What the interactive prompt remembers between two texts, and the commands that change or show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kogpt.cli.options import SETTINGS
+from kogpt.errors import InputError, localized
+
+if TYPE_CHECKING:
+    from kogpt.generation import KoGPT
+
+# What /set and the options of `kogpt` take. The length is that of prompt and answer, as the question asks it.
+NAMES = tuple(name for name in SETTINGS if name not in ("logit_bias", "max_tokens", "n", "logprobs"))
+TEMPERATURE, LENGTH = 0.8, 128  # the original's numbers
+ROOM = 64  # tokens that the default length leaves for an answer at least
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Texts that were written, and the settings that the user chose."""
+
+    model_name: str
+    chosen: dict[str, Any]
+    own: Mapping[str, Any] = field(default_factory=dict)  # the model's settings, once it is loaded
+    written: list[str] = field(default_factory=list)
+
+    def temperature(self) -> float:
+        """The value in the parentheses of the question."""
+        value: float = {**self.own, **self.chosen}.get("temperature", TEMPERATURE)
+        return value
+
+    def length(self, model: KoGPT, prompt: str) -> int:
+        """As `temperature`: what was chosen, else a multiple of 128 that leaves room for an answer."""
+        n_prompt = len(model.tokenizer.encode_prompt(prompt))
+        if (length := self.chosen.get("max_length")) is not None:
+            return int(length)
+        if (n_new := self.own.get("max_tokens")) is not None:
+            return min(n_prompt + int(n_new), model.config.n_ctx)
+        if (length := self.own.get("max_length")) is not None:
+            return int(length)
+        return min(LENGTH * -(-(n_prompt + ROOM) // LENGTH), model.config.n_ctx)
+
+    def obey(self, line: str) -> str:
+        """Carry out a line that begins with a slash; what to show. EOFError for /bye."""
+        name, _, rest = line.removeprefix("/").strip().partition(" ")
+        if name not in COMMANDS:
+            known = " ".join(f"/{command}" for command in COMMANDS)
+            raise InputError(
+                f"there is no command /{name[:40]}, there are {known}; a text that begins"
+                " with / needs a space before it",
+                f"/{name[:40]} 명령은 없습니다. 가능한 명령: {known}. /로 시작하는 글은 앞에 빈칸을 넣으세요",
+            )
+        return COMMANDS[name][0](self, rest.strip())
+
+    def _help(self, _: str) -> str:
+        lines = [f"/{name:5} {localized(en, ko)}" for name, (_, en, ko) in COMMANDS.items()]
+        lines.append(
+            localized(
+                '"""    begins and ends a prompt of several lines\n'
+                "Ctrl-C stops a text or goes back to the first question; there it leaves, as Ctrl-D does",
+                '"""    여러 줄 프롬프트의 시작과 끝\n'
+                "Ctrl-C는 글쓰기를 멈추거나 첫 질문으로 돌아갑니다. 첫 질문에서는 Ctrl-D처럼 끝냅니다",
+            )
+        )
+        return "\n".join(lines)
+
+    def _set(self, rest: str) -> str:
+        name, _, value = rest.partition(" ")
+        name = name.replace("-", "_")
+        if name not in NAMES:
+            known = ", ".join(NAMES)
+            raise InputError(
+                f"/set NAME VALUE: the name is {name[:40]!r}, must be one of {known}",
+                f"/set 이름 값: 이름 {name[:40]!r} (가능한 이름: {known})",
+            )
+        if not value.strip():
+            self.chosen.pop(name, None)
+        else:
+            self.chosen[name] = _value_of(name, value.strip())
+        return self._show("")
+
+    def _show(self, _: str) -> str:
+        lines = [localized(f"model: {self.model_name}", f"모델: {self.model_name}")]
+        for name in NAMES:
+            if name in self.chosen:
+                lines.append(f"{name}: {_shown(self.chosen[name])}")
+            elif name in self.own:
+                lines.append(f"{name}: {_shown(self.own[name])} {localized('(the model)', '(모델의 값)')}")
+        return "\n".join(lines)
+
+    def _save(self, rest: str) -> str:
+        from kogpt.files import atomic_write
+
+        path = Path(rest).expanduser()
+        if not rest or not self.written:
+            raise InputError(
+                "/save FILE: write a text first, and name a file",
+                "/save 파일: 먼저 글을 쓰고 파일 이름을 적으세요",
+            )
+        if path.exists() or not path.parent.is_dir():
+            raise InputError(
+                f"/save: {rest[:200]} exists already, or its folder does not: choose another name",
+                f"/save: {rest[:200]} 파일이 이미 있거나 폴더가 없습니다. 다른 이름을 쓰세요",
+            )
+        with atomic_write(path) as file:
+            file.write("\n\n".join([*self.written, ""]).encode())
+        n = len(self.written)
+        return localized(f"{n} texts saved: {path}", f"글 {n}개를 저장했습니다: {path}")
+
+    def _leave(self, _: str) -> NoReturn:
+        raise EOFError
+
+
+def _value_of(name: str, text: str) -> Any:
+    """The value of a setting; InputError for a word instead of a number, SamplingError out of its range."""
+    from kogpt.sampling import Sampling
+
+    try:
+        value: Any = (text,) if name == "stop" else SETTINGS[name][0](text)
+    except ValueError as error:
+        raise InputError(
+            f"{name} is {text[:40]!r}, must be a number", f"{name} 값 {text[:40]!r} (조건: 수)"
+        ) from error
+    Sampling(**{name: value})
+    return value
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(repr, value)) if isinstance(value, tuple | list) else str(value)
+
+
+# Command -> what it does, and what /help says of it.
+COMMANDS: dict[str, tuple[Callable[[Conversation, str], str], str, str]] = {
+    "help": (Conversation._help, "shows this", "이 도움말을 보여 줍니다"),
+    "?": (Conversation._help, "shows this", "이 도움말을 보여 줍니다"),
+    "set": (
+        Conversation._set,
+        "NAME VALUE: sets temperature, top_p and the like; without VALUE takes it back",
+        "이름 값: temperature, top_p 등을 정합니다. 값이 없으면 되돌립니다",
+    ),
+    "show": (Conversation._show, "shows the model and the settings", "모델과 설정을 보여 줍니다"),
+    "save": (Conversation._save, "FILE: saves the texts of this session", "파일: 지금까지의 글을 저장합니다"),
+    "bye": (Conversation._leave, "leaves", "끝냅니다"),
+}
