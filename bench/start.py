@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--model", default="kogpt-mini")
     parser.add_argument("--install", action="store_true")
     args = parser.parse_args()
-    generate = [*KOGPT, "generate", "오늘 서울의 날씨는", "--max-tokens", "8", "--model", args.model]
+    generate = [*KOGPT, "generate", "제1조(목적) 이 법은", "--max-tokens", "8", "--model", args.model]
     measured: dict[str, float] = {
         "python": median(args.runs, lambda: until_end([sys.executable, "-c", "pass"])),
         "import_kogpt": median(args.runs, imported),

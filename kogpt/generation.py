@@ -70,7 +70,7 @@ class KoGPT:
     """A model and its tokenizer, ready to use, from any number of threads.
 
     model = KoGPT.from_pretrained()
-    print(model.generate("오늘 서울의 날씨는", max_tokens=32).text)
+    print(model.generate("제1조(목적) 이 법은", max_tokens=32).text)
     """
 
     def __init__(

@@ -280,3 +280,18 @@ def test_results_wait_for_those_before_them() -> None:
         for number, answer in _in_order(finished, 2)
     ]
     assert ordered == [(0, 0), (0, 1), (1, 0), (1, 1), (2, None), (3, None)]
+
+
+def test_kogpt_mini_does_not_loop_where_nothing_is_chosen() -> None:
+    """At temperature 0, the likeliest text: without the penalty of its generation_config.json it repeats."""
+    mini = KoGPT.from_pretrained()
+    prompts = ["조선 시대의 왕은", "이 영화는 정말", "바다는"]
+
+    def share_of_new_fours(result: Result) -> float:
+        fours = [result.tokens[i : i + 4] for i in range(len(result.tokens) - 3)]
+        return len(set(fours)) / len(fours)
+
+    own = mini.generate(prompts, temperature=0, max_tokens=96)
+    bare = mini.generate(prompts, temperature=0, max_tokens=96, repetition_penalty=1.0)
+    assert min(map(share_of_new_fours, own)) > 0.8
+    assert max(map(share_of_new_fours, bare)) < 0.5
