@@ -18,9 +18,12 @@ from kogpt.adapter import KeyValuePrefix, Lora, SoftPrompt, merged
 from kogpt.cli import main
 from kogpt.cli.tune import NAMED
 from kogpt.errors import ConfigError, InputError
+from kogpt.generation import KoGPT
 from kogpt.model import GPTJ
+from kogpt.training import checkpoints
 from kogpt.training.loop import End, Run
 from kogpt.training.processes import Processes
+from kogpt.training.report import Report
 from kogpt.tuning import run as tuning
 from kogpt.tuning.data import TASKS, Example, Files, Wording, read_data, task_files
 from kogpt.tuning.measure import label_scores, macro_f1, measure
@@ -355,3 +358,35 @@ def test_lora_learns_six_matrices_of_every_block(job: Callable[..., Job]) -> Non
     assert {update.scale for update in adapter.updates.values()} == {16 / 2}
     per_block = 4 * 2 * config.d_model + 2 * (config.d_model + config.d_ff)
     assert n_trained(objective) == 4 * config.n_layers * per_block
+
+
+@pytest.mark.parametrize("method", ["lora", "p-tuning", "prefix"])
+def test_an_adapter_serves_the_scores_that_it_was_measured_by(
+    method: str, job: Callable[..., Job], tiny_folder: Path, tmp_path: Path, no_fsync: None
+) -> None:
+    made = job(method, epochs=1, rate=0.01, checks=1)
+    outcome = tune(made, tmp_path / "run", Processes())
+    served = KoGPT.from_pretrained(tiny_folder, adapter=outcome.result)
+    examples = made.data.dev[:4]
+    found = [served.score(example.prompt, made.data.wording.labels) for example in examples]
+    plain = KoGPT.from_pretrained(tiny_folder)
+    guesses = [int(np.argmax(scores)) for scores in found]
+    assert (
+        np.abs(np.subtract(found, [plain.score(e.prompt, made.data.wording.labels) for e in examples])).max()
+        > 0.1
+    )
+    objective = build(made, Processes())
+    path = checkpoints.best(tmp_path / "run")
+    assert path is not None
+    run = Run(
+        tmp_path / "run",
+        objective,
+        made.settings.training(made.batches),
+        Processes(),
+        Report(tmp_path / "run"),
+        tuning._identity(made),
+    )
+    checkpoints.restore(path, objective, run.optimizers, run.identity, Processes())
+    slow = label_scores(objective, made.dev[:4], torch.device("cpu"))
+    assert guesses == [int(np.argmax(scores)) for scores in slow]
+    np.testing.assert_allclose(found, slow, rtol=1e-3, atol=2e-3)
