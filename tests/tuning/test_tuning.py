@@ -282,7 +282,7 @@ def test_a_separable_task_is_learnt_and_the_result_is_read_back(
 def test_a_stopped_run_goes_on_with_the_same_bits(
     method: str, job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None
 ) -> None:
-    made = job(method, epochs=2, checks=1, patience=100)
+    made, anew = (job(method, epochs=2, checks=1, patience=100) for _ in range(2))
     whole = tune(made, tmp_path / "whole", Processes())
     update = Run.update
 
@@ -295,7 +295,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     stopped = tune(made, tmp_path / "parts", Processes())
     monkeypatch.undo()
     assert stopped.end is End.STOPPED and not stopped.result.exists()
-    resumed = tune(made, tmp_path / "parts", Processes())
+    resumed = tune(anew, tmp_path / "parts", Processes())
     for name in (peft.WEIGHTS, peft.OWN):
         assert (resumed.result / name).read_bytes() == (whole.result / name).read_bytes()
     assert resumed.metrics == whole.metrics
