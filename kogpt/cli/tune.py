@@ -159,6 +159,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 def _read(args: argparse.Namespace) -> Data:
     from kogpt.tuning.data import TASKS, Files, Wording, read_data, task_files
 
+    _require_effect(args)
     options = {name: getattr(args, name) for name in ("dev", "dev_share", "skip_bad", "allow_overlap")}
     if args.task is None:
         if args.data is None:
@@ -176,6 +177,20 @@ def _read(args: argparse.Namespace) -> Data:
     if left_out:
         print(localized(f"kogpt: left out: {left_out}", f"kogpt: 뺀 행: {left_out}"), file=sys.stderr)
     return found
+
+
+def _require_effect(args: argparse.Namespace) -> None:
+    """InputError for options that would change nothing."""
+    if args.task is not None and args.test is not None:
+        raise InputError(
+            f"--test has no effect: {args.task} has test rows of its own; leave it out",
+            f"{args.task}에는 시험 행이 이미 있어 --test를 쓸 수 없습니다. 빼세요",
+        )
+    if args.score_test and args.task is None and args.test is None:
+        raise InputError(
+            "--score-test has no test rows to measure: name them with --test",
+            "--score-test로 잴 시험 행이 없습니다. --test로 파일을 지정하세요",
+        )
 
 
 def _data_folder() -> Path:

@@ -347,7 +347,9 @@ def test_the_command_dry_runs_tunes_and_refuses(
     assert main(["tune", "lora", "--out", str(out)]) == 2
     assert main(["tune", "lora", *common, "--out", str(out), "--targets", "wte"]) == 2
     assert main(["tune", "lora", *common, "--out", str(out), "--labels", "0"]) == 2
-    assert capsys.readouterr().err.count("kogpt: ") == 3
+    assert main(["tune", "lora", *common, "--out", str(out), "--score-test"]) == 2
+    assert main(["tune", "lora", "nsmc", *common, "--out", str(out), "--test", str(rows_file)]) == 2
+    assert capsys.readouterr().err.count("kogpt: ") == 5
 
 
 def test_lora_learns_six_matrices_of_every_block(job: Callable[..., Job]) -> None:
