@@ -23,7 +23,7 @@ from kogpt.engine import Engine
 from kogpt.errors import PromptError, SamplingError
 from kogpt.generation_defaults import GenerationDefaults, read_generation_defaults
 from kogpt.placement import Placement, load_runner
-from kogpt.request import FinishReason, Request
+from kogpt.request import FinishReason, Ids, Request
 from kogpt.sampling import SampledToken, Sampling
 from kogpt.session import Piece, Session, require_text, too_long
 from kogpt.tokenizer import Tokenizer
@@ -223,7 +223,7 @@ class KoGPT:
                 while len(mailbox.numbers) < 2 * self.engine.max_rows and (entry := next(waiting, None)):
                     number, (prompt, sampling) = entry
                     try:
-                        request = self.session.request(prompt, sampling, self._prefix, self._adapter)
+                        request = self.request(prompt, sampling)
                     except PromptError as error:
                         yield number, error
                     else:
@@ -240,7 +240,7 @@ class KoGPT:
         Settings as in `generate`. Raises as it does, a failure after the last piece.
         """
         chosen = self.sampling(sampling, **settings)
-        request = self.session.request(prompt, chosen, self._prefix, self._adapter)
+        request = self.request(prompt, chosen)
         with self.session.mailbox() as mailbox:
             mailbox.add(request)
             while not mailbox.idle:
@@ -283,12 +283,20 @@ class KoGPT:
             return vector
         if not isinstance(texts, Sequence):
             require_text(texts)
-        ids = [self.session.prompt_ids(text, self.engine.length(self._prefix)) for text in texts]
-        prefix, adapter = self._prefix, self._adapter
-        events = self.session.ask(
-            [Request(row, prefix=prefix, adapter=adapter, pooled=True, reusable=False) for row in ids]
-        )
+        events = self.session.ask([self.embedding_request(text) for text in texts])
         return np.array([event.pooled for event in events], np.float32).reshape(-1, self.config.d_model)
+
+    def request(self, prompt: str | Ids, sampling: Sampling, echo: bool = False) -> Request:
+        """What `stream` asks the session for: a prompt continued with the model's adapter.
+
+        echo and errors: as Session.request.
+        """
+        return self.session.request(prompt, sampling, self._prefix, self._adapter, echo)
+
+    def embedding_request(self, text: str | Ids) -> Request:
+        """What `embed` asks the session for."""
+        ids = self.session.prompt_ids(text, self.engine.length(self._prefix))
+        return Request(ids, prefix=self._prefix, adapter=self._adapter, pooled=True, reusable=False)
 
     def _scores(self, questions: Sequence[tuple[str, str | Sequence[str]]]) -> list[float | list[float]]:
         requests: list[Request] = []

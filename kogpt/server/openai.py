@@ -241,17 +241,15 @@ async def embeddings(http: HttpRequest, service: Service, document: Mapping[str,
     if not texts or len(texts) > service.limits.prompts:
         raise Refused(f"input has {len(texts)} texts, must be 1 to {service.limits.prompts}", "input")
     try:
-        session = service.model.session
-        ids = [session.prompt_ids(service.ids(text)) for text in texts]
+        requests = [service.model.embedding_request(service.ids(text)) for text in texts]
     except KoGPTError as error:
         raise refusal(error, "input") from None
-    requests = [Request(row, pooled=True, reusable=False) for row in ids]
     pieces = await while_connected(http, service.ask(requests))
     data = [
         {"object": "embedding", "index": i, "embedding": _vector(piece, body.encoding_format)}
         for i, piece in enumerate(pieces)
     ]
-    n_tokens = sum(map(len, ids))
+    n_tokens = sum(len(request.inputs) for request in requests)
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     return JSONResponse({"object": "list", "data": data, "model": service.name, "usage": usage})
 

@@ -92,8 +92,7 @@ class Service:
     def _requests(self, order: Order) -> list[Request]:
         try:
             sampling = self.model.sampling(dict(order.settings))
-            session = self.model.session
-            found = [session.request(self.ids(prompt), sampling, echo=order.echo) for prompt in order.prompts]
+            found = [self.model.request(self.ids(prompt), sampling, order.echo) for prompt in order.prompts]
         except KoGPTError as error:
             raise refusal(error, _param(error)) from None
         cost = sum(len(r.inputs) + r.n_samples * (r.writing.limit if r.writing else 0) for r in found)

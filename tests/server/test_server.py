@@ -17,9 +17,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from conftest import TINY
 from serving import Running, serving
 
 from kogpt import KoGPT
+from kogpt.adapter import SoftPrompt
+from kogpt.engine import Engine
 from kogpt.errors import InputError
 from kogpt.runner import Chunk
 from kogpt.sampling import Chosen, Wanted
@@ -295,6 +298,20 @@ def test_one_request_may_cost_so_much_and_no_more(model: KoGPT) -> None:
         assert post(server, PROMPT | {"max_tokens": 100}).status_code == 200
         refused = post(server, PROMPT | {"max_tokens": 100, "n": 6})
         assert refused.status_code == 400 and "the limit is 500" in refused.json()["error"]["message"]
+
+
+def test_an_adapter_is_served(tiny_folder: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal((5, TINY.d_model)).astype(np.float32)
+    plain = KoGPT.from_pretrained(tiny_folder, device="cpu", dtype="float32")
+    tuned = KoGPT(plain.tokenizer, Engine(plain.engine.runner), adapter=SoftPrompt(noise))
+    with serving(tuned) as server:
+        body = PROMPT | {"temperature": 0, "max_tokens": 12, "model": "kogpt"}
+        text = post(server, body).json()["choices"][0]["text"]
+        vector = post(server, {"input": "옛날"}, "/v1/embeddings").json()["data"][0]["embedding"]
+    assert text == tuned.generate("옛날 옛적에", temperature=0, max_tokens=12).text
+    assert text != plain.generate("옛날 옛적에", temperature=0, max_tokens=12).text
+    wanted = tuned.embed("옛날")
+    np.testing.assert_allclose(vector, wanted / np.linalg.norm(wanted), atol=1e-6)
 
 
 # Receiving
