@@ -215,7 +215,9 @@ def test_newton_schulz_costs_what_torch_counts(size: tuple[int, int]) -> None:
 def test_muon_has_the_matrices_that_it_is_given() -> None:
     config = shape(n_layers=3)
     _, muon = build_optimizers(
-        Objective(GPTJ(config), ComputeSettings(compile="nothing")).groups(), OptimizerSettings(), torch.float32
+        Objective(GPTJ(config), ComputeSettings(compile="nothing")).groups(),
+        OptimizerSettings(),
+        torch.float32,
     )
     given = [tuple(p.shape) for group in muon.param_groups for p in group["params"]]
     assert sorted(planner.muon_matrices(config)) == sorted(given)
