@@ -285,8 +285,9 @@ class Engine:
                 else self.runner.draw(chunks, [part.wanted() for part in unread])
             )
             for answer in answers:
-                part = unread.popleft()
+                part = unread[0]  # an interruption before the next line finds it unread
                 with self._blame(part.row.task):
+                    unread.popleft()
                     self._accept(part, answer)
         except BaseException as error:
             for part in unread:
