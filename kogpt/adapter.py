@@ -22,7 +22,7 @@ from kogpt.weights import Stored
 
 Floats = NDArray[np.float32]
 
-BLOCK_ROWS = 1024  # of a matrix, merged at a time
+BLOCK_ROWS = 1024  # rows of a matrix that are merged at a time
 
 
 @dataclass(frozen=True, slots=True)

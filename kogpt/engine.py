@@ -231,7 +231,7 @@ class Engine:
             task.trunk = trunk
 
     def _plan(self) -> list[Part]:
-        """What every row reads in this step: samples a token, others what the budget leaves, oldest first."""
+        """Choose what each row reads: one token per sample, then prompts within the budget, oldest first."""
         parts = [row.next_part(1, 1) for task in self._live.values() for row in task.samples]
         tokens, outputs = self.chunk_tokens, max(1, self.max_outputs - len(parts))
         for task in list(self._live.values()):

@@ -30,7 +30,7 @@ PROMPT_TOKENS = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `kogpt bench` takes."""
+    """Add the arguments of `kogpt bench`."""
     add_model_options(parser)
     group = parser.add_argument_group("measurement")
     group.add_argument(

@@ -16,7 +16,7 @@ from kogpt.errors import KoGPTError, localized
 from kogpt.memory import available_memory
 
 LICENCES = {"kakaobrain/kogpt": "cc-by-nc-nd-4.0"}  # where no model card is in the cache
-CARD_BYTES = 4096  # of a model card that are searched for its licence
+CARD_BYTES = 4096  # bytes at the start of a model card, where its licence stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Model:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `kogpt models` takes."""
+    """Add the arguments of `kogpt models`."""
     parser.add_argument("--json", action="store_true", help="print one JSON object for each model")
 
 
@@ -76,7 +76,7 @@ def _cached() -> Iterator[Model]:
                 continue
             try:
                 fits = _fits(name, folder)
-            except KoGPTError:  # of another architecture
+            except KoGPTError:  # a model of another architecture
                 continue
             revision = ", ".join(sorted(stored.refs)) or stored.commit_hash[:8]
             yield Model(name, revision, stored.size_on_disk, _licence(name, folder), fits)
@@ -92,7 +92,7 @@ def _fits(name: str, folder: Path) -> str | None:
 
 
 def _licence(name: str, folder: Path) -> str | None:
-    """What the front matter of the model card states."""
+    """Read the licence from the front matter of the model card."""
     card = folder / "README.md"
     if not card.is_file():
         return LICENCES.get(name)

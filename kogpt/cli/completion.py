@@ -36,7 +36,7 @@ ZSH = '# eval "$(kogpt completion zsh)"\nautoload -Uz compinit bashcompinit && c
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `kogpt completion` takes."""
+    """Add the arguments of `kogpt completion`."""
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
 
 

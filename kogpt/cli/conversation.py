@@ -1,4 +1,4 @@
-"""What the interactive prompt remembers between two texts, and the commands that change or show it."""
+"""State of the interactive prompt between two texts, and the commands that change or show it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kogpt.errors import InputError, localized
 if TYPE_CHECKING:
     from kogpt.generation import KoGPT
 
-# What /set and the options of `kogpt` take. The length is that of prompt and answer, as the question asks it.
+# Settings of /set and of the options of `kogpt`. The length counts prompt and answer, as in the question.
 NAMES = tuple(name for name in SETTINGS if name not in ("logit_bias", "max_tokens", "n", "logprobs"))
 TEMPERATURE, LENGTH = 0.8, 128  # the original's numbers
 ROOM = 64  # tokens that the default length leaves for an answer at least

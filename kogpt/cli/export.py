@@ -21,7 +21,7 @@ FORMATS = {  # -> what it is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `kogpt export` takes."""
+    """Add the arguments of `kogpt export`."""
     formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
     parser.add_argument("format", choices=FORMATS, metavar="FORMAT", help=formats)
     parser.add_argument(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `kogpt generate` takes."""
+    """Add the arguments of `kogpt generate`."""
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input"
     )

@@ -15,12 +15,12 @@ from kogpt.memory import USABLE_SHARE, available_memory
 from kogpt.native_runner import NativeRunner
 from kogpt.placement import Placement, cache_bytes, native_problem
 
-DTYPES = ("float32", "float16", "int8", "int4")  # of the table's rows
+DTYPES = ("float32", "float16", "int8", "int4")  # precisions that the table has a row for
 TOKENS = 1024  # of the cache's column
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `kogpt info` takes."""
+    """Add the arguments of `kogpt info`."""
     parser.add_argument(
         "model",
         nargs="?",

@@ -150,7 +150,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _argument(name: str) -> dict[str, Any]:
-    """What add_argument is told about one setting."""
+    """Build the keywords of add_argument for one setting."""
     kind, text = SETTINGS[name]
     if name == "stop":
         return {"action": "append", "metavar": "TEXT", "help": f"{text}; may be repeated"}

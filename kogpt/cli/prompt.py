@@ -41,7 +41,7 @@ Number = TypeVar("Number", int, float)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `kogpt` takes without a subcommand."""
+    """Add the arguments of `kogpt` without a subcommand."""
     add_model_options(parser)
     add_adapter_option(parser)
     add_generation_options(parser, NAMES)

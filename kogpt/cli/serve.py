@@ -15,7 +15,7 @@ KEY_VARIABLE = "KOGPT_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `kogpt serve` takes."""
+    """Add the arguments of `kogpt serve`."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
         "--port", type=read_count, default=8000, metavar="N", help="port to listen on (default: %(default)s)"
