@@ -68,12 +68,22 @@ def run(args: argparse.Namespace) -> int:
     keys = read_keys(args.api_key_file)
     address.check(has_key=bool(keys))
     access = Access(keys, address.loopback, tuple(args.allowed_host or ()), tuple(args.cors_origin or ()))
-    logging.getLogger("kogpt.access").setLevel(logging.INFO)
+    _show_access_log()
     model = load_model(args)
     service = make_service(model, limits)
     print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
     listen(make_app(service, access), service, address, args.drain_seconds)
     return 1 if service.worker.dead is not None else 0
+
+
+def _show_access_log() -> None:
+    """Write one JSON line per request to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access = logging.getLogger("kogpt.access")
+    access.addHandler(handler)
+    access.setLevel(logging.INFO)
+    access.propagate = False  # --debug has a handler of its own above
 
 
 def read_keys(path: str | None) -> tuple[str, ...]:

@@ -383,7 +383,8 @@ def test_a_signal_lets_answers_finish(tiny_folder: Path, tmp_path: Path) -> None
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "kogpt", "serve", "--port", str(port), "--model", str(tiny_folder)]
     root = Path(__file__).parents[2]
-    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=root, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -394,12 +395,15 @@ def test_a_signal_lets_answers_finish(tiny_folder: Path, tmp_path: Path) -> None
                 time.sleep(0.1)
         body = PROMPT | {"stream": True, "max_tokens": 110, "logit_bias": {"1": -100}}
         with httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as response:
-            lines = response.iter_lines()
-            next(lines)
+            events = response.iter_lines()
+            next(events)
             process.send_signal(signal.SIGTERM)
-            rest = list(lines)
+            rest = list(events)
         assert rest[-2] == "data: [DONE]" or rest[-1] == "data: [DONE]"
         assert process.wait(20) == 0
+        lines = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+        [entry] = [json.loads(line) for line in lines if "/v1/completions" in line]
+        assert (entry["method"], entry["status"]) == ("POST", 200)
     finally:
         process.kill()
         process.wait()
