@@ -246,12 +246,7 @@ class Session:
                 order.mailbox.put(number, Piece("", "cancelled", event))
             order.mailbox.numbers.discard(number)
         self._cancelled.append(number)
-        while self._cancelled and self._driver.acquire(blocking=False):
-            try:
-                self._drop_cancelled()
-            finally:
-                self._driver.release()
-                self._wake_one()
+        self._hand_over()
 
     def mailbox(self, whole: bool = False) -> Mailbox:
         """A mailbox for one more caller; `whole`: who waits for whole answers is not woken for each piece."""
@@ -368,7 +363,7 @@ class Session:
                 else:
                     self._sleep(mailbox)
         finally:
-            self._wake_one()
+            self._hand_over()
 
     def _stop_at_exit(self) -> None:
         """Where the program ends, a daemon thread sleeps until it has ended; others get a KoGPTError."""
@@ -386,8 +381,13 @@ class Session:
             finally:
                 self._sleepers.remove(mailbox)
 
-    def _wake_one(self) -> None:
-        """Let another caller drive the engine, now that this one leaves it."""
+    def _hand_over(self) -> None:
+        """Drop what was cancelled while the engine was in use, and let another caller drive it."""
+        while self._cancelled and self._driver.acquire(blocking=False):
+            try:
+                self._drop_cancelled()
+            finally:
+                self._driver.release()
         with self._lock:
             if self._sleepers:
                 self._sleepers[0].woken.notify_all()
@@ -400,7 +400,7 @@ class Session:
             with self._driver:
                 yield
         finally:
-            self._wake_one()
+            self._hand_over()
 
     def _advance(self) -> None:
         """One step of the engine; its news go to their mailboxes. The caller holds the driver's lock."""

@@ -122,6 +122,27 @@ def test_a_thread_that_waits_does_not_spin(kogpt: KoGPT, monkeypatch: pytest.Mon
     assert len(woken) < 60  # it may be woken in vain when a driver leaves, not all the time
 
 
+def test_a_stream_left_during_the_last_step_of_another_is_dropped(
+    kogpt: KoGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step finds nothing to drop any more, and no other step follows: who drove it drops the request."""
+    left = kogpt.stream(PROMPTS[1], SEEDED)
+    next(left)
+    step = Engine.step
+
+    def last_step(engine: Engine) -> object:
+        events = step(engine)
+        leaver = threading.Thread(target=left.close)
+        leaver.start()
+        leaver.join(60)
+        assert not engine.idle  # it is in use, so the request is still there
+        return events
+
+    monkeypatch.setattr(Engine, "step", last_step)
+    assert kogpt.generate(PROMPTS[0], Sampling(max_tokens=1)).finish_reason == "length"
+    assert kogpt.session.idle and kogpt.engine.idle
+
+
 def test_the_interface_of_a_server(kogpt: KoGPT, alone: dict[str, str]) -> None:
     session = kogpt.session
     numbers = {session.add(prompt, SEEDED): prompt for prompt in PROMPTS}
