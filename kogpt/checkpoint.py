@@ -121,7 +121,7 @@ def _load_folder(folder: Path) -> Checkpoint:
         tensors, copy_of_embedding = select(config, shards, quantization)
         verify(folder, shards, manifest)
     if copy_of_embedding is not None:
-        require_copy(copy_of_embedding, tensors[EMBEDDING])
+        require_copy(copy_of_embedding.load(), tensors[EMBEDDING])
     return Checkpoint(folder, config, tensors, quantization)
 
 
@@ -164,7 +164,7 @@ def stored_format(folder: Path) -> tuple[str, int] | None:
     if not tensors:
         raise damaged(folder / names[0], "it holds no tensors")
     if dtype is None:
-        dtype = max(tensors, key=lambda tensor: tensor.array.nbytes).dtype
+        dtype = max(tensors, key=lambda tensor: math.prod(tensor.shape) * SIZES[tensor.dtype]).dtype
     return dtype, sum(safe_join(folder, name).stat().st_size for name in names)
 
 
@@ -241,7 +241,7 @@ def save(
         )
     float_dtype = dtype
     if dtype in FORMATS:
-        given = tensors.get(EMBEDDING)  # a mapped file's, or an array: it is asked for twice
+        given = tensors.get(EMBEDDING)  # a file's, or an array: it is asked for twice
         float_dtype = "bfloat16" if isinstance(given, Stored) and given.dtype == "bfloat16" else "float16"
     layout = file_layout(config, dtype, float_dtype)
     require_names(layout, tensors)

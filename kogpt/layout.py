@@ -10,18 +10,38 @@ import numpy as np
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError
 from kogpt.files import damaged
-from kogpt.quantize import EMBEDDING, FORMATS, HEAD, Part, Quantized, matrices, parts
-from kogpt.weights import WIDTHS, Stored, WeightsFile, wrong_shape
+from kogpt.quantize import EMBEDDING, FORMATS, HEAD, Lazy, Part, Quantized, matrices, parts
+from kogpt.weights import WIDTHS, Source, Stored, WeightsFile, wrong_shape
+
+
+class _Tensors(Lazy[Stored | Quantized]):
+    """A model's tensors, each loaded from its files when it is asked for."""
+
+    def __init__(self, config: ModelConfig, quantization: str | None, found: Mapping[str, Source]) -> None:
+        super().__init__(file_layout(config, quantization))
+        self._found = found
+        self._quantization = quantization
+        self._matrices = {} if quantization is None else matrices(config)
+
+    def __getitem__(self, name: str) -> Stored | Quantized:
+        if name not in self:
+            raise KeyError(name)
+        if self._quantization is None or name not in self._matrices:
+            return self._found[name].load()
+        shape = self._matrices[name]
+        stored = {part: self._found[part].load() for part in parts(name, self._quantization, shape)}
+        return Quantized.of_parts(name, self._quantization, shape, stored)
 
 
 def select(
     config: ModelConfig, shards: Iterable[WeightsFile], quantization: str | None
-) -> tuple[dict[str, Stored | Quantized], Stored | None]:
+) -> tuple[Mapping[str, Stored | Quantized], Source | None]:
     """The tensors that the config asks for, in its order: none missing, none left over, all in shape.
 
-    The second value is a tied head that is stored once more, as some writers do.
+    They are loaded when they are asked for. The second value is a tied head that is stored once more, as some
+    writers do.
     """
-    found: dict[str, Stored] = {}
+    found: dict[str, Source] = {}
     for shard in shards:
         if twice := next((name for name in shard.tensors if name in found), None):
             raise damaged(shard.path, f"{twice} is in another shard already")
@@ -34,16 +54,12 @@ def select(
     expected = {part: kind for group in layout.values() for part, kind in group.items()}
     require_names(expected, found)
     for name, (dtype, shape) in expected.items():
-        if found[name].array.shape != shape:
-            raise wrong_shape(name, shape, found[name].array.shape)
+        if found[name].shape != shape:
+            raise wrong_shape(name, shape, found[name].shape)
         kinds = WIDTHS if dtype in WIDTHS else (dtype,)
         if found[name].dtype not in kinds:
             raise _wrong_dtype(name, " or ".join(kinds), found[name].dtype)
-    tensors: dict[str, Stored | Quantized] = {name: found[name] for name in layout}
-    if quantization is not None:
-        for name, shape in matrices(config).items():
-            tensors[name] = Quantized.of_parts(name, quantization, shape, found)
-    return tensors, copy
+    return _Tensors(config, quantization, found), copy
 
 
 def file_layout(

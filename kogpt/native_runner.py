@@ -8,7 +8,6 @@ at a time, and the pages read for it are given back.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from kogpt.runner import (
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted
-from kogpt.weights import WIDTHS, mapping_of
+from kogpt.weights import WIDTHS
 
 LIBRARY = Path(__file__).with_name("_native.so")
 ABI = 7
@@ -234,7 +233,7 @@ class NativeRunner:
         memory.require_memory(n_bytes, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시")
 
     def _load(self, tensors: Mapping[str, Stored | Quantized]) -> None:
-        embedding = _contiguous(_plain(tensors, EMBEDDING)).in_memory()
+        embedding = _contiguous(_plain(tensors, EMBEDDING))
         self._library.kogpt_borrow_embedding(
             self._model, FORMATS[embedding.dtype], embedding.array.ctypes.data
         )
@@ -257,8 +256,6 @@ class NativeRunner:
         )
         if borrowed:
             self._borrowed.append(weight.array)
-        else:
-            drop_pages(weight.array)
 
     def _load_codes(self, index: int, matrix: Quantized) -> None:
         assert matrix.dtype == self.dtype, (matrix.dtype, self.dtype)
@@ -270,9 +267,6 @@ class NativeRunner:
             matrix.scales.ctypes.data,
         )
         require_memory_ok(self._library.kogpt_load_codes(self._model, index, *addresses))
-        for array in (matrix.codes, matrix.groups):
-            if array is not None:
-                drop_pages(array)
 
 
 class _Model:
@@ -315,18 +309,6 @@ def require_memory_ok(result: int) -> int:
             "다른 프로그램을 닫거나, 이 프로세스의 제한(ulimit -u, ulimit -v)을 늘려 주세요",
         )
     return result
-
-
-def drop_pages(array: NDArray[Any]) -> None:
-    """Give back the physical memory behind an array of a memory-mapped file; it is read again when used."""
-    base = mapping_of(array)
-    if base is None or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
-    if length > 0:
-        base.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 def _contiguous(tensor: Stored) -> Stored:

@@ -32,6 +32,7 @@ from kogpt.runner import (
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted
+from kogpt.weights import WIDTHS
 
 Rotation = tuple[Array, Array]  # cos and sin of every rotated angle, (N, 1, R/2) each
 
@@ -54,7 +55,7 @@ class NumpyRunner:
         require_dtype(dtype, self.dtypes, self.name)
         self.config = config
         self.dtype = dtype
-        self._tensors = _converted_if_roomy(tensors, dtype)
+        self._tensors = _load(config, tensors, dtype)
         if config.tied_head:
             self._tensors["lm_head.weight"] = self._tensors["transformer.wte.weight"]
         self._rows: dict[int, Row] = {}
@@ -298,13 +299,11 @@ def gelu(x: Array) -> Array:
     return x * (0.5 + 0.5 * np.tanh(cubic))
 
 
-def _converted_if_roomy(tensors: Mapping[str, Stored], dtype: str) -> dict[str, Stored]:
-    """The tensors in `dtype` if their copies take at most half of the free memory, else as they are."""
-    stored = sum(tensor.array.nbytes for tensor in tensors.values())
-    require_memory(stored, "this model", "이 모델")
-    other = [tensor for tensor in tensors.values() if tensor.dtype != dtype]
-    copies = sum(tensor.array.size for tensor in other) * np.dtype(dtype).itemsize
+def _load(config: ModelConfig, tensors: Mapping[str, Stored], dtype: str) -> dict[str, Stored]:
+    """All tensors: in `dtype` if that takes at most half of the free memory, else as they are stored."""
+    stored = tensors["transformer.wte.weight"].dtype  # the largest tensor; others seldom have another
+    require_memory(config.n_parameters * WIDTHS[stored], "this model", "이 모델")
     free = available_memory()
-    if free is not None and copies > free / 2:
+    if dtype != stored and free is not None and config.n_parameters * WIDTHS[dtype] > free / 2:
         return dict(tensors)
-    return {name: replace(t, dtype=dtype, array=t.to(dtype)) for name, t in tensors.items()}
+    return {name: Stored(dtype, tensor.to(dtype)) for name, tensor in tensors.items()}

@@ -208,7 +208,7 @@ def _read_tensors(folder: Path, config: ModelConfig, digest: str | None) -> dict
         for name, tensor in file.tensors.items():
             if tensor.dtype == "float64":
                 raise damaged(file.path, f"{name} is float64, adapters are float32, float16 or bfloat16")
-        return {name: np.array(tensor.to("float32")) for name, tensor in file.tensors.items()}
+        return {name: np.array(tensor.load().to("float32")) for name, tensor in file.tensors.items()}
 
 
 def _lora(source: _Source) -> Lora:

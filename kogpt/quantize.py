@@ -7,7 +7,7 @@ int4    weight = scale of its output x entry(group scale, code); 4.25 bits a wei
 
 A file holds no layout of one processor's kernels: the fastest layout changes with every kernel, and a folder
 must outlive that. Tiles are made when a model is loaded, at the speed
-of memory, and into huge pages, from which they are read faster than from a mapped file.
+of memory, and into huge pages.
 
 A matrix NAME (N, K) lies in a safetensors file as
 

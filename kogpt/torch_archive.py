@@ -9,12 +9,12 @@ Every other global and opcode is refused, so that nothing is executed and nothin
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import pickletools
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,9 +29,11 @@ from kogpt.weights import (
     MAX_TENSORS,
     TENSOR_NAME,
     WIDTHS,
-    Stored,
+    OpenFile,
+    Source,
     WeightsFile,
     is_sound,
+    little_endian,
     unsound,
 )
 
@@ -87,12 +89,15 @@ class Tensor:
 
 
 def open_archive(path: Path, file: IO[bytes], copy: bool = False) -> WeightsFile:
-    """Read the tensors of an archive; mapped, or copied. CheckpointError for anything but plain tensors."""
+    """Check the tensors of an archive; `copy` keeps them in memory.
+
+    CheckpointError for anything but plain tensors of numbers.
+    """
     members = _members(path, file)
     prefix, state = _read_state(path, file, members)
     n_bytes = os.fstat(file.fileno()).st_size
     weights = WeightsFile(path, file, {}, [("its archive", None, n_bytes)])
-    source = None if copy else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    source = OpenFile(path, file.fileno())
     room = 2 * n_bytes  # of tensors, in bytes; a tied head shares the embedding's storage
     for name, tensor in state.items():
         if type(name) is not str or not TENSOR_NAME.fullmatch(name):
@@ -106,7 +111,13 @@ def open_archive(path: Path, file: IO[bytes], copy: bool = False) -> WeightsFile
         room -= math.prod(tensor.shape) * WIDTHS[tensor.storage.dtype]
         if room < 0:
             raise damaged(path, "its tensors claim more weights than the file holds")
-        weights.tensors[name] = _read_tensor(weights, name, tensor, member, source)
+        read = _reader(weights, name, tensor, member, source)
+        array = read()
+        for block in _blocks(array):
+            if not is_sound(block, tensor.storage.dtype):
+                raise unsound(path, name, tensor.storage.dtype)
+        kept = partial(np.asarray, array) if copy else read
+        weights.tensors[name] = Source(tensor.storage.dtype, tensor.shape, kept)
     return weights
 
 
@@ -281,12 +292,11 @@ def _require_weights(path: Path, name: str, tensor: Any) -> None:
         raise damaged(path, f"{name} claims more weights than the file holds")
 
 
-def _read_tensor(
-    weights: WeightsFile, name: str, tensor: Tensor, member: zipfile.ZipInfo, source: mmap.mmap | None
-) -> Stored:
-    """One tensor, read-only; its values are checked as WeightsFile.scan checks those of safetensors."""
-    dtype = tensor.storage.dtype
-    bits = np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
+def _reader(
+    weights: WeightsFile, name: str, tensor: Tensor, member: zipfile.ZipInfo, source: OpenFile
+) -> Callable[[], NDArray[Any]]:
+    """A function that reads one tensor; CheckpointError if it claims more than the file holds."""
+    bits = little_endian(tensor.storage.dtype)
     n_bytes = tensor.storage.n_elements * bits.itemsize
     try:
         start = _start(weights.file, member)
@@ -294,22 +304,15 @@ def _read_tensor(
         raise damaged(weights.path, str(error)) from error
     if n_bytes > member.file_size or start + n_bytes > os.fstat(weights.file.fileno()).st_size:
         raise damaged(weights.path, f"{name} claims more weights than the file holds")
-    flat: NDArray[Any]
-    if source is None:
-        flat = np.empty(tensor.storage.n_elements, bits)
-        weights.file.seek(start)
-        if weights.file.readinto(flat.view(np.uint8)) != n_bytes:  # type: ignore[attr-defined]
-            raise damaged(weights.path, f"it ends within {name}")
-    else:
-        flat = np.frombuffer(source, bits, tensor.storage.n_elements, start)
     strides = [stride * bits.itemsize for stride in tensor.strides]
-    view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
-    array = np.ascontiguousarray(view)
-    array.flags.writeable = False
-    for block in _blocks(array):
-        if not is_sound(block, dtype):
-            raise unsound(weights.path, name, dtype)
-    return Stored(dtype, array)
+
+    def read() -> NDArray[Any]:
+        flat = source.read(start, n_bytes).view(bits)[tensor.offset :]
+        array = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, tensor.shape, strides))
+        array.flags.writeable = False
+        return array
+
+    return read
 
 
 def _blocks(array: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:

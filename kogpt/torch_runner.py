@@ -326,7 +326,7 @@ def _model(
 ) -> GPTJ:
     with torch.device("meta"):
         model = GPTJ(config)  # names and shapes only
-    state = {name: _mapped(tensor).to(_place(name, stages), dtype) for name, tensor in tensors.items()}
+    state = {name: _borrowed(tensor).to(_place(name, stages), dtype) for name, tensor in tensors.items()}
     if config.tied_head:
         state["lm_head.weight"] = state["transformer.wte.weight"].to(stages[-1].device)
     model.load_state_dict(state, assign=True)
@@ -357,8 +357,8 @@ def _place(name: str, stages: Sequence[Stage]) -> torch.device:
     return stages[-1].device
 
 
-def _mapped(stored: Stored) -> Tensor:
-    """A tensor on the very pages of the file; a copy only of what an old file starts at an odd address."""
+def _borrowed(stored: Stored) -> Tensor:
+    """A tensor on the array's own memory; a copy only of what an old file starts at an odd byte."""
     array = np.require(stored.array, requirements=["C", "A"])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing here writes

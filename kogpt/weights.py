@@ -4,10 +4,9 @@ Nothing is executed. A header is checked against the file's size before any tens
 `WeightsFile.scan` then reads every byte once, in blocks that stay in the second-level cache, for the file's
 digest and for NaN.
 
-That scan copies the tensors of small models. Those of large models are memory-mapped; the scan reads the
-file, not the map, so that the map stays cold and no page of it counts as this process's memory. A file must
-not be truncated while its map is in use: the system answers with SIGBUS, which ends the process. To replace
-such a model, rename a new file over it, as every writer of this package does.
+That scan copies the tensors of small models. Those of large models are read once more, each when it is asked
+for, so that a runner which converts them needs memory for one at a time. Nothing is memory-mapped: when a
+mapped file is truncated, the system answers with SIGBUS, which ends the process; a read ends early instead.
 
 Knows nothing of folders, manifests or models.
 """
@@ -17,11 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,29 +44,26 @@ SIZES = WIDTHS | {"int8": 1, "uint8": 1, "bool": 1}
 MASK = re.compile(r"transformer\.h\.\d{1,5}\.attn\.(bias|masked_bias)")
 TENSOR_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9._/-]{1,256}")
 
-MAX_COPIED_BYTES = 128 << 20  # model size up to which weights are copied, not mapped
+MAX_COPIED_BYTES = 128 << 20  # model size up to which the scan copies all weights
 MAX_TENSORS = 1 << 16
 BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor as it lies in its file, read-only.
+    """One tensor in memory, in the format of its file, read-only.
 
     `array` has the tensor's shape; bfloat16, which numpy lacks, is held as its uint16 bit patterns.
-    Files written before 2023 may start a tensor at an odd address (`array.flags.aligned`).
+    Files written before 2023 may start a tensor at an odd byte; its copy may then be unaligned
+    (`array.flags.aligned`).
     """
 
     dtype: str  # "float64", "float32", "float16" or "bfloat16"; codes of quantised weights: "int8", "uint8"
     array: NDArray[Any]
 
     def rows(self, first: int, end: int) -> Stored:
-        """Rows first..end, without reading them."""
+        """Rows first..end, without copying them."""
         return Stored(self.dtype, self.array[first:end])
-
-    def in_memory(self) -> Stored:
-        """The tensor, copied where it is mapped: then nothing that happens to its file does harm."""
-        return self if mapping_of(self.array) is None else Stored(self.dtype, self.array.copy())
 
     def to(self, dtype: str) -> NDArray[Any]:
         """The values in `dtype`, to nearest even where it is narrower; `array` itself where it is equal."""
@@ -78,15 +76,72 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """One tensor of a file: in memory that `WeightsFile.scan` fills, or still on the disk."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[Any]]  # the values in that shape, read-only
+
+    def load(self) -> Stored:
+        """The tensor in memory. CheckpointError if its file was cut or written over."""
+        return Stored(self.dtype, self.read())
+
+
+class OpenFile:
+    """A file to read parts of, however late; renaming a new file over it does no harm.
+
+    descriptor: of the open file; it is duplicated.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = os.dup(descriptor)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._state = self._look()
+
+    def read(self, start: int, n_bytes: int) -> NDArray[np.uint8]:
+        """Bytes from `start`, read-only. CheckpointError if the file changed since it was opened."""
+        memory = np.empty(n_bytes, np.uint8)  # numpy asks for huge pages
+        done = 0
+        while done < n_bytes and (n := _read_at(self._descriptor, memory.data[done:], start + done)):
+            done += n
+        if done < n_bytes or self._look() != self._state:
+            raise CheckpointError(
+                f"{self._path} was cut or written over while it was read: get it again, and replace a model"
+                " that is in use by renaming a new file over it",
+                f"{self._path}: 읽는 동안 파일이 잘리거나 바뀌었습니다. 파일을 다시 받으세요. "
+                "사용 중인 모델은 새 파일의 이름을 바꾸는 방법으로 교체하세요",
+            )
+        memory.flags.writeable = False
+        return memory
+
+    def _look(self) -> tuple[int, int]:
+        """Size and time of the last change."""
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+
+def _read_at(descriptor: int, block: memoryview, start: int) -> int:
+    """Read into `block` from a position of a file; the number of bytes, 0 at the end of the file."""
+    if sys.platform == "win32":
+        os.lseek(descriptor, start, os.SEEK_SET)
+        data = os.read(descriptor, len(block))
+        block[: len(data)] = data
+        return len(data)
+    return os.preadv(descriptor, [block], start)  # a forked process shares the offset, so it is not used
+
+
+@dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """An open file of weights: its tensors are mapped, or in memory that `scan` fills."""
+    """An open file of weights: its tensors are on the disk, or in memory that `scan` fills."""
 
     path: Path
     file: IO[bytes]
-    tensors: dict[str, Stored]
+    tensors: dict[str, Source]
     # What the file consists of, from its first byte to its last: name, dtype (None: no weights), bytes.
     spans: list[tuple[str, str | None, int]]
-    # Memory of each copied tensor, one byte an element; empty where the tensors are mapped.
+    # Memory of each copied tensor, one byte an element; empty where the tensors stay on the disk.
     buffers: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     def scan(self, with_digest: bool) -> str | None:
@@ -115,14 +170,14 @@ class WeightsFile:
 
 
 def is_small(files: Iterable[IO[bytes]]) -> bool:
-    """Whether a model's files of weights are together so small that they are copied, not mapped."""
+    """Whether a model's files of weights are together so small that they are copied at once."""
     return sum(os.fstat(file.fileno()).st_size for file in files) <= MAX_COPIED_BYTES
 
 
 def open_safetensors(
     path: Path, file: IO[bytes], max_header: int, quantized: bool = False, copy: bool = False
 ) -> WeightsFile:
-    """Check a header against its file; map the tensors, or with `copy` leave them to `WeightsFile.scan`.
+    """Check a header against its file; `copy`: `WeightsFile.scan` fills the memory of all tensors.
 
     max_header: bytes that the header may have. quantized: integers are read too, the codes of quantised
     weights. CheckpointError for a file that cannot be what it claims to be.
@@ -142,7 +197,7 @@ def open_safetensors(
     weights = WeightsFile(path, file, {}, [("its header", None, start)])
     # One array for all tensors: numpy asks for huge pages, without which page faults double the time.
     memory = np.empty(n_bytes - start if copy else 0, np.uint8)
-    data = None if copy else mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
+    source = OpenFile(path, file.fileno())
     end = start
     for name, dtype, shape, begin, size in _layout(path, header, quantized):
         if start + begin != end:
@@ -150,20 +205,32 @@ def open_safetensors(
         if start + begin + size > n_bytes:
             raise damaged(path, f"{name} would end at byte {end + size:,}, the file has {n_bytes:,}")
         is_weight = not MASK.fullmatch(name)
+        if is_weight and copy:
+            weights.buffers[name] = memory[begin : begin + size]
         if is_weight:
-            bits = np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
-            if data is None:
-                weights.buffers[name] = memory[begin : begin + size]
-                array = weights.buffers[name].view(bits).reshape(shape)
-                array.flags.writeable = False
-            else:
-                array = np.frombuffer(data, bits, math.prod(shape), end).reshape(shape)
-            weights.tensors[name] = Stored(dtype, array)
+            read = partial(_of_memory, weights.buffers[name]) if copy else partial(source.read, end, size)
+            weights.tensors[name] = Source(dtype, shape, partial(_shaped, read, dtype, shape))
         weights.spans.append((name, dtype if is_weight else None, size))
         end += size
     if end != n_bytes:
         raise damaged(path, f"its tensors end at byte {end:,}, the file has {n_bytes:,}")
     return weights
+
+
+def _of_memory(buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A view of a buffer that `WeightsFile.scan` has filled, read-only."""
+    view = buffer[:]
+    view.flags.writeable = False
+    return view
+
+
+def _shaped(read: Callable[[], NDArray[np.uint8]], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    return read().view(little_endian(dtype)).reshape(shape)
+
+
+def little_endian(dtype: str) -> np.dtype[Any]:
+    """The numpy type that holds a format's elements in a file; uint16 for bfloat16."""
+    return np.dtype("<u2" if dtype == "bfloat16" else dtype).newbyteorder("<")
 
 
 def _layout(
@@ -252,16 +319,6 @@ def _converted(name: str, shape: tuple[int, ...], stored: Stored, dtype: str) ->
                 "모델에 이상이 없다면 bfloat16이나 float32로 저장하세요",
             )
         yield data.data
-
-
-def mapping_of(array: NDArray[Any]) -> mmap.mmap | None:
-    """The memory map that an array lies in, if it lies in one."""
-    base: Any = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
-    return base if isinstance(base, mmap.mmap) else None
 
 
 def is_sound(data: NDArray[np.uint8], dtype: str) -> bool:

@@ -120,7 +120,7 @@ def test_no_nan_becomes_infinite_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("limit", [0, weights.MAX_COPIED_BYTES])
 def test_nothing_can_be_written(tiny_folder: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in a mapped file nor in a copied one."""
+    """Neither in a tensor that is read when it is asked for nor in one that was copied at once."""
     monkeypatch.setattr(weights, "MAX_COPIED_BYTES", limit)
     stored = plain(checkpoint.load(tiny_folder).tensors)["transformer.h.1.mlp.fc_in.weight"]
     assert not stored.array.flags.writeable
@@ -579,11 +579,12 @@ assert model.generate("가나다", greedy).tokens == before
 
 
 @pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
-@pytest.mark.parametrize(("limit", "dtype"), [(weights.MAX_COPIED_BYTES, "float32"), (0, "int8")])
+@pytest.mark.parametrize("limit", [weights.MAX_COPIED_BYTES, 0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_serving_process_survives_a_truncated_file(
     tiny_folder: Path, tmp_path: Path, limit: int, dtype: str
 ) -> None:
-    """A small model is copied; of a large one in int8 the runner keeps nothing mapped."""
+    """Nothing is mapped, also of a large model whose weights are used as they are stored."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     path = os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), *sys.path])
@@ -607,6 +608,40 @@ def test_a_file_that_shrinks_while_it_is_loaded_is_an_error(
     (folder / "kogpt.manifest.json").unlink()
     with pytest.raises(CheckpointError, match="it ends within"):
         checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "2021"])
+@pytest.mark.parametrize("change", ["cut", "written over"])
+def test_a_large_file_that_changes_before_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, change: str
+) -> None:
+    """Weights of a large model are read after they were checked: what is read must be what was checked."""
+    monkeypatch.setattr(weights, "MAX_COPIED_BYTES", 0)
+    if layout == "2021":
+        write_2021(tmp_path, torch.float32, 1)
+    else:
+        checkpoint.save(tmp_path, TINY, random_tensors(TINY), "float32")
+    loaded = checkpoint.load(tmp_path)
+    path = next(path for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".bin"))
+    if change == "cut":
+        os.truncate(path, 200_000)
+    else:
+        old = path.read_bytes()
+        path.write_bytes(bytes(len(old)))
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))  # as if it took a while
+    with pytest.raises(CheckpointError, match="cut or written over"):
+        dict(loaded.tensors)
+
+
+def test_a_large_model_that_is_replaced_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "MAX_COPIED_BYTES", 0)
+    old, new = random_tensors(TINY), random_tensors(TINY, seed=1)
+    checkpoint.save(tmp_path, TINY, old, "float32")
+    loaded = checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, TINY, new, "float32")
+    assert all((plain(loaded.tensors)[name].array == old[name]).all() for name in old)
 
 
 # ---------------------------------------------------------------------------------------------- the hub

@@ -17,7 +17,6 @@ from kogpt.config import ModelConfig
 from kogpt.errors import InputError
 from kogpt.export.rounding import kernels
 from kogpt.memory import require_memory
-from kogpt.native_runner import drop_pages
 from kogpt.numpy_runner import NumpyRunner, Row, rotary_table
 from kogpt.quantize import EMBEDDING, GROUP, HEAD, Lazy, Quantized, matrices, table
 from kogpt.runner import Array
@@ -100,11 +99,7 @@ class Calibrated(Lazy[Stored | Quantized]):
         self._x = [rounded.read(x, layer) for x in self._x]
 
     def _floats(self, names: Iterator[str] | list[str] | tuple[str, ...]) -> dict[str, Stored]:
-        floats = {}
-        for name in names:
-            floats[name] = Stored("float32", self._tensors[name].to("float32"))
-            drop_pages(self._tensors[name].array)
-        return floats
+        return {name: Stored("float32", self._tensors[name].to("float32")) for name in names}
 
 
 def needed_memory(config: ModelConfig, n_tokens: int) -> int:

@@ -22,7 +22,6 @@ from kogpt.errors import CheckpointError, KoGPTError
 from kogpt.export.calibration import Calibrated
 from kogpt.export.rounding import Rounded, kernels
 from kogpt.files import leftovers, share_folder
-from kogpt.native_runner import drop_pages
 from kogpt.quantize import FORMATS, Lazy, Quantized, wrong_dtype
 from kogpt.tokenizer import Tokenizer
 
@@ -112,7 +111,7 @@ def require_place(out: Path, source: Path, force: bool) -> None:
 
 
 class _Watched(Lazy[Stored | Quantized]):
-    """Tensors; asking for the next one gives back the pages of the last, and counts it."""
+    """Tensors; asking for the next one gives back the memory of the last, and counts it."""
 
     def __init__(self, tensors: Mapping[str, Stored | Quantized], advance: Callable[[int], None]) -> None:
         super().__init__(tensors)
@@ -125,8 +124,6 @@ class _Watched(Lazy[Stored | Quantized]):
             return self._last[1]
         if self._last is not None:
             last, self._last = self._last[1], None
-            if isinstance(last, Stored):
-                drop_pages(last.array)
             self._advance(math.prod(last.array.shape if isinstance(last, Stored) else last.shape))
             del last
         self._last = name, self._tensors[name]

@@ -12,7 +12,7 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.memory import usable_cpus
-from kogpt.native_runner import FORMATS, drop_pages, isa, library, require_memory_ok
+from kogpt.native_runner import FORMATS, isa, library, require_memory_ok
 from kogpt.quantize import EMBEDDING, Lazy, Quantized, matrices, parts
 
 
@@ -29,9 +29,7 @@ class Rounded(Lazy[Stored | Quantized]):
         if name not in self._matrices:
             return self._tensors[name]
         tensor = self._tensors[name if name in self._tensors else EMBEDDING]  # a tied head
-        rounded = nearest(tensor, self._dtype)
-        drop_pages(tensor.array)
-        return rounded
+        return nearest(tensor, self._dtype)
 
 
 def nearest(tensor: Stored, dtype: str, importance: NDArray[np.float32] | None = None) -> Quantized:

@@ -210,15 +210,6 @@ def test_a_full_disk_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
 
-def test_pages_of_the_source_are_given_back(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dropped: list[int] = []
-    monkeypatch.setattr(export_folder, "drop_pages", lambda array: dropped.append(array.size))
-    export(checkpoint.load(tiny_folder), "float16", tmp_path / "out")
-    assert sum(dropped) >= TINY.n_parameters - TINY.n_vocab  # all but the last, the head's bias
-
-
 KILLED = """
 import os, sys
 from pathlib import Path
