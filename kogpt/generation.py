@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from kogpt import checkpoint, peft
 from kogpt.adapter import Adapter, Lora, SoftPrompt
+from kogpt.classification import Classification, Classifier, Wording
 from kogpt.config import ModelConfig
 from kogpt.engine import Engine
 from kogpt.errors import PromptError, SamplingError
 from kogpt.generation_defaults import GenerationDefaults, read_generation_defaults
+from kogpt.peft import Origin
 from kogpt.placement import Placement, load_runner
 from kogpt.request import FinishReason, Ids, Request
 from kogpt.sampling import SampledToken, Sampling
@@ -80,12 +82,17 @@ class KoGPT:
         defaults: GenerationDefaults | None = None,
         name: str = "",
         adapter: Adapter | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        """Take over an engine. defaults: what the model's folder recommends for writing."""
+        """Take over an engine.
+
+        defaults: what the model's folder recommends for writing. origin: what the adapter was tuned for.
+        """
         self.tokenizer = tokenizer
         self.config: ModelConfig = engine.runner.config
         self.defaults = defaults or GenerationDefaults(self.config.eos_token_ids, {}, ())
         self.name = name
+        self.origin = origin or Origin()
         self.session = Session(tokenizer, engine, self.defaults.eos_token_ids)
         self._prefix: int | None = None  # of every text; handles of the engine and of its runner
         self._adapter: int | None = None
@@ -123,8 +130,11 @@ class KoGPT:
         defaults = read_generation_defaults(stored.folder, stored.config)
         runner = load_runner(stored, Placement.of(device, dtype, cache_dtype))
         engine = Engine(runner, n_vocab=tokenizer.n_vocab, max_cached=CACHED_ROWS)
-        tuned = None if adapter is None else peft.load(adapter, stored).adapter
-        model = cls(tokenizer, engine, defaults, str(name), tuned)
+        tuned = None if adapter is None else peft.load(adapter, stored)
+        if tuned is None:
+            model = cls(tokenizer, engine, defaults, str(name))
+        else:
+            model = cls(tokenizer, engine, defaults, str(name), tuned.adapter, tuned.origin)
         logger.debug("loaded %r in %.2f s", model, time.perf_counter() - started)
         return model
 
@@ -285,6 +295,40 @@ class KoGPT:
             require_text(texts)
         events = self.session.ask([self.embedding_request(text) for text in texts])
         return np.array([event.pooled for event in events], np.float32).reshape(-1, self.config.d_model)
+
+    @overload
+    def classify(self, texts: str, labels: Wording | Texts | None = None) -> Classification: ...
+    @overload
+    def classify(self, texts: Texts, labels: Wording | Texts | None = None) -> list[Classification]: ...
+    def classify(
+        self, texts: str | Texts, labels: Wording | Texts | None = None
+    ) -> Classification | list[Classification]:
+        """The likeliest label of one text or of many, and how likely each label is.
+
+        labels: words such as ["긍정", "부정"], or a Wording with instruction, examples and template; None:
+        those that the model's adapter was tuned for. Raises PromptError as `Classifier.classify`.
+        """
+        classifier = Classifier(self.session, self.wording(labels), self._prefix, self._adapter)
+        if isinstance(texts, str):
+            [found] = classifier.classify([texts])
+            return found
+        return list(classifier.classify(texts))
+
+    def wording(self, labels: Wording | Texts | None = None) -> Wording:
+        """How `classify` asks: as given, with these labels, or as the model's adapter was tuned."""
+        if isinstance(labels, Wording):
+            return labels
+        if labels is not None:
+            return Wording(tuple(labels))
+        words, template = self.origin.labels, self.origin.template
+        if not words or template is None:
+            raise PromptError(
+                "there are no labels: give some, as in classify(text, ['긍정', '부정']), or load the model"
+                " with an adapter that was tuned on labels",
+                "레이블이 없습니다. classify(글, ['긍정', '부정'])처럼 주거나 어댑터를 쓰세요",
+            )
+        names = tuple(word.strip() for word in words)
+        return Wording(names, template, words, calibrated=False)
 
     def request(self, prompt: str | Ids, sampling: Sampling, echo: bool = False) -> Request:
         """What `stream` asks the session for: a prompt continued with the model's adapter.

@@ -83,9 +83,11 @@ CORE: dict[str, set[str]] = {
         "torch",
     },
     "session": {"engine", "errors", "request", "sampling", "tokenizer", "numpy"},
+    "classification": {"errors", "request", "session", "numpy"},
     "generation": {
         "adapter",
         "checkpoint",
+        "classification",
         "config",
         "engine",
         "errors",

@@ -15,6 +15,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt eval nsmc klue-sts --shots 0,5 --limit 500",
         "kogpt eval ppl --text book.txt",
     ),
+    "kogpt classify": (
+        "kogpt classify --as sentiment '배우들 연기가 훌륭하다'",
+        "kogpt classify --labels 긍정,부정 --examples shots.tsv --file reviews.tsv --format tsv",
+        "kogpt classify --labels 긍정,부정 --file reviews.tsv --compare other-model",
+    ),
     "kogpt serve": ("kogpt serve", "kogpt serve --host 0.0.0.0 --api-key-file keys.txt"),
     "kogpt export": ("kogpt export int4 --model kakaobrain/kogpt --out kogpt-int4",),
     "kogpt tune": ("kogpt tune lora --data reviews.tsv --out sentiment",),

@@ -69,6 +69,35 @@ HELP = {
     "serve a model over HTTP: OpenAI's API, Kakao's API and a page": (
         "모델을 HTTP로 제공합니다: OpenAI API, 카카오 API, 웹 페이지"
     ),
+    # classify
+    "label texts: sentiment, intent, profanity, or labels of your own": (
+        "글에 레이블을 붙입니다: 감정, 의도, 욕설 또는 직접 정한 레이블"
+    ),
+    "labels": "레이블",
+    "texts; without one, standard input, a text per line": (
+        "글; 주지 않으면 표준 입력을 한 줄에 한 글씩 읽습니다"
+    ),
+    "file of texts: lines, or a table or JSON Lines (.tsv, .csv, .jsonl)": (
+        "글이 담긴 파일: 한 줄에 하나, 또는 표나 JSON Lines (.tsv, .csv, .jsonl)"
+    ),
+    "name of the text's column (default: %(default)s)": "글이 있는 열의 이름 (기본값: %(default)s)",
+    "name of the right label's column (default: %(default)s)": (
+        "정답 레이블이 있는 열의 이름 (기본값: %(default)s)"
+    ),
+    "a classification that comes with KoGPT": "KoGPT에 들어 있는 분류",
+    "your own labels, separated by commas": "직접 정한 레이블, 쉼표로 구분",
+    'examples for --labels: a table or JSON Lines with "text" and "label"': (
+        '--labels의 예시: "text"와 "label"이 있는 표나 JSON Lines'
+    ),
+    "what to tell the model before the examples": "예시 앞에 둘 지시문",
+    "how a text is asked about (default: {text}=)": "글을 묻는 형식 (기본값: {text}=)",
+    "do not correct for labels that the model prefers whatever the text": (
+        "글과 상관없이 모델이 선호하는 레이블을 보정하지 않습니다"
+    ),
+    "how results are printed (default: %(default)s)": "결과를 출력하는 형식 (기본값: %(default)s)",
+    'a second model: both label a file with "label" and are compared by McNemar\'s test': (
+        '두 번째 모델: 두 모델이 "label"이 있는 파일을 분류하고 맥니마 검정으로 비교합니다'
+    ),
     # serve
     "address to listen on (default: %(default)s)": "접속을 받을 주소 (기본값: %(default)s)",
     "port to listen on (default: %(default)s)": "접속을 받을 포트 (기본값: %(default)s)",

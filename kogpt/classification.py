@@ -1,0 +1,198 @@
+"""Labels of texts by their likelihood: one prompt, one question for each text, one score for each label.
+
+The instruction and the examples are read once and kept as a prefix. A question costs its own tokens only, and
+a label of one token costs none. Contextual calibration divides by what the model says of a text without
+content (Zhao et al. 2021, arXiv 2102.09690, section 4).
+Shapes: C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kogpt.errors import PromptError
+from kogpt.request import Ids, Request
+from kogpt.session import Session, require_text, too_long
+
+PLACE = "{text}"  # in a template
+WITHOUT_CONTENT = ("N/A", "…", "없음")
+BATCH = 256  # texts that are asked about at once
+BORDER = 64  # characters of a prompt that decide how what follows it is tokenised
+MAX_LABELS = 1000
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How a text is asked about: instruction, then the examples, then the text in the template, then a label.
+
+    words: what stands after the template, one for each label. examples: (text, index of its label).
+    """
+
+    labels: tuple[str, ...]
+    template: str = "{text}="
+    words: tuple[str, ...] = ()  # the labels themselves where there are none
+    instruction: str = ""
+    examples: tuple[tuple[str, int], ...] = ()
+    separator: str = "\n"
+    calibrated: bool = True
+
+    def __post_init__(self) -> None:
+        labels, n = self.labels, len(self.labels)
+        if not 2 <= n <= MAX_LABELS or not all(label.strip() for label in labels):
+            raise PromptError(
+                f"there are {n} labels, some may be empty: give 2 to {MAX_LABELS} labels, as in 긍정,부정",
+                f"레이블 {n}개 (빈 것이 있을 수 있음): 2개에서 {MAX_LABELS}개까지 주세요 (예: 긍정,부정)",
+            )
+        if len(set(labels)) < n or len(set(self.answers)) < n:
+            raise PromptError(
+                f"two labels are the same among {', '.join(labels)[:200]}: give each its own word",
+                f"같은 레이블이 둘 있습니다: {', '.join(labels)[:200]}. 서로 다른 낱말을 쓰세요",
+            )
+        if PLACE not in self.template:
+            raise PromptError(
+                f"the template {self.template!r} does not say where the text goes: write {PLACE} into it",
+                f"템플릿 {self.template!r}에 글이 들어갈 자리가 없습니다. {PLACE}를 넣으세요",
+            )
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What is scored after the template."""
+        return self.words or self.labels
+
+    def ask(self, text: str) -> str:
+        """The question about a text."""
+        return self.template.replace(PLACE, text)
+
+    def shared(self) -> str:
+        """What stands before every question."""
+        shots = (self.ask(text) + self.answers[label] for text, label in self.examples)
+        parts = [part for part in (self.instruction, *shots) if part]
+        return "".join(part + self.separator for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The likeliest label of a text and how likely each is."""
+
+    text: str
+    label: str
+    probabilities: dict[str, float] = field(compare=False)
+    cut: bool = False  # whether the model read the beginning of the text only
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """Labels texts with one session. prefix and adapter: handles, as in a Request."""
+
+    session: Session
+    wording: Wording
+    prefix: int | None = None
+    adapter: int | None = None
+
+    def classify(self, texts: Iterable[str]) -> Iterator[Classification]:
+        """The classification of each text, in order; a text that is too long is cut at its end.
+
+        Raises PromptError for a text that is empty or no text, and for examples that fill the context.
+        """
+        with self._kept() as kept:
+            bias: Floats | None = None
+            waiting = iter(texts)
+            while batch := list(islice(waiting, BATCH)):
+                if bias is None and self.wording.calibrated:
+                    free = self._probabilities([kept.question(text) for text in WITHOUT_CONTENT])
+                    bias = np.log(free.mean(axis=0))
+                questions = [kept.question(text) for text in batch]
+                found = self._probabilities(questions)
+                if bias is not None:
+                    found = np.exp(np.log(np.maximum(found, 1e-300)) - bias)
+                    found /= found.sum(axis=1, keepdims=True)
+                for text, question, row in zip(batch, questions, found, strict=True):
+                    yield self._answer(text, row, question.cut)
+
+    def _answer(self, text: str, row: Floats, cut: bool) -> Classification:
+        labels = self.wording.labels
+        probabilities = dict(zip(labels, map(float, row), strict=True))
+        return Classification(text, labels[int(row.argmax())], probabilities, cut)
+
+    def _probabilities(self, questions: Sequence[_Question]) -> Floats:
+        """(questions, C): likelihoods of the labels, normalised to 1."""
+        events = self.session.ask([question.request for question in questions])
+        logits = np.array([[s.logprobs.sum() for s in event.choices] for event in events])
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+        return shares
+
+    @contextmanager
+    def _kept(self) -> Iterator[_Prompt]:
+        """The shared part of the prompt, read; freed afterwards."""
+        shared, engine = self.wording.shared(), self.session.engine
+        if not shared:
+            yield _Prompt(self, self.prefix, "")
+            return
+        ids = self.session.prompt_ids(shared, engine.length(self.prefix) + 1)
+        request = Request(ids, prefix=self.prefix, adapter=self.adapter, keep=True, reusable=False)
+        [event] = self.session.ask([request])
+        assert event.prefix is not None
+        try:
+            yield _Prompt(self, event.prefix, shared[-BORDER:])
+        finally:
+            if not self.session.closed:
+                engine.release(event.prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    request: Request
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """The part of the prompt that is read, and what it ends with."""
+
+    classifier: Classifier
+    handle: int | None
+    ending: str
+
+    def question(self, text: str) -> _Question:
+        """The request for the scores of the labels of a text."""
+        require_text(text)
+        if not text.strip():
+            raise PromptError(
+                "a text is empty: there is nothing to classify", "글이 비어 있어 분류할 것이 없습니다"
+            )
+        context, choices = self._ids(text)
+        session = self.classifier.session
+        engine = session.engine
+        room = engine.runner.config.n_ctx - engine.length(self.handle) - max(map(len, choices)) + 1
+        cut = False
+        while len(context) > room:
+            if len(text) < 2:
+                raise too_long(len(context), room)
+            text = text[: min(len(text) - 1, len(text) * max(room, 1) // len(context))]
+            context, choices = self._ids(text)
+            cut = True
+        return _Question(
+            Request(
+                np.array(context, np.int64),
+                prefix=self.handle,
+                adapter=self.classifier.adapter,
+                choices=choices,
+                reusable=False,
+            ),
+            cut,
+        )
+
+    def _ids(self, text: str) -> tuple[list[int], list[Ids]]:
+        wording = self.classifier.wording
+        tokenizer = self.classifier.session.tokenizer
+        context, choices = tokenizer.encode_choices(wording.ask(text), wording.answers, self.ending)
+        return context, [np.array(choice, np.int64) for choice in choices]

@@ -1,0 +1,260 @@
+"""`kogpt classify`: label texts with words of one's own, or as a tuned adapter does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from kogpt.cli.options import add_adapter_option, add_model_options, load_model
+from kogpt.cli.texts import Item, add_text_arguments, read_items, rows_of
+from kogpt.errors import InputError, localized
+
+if TYPE_CHECKING:
+    from kogpt.classification import Classification, Wording
+    from kogpt.generation import KoGPT
+    from kogpt.tasks.comparison import Comparison
+
+NAMES = ("sentiment", "intent", "profanity")
+FORMATS = ("text", "json", "tsv")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `kogpt classify`."""
+    add_text_arguments(parser)
+    group = parser.add_argument_group("labels")
+    group.add_argument("--as", dest="named", choices=NAMES, help="a classification that comes with KoGPT")
+    group.add_argument("--labels", metavar="A,B", help="your own labels, separated by commas")
+    group.add_argument(
+        "--examples",
+        metavar="PATH",
+        help='examples for --labels: a table or JSON Lines with "text" and "label"',
+    )
+    group.add_argument("--instruction", metavar="TEXT", help="what to tell the model before the examples")
+    group.add_argument("--template", metavar="TEXT", help="how a text is asked about (default: {text}=)")
+    group.add_argument(
+        "--no-calibration",
+        action="store_true",
+        help="do not correct for labels that the model prefers whatever the text",
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="text", help="how results are printed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="MODEL",
+        help='a second model: both label a file with "label" and are compared by McNemar\'s test',
+    )
+    add_model_options(parser)
+    add_adapter_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Label every text."""
+    _check(args)
+    items = read_items(args)
+    if args.compare is not None and any(item.label is None for item in items):
+        raise InputError(
+            '--compare needs the right answers: a table or JSON Lines with "text" and "label"',
+            '--compare에는 정답이 필요합니다. "text"와 "label"이 있는 표나 JSON Lines를 주세요',
+        )
+    model, wording = _load(args)
+    with model:
+        found = _classified(model, items, wording, args.format)
+    answers = _right_answers(items, wording.labels)
+    if args.compare is None:
+        _say_accuracy(answers, found)
+        return 0
+    other, other_wording = _load(
+        argparse.Namespace(**{**vars(args), "model": args.compare, "revision": None})
+    )
+    with other:
+        second = other.classify([item.text for item in items], other_wording)
+    from kogpt.tasks.comparison import compare
+
+    _show_comparison(args, compare(answers, [x.label for x in found], [x.label for x in second]))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself, before anything is read."""
+    given = [name for name in ("named", "labels", "adapter") if getattr(args, name) is not None]
+    if not given:
+        raise InputError(
+            "there are no labels: --as sentiment, --labels 긍정,부정 or --adapter DIR",
+            "레이블이 없습니다. --as sentiment, --labels 긍정,부정, --adapter DIR 중 하나를 쓰세요",
+        )
+    if args.named is not None and len(given) > 1:
+        other = given[1]
+        raise InputError(
+            f"--as brings its own labels: leave out --{other}",
+            f"--as에는 레이블이 정해져 있습니다. --{other} 옵션을 빼세요",
+        )
+    if args.labels is None and (args.examples or args.instruction or args.template):
+        raise InputError(
+            "--examples, --instruction and --template go with --labels: add it, or leave them out",
+            "--examples, --instruction, --template은 --labels와 함께 써야 합니다. --labels를 더하세요",
+        )
+
+
+def _load(args: argparse.Namespace) -> tuple[KoGPT, Wording]:
+    """The model, with the adapter that the labels ask for, and how it is asked."""
+    from kogpt.tasks.named import NAMED, adapter_folder
+
+    if args.named is None:
+        model = load_model(args)
+        return model, _own_wording(args, model)
+    folder = adapter_folder(args.named) if args.model == "kogpt-mini" else None
+    if folder is not None:
+        model = load_model(argparse.Namespace(**{**vars(args), "adapter": str(folder)}))
+        return model, model.wording()
+    en = f"{args.model} has no adapter for {args.named}: it is asked by a prompt, which is less accurate"
+    ko = f"{args.model}에는 {args.named} 어댑터가 없어 프롬프트로 묻습니다. 정확도가 낮을 수 있습니다"
+    print(f"kogpt: {localized(en, ko)}", file=sys.stderr)
+    return load_model(args), replace(NAMED[args.named], calibrated=not args.no_calibration)
+
+
+def _own_wording(args: argparse.Namespace, model: KoGPT) -> Wording:
+    from kogpt.classification import Wording
+
+    if args.labels is None:
+        return model.wording()
+    labels = tuple(label.strip() for label in args.labels.split(","))
+    return Wording(
+        labels,
+        template=args.template or "{text}=",
+        instruction=args.instruction or "",
+        examples=_examples(args.examples, labels),
+        calibrated=not args.no_calibration,
+    )
+
+
+def _examples(path: str | None, labels: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """(text, index of the label) of each row of a file."""
+    if path is None:
+        return ()
+    found = []
+    for item in rows_of(path):
+        if item.label not in labels:
+            raise InputError(
+                f"{path} line {item.line}: the label {item.label!r} is none of {', '.join(labels)}",
+                f"{path} {item.line}행: 레이블 {item.label!r}은(는) {', '.join(labels)}에 없습니다",
+            )
+        found.append((item.text, labels.index(item.label)))
+    return tuple(found)
+
+
+def _classified(model: KoGPT, items: Sequence[Item], wording: Wording, format: str) -> list[Classification]:
+    """Classify and print; the classifications."""
+    show = _WRITERS[format](wording.labels)
+    found = []
+    n_cut = 0
+    for start in range(0, len(items), 256):
+        batch = model.classify([item.text for item in items[start : start + 256]], wording)
+        for item in batch:
+            show.write(item)
+            n_cut += item.cut
+        sys.stdout.flush()
+        found += batch
+    if n_cut:
+        en = f"{n_cut} texts were longer than the model reads: only their beginnings counted"
+        ko = f"글 {n_cut}개가 모델이 읽을 수 있는 길이를 넘어 앞부분만 보았습니다"
+        print(f"kogpt: {localized(en, ko)}", file=sys.stderr)
+    return found
+
+
+class _Writer(Protocol):
+    def write(self, found: Classification) -> None:
+        """Print one result."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    labels: Sequence[str]
+
+    def write(self, found: Classification) -> None:
+        """Label, probability and text in a line."""
+        text = " ".join(found.text.split())
+        print(f"{found.label}\t{found.probabilities[found.label]:.3f}\t{text}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Json:
+    labels: Sequence[str]
+
+    def write(self, found: Classification) -> None:
+        """One object a line; the names are stable."""
+        shares = {label: round(share, 6) for label, share in found.probabilities.items()}
+        record = {"text": found.text, "label": found.label, "probabilities": shares}
+        print(json.dumps(record, ensure_ascii=False))
+
+
+class _Tsv:
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = labels
+        print("\t".join(["text", "label", *labels]))
+
+    def write(self, found: Classification) -> None:
+        """Text, label, and the probability of each label."""
+        shares = [f"{found.probabilities[label]:.6f}" for label in self._labels]
+        print("\t".join([" ".join(found.text.split()), found.label, *shares]))
+
+
+_WRITERS: Mapping[str, Callable[[Sequence[str]], _Writer]] = {"text": _Text, "json": _Json, "tsv": _Tsv}
+
+
+def _right_answers(items: Sequence[Item], labels: Sequence[str]) -> list[str]:
+    """The labels of a file as the model names them: by name, or by their place among the labels."""
+    given = [item.label for item in items]
+    if any(label is None for label in given):
+        return []
+    found = []
+    for item in items:
+        label = item.label or ""
+        if label in labels:
+            found.append(label)
+        elif label.isascii() and label.isdecimal() and int(label) < len(labels):
+            found.append(labels[int(label)])
+        else:
+            raise InputError(
+                f"line {item.line}: the label {label!r} is none of {', '.join(labels)}, and no number below"
+                f" {len(labels)}",
+                f"{item.line}행: 없는 레이블 {label!r} (가능: {', '.join(labels)}, 또는 번호)",
+            )
+    return found
+
+
+def _say_accuracy(answers: Sequence[str], found: Sequence[Classification]) -> None:
+    if not answers:
+        return
+    right = sum(x.label == answer for x, answer in zip(found, answers, strict=True))
+    share = 100 * right / len(answers)
+    en = f"{right} of {len(answers)} as the file says ({share:.1f} %)"
+    ko = f"{len(answers)}개 중 {right}개가 파일의 레이블과 같습니다 ({share:.1f} %)"
+    print(f"kogpt: {localized(en, ko)}", file=sys.stderr)
+
+
+def _show_comparison(args: argparse.Namespace, result: Comparison) -> None:
+    record: Mapping[str, object] = {
+        "models": [args.model, args.compare],
+        "n": result.n,
+        "accuracy": [result.right_first / result.n, result.right_second / result.n],
+        "only_right": [result.only_first, result.only_second],
+        "p": result.p,
+    }
+    if args.format == "json":
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    for line in _comparison_lines(args, result):
+        print(line)
+
+
+def _comparison_lines(args: argparse.Namespace, result: Comparison) -> Iterator[str]:
+    for model, right in ((args.model, result.right_first), (args.compare, result.right_second)):
+        yield f"{model}\t{right}/{result.n}\t{100 * right / result.n:.1f} %"
+    en = f"only one is right: {result.only_first} and {result.only_second} texts; McNemar p = {result.p:.3g}"
+    ko = f"한쪽만 맞힌 글: {result.only_first}개, {result.only_second}개; 맥니마 검정 p = {result.p:.3g}"
+    yield localized(en, ko)
