@@ -141,7 +141,7 @@ def _examples(path: str | None, labels: Sequence[str]) -> tuple[tuple[str, int],
         if item.label not in labels:
             raise InputError(
                 f"{path} line {item.line}: the label {item.label!r} is none of {', '.join(labels)}",
-                f"{path} {item.line}행: 레이블 {item.label!r}은(는) {', '.join(labels)}에 없습니다",
+                f"{path} {item.line}행: 없는 레이블 {item.label!r} (가능: {', '.join(labels)})",
             )
         found.append((item.text, labels.index(item.label)))
     return tuple(found)
