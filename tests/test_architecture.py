@@ -27,6 +27,7 @@ CORE: dict[str, set[str]] = {
     "__main__": {"cli"},
     "errors": set(),
     "bits": {"numpy"},
+    "examples": set(),
     "config": {"errors"},
     "files": {"errors"},
     "texts": {"errors", "zstandard"},

@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kogpt.server import kakao
+from kogpt.server import kakao, pages
 from kogpt.server.refusals import Refused
 from kogpt.server.service import Service
 
-OPEN = ("/health",)  # routes that need no key: who watches the process has none
+# Routes that need no key: who watches the process has none, and the page is where a person gives one.
+OPEN = frozenset(("/health", *pages.PATHS))
 logger = logging.getLogger("kogpt.access")
 
 
@@ -62,7 +63,7 @@ class Access:
         offered = _digest(offered_key(headers))
         found = [hmac.compare_digest(offered, digest) for digest in self.digests]  # every one, in equal time
         if not any(found):
-            challenge = {"WWW-Authenticate": 'Basic realm="KoGPT", charset="UTF-8"'}
+            challenge = {"WWW-Authenticate": 'Bearer realm="KoGPT"'}
             raise Refused(
                 "an API key is needed: Authorization: Bearer KEY",
                 status=401,

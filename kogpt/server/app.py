@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from kogpt import __version__
@@ -23,18 +22,10 @@ from kogpt.server.access import Access, Guard
 from kogpt.server.bodies import parse_object
 from kogpt.server.limits import Limits
 from kogpt.server.metrics import Metrics
+from kogpt.server.pages import add_page
 from kogpt.server.refusals import Refused, failure
 from kogpt.server.service import Service
 from kogpt.server.worker import Worker
-
-PAGE = Path(__file__).with_name("page")
-PAGE_FILES = {"": "index.html", "page.css": "page.css", "page.js": "page.js", "texts.js": "texts.js"}
-# The page runs its own scripts and talks to its own server; nothing comes from outside.
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline';"
-    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "Cache-Control": "no-cache",
-}
 
 Handler = Callable[[HttpRequest, Service, Mapping[str, Any]], Awaitable[Response]]
 
@@ -67,8 +58,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     for path, (handler, body) in POSTS.items():
         app.add_api_route(path, _route(service, handler), methods=["POST"], openapi_extra=_schema(body))
     _add_reading_routes(app, service)
-    for name in PAGE_FILES:
-        app.add_api_route(f"/{name}", _page(name), methods=["GET"], include_in_schema=False)
+    add_page(app)
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(404, _refuse)
@@ -137,13 +127,6 @@ async def read_body(request: HttpRequest, service: Service) -> dict[str, Any]:
         raise Refused("the client left", status=408) from None
     finally:
         service.buffered -= size
-
-
-def _page(name: str) -> Callable[[], Awaitable[Response]]:
-    async def page() -> Response:
-        return FileResponse(PAGE / PAGE_FILES[name], headers=PAGE_HEADERS)
-
-    return page
 
 
 def _schema(body: type[BaseModel]) -> dict[str, Any]:

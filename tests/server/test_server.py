@@ -26,6 +26,7 @@ from kogpt.engine import Engine
 from kogpt.errors import InputError
 from kogpt.runner import Chunk
 from kogpt.sampling import Chosen, Wanted
+from kogpt.server import pages
 from kogpt.server.access import Access
 from kogpt.server.app import POSTS
 from kogpt.server.limits import Limits
@@ -139,9 +140,8 @@ def guarded(model: KoGPT) -> Any:
         yield running
 
 
-def test_every_route_but_health_needs_the_key(guarded: Running) -> None:
-    pages = ("/", "/page.js", "/page.css", "/texts.js", "/openapi.json", "/metrics", "/ready", "/v1/models")
-    for path in (*pages, *POSTS, "/nowhere"):
+def test_every_route_but_health_and_the_page_needs_the_key(guarded: Running) -> None:
+    for path in ("/openapi.json", "/metrics", "/ready", "/v1/models", *POSTS, "/nowhere"):
         method = "POST" if path in POSTS else "GET"
         for headers in (
             {},
@@ -151,7 +151,8 @@ def test_every_route_but_health_needs_the_key(guarded: Running) -> None:
         ):
             response = httpx.request(method, guarded.url + path, headers=JSON | headers, content=b"{}")
             assert response.status_code == 401, (path, headers)
-    assert httpx.get(guarded.url + "/health").status_code == 200
+    for path in ("/health", *pages.PATHS):
+        assert httpx.get(guarded.url + path).status_code == 200
 
 
 @pytest.mark.parametrize("header", ["Bearer first", "KakaoAK first", "Basic a29ncHQ6Zmlyc3Q="])
@@ -370,12 +371,12 @@ def test_metrics_have_vllms_suffixes(server: Running) -> None:
 
 
 def test_the_page_fetches_nothing_from_outside(server: Running) -> None:
-    for path in ("/", "/page.js", "/page.css", "/texts.js"):
+    assert {"/", "/page.js", "/page.css"} <= set(pages.PATHS)
+    for path in pages.PATHS:
         response = httpx.get(server.url + path)
-        assert (
-            response.status_code == 200 and "https://" not in response.text and "http://" not in response.text
-        )
-        assert "default-src 'self'" in response.headers["content-security-policy"]
+        assert response.status_code == 200
+        assert "https://" not in response.text and "http://" not in response.text
+        assert "default-src 'none'" in response.headers["content-security-policy"]
 
 
 def test_a_signal_lets_answers_finish(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,18 +1,25 @@
 // The page of `kogpt serve`: write text with the model, see how likely each token was, and go on from another.
 // It speaks /v1/completions as any client does; nothing is fetched from outside.
 
-import { EXAMPLES, TEXTS } from "./texts.js";
+import { call, events, hasKey, Refused, setKey } from "./server.js";
+import { TEXTS } from "./texts.js";
+import { append, branched, decoded, likelihood, newVersion, textOf } from "./versions.js";
 
 const TOP = 5; // likeliest tokens shown for each token
+const REST = 120; // milliseconds that the pointer rests on a token before its candidates show
+const LINGER = 200; // milliseconds in which it may travel from the token to them
+const WIDE = matchMedia("(min-width: 36rem)"); // narrower, candidates are a sheet that a press opens: page.css
+const GIVEN = 60; // characters of the prompt shown before a text
 const byId = (id) => document.getElementById(id);
 const form = byId("form");
 const choices = byId("choices");
 
 let language = localStorage.getItem("kogpt-language") ?? (navigator.language.startsWith("ko") ? "ko" : "en");
 let running = null; // AbortController of the request in flight
-let answers = []; // {card, promptIds, given, tokens, past, finish, started}
+let examples = []; // {name_ko, name_en, prompt, max_tokens, temperature, top_p}
+let answers = []; // {card, index, n, prompt, promptIds, versions, shown, drawn}
 
-// --- language and theme
+// --- language, theme, settings
 
 function say(key, values = {}) {
   return TEXTS[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
@@ -20,91 +27,59 @@ function say(key, values = {}) {
 
 function showLanguage() {
   document.documentElement.lang = language;
-  for (const element of document.querySelectorAll("[data-text]")) element.textContent = say(element.dataset.text);
+  showTexts(document);
+  for (const element of document.querySelectorAll("[data-placeholder]")) {
+    element.placeholder = say(element.dataset.placeholder);
+  }
   byId("language").textContent = language === "ko" ? "English" : "한국어";
   byId("language").lang = language === "ko" ? "en" : "ko";
-  byId("examples").replaceChildren(...EXAMPLES.map(exampleButton));
-  for (const answer of answers) showAnswer(answer);
+  byId("examples").replaceChildren(...examples.map(exampleButton));
+  for (const answer of answers) {
+    showTexts(answer.card);
+    showAnswer(answer);
+  }
+  showSummary();
+}
+
+function showTexts(root) {
+  for (const element of root.querySelectorAll("[data-text]")) element.textContent = say(element.dataset.text);
 }
 
 function exampleButton(example) {
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = example.name[language];
+  button.textContent = example[`name_${language}`];
   button.addEventListener("click", () => {
     byId("prompt").value = example.prompt;
-    byId("length").value = example.length;
-    byId("temperature").value = example.temperature ?? 0.8;
-    byId("top-p").value = example.topP ?? 1;
+    set("length", example.max_tokens);
+    set("temperature", example.temperature);
+    set("top-p", example.top_p);
     byId("prompt").focus();
   });
   return button;
 }
-
-byId("language").addEventListener("click", () => {
-  language = language === "ko" ? "en" : "ko";
-  localStorage.setItem("kogpt-language", language);
-  showLanguage();
-});
-
-byId("theme").addEventListener("click", () => {
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const shown = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
-  setTheme(shown === "dark" ? "light" : "dark");
-});
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   localStorage.setItem("kogpt-theme", theme);
 }
 
-// --- the server
+const sliderOf = (id) => document.querySelector(`[data-of="${id}"]`);
+const texts = () => Number(document.querySelector("[name=texts]:checked").value);
 
-class Refused extends Error {}
-
-async function call(path, body, signal) {
-  const headers = { "Content-Type": "application/json" };
-  const response = await fetch(path, {
-    method: body ? "POST" : "GET",
-    headers,
-    body: body && JSON.stringify(body),
-    signal,
-  });
-  if (!response.ok) {
-    const answer = await response.json().catch(() => null);
-    throw new Refused(answer?.error?.message ?? say("refused", { status: response.status }));
+function set(id, value) {
+  byId(id).value = value;
+  const slider = sliderOf(id);
+  if (slider) {
+    slider.value = value;
+    slider.style.setProperty("--filled", (slider.value - slider.min) / (slider.max - slider.min));
   }
-  return response;
+  showSummary();
 }
 
-// The JSON objects of a stream of server-sent events. A stream that ends without [DONE] has failed.
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Refused(say("cut"));
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data: ")) continue;
-      const data = line.slice(6).trim();
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new Refused(event.error.message);
-      yield event;
-    }
-  }
-}
-
-async function listModels() {
-  try {
-    const { data } = await (await call("v1/models")).json();
-    byId("model").replaceChildren(...data.map((model) => new Option(model.id, model.id)));
-    byId("length").max = data[0]?.max_model_len ?? 2048;
-  } catch (error) {
-    showMessage(error.message);
-  }
+function showSummary() {
+  const values = { temperature: byId("temperature").value, length: byId("length").value, texts: texts() };
+  byId("summary").textContent = say("summary", values);
 }
 
 function number(id) {
@@ -118,174 +93,244 @@ function settings() {
     temperature: number("temperature"),
     top_p: number("top-p"),
     repetition_penalty: number("penalty"),
+    max_tokens: number("length"),
     seed: number("seed"),
     stream: true,
     logprobs: TOP,
   };
 }
 
+// --- the server
+
+const ask = (path, body, signal) => call(path, { body, signal, ask: askKey, say });
+
+async function listExamples() {
+  examples = await (await fetch("examples.json")).json();
+  byId("examples").replaceChildren(...examples.map(exampleButton));
+}
+
+async function listModels() {
+  try {
+    const { data } = await (await ask("v1/models")).json();
+    byId("model").replaceChildren(...data.map((model) => new Option(model.id, model.id)));
+    byId("model").disabled = data.length < 2;
+    byId("length").max = data[0]?.max_model_len ?? 2048;
+  } catch (error) {
+    showMessage(error instanceof Refused ? error.message : say("unreachable"));
+  }
+}
+
+// Whether the user gave a key. `again`: there was one, and it did not fit.
+function askKey(again) {
+  const dialog = byId("key-dialog");
+  byId("key-wrong").hidden = !again;
+  byId("key").value = "";
+  dialog.returnValue = "";
+  if (!dialog.open) dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "given"), { once: true });
+  });
+}
+
 // --- writing
 
 async function write() {
   const prompt = byId("prompt").value;
-  const n = number("texts") ?? 1;
-  const limit = number("length") ?? 64;
+  const n = texts();
   closeChoices();
-  answers = Array.from({ length: n }, (_, index) => newAnswer(index, n, limit));
+  answers = Array.from({ length: n }, (_, index) => newAnswer(index, n, prompt));
   byId("answers").replaceChildren(...answers.map((answer) => answer.card));
+  byId("answers").dataset.count = n;
   byId("empty").hidden = true;
-  await run(async (signal) => {
-    const { tokens } = await (await call("tokenize", { model: byId("model").value || undefined, prompt }, signal)).json();
+  await run(answers, async (signal) => {
+    const model = byId("model").value || undefined;
+    const { tokens } = await (await ask("tokenize", { model, prompt }, signal)).json();
     for (const answer of answers) answer.promptIds = tokens;
-    await stream({ ...settings(), prompt, n, max_tokens: limit }, answers, signal);
-  }, answers);
+    await stream({ ...settings(), prompt, n }, answers, signal);
+  });
 }
 
-// Go on from an alternative: the tokens before it stay, it takes the place of the one that was written.
+// Write on after the tokens of the version that is shown.
+async function goOn(answer) {
+  const version = shownOf(answer);
+  version.finish = null;
+  const prompt = [...answer.promptIds, ...version.tokens.map((token) => token.id)];
+  await run([answer], (signal) => stream({ ...settings(), prompt, n: 1 }, [answer], signal));
+}
+
+// Go on from an alternative: the tokens before it stay, and the version that is left can be called back.
 async function branch(answer, place, alternative) {
   if (running) return;
   closeChoices();
-  const old = answer.tokens[place];
-  answer.past.push({ tokens: answer.tokens, finish: answer.finish });
-  answer.tokens = [...answer.tokens.slice(0, place), { ...old, ...alternative }];
-  const prompt = [...answer.promptIds, ...answer.tokens.map((token) => token.id)];
-  const left = answer.limit - answer.tokens.length;
-  answer.finish = left > 0 ? null : "length";
-  if (left <= 0) return showAnswer(answer);
-  await run((signal) => stream({ ...settings(), prompt, n: 1, max_tokens: left }, [answer], signal), [answer]);
+  answer.versions.push(branched(shownOf(answer), place, { ...shownOf(answer).tokens[place], ...alternative }));
+  answer.shown = answer.versions.length - 1;
+  await goOn(answer);
 }
 
-async function run(work, shown) {
+async function run(shown, work) {
   running = new AbortController();
   showRunning(true);
   showMessage("");
-  for (const answer of shown) answer.started = { time: performance.now(), tokens: answer.tokens.length };
+  for (const answer of shown) {
+    const version = shownOf(answer);
+    Object.assign(version, { started: performance.now(), before: version.tokens.length, speed: 0 });
+    showAnswer(answer);
+  }
   try {
     await work(running.signal);
   } catch (error) {
     const stopped = error.name === "AbortError";
-    for (const answer of shown) answer.finish ??= stopped ? "stopped" : "failed";
+    for (const answer of shown) shownOf(answer).finish ??= stopped ? "stopped" : "failed";
     if (!stopped) showMessage(error instanceof Refused ? error.message : say("unreachable"));
   } finally {
     running = null;
     showRunning(false);
     shown.forEach(showAnswer);
-    byId("status").textContent = say("finished");
   }
 }
 
 async function stream(request, shown, signal) {
-  const response = await call("v1/completions", request, signal);
-  for await (const event of events(response)) {
+  const response = await ask("v1/completions", request, signal);
+  for await (const event of events(response, say)) {
     for (const choice of event.choices) {
       const answer = shown[choice.index];
-      answer.tokens.push(...(choice.logprobs?.content ?? []));
-      answer.finish = choice.finish_reason ?? answer.finish;
+      const version = shownOf(answer);
+      append(version, choice.logprobs?.content ?? []);
+      version.finish = choice.finish_reason ?? version.finish;
+      version.speed = (1000 * (version.tokens.length - version.before)) / (performance.now() - version.started);
       showAnswer(answer);
     }
   }
 }
 
-function newAnswer(index, n, limit) {
+// --- the texts
+
+const shownOf = (answer) => answer.versions[answer.shown];
+
+function newAnswer(index, n, prompt) {
   const card = byId("answer").content.firstElementChild.cloneNode(true);
-  const answer = { card, index, n, limit, promptIds: [], tokens: [], past: [], finish: null, started: null };
-  card.querySelector(".undo").addEventListener("click", () => {
-    if (running || !answer.past.length) return;
-    Object.assign(answer, answer.past.pop());
-    showAnswer(answer);
-  });
-  card.querySelector(".copy").addEventListener("click", () => {
-    navigator.clipboard.writeText(textOf(answer));
-    byId("status").textContent = say("copied");
-  });
-  for (const element of card.querySelectorAll("[data-text]")) element.textContent = say(element.dataset.text);
-  showAnswer(answer);
+  const answer = { card, index, n, prompt, promptIds: [], versions: [newVersion()], shown: 0, drawn: null };
+  const on = (selector, action) => card.querySelector(selector).addEventListener("click", action);
+  on(".older", () => showVersion(answer, answer.shown - 1));
+  on(".newer", () => showVersion(answer, answer.shown + 1));
+  on(".more", () => running ?? goOn(answer));
+  on(".copy", () => copy(answer));
+  card.querySelector(".tokens").addEventListener("keydown", (event) => walk(event));
+  card.querySelector(".given").textContent = tail(prompt);
+  showTexts(card);
   return answer;
 }
 
-// --- showing
-
-// Runs of tokens whose bytes make whole characters: a Hangul syllable may span tokens. [{text, places}]
-function groups(tokens) {
-  const found = [];
-  let bytes = [];
-  let places = [];
-  tokens.forEach((token, place) => {
-    bytes.push(...token.bytes);
-    places.push(place);
-    const text = decoded(bytes);
-    if (text === null) return;
-    found.push({ text, places });
-    bytes = [];
-    places = [];
-  });
-  return found;
+// The end of a prompt, for the eye to come from.
+function tail(prompt) {
+  const line = prompt.slice(prompt.lastIndexOf("\n") + 1);
+  return line.length > GIVEN ? `…${line.slice(-GIVEN)}` : line;
 }
 
-function decoded(bytes) {
+function showVersion(answer, index) {
+  if (running || !answer.versions[index]) return;
+  closeChoices();
+  answer.shown = index;
+  showAnswer(answer);
+}
+
+async function copy(answer) {
   try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(new Uint8Array(bytes));
+    await navigator.clipboard.writeText(answer.prompt + textOf(shownOf(answer)));
+    announce(say("copied"));
   } catch {
-    return null;
+    showMessage(say("notCopied"));
   }
 }
 
-function textOf(answer) {
-  return groups(answer.tokens).map((group) => group.text).join("");
-}
-
 function showAnswer(answer) {
-  const { card, tokens } = answer;
-  card.querySelector("h3").textContent = answer.n > 1 ? say("answerNumber", { number: answer.index + 1 }) : say("answer");
-  card.querySelector(".facts").textContent = facts(answer);
-  card.querySelector(".undo").hidden = !answer.past.length;
-  const spans = groups(tokens).map((group) => tokenSpan(answer, group));
-  const shown = card.querySelector(".text");
-  // Spans that did not change stay, so that a stream of n tokens costs n changes.
-  while (shown.childElementCount > spans.length) shown.lastElementChild.remove();
-  spans.forEach((span, i) => {
-    const old = shown.children[i];
-    if (!old) shown.append(span);
-    else if (old.dataset.mark !== span.dataset.mark) old.replaceWith(span);
-  });
+  const { card, n, index } = answer;
+  const version = shownOf(answer);
+  const title = n > 1 ? say("answerNumber", { number: index + 1 }) : say("answer");
+  const part = (selector) => card.querySelector(selector);
+  part("h3").textContent = title;
+  part(".facts").textContent = facts(version);
+  part(".versions").hidden = answer.versions.length < 2;
+  part(".which").textContent = say("which", { shown: answer.shown + 1, count: answer.versions.length });
+  part(".older").disabled = running !== null || answer.shown === 0;
+  part(".newer").disabled = running !== null || answer.shown === answer.versions.length - 1;
+  part(".more").disabled = running !== null || !version.tokens.length;
+  part(".copy").disabled = !version.tokens.length;
+  part(".caret").hidden = running === null || version.finish !== null;
+  part(".tokens").ariaLabel = say("tokensOf", { title });
+  drawTokens(answer, part(".tokens"));
 }
 
-function tokenSpan(answer, group) {
-  const span = document.createElement("span");
-  const likelihood = Math.exp(group.places.reduce((sum, place) => sum + answer.tokens[place].logprob, 0));
-  span.className = "token";
-  span.textContent = group.text;
-  span.dataset.mark = `${group.places.join()}:${group.places.map((place) => answer.tokens[place].id).join()}`;
-  span.tabIndex = 0;
-  span.role = "button";
-  span.ariaHasPopup = "dialog";
-  span.ariaExpanded = "false";
-  span.style.setProperty("--surprise", Math.round(60 * (1 - likelihood)));
-  span.addEventListener("mouseenter", () => openChoices(answer, group, span, false));
-  span.addEventListener("click", () => openChoices(answer, group, span, true));
-  span.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" && event.key !== " ") return;
-    event.preventDefault();
-    openChoices(answer, group, span, true);
-  });
-  return span;
+// Tokens only ever join a version: what was drawn of it stays.
+function drawTokens(answer, shown) {
+  const version = shownOf(answer);
+  if (answer.drawn !== version) shown.replaceChildren();
+  answer.drawn = version;
+  for (const group of version.groups.slice(shown.childElementCount)) {
+    const span = tokenSpan(answer, group);
+    span.tabIndex = shown.childElementCount ? -1 : 0; // one stop for Tab; the arrow keys walk on
+    shown.append(span);
+  }
 }
 
-function facts(answer) {
-  const { tokens, started, finish } = answer;
-  if (!started) return "";
-  const seconds = (performance.now() - started.time) / 1000;
-  if (!finish) answer.speed = (tokens.length - started.tokens) / Math.max(seconds, 1e-3);
-  const parts = [say("tokens", { count: tokens.length })];
-  if (answer.speed) parts.push(say("speed", { rate: answer.speed.toFixed(answer.speed < 10 ? 1 : 0) }));
-  if (finish) parts.push(say(`finish_${finish}`));
+function facts(version) {
+  const parts = [];
+  if (version.tokens.length) parts.push(say("tokens", { count: version.tokens.length }));
+  if (version.speed) parts.push(say("speed", { rate: version.speed.toFixed(version.speed < 10 ? 1 : 0) }));
+  if (version.finish) parts.push(say(`finish_${version.finish}`));
   return parts.join(" · ");
 }
 
+function tokenSpan(answer, group) {
+  const version = shownOf(answer);
+  const span = document.createElement("span");
+  span.className = "token";
+  span.textContent = group.text;
+  span.role = "button";
+  span.ariaHasPopup = "dialog";
+  span.ariaExpanded = "false";
+  span.classList.toggle("chosen", group.places.some((place) => version.chosen.includes(place)));
+  span.style.setProperty("--surprise", surprise(likelihood(version, group)).toFixed(2));
+  span.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && peek(answer, group, span));
+  span.addEventListener("pointerleave", leave);
+  span.addEventListener("focus", () => span.matches(":focus-visible") && peek(answer, group, span));
+  span.addEventListener("click", () => openChoices(answer, group, span, true));
+  return span;
+}
+
+// 0 for what was certain, 1 for one in ten thousand and rarer.
+const surprise = (share) => Math.min(1, Math.max(0, -Math.log10(share) / 4));
+
+// Arrow keys walk from token to token; Enter, Space or Down opens the candidates.
+function walk(event) {
+  const token = event.target.closest(".token");
+  const all = [...event.currentTarget.children];
+  const to = {
+    ArrowLeft: token.previousElementSibling,
+    ArrowRight: token.nextElementSibling,
+    Home: all[0],
+    End: all.at(-1),
+  }[event.key];
+  if (["Enter", " ", "ArrowDown"].includes(event.key)) token.click();
+  else if (to === undefined) return;
+  event.preventDefault();
+  if (!to) return;
+  for (const other of all) other.tabIndex = -1;
+  to.tabIndex = 0;
+  to.focus();
+}
+
 function showRunning(on) {
-  byId("write").disabled = on;
-  byId("stop").disabled = !on;
-  if (on) byId("status").textContent = say("writing");
+  const focused = document.activeElement;
+  byId("write").hidden = on;
+  byId("stop").hidden = !on;
+  if (focused === byId("write") || focused === byId("stop")) byId(on ? "stop" : "write").focus();
+  byId("answers").ariaBusy = String(on);
+  announce(say(on ? "writing" : "finished"));
+}
+
+function announce(text) {
+  byId("status").textContent = text;
 }
 
 function showMessage(text) {
@@ -295,46 +340,73 @@ function showMessage(text) {
 
 // --- what else could have stood there
 
-function openChoices(answer, group, span, held) {
-  if (choices.dataset.held === "yes" && !held) return;
-  closeChoices();
-  choices.replaceChildren(...group.places.flatMap((place) => choicesAt(answer, place)));
-  choices.ariaLabel = say("choices");
-  choices.dataset.held = held ? "yes" : "no";
-  span.ariaExpanded = "true";
-  choices.hidden = false;
-  const box = span.getBoundingClientRect();
-  const left = Math.min(box.left, document.documentElement.clientWidth - choices.offsetWidth - 8);
-  choices.style.left = `${Math.max(8, left) + scrollX}px`;
-  choices.style.top = `${box.bottom + scrollY + 4}px`;
-  choices.origin = span;
-  if (held) choices.querySelector("button")?.focus();
+let timer = 0;
+
+function unlessHeld(action, delay) {
+  clearTimeout(timer);
+  timer = setTimeout(() => choices.dataset.held !== "yes" && action(), delay);
 }
 
+const peek = (answer, group, span) => WIDE.matches && unlessHeld(() => openChoices(answer, group, span, false), REST);
+const leave = () => unlessHeld(closeChoices, LINGER);
+
+function openChoices(answer, group, span, held) {
+  closeChoices();
+  const note = document.createElement("p");
+  note.className = "note";
+  note.textContent = say(running ? "busy" : "pick");
+  choices.replaceChildren(...group.places.map((place) => choicesAt(answer, place)), note);
+  choices.ariaLabel = say("choices");
+  choices.dataset.held = held ? "yes" : "no";
+  choices.origin = span;
+  span.ariaExpanded = "true";
+  choices.hidden = false;
+  if (WIDE.matches) settle(span);
+  else span.scrollIntoView({ block: "center" });
+  if (held) choices.querySelector("button:not(:disabled)")?.focus({ preventScroll: true });
+}
+
+// Below the token, or above it where there is no room.
+function settle(span) {
+  const box = span.getClientRects()[0];
+  const width = document.documentElement.clientWidth;
+  const left = Math.max(8, Math.min(box.left, width - choices.offsetWidth - 8));
+  const below = box.bottom + 6 + choices.offsetHeight < innerHeight || box.top < choices.offsetHeight;
+  choices.style.left = `${left + scrollX}px`;
+  choices.style.top = `${(below ? box.bottom + 6 : box.top - 6 - choices.offsetHeight) + scrollY}px`;
+}
+
+// The likeliest tokens in a place, and the one that was written if it is none of them.
 function choicesAt(answer, place) {
-  const token = answer.tokens[place];
-  const title = document.createElement("p");
-  title.textContent = say("chosen", { token: visible(token), percent: percent(token.logprob) });
-  const rest = token.top_logprobs.map((other) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.style.setProperty("--share", Math.exp(other.logprob));
-    button.ariaCurrent = other.id === token.id ? "true" : "false";
-    button.disabled = running !== null;
-    for (const text of [visible(other), percent(other.logprob)]) {
-      const part = document.createElement("span");
-      part.textContent = text;
-      button.append(part);
-    }
-    button.addEventListener("click", () => branch(answer, place, other));
-    return button;
-  });
-  return [title, ...rest];
+  const token = shownOf(answer).tokens[place];
+  const known = token.top_logprobs.some((other) => other.id === token.id);
+  const all = known ? token.top_logprobs : [...token.top_logprobs, token];
+  const list = document.createElement("div");
+  list.append(...all.map((other) => choice(answer, place, token, other)));
+  return list;
+}
+
+function choice(answer, place, token, other) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.style.setProperty("--share", Math.exp(other.logprob).toFixed(4));
+  if (other.id === token.id) button.ariaCurrent = "true";
+  button.disabled = running !== null;
+  button.append(cell(visible(other), "glyph"), cell(percent(other.logprob), "share"));
+  button.addEventListener("click", () => branch(answer, place, other));
+  return button;
+}
+
+function cell(text, name) {
+  const part = document.createElement("span");
+  part.className = name;
+  part.textContent = text;
+  return part;
 }
 
 function percent(logprob) {
   const share = 100 * Math.exp(logprob);
-  return share < 0.1 ? "< 0.1 %" : `${share.toFixed(1)} %`;
+  return share < 0.1 ? "< 0.1%" : `${share.toFixed(1)}%`;
 }
 
 // A token so that its spaces can be seen; the bytes of a part of a character.
@@ -345,41 +417,96 @@ function visible(token) {
 }
 
 function closeChoices() {
+  clearTimeout(timer);
   if (choices.hidden) return;
   choices.hidden = true;
   choices.dataset.held = "no";
-  if (choices.origin) choices.origin.ariaExpanded = "false";
+  choices.origin.ariaExpanded = "false";
 }
+
+// Up and Down walk from candidate to candidate.
+choices.addEventListener("keydown", (event) => {
+  const all = [...choices.querySelectorAll("button:not(:disabled)")];
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || !all.length) return;
+  event.preventDefault();
+  all.at((all.indexOf(document.activeElement) + step) % all.length).focus();
+});
 
 // --- events
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!running && byId("prompt").value) write();
+  if (running) return;
+  if (byId("prompt").value) return write();
+  showMessage(say("noPrompt"));
+  byId("prompt").focus();
 });
 
-// Enter writes, Shift+Enter begins a line. While a syllable is being composed Enter only finishes it.
+// Enter writes, Shift+Enter begins a line; on a touch keyboard, which has no Shift+Enter, the button writes.
+// While a syllable is being composed Enter only finishes it.
 byId("prompt").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+  if (matchMedia("(pointer: coarse)").matches) return;
   event.preventDefault();
   form.requestSubmit();
 });
 
+form.addEventListener("input", (event) => {
+  const { of } = event.target.dataset;
+  if (of) set(of, event.target.value);
+  else if (sliderOf(event.target.id)) set(event.target.id, event.target.value);
+  else showSummary();
+});
+
 byId("stop").addEventListener("click", () => running?.abort());
-byId("shade").addEventListener("change", (event) => document.body.classList.toggle("shaded", event.target.checked));
-choices.addEventListener("mouseleave", () => choices.dataset.held !== "yes" && closeChoices());
+
+byId("language").addEventListener("click", () => {
+  language = language === "ko" ? "en" : "ko";
+  localStorage.setItem("kogpt-language", language);
+  closeChoices();
+  showLanguage();
+});
+
+byId("theme").addEventListener("click", () => {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const shown = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
+  setTheme(shown === "dark" ? "light" : "dark");
+});
+
+byId("shade").addEventListener("change", showShade);
+
+function showShade() {
+  document.body.classList.toggle("shaded", byId("shade").checked);
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey(byId("key").value);
+  byId("change-key").hidden = false;
+  byId("key-dialog").close("given");
+});
+byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
+byId("change-key").addEventListener("click", async () => (await askKey(false)) && listModels());
+
+choices.addEventListener("pointerenter", () => clearTimeout(timer));
+choices.addEventListener("pointerleave", leave);
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
-  const origin = choices.hidden ? null : choices.origin;
-  if (origin) origin.focus();
-  else running?.abort();
+  if (event.key !== "Escape" || byId("key-dialog").open) return;
+  if (choices.hidden) running?.abort();
+  else if (choices.contains(document.activeElement)) choices.origin.focus();
   closeChoices();
 });
 document.addEventListener("pointerdown", (event) => {
-  if (!choices.contains(event.target) && !event.target.classList.contains("token")) closeChoices();
+  if (!choices.contains(event.target) && !event.target.closest(".token")) closeChoices();
 });
 
 const theme = localStorage.getItem("kogpt-theme");
 if (theme) document.documentElement.dataset.theme = theme;
+byId("settings").open = matchMedia("(min-width: 56rem)").matches;
+byId("change-key").hidden = !hasKey();
+for (const id of ["temperature", "length", "top-p", "penalty"]) set(id, byId(id).value);
+showShade();
 showLanguage();
+listExamples();
 listModels();
