@@ -18,14 +18,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from numpy.typing import NDArray
 
+from kogpt import phi
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError
 from kogpt.files import (
@@ -40,6 +41,8 @@ from kogpt.files import (
     safe_join,
     share_folder,
 )
+from kogpt.gguf_file import NAME as GGUF_NAME
+from kogpt.gguf_file import open_gguf
 from kogpt.hub import find_folder
 from kogpt.layout import file_layout, require_copy, require_names, select
 from kogpt.manifest import MANIFEST, Entry, digest_folder, read_manifest, to_bytes, verify
@@ -70,12 +73,15 @@ TAKEN_ALONG = {
     "special_tokens_map.json": 1 << 20,
     "generation_config.json": 1 << 20,
     LICENSE: 1 << 20,
+    "README.md": 1 << 20,
 }
 MAX_CONFIG_BYTES = 256 << 10  # a published config.json takes 1 to 20 kB
 MAX_INDEX_BYTES = 8 << 20  # 65,536 tensors
 
-OWN_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+OWN_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|" + GGUF_NAME.pattern)
 SHARD_BYTES = 2 << 30
+
+Writer = Callable[[IO[bytes]], Entry]  # writes a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +118,20 @@ def load(name: str | Path, revision: str | None = None) -> Checkpoint:
 
 def _load_folder(folder: Path) -> Checkpoint:
     manifest = read_manifest(folder)
-    config = read_config(folder)
+    document = read_json(safe_join(folder, "config.json"), MAX_CONFIG_BYTES)
+    config = _config_of(document)
     stated = None if manifest is None else manifest.quantization
     quantization = read_statement(stated, config, str(folder / MANIFEST))
     with ExitStack() as stack:
-        shards = _open_shards(folder, stack, config, quantization is not None)
-        _require_index(folder, shards)
+        files = _open_shards(folder, stack, config, quantization is not None)
+        _require_index(folder, files)
+        shards = files
+        if phi.is_phi(document):
+            shards = [replace(file, tensors=phi.from_phi(config, file.tensors)) for file in files]
         tensors, copy_of_embedding = select(config, shards, quantization)
-        verify(folder, shards, manifest)
+        verify(folder, files, manifest)
+        if phi.is_phi(document):
+            phi.require_no_bias(config, files)
     if copy_of_embedding is not None:
         require_copy(copy_of_embedding.load(), tensors[EMBEDDING])
     return Checkpoint(folder, config, tensors, quantization)
@@ -127,7 +139,11 @@ def _load_folder(folder: Path) -> Checkpoint:
 
 def read_config(folder: Path) -> ModelConfig:
     """The dimensions in a folder's config.json. CheckpointError, ConfigError."""
-    return ModelConfig.from_json(read_json(safe_join(folder, "config.json"), MAX_CONFIG_BYTES))
+    return _config_of(read_json(safe_join(folder, "config.json"), MAX_CONFIG_BYTES))
+
+
+def _config_of(document: Mapping[str, Any]) -> ModelConfig:
+    return ModelConfig.from_json(phi.from_config(document) if phi.is_phi(document) else document)
 
 
 def _open_shards(folder: Path, stack: ExitStack, config: ModelConfig, quantized: bool) -> list[WeightsFile]:
@@ -137,12 +153,13 @@ def _open_shards(folder: Path, stack: ExitStack, config: ModelConfig, quantized:
     copy = is_small(files)
     # Describing a tensor takes about 110 bytes: five times as much, and room for metadata.
     max_header = (64 << 10) + 512 * len(config.tensor_shapes())
-    return [
-        open_safetensors(folder / name, file, max_header, quantized, copy)
-        if name.endswith(".safetensors")
-        else open_archive(folder / name, file, copy)
-        for name, file in zip(names, files, strict=True)
-    ]
+    openers: dict[str, Callable[[Path, IO[bytes]], WeightsFile]] = {
+        ".safetensors": lambda path, file: open_safetensors(path, file, max_header, quantized, copy),
+        ".bin": lambda path, file: open_archive(path, file, copy),
+        ".gguf": open_gguf,
+    }
+    paths = [folder / name for name in names]
+    return [openers[path.suffix](path, file) for path, file in zip(paths, files, strict=True)]
 
 
 def stored_format(folder: Path) -> tuple[str, int] | None:
@@ -170,7 +187,7 @@ def stored_format(folder: Path) -> tuple[str, int] | None:
 
 def digest(folder: Path) -> str:
     """SHA-256 over config.json and the weights of a model folder: equal for what computes the same."""
-    weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf"))
     total = hashlib.sha256()
     for path in (folder / "config.json", *weights):
         with open_inside(folder, path.name) as file:
@@ -185,9 +202,12 @@ def _weight_files(folder: Path) -> list[str]:
             return [weights]
         if os.path.lexists(folder / index):
             return sorted(set(_weight_map(folder, index).values()))
+    found = [name for name in os.listdir(folder) if GGUF_NAME.fullmatch(name)]
+    if len(found) == 1:
+        return found
     raise CheckpointError(
-        f"{folder} holds no weights: no {WEIGHTS}, {INDEX}, {LEGACY_WEIGHTS} or {LEGACY_INDEX}",
-        f"{folder}: 가중치 파일({WEIGHTS}, {INDEX}, {LEGACY_WEIGHTS}, {LEGACY_INDEX})이 없습니다",
+        f"{folder} holds no weights: no {WEIGHTS}, {INDEX}, {LEGACY_WEIGHTS}, {LEGACY_INDEX}, GGUF file",
+        f"{folder}: 가중치 파일({WEIGHTS}, {INDEX}, {LEGACY_WEIGHTS}, {LEGACY_INDEX}, GGUF)이 없습니다",
     )
 
 
@@ -208,7 +228,7 @@ def _weight_map(folder: Path, index: str) -> dict[str, str]:
 def _require_index(folder: Path, shards: list[WeightsFile]) -> None:
     """Hold an index to what its shards contain."""
     name = shards[0].path.name
-    if name in (WEIGHTS, LEGACY_WEIGHTS):
+    if name in (WEIGHTS, LEGACY_WEIGHTS) or GGUF_NAME.fullmatch(name):
         return
     index = INDEX if name.endswith(".safetensors") else LEGACY_INDEX
     weight_map = _weight_map(folder, index)
@@ -245,26 +265,67 @@ def save(
         float_dtype = "bfloat16" if isinstance(given, Stored) and given.dtype == "bfloat16" else "float16"
     layout = file_layout(config, dtype, float_dtype)
     require_names(layout, tensors)
-    shards = _plan_shards(layout, shard_bytes)
-    documents = _documents(config, float_dtype, shards) | _tokenizer_documents(config, tokenizer)
-    names = [*shards, *documents, MANIFEST]
+    documents = settings_documents(config, config.to_json(), float_dtype)
+    documents |= {} if tokenizer is None else taken_along(config, tokenizer)
+    writers = weights_writers(layout, tensors, shard_bytes) | plain_writers(documents)
+    write_folder(folder, writers, statement(config, dtype) if dtype in FORMATS else None)
+
+
+def write_folder(
+    folder: Path, writers: Mapping[str, Writer], stated: Mapping[str, Any] | None = None
+) -> None:
+    """Write the files of a model folder and its manifest; what is there is replaced as a whole or not at all.
+
+    writers: what writes each file, and tells its size and digest. stated: the statement about quantised
+    weights. Weights of other formats that lie there are removed.
+    """
+    names = [*writers, MANIFEST]
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with replace_all(folder, names, stale=OWN_WEIGHTS) as files:
             entries = digest_folder(folder, lambda name: name in names or OWN_WEIGHTS.fullmatch(name))
-            for name, group in shards.items():
-                entries[name] = Entry(*write_safetensors(files[name], group, _parts(group, tensors)))
-            for name, data in documents.items():
-                files[name].write(data)
-                entries[name] = Entry(len(data), hashlib.sha256(data).hexdigest())
-            stated = statement(config, dtype) if dtype in FORMATS else None
+            for name, write in writers.items():
+                entries[name] = write(files[name])
             files[MANIFEST].write(to_bytes(entries, stated))
     except BaseException:
         if is_new:
             with suppress(OSError):  # another process may have put something there
                 folder.rmdir()
         raise
+
+
+def weights_writers(
+    layout: Mapping[str, Mapping[str, Part]],
+    tensors: Mapping[str, NDArray[Any] | Stored | Quantized],
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Writer]:
+    """What writes the tensors: one file, or shards and their index; each tensor is asked for once."""
+    shards = _plan_shards(layout, shard_bytes)
+
+    def writer(group: Mapping[str, Part]) -> Writer:
+        return lambda file: Entry(*write_safetensors(file, group, _parts(group, tensors)))
+
+    writers = {name: writer(group) for name, group in shards.items()}
+    if len(shards) > 1:
+        weight_map = {tensor: name for name, group in shards.items() for tensor in group}
+        kinds = [kind for group in shards.values() for kind in group.values()]
+        total = {"total_size": sum(math.prod(shape) * SIZES[dtype] for dtype, shape in kinds)}
+        writers |= plain_writers({INDEX: _dump({"metadata": total, "weight_map": weight_map})})
+    return writers
+
+
+def plain_writers(documents: Mapping[str, bytes]) -> dict[str, Writer]:
+    """What writes files whose content is known."""
+
+    def writer(data: bytes) -> Writer:
+        def write(file: IO[bytes]) -> Entry:
+            file.write(data)
+            return Entry(len(data), hashlib.sha256(data).hexdigest())
+
+        return write
+
+    return {name: writer(data) for name, data in documents.items()}
 
 
 def _plan_shards(layout: Mapping[str, Mapping[str, Part]], shard_bytes: int) -> dict[str, dict[str, Part]]:
@@ -297,25 +358,21 @@ def _parts(
             yield name, tensor if isinstance(tensor, Stored) else Stored(tensor.dtype.name, tensor)
 
 
-def _documents(config: ModelConfig, dtype: str, shards: Mapping[str, Mapping[str, Part]]) -> dict[str, bytes]:
-    """config.json, generation_config.json and, for shards, the index."""
+def settings_documents(config: ModelConfig, document: Mapping[str, Any], dtype: str) -> dict[str, bytes]:
+    """config.json, whose layout is that of `document`, and generation_config.json."""
     settings = {"torch_dtype": dtype, "tokenizer_class": "PreTrainedTokenizerFast", "use_cache": True}
     ids = {key: config.to_json()[key] for key in ("bos_token_id", "eos_token_id")}
     # transformers' generate() takes the padding from here, whatever from_pretrained was told.
     generation = ids | {"pad_token_id": config.eos_token_id}
-    documents = {"config.json": config.to_json() | settings, "generation_config.json": generation}
-    if len(shards) > 1:
-        weight_map = {tensor: name for name, group in shards.items() for tensor in group}
-        kinds = [kind for group in shards.values() for kind in group.values()]
-        total = {"total_size": sum(math.prod(shape) * SIZES[dtype] for dtype, shape in kinds)}
-        documents[INDEX] = {"metadata": total, "weight_map": weight_map}
+    documents = {"config.json": {**document, **settings}, "generation_config.json": generation}
     return {name: _dump(document) for name, document in documents.items()}
 
 
-def _tokenizer_documents(config: ModelConfig, tokenizer: Path | None) -> dict[str, bytes]:
-    """The tokenizer's files and licence as they are, and transformers' settings where there are none."""
-    if tokenizer is None:
-        return {}
+def taken_along(config: ModelConfig, tokenizer: Path) -> dict[str, bytes]:
+    """The tokenizer's files, card and licence as they are, and transformers' settings where there are none.
+
+    tokenizer: a tokenizer.json, or a folder that has one. CheckpointError where there is none.
+    """
     folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
     documents = {
         name: read_limited(safe_join(folder, name), max_bytes)

@@ -415,6 +415,17 @@ def save(folder: Path, saved: SavedAdapter, config: ModelConfig, base: str | Non
         files[OWN].write(_dump({"version": VERSION, **asdict(saved.origin), "sha256": digest}))
 
 
+def save_lora(folder: Path, lora: Lora, base: str | None = None) -> None:
+    """Write a LoRA for a model of another layout, whose modules it names: PEFT's two files only."""
+    settings = {"task_type": "CAUSAL_LM", "inference_mode": True} | _lora_settings(lora.updates)
+    tensors = _tensors(lora)
+    parts = {name: ("float32", tensor.shape) for name, tensor in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_all(folder, (WEIGHTS, CONFIG)) as files:
+        write_safetensors(files[WEIGHTS], parts, ((n, Stored("float32", t)) for n, t in tensors.items()))
+        files[CONFIG].write(_dump(settings | {"base_model_name_or_path": base}))
+
+
 def _dump(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode()
 

@@ -246,10 +246,20 @@ HELP = {
     # export
     (
         "int4: 4.25 bits per weight, for KoGPT only; int8: 8 bits per weight, for KoGPT only; float16: for"
-        " KoGPT and transformers; bfloat16: for KoGPT and transformers; float32: for KoGPT and transformers"
+        " KoGPT and transformers; bfloat16: for KoGPT and transformers; float32: for KoGPT and transformers;"
+        " phi: the layout of Phi, for vLLM and transformers; gguf: one file for llama.cpp, Ollama and LM"
+        " Studio; peft: the LoRA of --adapter for a model in the layout of Phi"
     ): (
         "int4: 가중치마다 4.25비트, KoGPT 전용; int8: 가중치마다 8비트, KoGPT 전용; float16, bfloat16,"
-        " float32: KoGPT와 transformers용"
+        " float32: KoGPT와 transformers용; phi: vLLM과 transformers용 Phi 구조; gguf: llama.cpp, Ollama,"
+        " LM Studio용 파일 하나; peft: --adapter의 LoRA를 Phi 구조의 모델에 맞게 다시 쓴 것"
+    ),
+    (
+        "of the weights (phi: float16, bfloat16, float32; gguf: F16, BF16, F32, Q8_0, Q4_0; default: the"
+        " first)"
+    ): "가중치의 형식 (phi: float16, bfloat16, float32; gguf: F16, BF16, F32, Q8_0, Q4_0; 기본값: 첫 번째)",
+    "read the folder again and compare the logits of a sample text with the model's own": (
+        "쓴 폴더를 다시 읽어 예시 글의 로짓을 원래 모델의 로짓과 비교합니다"
     ),
     "a LoRA to add to the weights: a folder of PEFT": "가중치에 더할 LoRA (PEFT 형식의 폴더)",
     "folder to write the model to": "모델을 쓸 폴더",

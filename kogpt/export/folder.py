@@ -59,7 +59,7 @@ def export(
     if calibration is not None:
         ids = np.array(tokenizer.encode(calibration[:CALIBRATION_CHARACTERS]), np.int64)
         tensors = Calibrated(stored.config, floats, ids)
-    checkpoint.save(out, stored.config, _Watched(tensors, advance), dtype, stored.folder)
+    checkpoint.save(out, stored.config, Watched(tensors, advance), dtype, stored.folder)
 
 
 def with_lora(stored: Checkpoint, folder: str | Path) -> Checkpoint:
@@ -110,7 +110,7 @@ def require_place(out: Path, source: Path, force: bool) -> None:
         )
 
 
-class _Watched(Lazy[Stored | Quantized]):
+class Watched(Lazy[Stored | Quantized]):
     """Tensors; asking for the next one gives back the memory of the last, and counts it."""
 
     def __init__(self, tensors: Mapping[str, Stored | Quantized], advance: Callable[[int], None]) -> None:
