@@ -33,6 +33,7 @@ COMMANDS = {
     "bench": ("kogpt.cli.bench", "measure a model's speed against the limits of this machine"),
     "eval": ("kogpt.cli.eval", "evaluate a model on Korean tasks, few-shot"),
     "classify": ("kogpt.cli.classify", "label texts: sentiment, intent, profanity, or labels of your own"),
+    "search": ("kogpt.cli.search", "index documents, and find the paragraphs that answer a question"),
     "serve": ("kogpt.cli.serve", "serve a model over HTTP: OpenAI's API, Kakao's API and a page"),
     "export": ("kogpt.cli.export", "write a model folder in another precision"),
     "tune": ("kogpt.cli.tune", "tune a model on a task or on rows of your own"),

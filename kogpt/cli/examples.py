@@ -20,6 +20,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt classify --labels 긍정,부정 --examples shots.tsv --file reviews.tsv --format tsv",
         "kogpt classify --labels 긍정,부정 --file reviews.tsv --compare other-model",
     ),
+    "kogpt search": (
+        "kogpt search index documents/ --out documents.index",
+        "kogpt search query documents.index '훈민정음은 언제 만들었나?' --rerank",
+    ),
+    "kogpt search index": ("kogpt search index documents/ --out documents.index",),
+    "kogpt search query": (
+        "kogpt search query documents.index '훈민정음은 언제 만들었나?' -k 3",
+        "kogpt search query documents.index - --json < questions.txt > passages.jsonl",
+    ),
     "kogpt serve": ("kogpt serve", "kogpt serve --host 0.0.0.0 --api-key-file keys.txt"),
     "kogpt export": ("kogpt export int4 --model kakaobrain/kogpt --out kogpt-int4",),
     "kogpt tune": ("kogpt tune lora --data reviews.tsv --out sentiment",),

@@ -48,6 +48,30 @@ HELP = {
     "show log and tracebacks": "로그와 오류 추적을 보여 줍니다",
     "print the version and exit": "버전을 보여 줍니다",
     # commands
+    "index documents, and find the paragraphs that answer a question": (
+        "문서를 색인하고, 질문에 답하는 문단을 찾습니다"
+    ),
+    "index a file or a folder: text, Markdown, JSON Lines, tables, HTML and PDF": (
+        "파일이나 폴더를 색인합니다: 텍스트, 마크다운, JSON Lines, 표, HTML, PDF"
+    ),
+    "find the paragraphs of an index that answer a question": "색인에서 질문에 답하는 문단을 찾습니다",
+    "file or folder to index": "색인할 파일이나 폴더",
+    "folder of the index; one that is there is brought up to date": (
+        "색인 폴더. 이미 있으면 바뀐 파일만 다시 색인합니다"
+    ),
+    "give every paragraph a vector of the model as well; slow": "문단마다 모델의 벡터도 만듭니다. 느립니다",
+    "begin anew, whatever INDEX holds": "INDEX의 내용과 관계없이 처음부터 색인합니다",
+    "encoding of the files (default: %(default)s)": "파일의 인코딩 (기본값: %(default)s)",
+    "folder that kogpt search index wrote": "kogpt search index로 만든 폴더",
+    "question or words to find; - reads one per line from standard input": (
+        "찾을 질문이나 단어. -는 표준 입력에서 한 줄에 하나씩 읽습니다"
+    ),
+    "paragraphs to show (default: %(default)s)": "보여 줄 문단 수 (기본값: %(default)s)",
+    "order the first ten by how likely the model finds the question after each": (
+        "처음 열 문단을 모델이 매기는 질문의 우도로 다시 정렬합니다"
+    ),
+    "do not compare vectors, even if INDEX holds them": "INDEX에 벡터가 있어도 비교하지 않습니다",
+    "print one JSON object per paragraph": "문단마다 JSON 객체 하나를 출력합니다",
     "continue one prompt, standard input or a file of prompts": (
         "프롬프트 하나, 표준 입력 또는 파일의 프롬프트들을 이어 씁니다"
     ),

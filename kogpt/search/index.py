@@ -32,7 +32,8 @@ from kogpt.search.postings import (
     n_entries,
     score_segment,
 )
-from kogpt.search.vectors import EMBEDDED_AT_ONCE, Embedder, VectorStore, blend
+from kogpt.search.vectors import EMBEDDED_AT_ONCE, Embedder, VectorStore, blend, discard_vectors
+from kogpt.texts import printable_path
 
 DIGEST_BYTES = 16
 MAX_SMALL_SEGMENTS = 8  # less than half full; where there are more, they are joined
@@ -99,6 +100,8 @@ class Index:
     def writing(path: str | Path, rebuild: bool = False) -> Iterator[IndexWriter]:
         """A writer of an index, made if there is none; its changes are kept if the block ends well."""
         folder = Path(path)
+        if rebuild:
+            discard_vectors(folder)
         with store.open_writing(folder, rebuild) as database:
             _check_analysis(database, folder)
             _set_meta(database, "analysis", analysis.version())
@@ -232,6 +235,22 @@ class IndexWriter:
     def sources(self) -> set[str]:
         """The sources of the documents in the index."""
         return set(self._digests)
+
+    @property
+    def n_passages(self) -> int:
+        """Passages in the index, those included that this writer has added."""
+        return int(self._database.execute("SELECT count(*) FROM passages").fetchone()[0])
+
+    def bind(self, root: Path) -> None:
+        """Say which folder the index mirrors. InputError if it mirrors another."""
+        place = printable_path(root.resolve())
+        bound = _get_meta(self._database, "root")
+        if bound not in (None, place):
+            raise InputError(
+                f"{self.folder} is the index of {bound}: choose another --out, or --rebuild it from {root}",
+                f"{self.folder}: {bound}의 색인입니다. 다른 --out을 고르거나 --rebuild로 다시 만드세요",
+            )
+        _set_meta(self._database, "root", place)
 
     def has(self, source: str, digest: bytes) -> bool:
         """Whether that document is in the index, unchanged."""

@@ -25,8 +25,10 @@ MAX_PDF_BYTES = 256 << 20
 TEXT_KEYS = ("text", "passage", "content", "body", "document", "context")
 MARKDOWN = (".md", ".markdown")
 HIDDEN_TAGS = "script, style, noscript, template, nav, head, svg"
-BLOCKS = "p, li, h1, h2, h3, h4, h5, h6, td, th, pre, blockquote, dt, dd, figcaption, caption, div, section"
-_BORDER = re.compile(r"(?<=[.!?。])\s+|\n")
+BLOCKS = "p,div,section,article,main,header,footer,aside,h1,h2,h3,h4,h5,h6,ul,ol,li,dl,dt,dd,table,tr,td,th"
+BLOCKS += ",caption,pre,blockquote,figure,figcaption,form,hr,br"
+BORDER = "\x1e"  # between blocks, while a page is read: ASCII's record separator
+_CUT = re.compile(r"(?<=[.!?。])\s+|\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def _cut(text: str, position: int) -> Iterator[Passage]:
     """A paragraph as passages of at most MAX_PASSAGE characters, cut between lines, sentences or words."""
     while len(text) > MAX_PASSAGE:
         head = text[:MAX_PASSAGE]
-        borders = [match.end() for match in _BORDER.finditer(head) if match.end() >= MAX_PASSAGE // 2]
+        borders = [match.end() for match in _CUT.finditer(head) if match.end() >= MAX_PASSAGE // 2]
         end = borders[-1] if borders else max(head.rfind(" "), 0) or MAX_PASSAGE
         yield Passage(head[:end].strip(), position)
         position += head[:end].count("\n")
@@ -134,19 +136,20 @@ def read_table(path: Path, encoding: str) -> Iterator[Passage]:
 
 
 def read_html(path: Path, encoding: str) -> Iterator[Passage]:
-    """The elements of a page that hold text of their own; position: the number of the paragraph."""
+    """The paragraphs of a page as a browser sets them; position: the number of the paragraph."""
     try:
         from selectolax.lexbor import LexborHTMLParser
     except ImportError as error:
         raise MissingExtra("reading HTML", "search") from error
-    tree = LexborHTMLParser(read_text(path, encoding))
+    tree = LexborHTMLParser(read_text(path, encoding).replace(BORDER, " "))
     for node in tree.css(HIDDEN_TAGS):
         node.decompose()
-    blocks: list[str] = []
-    for node in tree.css(BLOCKS) or ([tree.body] if tree.body else []):
-        if node.css_first(BLOCKS) in (None, node):  # its text is not that of blocks within it
-            blocks.append(" ".join(node.text().split()))
-    for passage in split_text("\n\n".join(filter(None, blocks))):
+    for node in tree.css(BLOCKS):
+        node.insert_before(BORDER)
+        node.insert_after(BORDER)
+    text = tree.body.text() if tree.body else ""
+    paragraphs = [" ".join(part.split()) for part in text.split(BORDER)]
+    for passage in split_text("\n\n".join(filter(None, paragraphs))):
         yield Passage(passage.text, passage.position // 2 + 1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -74,7 +74,8 @@ class VectorStore:
                 vectors._insert([PROBE_KEY], embedder.embed([PROBE]))
                 vectors._require_same(embedder)
                 yield vectors
-                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                with suppress(sqlite3.OperationalError):  # a query has it open
+                    database.execute("PRAGMA journal_mode=DELETE")
 
     @classmethod
     @contextmanager
@@ -131,6 +132,12 @@ class VectorStore:
                 f"{self.folder}의 벡터는 다른 모델로 만들었습니다(지금 모델: {embedder.name}). 그 모델을"
                 " 지정하거나 --rebuild로 다시 색인하세요",
             )
+
+
+def discard_vectors(folder: Path) -> None:
+    """Remove the vectors of an index that is made anew."""
+    for suffix in ("", "-wal", "-shm"):
+        (folder / f"{FILE}{suffix}").unlink(missing_ok=True)
 
 
 def blend(scores: NDArray[np.float64], cosines: NDArray[np.float32]) -> NDArray[np.float64]:
