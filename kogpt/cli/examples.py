@@ -27,7 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "kogpt search index": ("kogpt search index documents/ --out documents.index",),
     "kogpt search query": (
         "kogpt search query documents.index '훈민정음은 언제 만들었나?' -k 3",
-        "kogpt search query documents.index - --json < questions.txt > passages.jsonl",
+        "kogpt search query documents.index - --json",
     ),
     "kogpt serve": ("kogpt serve", "kogpt serve --host 0.0.0.0 --api-key-file keys.txt"),
     "kogpt export": ("kogpt export int4 --model kakaobrain/kogpt --out kogpt-int4",),
