@@ -43,6 +43,15 @@ def require_memory(n_bytes: int, what_en: str, what_ko: str, available: int | No
     )
 
 
+def peak_memory() -> int | None:
+    """Bytes of memory that this process held at most; None on Windows, which has no such call."""
+    if sys.platform == "win32":
+        return None
+    from resource import RUSAGE_SELF, getrusage
+
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def usable_cpus() -> int:
     """Processors that this process may run on, no more than its container may keep busy (cgroup v2)."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

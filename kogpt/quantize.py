@@ -20,7 +20,7 @@ transformers does. The manifest says that a folder is quantised, and how; nothin
 Every projection is quantised; the embedding keeps 16 bits, vectors have float32. A head that is tied to the
 embedding is stored once more, as `lm_head.weight`.
 
-Knows nothing of files and rounding: checkpoint.py, export/rounding.py.
+Knows nothing of files and rounding: checkpoint.py, rounding.py.
 """
 
 from __future__ import annotations

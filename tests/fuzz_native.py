@@ -18,9 +18,9 @@ from kogpt import native_runner
 from kogpt.adapter import Lora, LowRank
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
-from kogpt.export.rounding import nearest
 from kogpt.native_runner import CACHE_DTYPES, FORMATS, NativeRunner
 from kogpt.numpy_runner import NumpyRunner
+from kogpt.rounding import nearest
 from kogpt.runner import Array, Chunk
 from kogpt.sampling import Draw, Wanted, choose
 

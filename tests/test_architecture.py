@@ -69,6 +69,7 @@ CORE: dict[str, set[str]] = {
     "torch_lora": {"adapter", "memory", "model", "torch_cache", "torch"},
     "torch_sampling": {"sampling", "numpy", "torch"},
     "torch_runner": ARITHMETIC | {"model", "torch_cache", "torch_lora", "torch_sampling", "torch"},
+    "rounding": {"config", "errors", "memory", "native_runner", "quantize", "weights", "numpy"},
     "request": {"sampling", "numpy"},
     "prefix_cache": {"runner", "numpy"},
     "rows": {"errors", "request", "runner", "sampling", "numpy"},

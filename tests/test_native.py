@@ -28,12 +28,12 @@ from kogpt.adapter import Lora, LowRank
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
-from kogpt.export.rounding import nearest
 from kogpt.memory import usable_cpus
 from kogpt.native_layout import WANTED, Question, address
 from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.quantize import Quantized
+from kogpt.rounding import nearest
 from kogpt.runner import Array, Chunk, Runner
 from kogpt.sampling import Draw, SampledToken, Sampling, Wanted, candidates, changes, exp, gumbel, sample
 

@@ -328,7 +328,9 @@ HELP = {
     ),
     "matrices to update (default: all six of a block)": "튜닝할 행렬 (기본값: 블록의 여섯 개 모두)",
     "positions before the text (default: %(default)s)": "글 앞에 둘 위치의 수 (기본값: %(default)s)",
-    "encoder (default: %(default)s)": "인코더 (기본값: %(default)s)",
+    "encoder; none is prompt tuning, begun from words (default: %(default)s)": (
+        "인코더; none은 실제 낱말에서 시작하는 프롬프트 튜닝입니다 (기본값: %(default)s)"
+    ),
     "peak learning rate (default: the method's)": "최고 학습률 (기본값: 방법마다 다름)",
     "folder for checkpoints, metrics and the result": "체크포인트, 지표, 결과를 둘 폴더",
     "passes over the rows (default: %(default)s)": "행 전체를 도는 횟수 (기본값: %(default)s)",
@@ -340,6 +342,9 @@ HELP = {
     "seed of order and new weights (default: %(default)s)": "순서와 새 가중치의 시드 (기본값: %(default)s)",
     "precision of products; weights stay float32 (default: %(default)s)": (
         "곱셈의 정밀도; 가중치는 float32로 둡니다 (기본값: %(default)s)"
+    ),
+    "precision of the frozen model (default: int8 or int4 if stored so, else that of products)": (
+        "고정된 모델의 정밀도 (기본값: int8이나 int4로 저장되어 있으면 그대로, 아니면 곱셈의 정밀도)"
     ),
     "compute blocks twice: less memory, more time": "블록을 두 번 계산합니다: 메모리는 줄고 시간은 늡니다",
     "say steps, memory and time, and train nothing": "학습하지 않고 스텝 수, 메모리, 시간만 알립니다",

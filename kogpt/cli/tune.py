@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         child = methods.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         _add_data(child)
         _add_method(child, name)
-        _add_training(child)
+        _add_training(child, name)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,12 +104,15 @@ def _add_method(parser: argparse.ArgumentParser, name: str) -> None:
         )
     if name == "p-tuning":
         group.add_argument(
-            "--encoder", choices=("mlp", "lstm"), default="mlp", help="encoder (default: %(default)s)"
+            "--encoder",
+            choices=("mlp", "lstm", "none"),
+            default="mlp",
+            help="encoder; none is prompt tuning, begun from words (default: %(default)s)",
         )
     group.add_argument("--rate", type=float, help="peak learning rate (default: the method's)")
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
+def _add_training(parser: argparse.ArgumentParser, name: str) -> None:
     group = parser.add_argument_group("training")
     group.add_argument(
         "--model",
@@ -149,6 +152,13 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="precision of products; weights stay float32 (default: %(default)s)",
     )
+    if name != "full":
+        group.add_argument(
+            "--base-dtype",
+            choices=("auto", "float32", "bfloat16", "int8", "int4"),
+            default="auto",
+            help="precision of the frozen model (default: int8 or int4 if stored so, else that of products)",
+        )
     group.add_argument(
         "--checkpoint-blocks", action="store_true", help="compute blocks twice: less memory, more time"
     )

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import InputError
-from kogpt.export.rounding import kernels
 from kogpt.memory import require_memory
 from kogpt.numpy_runner import NumpyRunner, Row, rotary_table
 from kogpt.quantize import EMBEDDING, GROUP, HEAD, Lazy, Quantized, matrices, table
+from kogpt.rounding import kernels
 from kogpt.runner import Array
 
 DAMPING = 0.01  # share of the mean second moment, added to all: GPTQ, section 3.3

@@ -20,9 +20,9 @@ from kogpt.adapter import Lora, merged
 from kogpt.checkpoint import Checkpoint, Stored
 from kogpt.errors import CheckpointError, KoGPTError
 from kogpt.export.calibration import Calibrated
-from kogpt.export.rounding import Rounded, kernels
 from kogpt.files import leftovers, share_folder
 from kogpt.quantize import FORMATS, Lazy, Quantized, wrong_dtype
+from kogpt.rounding import Rounded, kernels
 from kogpt.tokenizer import Tokenizer
 
 FLOATS = ("float32", "float16", "bfloat16")

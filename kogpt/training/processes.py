@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from kogpt.errors import ConfigError
@@ -54,30 +59,56 @@ class Processes:
         """Move to the device; with peers, shard every weight and gather it block by block (FSDP2).
 
         gathered: dtype in which weights travel; None: their own. Shards, and the means of their gradients
-        over the processes, stay float32. A module on the meta device gets memory without values: call `fill`.
+        over the processes, stay float32. Parameters and buffers on the meta device get memory without values:
+        call `fill`.
         """
+        real = {
+            name: value.detach().clone() for name, value in objective.named_parameters() if not value.is_meta
+        }
         if self.count > 1:
             mesh = init_device_mesh(self.device.type, (self.count,))
             # Inputs keep their dtype: the residual stream is float32; autocast casts what products read.
             policy = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
             for module in [*blocks, objective]:
                 fully_shard(module, mesh=mesh, mp_policy=policy)
-        if any(parameter.is_meta for parameter in objective.parameters()):
-            objective.to_empty(device=self.device)
-        else:
+        if len(real) == len(list(objective.parameters())):
             objective.to(self.device)
+            return
+        objective.to_empty(device=self.device)  # also forgets the values of what was not on the meta device
+        for name, value in real.items():
+            self.set_value(objective.get_parameter(name), value)
+
+    def gather_in(self, objective: nn.Module, methods: Iterable[str]) -> None:
+        """Let these methods gather the shards as `forward` does; for an objective that is distributed."""
+        if self.count > 1:
+            for name in methods:
+                register_fsdp_forward_method(objective, name)
+
+    def let_go(self, objective: nn.Module) -> None:
+        """Put the shards back in place of the outer weights, which stay gathered after a forward pass."""
+        if isinstance(objective, FSDPModule):
+            objective.reshard()
 
     def fill(self, module: nn.Module, read: ReadRows) -> None:
         """Set the rows of every parameter that this process holds, one parameter after the other."""
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                mine, first = parameter.data, 0
-                if isinstance(parameter, DTensor):
-                    mine = parameter.to_local()
-                    first = self.rank * -(-len(parameter) // self.count)  # the split of torch.chunk
+                mine, first = self._held(parameter)
                 if len(mine):
                     values = np.require(read(name, first, first + len(mine)), requirements="W")
                     mine.copy_(torch.from_numpy(values))
+
+    @torch.no_grad()
+    def set_value(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Set the rows of one parameter that this process holds; value: all rows."""
+        mine, first = self._held(parameter)
+        mine.copy_(value[first : first + len(mine)])
+
+    def _held(self, parameter: nn.Parameter) -> tuple[torch.Tensor, int]:
+        """The rows of a parameter that this process holds, and the number of the first."""
+        if not isinstance(parameter, DTensor):
+            return parameter.data, 0
+        return parameter.to_local(), self.rank * -(-len(parameter) // self.count)  # the split of torch.chunk
 
 
 @contextmanager

@@ -8,9 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from kogpt.training.processes import CPU
+from kogpt.training.processes import Processes
 from kogpt.tuning.methods import TuningObjective
 from kogpt.tuning.rows import Ids, Row, padded
 
@@ -18,26 +17,32 @@ TOKENS_PER_PASS = 8192
 T = TypeVar("T")
 
 
-def measure(objective: TuningObjective, rows: Sequence[Row], device: torch.device = CPU) -> dict[str, float]:
-    """`loss` per learnt token, nats; with labels also `accuracy` by their likelihoods and `macro_f1`."""
-    found = {"loss": dev_loss(objective, rows, device)}
+def measure(
+    objective: TuningObjective, rows: Sequence[Row], processes: Processes | None = None
+) -> dict[str, float]:
+    """`loss` per learnt token, nats; with labels also `accuracy` by their likelihoods and `macro_f1`.
+
+    Several processes share the rows, and each learns the result.
+    """
+    processes = processes or Processes()
+    found = {"loss": dev_loss(objective, rows, processes)}
     labels = [row.label for row in rows if row.label is not None]
     if labels:
-        guesses = [int(np.argmax(scores)) for scores in label_scores(objective, rows, device)]
+        guesses = [int(np.argmax(scores)) for scores in label_scores(objective, rows, processes)]
         found["accuracy"] = float(np.mean([a == b for a, b in zip(guesses, labels, strict=True)]))
         found["macro_f1"] = macro_f1(guesses, labels)
     return found
 
 
-def dev_loss(objective: TuningObjective, rows: Sequence[Row], device: torch.device) -> float:
+def dev_loss(objective: TuningObjective, rows: Sequence[Row], processes: Processes) -> float:
     """Mean loss of the learnt tokens, nats."""
-    total, count = 0.0, 0
+    total = 0.0
     with torch.no_grad():
-        for group in passes(rows, [len(row.ids) for row in rows]):
-            inputs, targets = (torch.from_numpy(ids).to(device) for ids in padded(group))
-            total += float(objective(inputs, targets))
-            count += sum(len(row.ids) - row.first for row in group)
-    return total / max(1, count)
+        for group, counts in shared_passes(rows, [len(row.ids) for row in rows], processes):
+            inputs, targets = (torch.from_numpy(ids).to(processes.device) for ids in padded(group))
+            total += counts * float(objective(inputs, targets))
+    (total,) = processes.sum((total,))
+    return total / max(1, sum(len(row.ids) - row.first for row in rows))
 
 
 @dataclass(slots=True)
@@ -48,15 +53,16 @@ class _Reading:
     asked: list[tuple[int, int, int, int]] = field(default_factory=list)  # row, label, position, next id
 
 
-def label_scores(objective: TuningObjective, rows: Sequence[Row], device: torch.device) -> list[list[float]]:
+def label_scores(objective: TuningObjective, rows: Sequence[Row], processes: Processes) -> list[list[float]]:
     """Log-likelihood of each label after each context, nats; labels that read the same ids share a pass."""
-    scores = [[0.0] * len(row.choices) for row in rows]
+    scores = np.zeros((len(rows), max(len(row.choices) for row in rows)))
     readings = list(_readings(rows))
     with torch.no_grad():
-        for group in passes(readings, [len(reading.ids) for reading in readings]):
-            for (number, label), value in _likelihoods(objective, group, device):
-                scores[number][label] += value
-    return scores
+        for group, counts in shared_passes(readings, [len(reading.ids) for reading in readings], processes):
+            for place, value in _likelihoods(objective, group, processes.device):
+                scores[place] += counts * value
+    scores = np.reshape(processes.sum(scores.ravel()), scores.shape)
+    return [scores[number, : len(row.choices)].tolist() for number, row in enumerate(rows)]
 
 
 def _readings(rows: Sequence[Row]) -> Iterator[_Reading]:
@@ -79,14 +85,21 @@ def _likelihoods(
     for number, reading in enumerate(group):
         inputs[number, : len(reading.ids)] = reading.ids
     tokens = torch.from_numpy(inputs).to(device)
-    hidden: Tensor = objective.hidden(objective.embedded(tokens), objective.forward_pass(tokens))[:, -width:]
     asked = [(number, *question) for number, reading in enumerate(group) for question in reading.asked]
-    places = [number for number, *_ in asked], [position for *_, position, _ in asked]
-    logits = objective.model.head(hidden[places].float()).float()
-    wanted = torch.tensor([token for *_, token in asked], device=device)
-    values = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0].tolist()
+    number, _, _, position, wanted = torch.tensor(asked, device=device).T
+    values = objective.likelihoods(tokens, (number, position), wanted).tolist()
     for (_, row, label, *_), value in zip(asked, values, strict=True):
         yield (row, label), value
+
+
+def shared_passes(
+    items: Sequence[T], lengths: Sequence[int], processes: Processes
+) -> Iterator[tuple[list[T], bool]]:
+    """This process's passes, and whether each counts; all make equally many: weights are gathered together."""
+    found = list(passes(items, lengths))
+    for first in range(0, len(found), processes.count):
+        mine = first + processes.rank
+        yield (found[mine], True) if mine < len(found) else (found[first], False)
 
 
 def passes(items: Sequence[T], lengths: Sequence[int]) -> Iterator[list[T]]:

@@ -14,25 +14,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kogpt.adapter import Adapter, KeyValuePrefix, Lora, LowRank, SoftPrompt
+from kogpt.adapter import Adapter, Floats, KeyValuePrefix, Lora, LowRank, SoftPrompt
 from kogpt.errors import ConfigError
 from kogpt.model import GPTJ, ForwardPass, Linear
 from kogpt.training.loss import IGNORED
 from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.tuning.frozen import FrozenLinear
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
-ENCODERS = ("mlp", "lstm")
+ENCODERS = ("mlp", "lstm", "none")
+HEAD_ROWS = 8192  # of the head that become float32 at a time
+
+Places = tuple[Tensor, Tensor]  # (M,) rows and (M,) positions
 
 
 class TuningObjective(Objective):
     """All weights learn, by the loss of the answers; the head runs on scored positions only."""
 
     n_virtual = 0  # positions before every text
+    # What reads weights outside of `forward`: among several processes these gather them as `forward` does.
+    gathering = ("likelihoods", "next_ids", "starting_values", "adapter", "encoder_state")
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """As Objective's; the other positions have no part in it, and get no logits."""
         scored = targets != IGNORED
         return super().loss(hidden[:, -targets.shape[1] :][scored][None], targets[scored][None])
+
+    def likelihoods(self, inputs: Tensor, places: Places, wanted: Tensor) -> Tensor:
+        """Log-likelihood of `wanted`, (M,) ids, after M places in (B, T) ids: (M,), nats."""
+        values: Tensor = self._logits(inputs, places).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+        return values
+
+    def next_ids(self, inputs: Tensor, places: Places) -> Tensor:
+        """The likeliest id after each of M places in (B, T) ids: (M,)."""
+        return self._logits(inputs, places).argmax(-1)
+
+    def _logits(self, inputs: Tensor, places: Places) -> Tensor:
+        """(M, V) in float32; the head's weights become float32 a part at a time."""
+        hidden = self.hidden(self.embedded(inputs), self.forward_pass(inputs))[:, -inputs.shape[1] :]
+        x, head = hidden[places].float(), self.model.lm_head
+        parts = zip(head.weight.split(HEAD_ROWS), head.bias.split(HEAD_ROWS), strict=True)
+        return torch.cat([F.linear(x, weight.float(), bias.float()) for weight, bias in parts], dim=-1)
+
+    def starting_values(self, text: Sequence[int]) -> Mapping[str, Tensor]:
+        """Values of parameters that begin from a text of ids, by name."""
+        return {}
 
     def adapter(self) -> Adapter | None:
         """What was learnt; None: the weights themselves."""
@@ -46,7 +72,7 @@ class TuningObjective(Objective):
 class LowRankUpdate(nn.Module):
     """scale * b @ a beside one matrix; b begins as zero, so that the model begins unchanged."""
 
-    def __init__(self, linear: Linear, rank: int, alpha: float) -> None:
+    def __init__(self, linear: FrozenLinear, rank: int, alpha: float) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.empty(rank, linear.in_features))
         self.b = nn.Parameter(torch.zeros(linear.out_features, rank))
@@ -59,13 +85,13 @@ class LowRankUpdate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
-        return F.linear(F.linear(x, self.a), self.b) * self.scale
+        return F.linear(F.linear(x, self.a) * self.scale, self.b)
 
 
 class LoraPass(ForwardPass):
     """Plain attention; products with the updates of their matrices added."""
 
-    def __init__(self, updates: Mapping[Linear, LowRankUpdate]) -> None:
+    def __init__(self, updates: Mapping[nn.Module, LowRankUpdate]) -> None:
         self._updates = updates
 
     def project(self, linear: Linear, x: Tensor) -> Tensor:
@@ -74,7 +100,7 @@ class LoraPass(ForwardPass):
 
 
 class LoraObjective(TuningObjective):
-    """Low-rank updates learn beside frozen matrices (arXiv 2106.09685)."""
+    """Low-rank updates learn beside the matrices of a frozen model (arXiv 2106.09685)."""
 
     def __init__(
         self,
@@ -84,7 +110,7 @@ class LoraObjective(TuningObjective):
         alpha: float,
         targets: Sequence[str] = MATRICES,
     ) -> None:
-        super().__init__(model.requires_grad_(False), compute)
+        super().__init__(model, compute)
         if unknown := [name for name in targets if name not in MATRICES]:
             raise ConfigError(
                 f"there is no matrix {unknown[0]!r}: choose from {', '.join(MATRICES)}",
@@ -92,9 +118,9 @@ class LoraObjective(TuningObjective):
             )
         self.names: list[str] = []
         self.updates = nn.ModuleList()
-        self._by_matrix: dict[Linear, LowRankUpdate] = {}
+        self._by_matrix: dict[nn.Module, LowRankUpdate] = {}
         for name, module in model.named_modules():
-            if isinstance(module, Linear) and name.rpartition(".")[2] in targets:
+            if isinstance(module, FrozenLinear) and name.rpartition(".")[2] in targets:
                 update = LowRankUpdate(module, rank, alpha)
                 self.names.append(name)
                 self.updates.append(update)
@@ -108,16 +134,17 @@ class LoraObjective(TuningObjective):
         """The factors by the names of their matrices."""
         return Lora(
             {
-                name: LowRank(update.a.detach().cpu().numpy(), update.b.detach().cpu().numpy(), update.scale)
+                name: LowRank(_array(update.a), _array(update.b), update.scale)
                 for name, update in zip(self.names, self._by_matrix.values(), strict=True)
             }
         )
 
 
 class PromptEncoder(nn.Module):
-    """Virtual tokens -> (P, E): embeddings through an MLP, or a two-layer LSTM and an MLP.
+    """Virtual tokens -> (P, E): embeddings through an MLP, or a two-layer LSTM and an MLP, or as they are.
 
-    As published for P-tuning (Liu et al. 2021, arXiv 2103.10385, section 3.2).
+    The first two as published for P-tuning (Liu et al. 2021, arXiv 2103.10385, section 3.2); "none" is prompt
+    tuning (arXiv 2104.08691), whose embeddings begin as those of words.
     """
 
     def __init__(self, n_virtual: int, width: int, kind: str) -> None:
@@ -129,24 +156,25 @@ class PromptEncoder(nn.Module):
             )
         self.embedding = nn.Parameter(torch.randn(n_virtual, width))
         self.lstm: nn.LSTM | None = None
+        self.mlp: nn.Module | None = None
         if kind == "lstm":
             self.lstm = nn.LSTM(width, width // 2, num_layers=2, bidirectional=True, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        if kind != "none":
+            self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self) -> Tensor:
         """(P, E)."""
         x: Tensor = self.embedding
         if self.lstm is not None:
             x = self.lstm(x[None])[0][0]
-        y: Tensor = self.mlp(x)
-        return y
+        return x if self.mlp is None else self.mlp(x)
 
 
 class PromptObjective(TuningObjective):
     """P-tuning: an encoder learns the embeddings of virtual tokens before every text; the model is frozen."""
 
     def __init__(self, model: GPTJ, compute: ComputeSettings, n_virtual: int, encoder: str) -> None:
-        super().__init__(model.requires_grad_(False), compute)
+        super().__init__(model, compute)
         self.n_virtual = n_virtual
         self.encoder = PromptEncoder(n_virtual, model.config.d_model, encoder)
 
@@ -155,14 +183,23 @@ class PromptObjective(TuningObjective):
         prompt = self.encoder()
         return torch.cat((prompt.expand(len(inputs), -1, -1), super().embedded(inputs)), dim=1)
 
+    def starting_values(self, text: Sequence[int]) -> Mapping[str, Tensor]:
+        """Without an encoder, the embeddings of the text."""
+        if self.encoder.mlp is not None:
+            return {}
+        ids = torch.tensor(text, device=self.model.lm_head.weight.device)
+        return {"encoder.embedding": self.model.embed(ids).float()}
+
     def adapter(self) -> SoftPrompt:
         """The encoder's result."""
         with torch.no_grad():
-            return SoftPrompt(self.encoder().cpu().numpy())
+            return SoftPrompt(_array(self.encoder()))
 
     def encoder_state(self) -> Mapping[str, Tensor]:
         """The encoder, without which tuning cannot go on."""
-        return self.encoder.state_dict()
+        if self.encoder.mlp is None:
+            return {}
+        return {name: value.detach().clone() for name, value in self.encoder.named_parameters()}
 
 
 class PrefixPass(ForwardPass):
@@ -186,12 +223,11 @@ class PrefixPass(ForwardPass):
 class PrefixObjective(TuningObjective):
     """Prefix tuning (arXiv 2101.00190; v2, 2110.07602): keys and values learn, begun from a real text."""
 
-    def __init__(self, model: GPTJ, compute: ComputeSettings, text: Sequence[int]) -> None:
-        """text: ids, one for each position of the prefix."""
-        super().__init__(model.requires_grad_(False), compute)
-        keys, values = read_prefix(model, text)
-        self.n_virtual = len(text)
-        self.keys, self.values = nn.Parameter(keys), nn.Parameter(values)
+    def __init__(self, model: GPTJ, compute: ComputeSettings, n_virtual: int) -> None:
+        super().__init__(model, compute)
+        self.n_virtual = n_virtual
+        shape = (model.config.n_layers, n_virtual, model.config.n_heads, model.config.d_head)
+        self.keys, self.values = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
 
     def forward_pass(self, inputs: Tensor) -> ForwardPass:
         """Attention with the prefix."""
@@ -204,9 +240,16 @@ class PrefixObjective(TuningObjective):
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             return self.model.trunk(x, positions, run)
 
+    def starting_values(self, text: Sequence[int]) -> Mapping[str, Tensor]:
+        """The keys, rotated, and values of a text of P ids: (L, P, H, D) each."""
+        run, ids = _Listening(), torch.tensor([list(text)], device=self.model.lm_head.weight.device)
+        with torch.no_grad():
+            super().hidden(super().embedded(ids), run)
+        return {"keys": torch.stack(run.keys).float(), "values": torch.stack(run.values).float()}
+
     def adapter(self) -> KeyValuePrefix:
         """Keys, rotated, and values."""
-        return KeyValuePrefix(self.keys.detach().cpu().numpy(), self.values.detach().cpu().numpy())
+        return KeyValuePrefix(_array(self.keys), _array(self.values))
 
 
 class _Listening(ForwardPass):
@@ -222,12 +265,10 @@ class _Listening(ForwardPass):
         return super().attend(layer, q, k, v)
 
 
-def read_prefix(model: GPTJ, text: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Keys, rotated, and values of a text of P ids: (L, P, H, D) each."""
-    run, ids = _Listening(), torch.tensor([list(text)], device=model.lm_head.weight.device)
-    with torch.no_grad():
-        model.trunk(model.embed(ids), torch.arange(len(text), device=ids.device), run)
-    return torch.stack(run.keys), torch.stack(run.values)
+def _array(tensor: Tensor) -> Floats:
+    """A copy, which outlives the gathered weights of several processes."""
+    found: Floats = tensor.detach().cpu().numpy().copy()
+    return found
 
 
 def n_trained(objective: TuningObjective) -> int:

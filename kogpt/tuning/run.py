@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,9 +14,12 @@ import numpy as np
 import torch
 
 from kogpt import checkpoint, peft
+from kogpt.adapter import Adapter
 from kogpt.checkpoint import Checkpoint
 from kogpt.errors import ConfigError
 from kogpt.files import atomic_write, lock_folder
+from kogpt.memory import peak_memory
+from kogpt.model import GPTJ
 from kogpt.peft import Origin, SavedAdapter
 from kogpt.tokenizer import Tokenizer
 from kogpt.training import checkpoints
@@ -33,6 +34,7 @@ from kogpt.training.settings import LoopSettings, TrainingSettings
 from kogpt.training.start import meta_model, stored_rows
 from kogpt.training.verdict import Best, Verdict, judge
 from kogpt.tuning.data import Data
+from kogpt.tuning.frozen import base_dtype, fill_quantized, freeze
 from kogpt.tuning.measure import measure
 from kogpt.tuning.methods import (
     MATRICES,
@@ -71,6 +73,7 @@ class TuningSettings:
     truncate: bool = False
     seed: int = 0
     dtype: str = "auto"
+    base_dtype: str = "auto"  # of a frozen model, see kogpt/tuning/frozen.py
     checkpoint_blocks: bool = False
 
     def __post_init__(self) -> None:
@@ -158,54 +161,81 @@ def tune(
     """Tune until the schedule ends, dev stops improving or a signal comes; continues the run in `folder`.
 
     Afterwards `folder`/adapter or `folder`/model holds the best checkpoint. InputError while another run uses
-    `folder`, ConfigError for a run that began otherwise.
+    `folder`, ConfigError for a run that began otherwise. Several processes tune together.
     """
-    _require_one(processes)
+    if not processes.is_first:
+        return _tune(job, Report(folder), folder, processes, score_test)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, "kogpt tune"):
-        objective = build(job, processes)
-        training = job.settings.training(job.batches)
-        run = Run(folder, objective, training, processes, Report(folder, live), _identity(job))
-        run.resume()
-        remember_start(run, _facts(job))
-        end = run.train(job.batches, lambda step, best: _validate(job, run, best))
-        result = folder / ("model" if job.settings.method == "full" else "adapter")
-        if end is End.STOPPED:
-            return Outcome(end, {}, n_trained(objective), result)
-        path = checkpoints.best(folder)
-        assert path is not None  # the last step is saved
-        checkpoints.restore(path, objective, run.optimizers, run.identity, processes)
-        metrics = _final(job, objective, processes, score_test)
-        run.report.write({"step": run.step, "tokens": run.tokens, "seconds": run.seconds, **metrics})
-        _write(job, objective, path, result)
-        return Outcome(end, metrics, n_trained(objective), result)
+        return _tune(job, Report(folder, live), folder, processes, score_test)
+
+
+def _tune(job: Job, report: Report, folder: Path, processes: Processes, score_test: bool) -> Outcome:
+    _require_shares(job, processes)
+    objective = build(job, processes)
+    training = job.settings.training(job.batches)
+    run = Run(folder, objective, training, processes, report, _identity(job))
+    run.resume()
+    remember_start(run, _facts(job))
+    end = run.train(job.batches, lambda step, best: _validate(job, run, best))
+    result = folder / ("model" if job.settings.method == "full" else "adapter")
+    if end is End.STOPPED:
+        return Outcome(end, {}, n_trained(objective), result)
+    processes.wait()  # the first process names the last checkpoint
+    path = checkpoints.best(folder)
+    assert path is not None  # the last step is saved
+    checkpoints.restore(path, objective, run.optimizers, run.identity, processes)
+    metrics = _final(job, objective, processes, score_test)
+    adapter, encoder = objective.adapter(), objective.encoder_state()
+    if processes.is_first:
+        report.write({"step": run.step, "tokens": run.tokens, "seconds": run.seconds, **metrics})
+        if adapter is None:
+            export_model(path, job.stored.config, job.stored.folder, result)
+        else:
+            _write(job, adapter, encoder, result)
+    processes.wait()
+    return Outcome(end, metrics, n_trained(objective), result)
 
 
 def build(job: Job, processes: Processes) -> TuningObjective:
     """The objective with the model's weights on the device; NotEnoughMemory if they cannot be trained."""
     settings, stored = job.settings, job.stored
-    trained = None if settings.method == "full" else 0
-    require_training_memory(stored.config, processes, trained)
-    floats = Checkpoint(stored.folder, stored.config, stored.floats())
-    model = meta_model(stored.config).to_empty(device=processes.device)
-    model.tie()
-    processes.fill(model, stored_rows(floats))
-    torch.manual_seed(settings.seed)
     compute = settings.training(job.batches).compute
+    is_full = settings.method == "full"
+    require_training_memory(stored.config, processes, None if is_full else 0)
+    torch.manual_seed(settings.seed)
+    model = meta_model(stored.config)
+    if not is_full:
+        freeze(model, base_dtype(settings.base_dtype, stored, compute.dtype_on(processes.device)))
+    objective = _objective(model, settings, compute)
+    # Weights of full tuning travel in the dtype of products; a frozen base has its own.
+    is_narrowed = is_full and processes.device.type == "cuda"
+    processes.distribute(
+        objective, objective.blocks(), compute.dtype_on(processes.device) if is_narrowed else None
+    )
+    model.tie()
+    processes.gather_in(objective, objective.gathering)
+    processes.fill(model, stored_rows(Checkpoint(stored.folder, stored.config, stored.floats())))
+    fill_quantized(model, stored)
+    values = objective.starting_values(_starting_text(job))
+    processes.let_go(objective)
+    for name, value in values.items():
+        processes.set_value(objective.get_parameter(name), value)
+    return objective
+
+
+def _objective(model: GPTJ, settings: TuningSettings, compute: ComputeSettings) -> TuningObjective:
     if settings.method == "lora":
-        return LoraObjective(model, compute, settings.rank, settings.alpha, settings.targets).to(
-            processes.device
-        )
+        return LoraObjective(model, compute, settings.rank, settings.alpha, settings.targets)
     if settings.method == "p-tuning":
-        return PromptObjective(model, compute, settings.virtual_tokens, settings.encoder).to(processes.device)
+        return PromptObjective(model, compute, settings.virtual_tokens, settings.encoder)
     if settings.method == "prefix":
-        return PrefixObjective(model, compute, _prefix_text(job)).to(processes.device)
+        return PrefixObjective(model, compute, settings.virtual_tokens)
     return TuningObjective(model, compute)
 
 
 def estimate(job: Job, processes: Processes) -> dict[str, Any]:
     """What a run takes, measured on two batches of it: steps, peak memory in bytes, seconds."""
-    _require_one(processes)
     objective = build(job, processes)
     training = job.settings.training(job.batches)
     order = range(job.batches.per_epoch)
@@ -215,7 +245,7 @@ def estimate(job: Job, processes: Processes) -> dict[str, Any]:
     seconds = min(_gradient(job, objective, middle, processes) for _ in range(2))
     begin = time.monotonic()
     sample = job.dev[:64]
-    measure(objective, sample, processes.device)
+    measure(objective, sample, processes)
     checking = (time.monotonic() - begin) * len(job.dev) / len(sample)
     steps, trained = training.schedule.steps, n_trained(objective)
     checks = -(-steps // training.loop.validate_every)
@@ -245,15 +275,17 @@ def _peak(device: torch.device) -> int:
     """Bytes that this process held at most: on the GPU, or in memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory() or 0
 
 
-def _require_one(processes: Processes) -> None:
-    if processes.count > 1:
+def _require_shares(job: Job, processes: Processes) -> None:
+    """ConfigError unless every process gets as many rows of a batch as the others."""
+    if job.batches.size % processes.count:
         raise ConfigError(
-            f"{processes.count} processes cannot tune together yet: start one, without torchrun",
-            f"프로세스 {processes.count}개로는 아직 튜닝할 수 없습니다. torchrun 없이 하나만 실행하세요",
+            f"{processes.count} processes cannot share a batch of {job.batches.size} rows: set --batch to a "
+            "multiple of them",
+            f"배치 {job.batches.size}행을 프로세스 {processes.count}개가 똑같이 나눌 수 없습니다. --batch를 "
+            "그 배수로 지정하세요",
         )
 
 
@@ -273,12 +305,8 @@ def _facts(job: Job) -> dict[str, str]:
 def _validate(job: Job, run: Run, best: Best | None) -> Verdict:
     """Dev loss decides; accuracy is told."""
     assert isinstance(run.objective, TuningObjective)
-    found = {f"dev_{name}": value for name, value in measure(run.objective, job.dev, _device(run)).items()}
+    found = {f"dev_{name}": value for name, value in measure(run.objective, job.dev, run.processes).items()}
     return judge(found, "dev_loss", best, job.settings.patience, lower_is_better=True)
-
-
-def _device(run: Run) -> torch.device:
-    return run.processes.device
 
 
 def _final(
@@ -287,25 +315,22 @@ def _final(
     """Metrics of dev, and of test where that is wanted; each is computed from its own rows only."""
     objective.eval()
     splits = {"dev": job.dev} | ({"test": job.test} if score_test and job.test else {})
-    return {name: measure(objective, rows, processes.device) for name, rows in splits.items()}
+    return {name: measure(objective, rows, processes) for name, rows in splits.items()}
 
 
-def _prefix_text(job: Job) -> list[int]:
-    """Ids of the first training rows, one after the other, as many as the prefix has positions."""
+def _starting_text(job: Job) -> list[int]:
+    """Ids of the first training rows, one after the other, as many as there are virtual tokens."""
     n = job.settings.virtual_tokens
     ids = list(chain.from_iterable(row.ids.tolist() for row in job.train[:n]))
     return (ids * -(-n // len(ids)))[:n]
 
 
-def _write(job: Job, objective: TuningObjective, best: Path, result: Path) -> None:
-    """The result as a folder; an encoder beside its adapter."""
-    stored, adapter = job.stored, objective.adapter()
-    if adapter is None:
-        export_model(best, stored.config, stored.folder, result)
-        return
+def _write(job: Job, adapter: Adapter, encoder: Mapping[str, torch.Tensor], result: Path) -> None:
+    """The adapter as a folder, and its encoder beside it."""
+    stored = job.stored
     origin = Origin.of(stored, job.task, job.data.wording.labels, job.data.wording.template)
     peft.save(result, SavedAdapter(adapter, origin=origin), stored.config, job.base)
-    state = {name: tensor.cpu().numpy() for name, tensor in objective.encoder_state().items()}
+    state = {name: tensor.cpu().numpy() for name, tensor in encoder.items()}
     if state:
         parts = {name: ("float32", array.shape) for name, array in state.items()}
         with atomic_write(result / ENCODER) as file:

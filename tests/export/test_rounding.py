@@ -8,15 +8,15 @@ from conftest import TINY, random_tensors
 from numpy.typing import NDArray
 from runners import stored
 
-from kogpt import native_runner
+from kogpt import native_runner, rounding
 from kogpt.checkpoint import Stored
 from kogpt.errors import InputError, KoGPTError
-from kogpt.export import calibration, rounding
+from kogpt.export import calibration
 from kogpt.export.calibration import Calibrated, gptq, inverse_factor
-from kogpt.export.rounding import Rounded, nearest
 from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.quantize import Quantized
+from kogpt.rounding import Rounded, nearest
 from kogpt.runner import Chunk
 
 pytestmark = pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")

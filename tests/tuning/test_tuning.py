@@ -195,7 +195,7 @@ def test_label_scores_equal_single_rows(method: str, job: Callable[..., Job]) ->
     rows = made.dev[:6]
     with torch.no_grad():
         slow = [[_score_alone(objective, row, choice) for choice in row.choices] for row in rows]
-    found = label_scores(objective, rows, torch.device("cpu"))
+    found = label_scores(objective, rows, Processes())
     np.testing.assert_allclose(found, slow, rtol=2e-5, atol=1e-4)
 
 
@@ -209,7 +209,7 @@ def _score_alone(objective: TuningObjective, row: Row, choice: tuple[int, ...]) 
 def test_a_prefix_of_a_text_equals_the_text_itself(job: Callable[..., Job]) -> None:
     made = job("prefix")
     objective = build(made, Processes())
-    text = tuning._prefix_text(made)
+    text = tuning._starting_text(made)
     ids = made.train[0].ids[:9]
     with torch.no_grad():
         tokens = torch.from_numpy(ids[None])
@@ -389,6 +389,6 @@ def test_an_adapter_serves_the_scores_that_it_was_measured_by(
         tuning._identity(made),
     )
     checkpoints.restore(path, objective, run.optimizers, run.identity, Processes())
-    slow = label_scores(objective, made.dev[:4], torch.device("cpu"))
+    slow = label_scores(objective, made.dev[:4], Processes())
     assert guesses == [int(np.argmax(scores)) for scores in slow]
     np.testing.assert_allclose(found, slow, rtol=1e-3, atol=2e-3)

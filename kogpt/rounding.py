@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.memory import usable_cpus
 from kogpt.native_runner import FORMATS, isa, library, require_memory_ok
 from kogpt.quantize import EMBEDDING, Lazy, Quantized, matrices, parts
+from kogpt.weights import Stored
 
 
 class Rounded(Lazy[Stored | Quantized]):

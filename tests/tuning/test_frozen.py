@@ -1,0 +1,91 @@
+"""Frozen matrices in every format: products and gradients of the floats that quantize.py unpacks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_tensors
+from torch.nn import functional as F
+
+from kogpt.config import ModelConfig
+from kogpt.errors import ConfigError, KoGPTError
+from kogpt.model import Linear
+from kogpt.quantize import Quantized
+from kogpt.rounding import nearest
+from kogpt.tuning.frozen import BASE_DTYPES, FLOATS, FrozenLinear, QuantizedLinear, base_dtype, unpack_int4
+from kogpt.weights import Stored
+
+SHAPES = ((64, 96), (40, 50))  # (N, K); 50 is no multiple of a group, nor of two groups
+
+
+def matrix(shape: tuple[int, int], dtype: str) -> Quantized:
+    values = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    values[3] *= 40  # a row with a scale of its own
+    return nearest(Stored("float32", values), dtype)
+
+
+def frozen(shape: tuple[int, int], dtype: str) -> tuple[FrozenLinear, torch.Tensor]:
+    """A layer, and its weights as plain floats."""
+    linear = Linear(shape[1], shape[0])
+    if dtype in FLOATS:
+        made = FrozenLinear(linear, FLOATS[dtype])
+        made.weight.copy_(linear.weight.detach())
+        return made, made.weight.detach().float()
+    quantized = matrix(shape, dtype)
+    made = QuantizedLinear(linear, dtype)
+    made.load(quantized)
+    return made, torch.from_numpy(quantized.unpack())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int4_is_unpacked_to_the_integers_of_the_file_format(shape: tuple[int, int]) -> None:
+    quantized = matrix(shape, "int4")
+    assert quantized.groups is not None
+    quantized.groups[1] |= 128  # negative sizes, which the search seldom chooses
+    found = unpack_int4(torch.from_numpy(quantized.codes), torch.from_numpy(quantized.groups))
+    assert torch.equal(found[:, : shape[1]], torch.from_numpy(quantized._integers(slice(None))).float())
+
+
+@pytest.mark.parametrize("dtype", BASE_DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_and_gradients_are_those_of_the_floats(dtype: str, shape: tuple[int, int]) -> None:
+    layer, weight = frozen(shape, dtype)
+    x = torch.randn(2, 7, shape[1], requires_grad=True)
+    slow = x.detach().clone().requires_grad_()
+    found, expected = layer(x), F.linear(slow, weight, layer.bias)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    direction = torch.randn_like(found)
+    torch.autograd.backward(found, direction)
+    torch.autograd.backward(expected, direction)
+    torch.testing.assert_close(x.grad, slow.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", BASE_DTYPES)
+def test_nothing_large_is_kept_for_the_backward_pass(dtype: str) -> None:
+    """Neither the input nor floats of the weight; autocast would keep a copy of the weight."""
+    layer, _ = frozen((64, 96), dtype)
+    kept: list[torch.Size] = []
+    x = torch.randn(5, 96, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == torch.bfloat16
+    assert kept == []
+
+
+def test_the_base_keeps_the_format_that_it_is_stored_in(tiny: ModelConfig) -> None:
+    from pathlib import Path
+
+    from kogpt.checkpoint import Checkpoint
+
+    tensors = {name: Stored("float32", value) for name, value in random_tensors(tiny).items()}
+    floats, int4 = (Checkpoint(Path(), tiny, tensors, kind) for kind in (None, "int4"))
+    assert base_dtype("auto", floats, torch.bfloat16) == "bfloat16"
+    assert base_dtype("auto", floats, torch.float32) == "float32"
+    assert base_dtype("auto", int4, torch.float32) == "int4"
+    assert base_dtype("float32", int4, torch.float32) == "float32"
+    with pytest.raises(KoGPTError, match="twice"):
+        base_dtype("int8", int4, torch.float32)
+    with pytest.raises(ConfigError, match="unknown"):
+        base_dtype("int2", floats, torch.float32)
