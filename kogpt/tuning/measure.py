@@ -95,7 +95,7 @@ def _likelihoods(
 def shared_passes(
     items: Sequence[T], lengths: Sequence[int], processes: Processes
 ) -> Iterator[tuple[list[T], bool]]:
-    """This process's passes, and whether each counts; all make equally many: weights are gathered together."""
+    """This process's passes, and whether each counts; all make equally many, to gather weights."""
     found = list(passes(items, lengths))
     for first in range(0, len(found), processes.count):
         mine = first + processes.rank
