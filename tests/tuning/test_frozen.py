@@ -67,7 +67,12 @@ def test_nothing_large_is_kept_for_the_backward_pass(dtype: str) -> None:
     layer, _ = frozen((64, 96), dtype)
     kept: list[torch.Size] = []
     x = torch.randn(5, 96, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16):
             y = layer(x)
         assert y.dtype == torch.bfloat16
