@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, overload
@@ -27,7 +27,7 @@ from kogpt.peft import Origin
 from kogpt.placement import Placement, load_runner
 from kogpt.request import FinishReason, Ids, Request
 from kogpt.sampling import SampledToken, Sampling
-from kogpt.session import Piece, Session, require_text, too_long
+from kogpt.session import Piece, Screen, Session, require_text, too_long
 from kogpt.tokenizer import Tokenizer
 
 CACHED_ROWS = 32  # texts that a model keeps in its prefix cache
@@ -53,7 +53,8 @@ class Result:
     """One answer: the continuation only, without the prompt and without a stop string.
 
     `tokens` are all ids written but the end of text; where a stop string ended the answer they reach past
-    `text`. finish_reason: "stop" (end of text or a stop string), "length", or "failed": `error` says why.
+    `text`. finish_reason: "stop" (end of text or a stop string), "length", "filtered" (a screen cut it off,
+    see KoGPT.use_screen), or "failed": `error` says why.
     """
 
     prompt: str
@@ -154,6 +155,13 @@ class KoGPT:
     def close(self) -> None:
         """Free the model's memory. Streams that are still read, and later calls, get a KoGPTError."""
         self.session.close()
+
+    def use_screen(self, new_screen: Callable[[], Screen]) -> None:
+        """Have every later answer pass a screen before it is shown, one of its own each.
+
+        kogpt.tasks.filter has one for profanity and personal data: use_screen(TextFilter("mask").stream).
+        """
+        self.session.new_screen = new_screen
 
     @property
     def engine(self) -> Engine:

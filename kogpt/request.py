@@ -18,8 +18,8 @@ Ids = NDArray[np.int64]
 TopTokens = tuple[tuple[int, float], ...]  # (token, log-probability), best first
 
 # stop: a stop id or a stop string. length: the limit. done: a request that writes nothing is answered.
-# cancelled: its caller did not want the rest. failed: `error` says why.
-FinishReason = Literal["stop", "length", "done", "cancelled", "failed"]
+# cancelled: its caller did not want the rest. filtered: a screen cut it off. failed: `error` says why.
+FinishReason = Literal["stop", "length", "done", "cancelled", "filtered", "failed"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock, RLock, current_thread
 from threading import Event as Flag
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -51,6 +51,28 @@ class Piece:
     def error(self) -> BaseException | None:
         """Why the answer failed, where finish_reason says so."""
         return self.event.error
+
+
+class Screen(Protocol):
+    """What an answer passes before it is shown, piece by piece: a filter."""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Add text; what may be shown now, and whether the answer ends here."""
+
+    def flush(self) -> tuple[str, bool]:
+        """The rest, once no more text will come, and whether some of it is cut off."""
+
+
+class NoScreen:
+    """Shows everything at once."""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text as it is."""
+        return text, False
+
+    def flush(self) -> tuple[str, bool]:
+        """Nothing is held back."""
+        return "", False
 
 
 class StopStrings:
@@ -97,9 +119,19 @@ class _Answer:
 
     decoder: StreamDecoder
     stops: StopStrings
+    screen: Screen
 
     def push(self, event: Event) -> Piece:
-        """The text that an event adds."""
+        """The text that an event adds, as the screen shows it."""
+        piece = self._unscreened(event)
+        text, cut = self.screen.push(piece.text)
+        if piece.finish_reason and not cut:
+            rest, cut = self.screen.flush()
+            text += rest
+        failed = piece.finish_reason == "failed"
+        return Piece(text, "filtered" if cut and not failed else piece.finish_reason, event)
+
+    def _unscreened(self, event: Event) -> Piece:
         text, finish = "", event.finish
         if event.token is not None and finish != "stop":
             text, stopped = self.stops.push(self.decoder.push(event.token.token))
@@ -184,6 +216,7 @@ class Session:
         self.tokenizer = tokenizer
         self._engine: Engine | None = engine
         self._stop_ids = frozenset((tokenizer.eos_token_id,) if stop_ids is None else stop_ids)
+        self.new_screen: Callable[[], Screen] = NoScreen  # for each answer
         self._driver = Lock()  # whoever holds it may use the engine
         self._lock = RLock()  # of the books below; held for moments, and re-entered by the garbage collector
         self._orders: dict[int, _Order] = {}
@@ -301,6 +334,11 @@ class Session:
                 " 프롬프트를 줄이거나 max_length 값을 늘리세요",
             )
         self._require_known(sampling)
+        if self.new_screen is not NoScreen and sampling.logprobs is not None:
+            raise SamplingError(
+                "logprobs show tokens that the filter covers: ask for no logprobs, or use no filter",
+                "logprobs에는 필터가 가린 토큰이 드러납니다. logprobs를 빼거나 필터 없이 실행하세요",
+            )
         return Request(
             ids,
             prefix=prefix,
@@ -341,7 +379,7 @@ class Session:
         if request.writing is not None:
             stop = request.writing.sampling.stop
             for sample in answers:
-                answers[sample] = _Answer(self.tokenizer.decoder(), StopStrings(stop))
+                answers[sample] = _Answer(self.tokenizer.decoder(), StopStrings(stop), self.new_screen())
         with self._lock:  # no event of it is delivered before it is in the books
             number = self.engine.add(request)
             self._orders[number] = _Order(mailbox, answers)
@@ -425,7 +463,7 @@ class Session:
             piece = Piece("", event.finish, event) if answer is None else answer.push(event)
             if piece.finish_reason:
                 del order.answers[event.sample]
-            if piece.finish_reason and not event.finish:  # a stop string, which the engine cannot see
+            if piece.finish_reason and not event.finish:  # by text, which the engine cannot see
                 self.engine.cancel(event.request, event.sample)
             if not order.answers:
                 self._orders.pop(event.request, None)

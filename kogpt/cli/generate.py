@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kogpt.cli import MISTAKE
 from kogpt.cli.options import (
     add_adapter_option,
+    add_filter_option,
     add_generation_options,
     add_model_options,
     given_settings,
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_generation_options(parser)
     add_model_options(parser)
     add_adapter_option(parser)
+    add_filter_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

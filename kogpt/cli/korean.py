@@ -122,6 +122,9 @@ HELP = {
     'a second model: both label a file with "label" and are compared by McNemar\'s test': (
         '두 번째 모델: 두 모델이 "label"이 있는 파일을 분류하고 맥니마 검정으로 비교합니다'
     ),
+    (
+        "cover profanity and personal data in what is written, or end the text there (default: %(default)s)"
+    ): "쓴 글에서 욕설과 개인정보를 가리거나 그 앞에서 글을 끝냅니다 (기본값: %(default)s)",
     # serve
     "address to listen on (default: %(default)s)": "접속을 받을 주소 (기본값: %(default)s)",
     "port to listen on (default: %(default)s)": "접속을 받을 포트 (기본값: %(default)s)",

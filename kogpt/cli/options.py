@@ -38,6 +38,7 @@ SETTINGS: dict[str, tuple[type, str]] = {
 }
 # Names that Placement takes. It imports numpy, for which a first prompt must not wait: a test compares them.
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+FILTERS = ("off", "mask", "block")  # a test compares them with kogpt.tasks.filter
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
 
 logger = logging.getLogger(__name__)
@@ -84,12 +85,29 @@ def add_adapter_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_filter_option(parser: argparse.ArgumentParser, default: str = "off") -> None:
+    """--filter, for the commands that write text."""
+    parser.add_argument(
+        "--filter",
+        choices=FILTERS,
+        default=default,
+        help="cover profanity and personal data in what is written, or end the text there"
+        " (default: %(default)s)",
+    )
+
+
 def load_model(args: argparse.Namespace) -> KoGPT:
     """The model that the options name; slow, and the first import of numpy and what is behind it."""
     from kogpt.generation import KoGPT
 
     adapter = getattr(args, "adapter", None)
-    return KoGPT.from_pretrained(args.model, args.revision, placement_from(args), adapter=adapter)
+    model = KoGPT.from_pretrained(args.model, args.revision, placement_from(args), adapter=adapter)
+    mode: Any = getattr(args, "filter", "off")
+    if mode != "off":
+        from kogpt.tasks.filter import TextFilter
+
+        model.use_screen(TextFilter(mode).stream)
+    return model
 
 
 def placement_from(args: argparse.Namespace) -> Placement:

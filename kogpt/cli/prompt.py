@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kogpt.cli.conversation import NAMES, Conversation
 from kogpt.cli.options import (
     add_adapter_option,
+    add_filter_option,
     add_generation_options,
     add_model_options,
     given_settings,
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kogpt` without a subcommand."""
     add_model_options(parser)
     add_adapter_option(parser)
+    add_filter_option(parser)
     add_generation_options(parser, NAMES)
 
 

@@ -8,7 +8,13 @@ import os
 import sys
 from pathlib import Path
 
-from kogpt.cli.options import add_adapter_option, add_model_options, load_model, read_count
+from kogpt.cli.options import (
+    add_adapter_option,
+    add_filter_option,
+    add_model_options,
+    load_model,
+    read_count,
+)
 from kogpt.errors import InputError, MissingExtra, localized
 
 KEY_VARIABLE = "KOGPT_API_KEY"
@@ -47,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-limits", action="store_true", help="print the limits of requests and exit")
     add_model_options(parser)
     add_adapter_option(parser)
+    add_filter_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -69,6 +69,13 @@ def fold(text: str) -> Folded:
     return Folded(flat[keep].astype("<u4").tobytes().decode("utf-32-le"), characters[keep], heads[keep])
 
 
+def plain_letters(text: str) -> str:
+    """The text with its syllables as letters, everything else as it is."""
+    return "".join(
+        _syllable(ord(character) - 0xAC00) if "가" <= character <= "힣" else character for character in text
+    )
+
+
 def letters_of(word: str) -> str:
     """The letters of a word of Hangul."""
     return fold(word).letters

@@ -29,6 +29,7 @@ KINDS = (
 )
 NUMBERS = frozenset(("resident", "business", "card", "mobile", "landline", "account", "licence"))
 CLUSTER = re.compile(r"\d(?:[ ()\-./·,]{0,3}\d){7,39}")  # where numbers of eight digits and more can be
+SEEDS = re.compile(r"[0-9@]|골뱅이|\(at\)|\[at\]")
 WHOLE = ((0, sys.maxsize),)
 LONGEST = 120  # characters of the longest item, with what has to be seen on either side of it
 
@@ -47,8 +48,8 @@ RANDOM_TAILS_SINCE = date(2020, 10, 1)
 
 def find_personal(text: str) -> list[Span]:
     """The personal data in a text, in its order and without overlaps."""
-    plain = _plain(text)
-    if plain is text and not re.search(r"[0-9@]|골뱅이|\(at\)", text):
+    plain = plain_copy(text)
+    if not SEEDS.search(plain):
         return []
     found: list[Span] = []
     taken = bytearray(len(plain))
@@ -92,7 +93,7 @@ class Rule:
         return self.label.search(around) is not None
 
 
-def _plain(text: str) -> str:
+def plain_copy(text: str) -> str:
     """The text with plain digits, letters and dashes in the same places; the same object if it has them."""
     odd = {c for c in set(text) if not c.isascii() and not "가" <= c <= "힣"}
     table: dict[int, str] = {}
@@ -237,7 +238,7 @@ REGION = (
 )
 HOUSE = r"\d{1,4}(?:-\d{1,4})?(?:번지)?(?:,? ?\d{1,4}동)?(?:,? ?(?:지하 ?)?\d{1,3}층)?(?:,? ?\d{1,4}호)?"
 ROAD = r"[가-힣0-9.·]{1,12}?(?:대로|로|길)(?:\d{1,4}(?:번|가|나|다)?길)? ?"
-VILLAGE = r"(?:[가-힣0-9]{1,8}(?:동|리)|[가-힣]{1,6}\d가) "
+VILLAGE = r"(?:[가-힣]{1,7}\d{0,2}(?:동|리)|[가-힣]{1,6}\d가) "
 ADDRESS_LABEL = re.compile("주소|사는 곳|배송지|거주지|자택|소재지")
 
 RULES = (

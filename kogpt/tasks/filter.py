@@ -1,0 +1,186 @@
+"""Covers or cuts off profanity and personal data in text, whole or while it streams.
+
+A stream shows what `TextFilter.apply` shows of the whole text, piece by piece: an end that could still become
+a part of something is held back. That is the last word, a number with the words after it, or the beginning of
+an address.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kogpt.errors import InputError
+from kogpt.tasks.folding import fold
+from kogpt.tasks.personal import ALOUD, AT, LABEL_REACH, LONGEST, REGION, find_personal, plain_copy
+from kogpt.tasks.profanity import find_profanity, is_beginning
+from kogpt.tasks.spans import Span, without_overlaps
+
+Mode = Literal["off", "mask", "block"]
+MODES: tuple[Mode, ...] = ("off", "mask", "block")
+COVER = "*"
+HELD_WORD = 64  # characters of a word without end that are held back at most
+BEFORE = 2 * LONGEST  # characters before the held end that are looked at again
+CLOSED = 4  # characters after a number that end it
+LONG_NUMBER = 6  # digits of a number that a label behind it can make personal data
+SPACED_WORD = 24  # characters of a swear word with white space between its letters
+
+NUMBER = re.compile(r"\d(?:[ ()\-./·,]{0,3}\d| ?[가-힣A-Za-z] ?\d)*")
+# Ends of a text that may become an item.
+OPEN = (
+    re.compile(rf"[{ALOUD}](?:[ \-.]?[{ALOUD}])*[ \-.]?$"),
+    re.compile(rf"[A-Za-z0-9][A-Za-z0-9._%+\-]{{0,63}}(?: |{AT}[A-Za-z0-9.\-]*| ?[(\[](?:at?)?| 골(?:뱅)?)$"),
+    re.compile(
+        rf"(?:[가-힣]{{1,8}}(?:시|군|구)|{REGION})(?: [가-힣]{{1,8}}(?:시|군|구|읍|면|동|가))*"
+        r"(?: (?:[가-힣0-9.·]{0,12}(?:로|길|동|리|가)(?:\d{0,4}[가-힣]{0,2}길)?[0-9가-힣, \-]{0,24})?)?$"
+    ),
+    re.compile(r"[가-힣0-9.·]{1,12}(?:로|길) $"),
+)
+WORD = re.compile(r"\S+$")
+WORD_START = re.compile(r"(?<!\S)\S")
+
+
+@dataclass(frozen=True, slots=True)
+class TextFilter:
+    """What is done about profanity and personal data.
+
+    mask: each of their letters and digits becomes a star. block: the text ends before the first of them.
+    """
+
+    mode: Mode = "mask"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(
+                f"there is no filter {self.mode!r}: choose from {', '.join(MODES)}",
+                f"{self.mode!r} 필터는 없습니다 (가능: {', '.join(MODES)})",
+            )
+
+    def spans(self, text: str) -> list[Span]:
+        """Profanity and personal data in a text, in its order."""
+        return find_spans(text)
+
+    def apply(self, text: str) -> tuple[str, bool]:
+        """The text as it is shown, and whether it was cut off."""
+        stream = self.stream()
+        shown, cut = stream.push(text)
+        rest, cut_later = ("", False) if cut else stream.flush()
+        return shown + rest, cut or cut_later
+
+    def stream(self) -> FilteredStream:
+        """A filter of one text that arrives in pieces."""
+        return FilteredStream(self.mode)
+
+
+def find_spans(text: str) -> list[Span]:
+    """Profanity and personal data in a text, in its order; no item runs over a line break."""
+    found: list[Span] = []
+    start = 0
+    for line in text.split("\n"):
+        both = without_overlaps([*find_personal(line), *find_profanity(line)])
+        found += (Span(span.start + start, span.end + start, span.kind) for span in both)
+        start += len(line) + 1
+    return found
+
+
+def covered(text: str, spans: Sequence[Span]) -> str:
+    """The text with the letters and digits of the spans as stars; white space and signs stay."""
+    parts, at = [], 0
+    for span in spans:
+        item = text[span.start : span.end]
+        parts += [text[at : span.start], "".join(COVER if c.isalnum() else c for c in item)]
+        at = span.end
+    return "".join([*parts, text[at:]])
+
+
+@dataclass(slots=True)
+class FilteredStream:
+    """One text while it arrives."""
+
+    mode: Mode
+    _line: str = field(default="", init=False)  # the end of the last line that may have to be looked at again
+    _shown: int = field(default=0, init=False)  # how much of it is shown
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Add text; what can be shown now, and whether the text ends here."""
+        if self.mode == "off":
+            return text, False
+        *whole, last = text.split("\n")
+        shown: list[str] = []
+        for line in whole:
+            self._line += line
+            piece, cut = self._show(len(self._line))
+            shown.append(piece)
+            if cut:
+                return "".join(shown), True
+            shown.append("\n")
+            self._line, self._shown = "", 0
+        self._line += last
+        piece, cut = self._show(None)
+        return "".join([*shown, piece]), cut
+
+    def flush(self) -> tuple[str, bool]:
+        """The text held back, once no more will come, and whether it is cut off."""
+        piece, cut = self._show(len(self._line))
+        self._line, self._shown = "", 0
+        return piece, cut
+
+    def _show(self, end: int | None) -> tuple[str, bool]:
+        """What of the line is shown up to an end, or up to what may still change if None."""
+        line, spans = self._line, find_spans(self._line)
+        end = max(held_from(line, spans), self._shown) if end is None else end
+        spans = [span for span in spans if self._shown <= span.start < end]
+        if self.mode == "block" and spans:
+            return line[self._shown : spans[0].start], True
+        start = self._shown
+        here = [Span(span.start - start, span.end - start, span.kind) for span in spans]
+        piece = covered(line[start:end], here)
+        self._shown = end
+        self._forget()
+        return piece, False
+
+    def _forget(self) -> None:
+        """Let go of what was shown long ago, up to a white space."""
+        if self._shown > 4 * BEFORE:
+            at = self._line.rfind(" ", 0, self._shown - BEFORE)
+            if at > 0:
+                self._line, self._shown = self._line[at:], self._shown - at
+
+
+def held_from(line: str, spans: Sequence[Span]) -> int:
+    """Where the end of a line begins that may still become a part of something."""
+    end = len(line)
+    first = max(0, end - BEFORE)
+    tail = line[first:]
+    held = min((first + start for start in _open_starts(tail)), default=end)
+    for span in reversed(spans):
+        if span.start < held < span.end or span.end >= end - 1:
+            held = min(held, span.start)
+    return held
+
+
+def _open_starts(tail: str) -> Iterator[int]:
+    """Starts of everything at the end of a text that may go on."""
+    end = len(tail)
+    if word := WORD.search(tail):
+        yield max(word.start(), end - HELD_WORD)
+    plain = plain_copy(tail)
+    for pattern in OPEN:
+        if match := pattern.search(plain, max(0, end - LONGEST)):
+            yield match.start()
+    for match in NUMBER.finditer(plain):
+        n_digits, after = sum(map(str.isdecimal, match.group())), end - match.end()
+        if after < CLOSED or (n_digits >= LONG_NUMBER and after <= LABEL_REACH + 1):
+            before = WORD.search(plain, max(0, match.start() - HELD_WORD), match.start())
+            yield before.start() if before else match.start()
+    yield from _beginnings_of_words(tail)
+
+
+def _beginnings_of_words(tail: str) -> Iterator[int]:
+    """Starts of words whose letters up to the end are the beginning of a swear word."""
+    start = max(0, len(tail) - SPACED_WORD)
+    for match in WORD_START.finditer(tail, start):
+        if is_beginning(fold(tail[match.start() :])):
+            yield match.start()

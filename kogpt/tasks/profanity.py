@@ -1,0 +1,240 @@
+"""Finds Korean swear words, however they are disguised, and says how likely a text is profane.
+
+`find_profanity` gives the places of words from words.tsv: in the letters of a folded copy (folding.py), so
+"시1발", "시 발", "ㅅㅣㅂㅏㄹ", NFD and keys of the other layout ("tlqkf") are found. A word begins and ends
+where a character does. What stands between its letters may be symbols and digits, or white space where the
+pieces are words by themselves: "다시 발표" holds none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from kogpt.tasks.folding import ALIKE, FINALS, INITIALS, VOWELS, Folded, fold, letters_of
+from kogpt.tasks.ngrams import NgramClassifier
+from kogpt.tasks.spans import Span, without_overlaps
+
+WORDS = Path(__file__).with_name("words.tsv")
+CLASSIFIER = Path(__file__).with_name("profanity.npz")
+MAX_GAP = 3  # characters between two of a word
+LONGEST = 48  # characters of the longest disguised word
+MIN_KEYS = 5  # keys of a word that is written in the other layout
+
+# Words of the language that hold a swear word's letters.
+HARMLESS = (
+    *(
+        "시발점",
+        "시발역",
+        "시발지",
+        "시발택시",
+        "시발자동차",
+        "시발열차",
+        "시발기지",
+        "병신년",
+        "병신생",
+        "병신일",
+    ),
+    *(
+        "새끼손",
+        "새끼발",
+        "새끼줄",
+        "새끼고양이",
+        "새끼강아지",
+        "새끼돼지",
+        "새끼곰",
+        "새끼사자",
+        "새끼새",
+        "새끼를낳",
+    ),
+    *("새끼를치", "새끼를키", "새끼를돌", "새끼를배", "새끼낳", "어미와새끼", "등신대", "등신불", "등신상"),
+)
+# Keys of a two-set keyboard (KS X 5002) for the letters.
+KEYS = dict(
+    zip("ㅂㅈㄷㄱㅅㅛㅕㅑㅐㅔㅁㄴㅇㄹㅎㅗㅓㅏㅣㅋㅌㅊㅍㅠㅜㅡ", "qwertyuiopasdfghjklzxcvbnm", strict=True)
+)
+KEYS |= dict(zip("ㅃㅉㄸㄲㅆㅒㅖ", "qwertop", strict=True))
+KEYS |= {"ㅘ": "hk", "ㅙ": "ho", "ㅚ": "hl", "ㅝ": "nj", "ㅞ": "np", "ㅟ": "nl", "ㅢ": "ml"}
+HEAD = 0x4000  # added to the code of a letter that begins a character
+
+
+def find_profanity(text: str) -> list[Span]:
+    """The swear words in a text, in its order and without overlaps."""
+    folded = fold(text)
+    if not folded.letters:
+        return []
+    harmless = [
+        _whole(folded, *match.span(1)) for match in _harmless().finditer(_marked(folded.letters, folded))
+    ]
+    found = (
+        span
+        for finder, letters in zip(_finders(), (folded.letters, folded.alike()), strict=True)
+        for span in _places(finder, letters, folded, text)
+        if not any(other.start <= span.start and span.end <= other.end for other in harmless)
+    )
+    return without_overlaps(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How likely a text is profane by K-MHaS's label, and insulting by Curse-detection-data's."""
+
+    profanity: float
+    insult: float
+    profane: bool  # whether either passes its threshold
+
+
+def judge(text: str) -> Judgement:
+    """What the n-gram classifier and the words of the list say together of a text as a whole."""
+    classifier = _classifier()
+    shares = classifier.probabilities(text, len(find_profanity(text)))
+    above = shares > classifier.thresholds
+    return Judgement(float(shares[0]), float(shares[1]), bool(above.any()))
+
+
+@cache
+def _classifier() -> NgramClassifier:
+    return NgramClassifier.load(CLASSIFIER)
+
+
+def is_beginning(folded: Folded) -> bool:
+    """Whether the letters are the beginning of a swear word, and not yet all of it."""
+    strict, alike = _beginnings()
+    return folded.letters in strict or folded.alike() in alike
+
+
+@cache
+def _beginnings() -> tuple[frozenset[str], frozenset[str]]:
+    strict, alike = (
+        frozenset(word[:n] for word in found for n in range(1, len(word))) for found in _letters_of_words()
+    )
+    return strict, alike
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A swear word of words.tsv; alike: it is also sought with look-alikes made equal."""
+
+    word: str
+    alike: bool
+    lists: str
+
+
+@cache
+def words() -> tuple[Word, ...]:
+    """The words of words.tsv."""
+    rows = [
+        line.split("\t")
+        for line in WORDS.read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    ]
+    return tuple(Word(word, form == "alike", lists) for word, form, lists in rows)
+
+
+def _letters_of_words() -> tuple[list[str], list[str]]:
+    """Letters of the words: as they are, with those in the other layout; and with look-alikes made equal."""
+    strict = [letters_of(entry.word) for entry in words()]
+    keys = ["".join(KEYS[letter] for letter in letters) for letters in strict]
+    alike = [letters_of(entry.word).translate(ALIKE) for entry in words() if entry.alike]
+    return strict + [word for word in keys if len(word) >= MIN_KEYS], alike
+
+
+@cache
+def _finders() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    strict, alike = _letters_of_words()
+    return _finder(strict), _finder(alike)
+
+
+@cache
+def _harmless() -> re.Pattern[str]:
+    return _finder([letters_of(word) for word in HARMLESS], whole=False)
+
+
+def _places(finder: re.Pattern[str], letters: str, folded: Folded, text: str) -> Iterator[Span]:
+    """The places of a finder's words whose gaps are a disguise."""
+    marked = _marked(letters, folded)
+    for match in finder.finditer(marked):
+        start, end = match.span(1)
+        while end - start > 1:
+            if (span := _span(folded, text, start, end)) is not None:
+                yield span
+                break
+            shorter = finder.match(marked[: end - 1], start)  # a shorter word at the same place
+            if shorter is None:
+                break
+            end = shorter.end(1)
+
+
+def _span(folded: Folded, text: str, start: int, end: int) -> Span | None:
+    """Letters start to end as a place in the text; None where the gaps between them are no disguise."""
+    places = folded.places[start:end]
+    first, last = int(places[0]), int(places[-1]) + 1
+    between = [text[a + 1 : b] for a, b in pairwise(places) if b - a > 1]
+    latin = text[first].isascii()
+    begins = first == 0 or not text[first - 1].isalnum()
+    ends = last == len(text) or not text[last].isalnum()
+    if any(len(gap) > MAX_GAP or "\n" in gap for gap in between):
+        return None
+    if (latin or any(map(_has_space, between))) and not (begins and ends):
+        return None
+    if any(between) and not begins and not all(map(_is_drawn_out, between)):
+        return None
+    return Span(first, last, "profanity")
+
+
+def _whole(folded: Folded, start: int, end: int) -> Span:
+    return Span(int(folded.places[start]), int(folded.places[end - 1]) + 1, "harmless")
+
+
+def _has_space(gap: str) -> bool:
+    return any(character.isspace() for character in gap)
+
+
+def _is_drawn_out(gap: str) -> bool:
+    return all("가" <= character <= "힣" for character in gap)
+
+
+def _marked(letters: str, folded: Folded) -> str:
+    """The letters with those that begin a character in another range."""
+    codes = np.frombuffer(letters.encode("utf-32-le"), "<u4") + HEAD * folded.heads.astype("<u4")
+    marked: str = codes.astype("<u4").tobytes().decode("utf-32-le")
+    return marked
+
+
+def _finder(found: Iterable[str], whole: bool = True) -> re.Pattern[str]:
+    """A pattern for any of these words at the beginning of a character, the longest first, in linear time.
+
+    whole: they end where a character ends.
+    """
+    trie: dict[str, dict] = {}  # type: ignore[type-arg]
+    for word in found:
+        node = trie
+        for letter in word:
+            node = node.setdefault(letter, {})
+        node[""] = {}
+    first = "|".join(_head(letter) + _pattern(node) for letter, node in sorted(trie.items()))
+    letters = {*INITIALS, *VOWELS, *"".join(FINALS), *"abcdefghijklmnopqrstuvwxyz"}
+    inside = "".join(sorted(letters))
+    end = f"(?![{inside}])" if whole else ""
+    return re.compile(f"(?=((?:{first}){end}))")
+
+
+def _pattern(trie: Mapping[str, Mapping]) -> str:  # type: ignore[type-arg]
+    """A pattern for what may follow: alternatives letter by letter, so that no text is tried twice."""
+    branches = [
+        f"[{letter}{_head(letter)}]{_pattern(node)}" for letter, node in sorted(trie.items()) if letter
+    ]
+    if not branches:
+        return ""
+    body = branches[0] if len(branches) == 1 and "" not in trie else f"(?:{'|'.join(branches)})"
+    return f"{body}?" if "" in trie else body
+
+
+def _head(letter: str) -> str:
+    return chr(ord(letter) + HEAD)
