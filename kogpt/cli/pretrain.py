@@ -313,8 +313,10 @@ def _toy(args: argparse.Namespace) -> int:
     from kogpt.pretraining.corpus import find_files
 
     files = find_files(args.files, args.exclude, args.format)
+    options, out = toy.options(_reading(args), args.max_bad_share), Path(args.out)
+    toy.make_tokenizer(files, options, out)
     with _megabytes(files) as progress:
-        made = toy.prepare(files, _reading(args), args.max_bad_share, Path(args.out), args.steps, progress)
+        made = toy.prepare(files, options, out, args.steps, progress)
     end = toy.train(made, sys.stderr)
     _say_end(end, made.model)
     return _exit_code(end)

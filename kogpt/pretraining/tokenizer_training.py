@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import json
-from collections.abc import Iterable
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from kogpt.errors import ConfigError
+from kogpt.errors import ConfigError, localized
 from kogpt.files import atomic_write
 
 # Ids 0 to 4, as in the published tokenizer.
@@ -20,12 +26,19 @@ SPECIAL_TOKENS = ("[BOS]", "[EOS]", "[UNK]", "[PAD]", "[MASK]")
 WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}{1,2}| ?[^\s\p{L}\p{M}\p{N}]+|\r?\n|[^\S\r\n]+(?!\S)|\s+"
 
 N_BYTES = 256
+# Characters of a word that are trained on together. A merge costs time in proportion to the length of every
+# word that it changes, so a text without spaces, one word to the trainer, would take quadratic time.
+MAX_WORD = 64
+LONG_WORD = re.compile(rf"\S{{{MAX_WORD + 1},}}|\s{{{MAX_WORD + 1},}}")
+TELL_SECONDS = 10.0  # between two lines that say how far training is
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def train_tokenizer(texts: Iterable[str], n_vocab: int, min_frequency: int = 2) -> Tokenizer:
     """A tokenizer of exactly `n_vocab` entries, special tokens and all 256 bytes included.
 
-    ConfigError if `n_vocab` has no room for those, or the text is too small to fill it.
+    Lines on stderr say how far it is; Ctrl-C ends it at once. Words of more than MAX_WORD characters are
+    trained on in pieces. ConfigError if `n_vocab` has no room for those, or the text is too small to fill it.
     """
     smallest = N_BYTES + len(SPECIAL_TOKENS)
     if n_vocab < smallest:
@@ -49,13 +62,86 @@ def train_tokenizer(texts: Iterable[str], n_vocab: int, min_frequency: int = 2) 
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    _Training(tokenizer, trainer, texts).wait()
     if (found := tokenizer.get_vocab_size()) != n_vocab:
         raise ConfigError(
             f"the text yields a vocabulary of {found}, {n_vocab} was asked: give more text or a smaller size",
             f"이 텍스트로는 어휘 {found}개만 나옵니다(요청: {n_vocab}). 텍스트를 늘리거나 크기를 줄이세요",
         )
     return tokenizer
+
+
+class _Training(Thread):
+    """Training in a thread: the library does not hear Ctrl-C before it has ended."""
+
+    def __init__(self, tokenizer: Tokenizer, trainer: trainers.BpeTrainer, texts: Iterable[str]) -> None:
+        super().__init__(daemon=True)
+        self._tokenizer = tokenizer
+        self._trainer = trainer
+        self._texts = texts
+        self._n_vocab = trainer.vocab_size  # the library lends nothing while it trains
+        self._n_bytes = 0
+        self._all_read = False
+        self._given_up, self._ended = Event(), Event()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Train; `wait` raises what goes wrong."""
+        try:
+            self._tokenizer.train_from_iterator(self._read(), self._trainer)
+        except BaseException as error:  # of the corpus, or of the library: for the thread that waits
+            self._error = error
+        finally:
+            self._ended.set()
+
+    def wait(self) -> None:
+        """Start, and return when it is done; meanwhile say how far it is."""
+        self.start()
+        started = told = time.monotonic()
+        try:
+            while not self._ended.wait(0.1):  # join() takes an interrupted thread for one that has ended
+                if (now := time.monotonic()) - told >= TELL_SECONDS:
+                    told = now
+                    self._tell(now - started)
+        except BaseException:
+            self._given_up.set()
+            atexit.register(self._end_program)
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def _end_program(self) -> None:
+        """End the program without the interpreter's own end, which a thread of the library would abort."""
+        if not self._ended.is_set():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+
+    def _read(self) -> Iterator[str]:
+        for text in self._texts:
+            if self._given_up.is_set():
+                raise InterruptedError
+            self._n_bytes += len(text.encode())
+            yield from cut_words(text)
+        self._all_read = True
+
+    def _tell(self, seconds: float) -> None:
+        read = f"{self._n_bytes / 1e6:.1f} MB"
+        en, ko = f"{read} read", f"{read} 읽음"
+        if self._all_read:
+            en, ko = f"{self._n_vocab:,} entries from {read}", f"텍스트 {read}에서 어휘 {self._n_vocab:,}개"
+        line = localized(f"tokenizer: {en}, {seconds:.0f} s so far", f"토크나이저: {ko}, {seconds:.0f}초째")
+        print(f"kogpt: {line}", file=sys.stderr)
+
+
+def cut_words(text: str) -> Iterator[str]:
+    """The text in pieces, none with a run of more than MAX_WORD characters, or of spaces."""
+    start = 0
+    for run in LONG_WORD.finditer(text):
+        for place in range(run.start() + MAX_WORD, run.end(), MAX_WORD):
+            yield text[start:place]
+            start = place
+    yield text[start:]
 
 
 def smaller(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:

@@ -82,34 +82,47 @@ class Toy:
         return self.run / "model"
 
 
-def prepare(
-    files: Sequence[Path],
-    reading: Reading,
-    max_bad_share: float,
-    folder: Path,
-    steps: int | None,
-    progress: Callable[[int], None],
-) -> Toy:
-    """Tokenizer, shards and recipe in `folder`; what is there already is kept.
+def options(reading: Reading, max_bad_share: float) -> Options:
+    """How a toy packs its corpus: whoever has one file means all of it, so without filters."""
+    return Options(reading=reading, left_out=("all",), max_bad_share=max_bad_share)
 
-    `max_bad_share` of the records may be unreadable; InputError for more, for less text than MIN_BYTES, and
-    for other `steps` than those of a recipe that is there.
+
+def make_tokenizer(files: Sequence[Path], options: Options, folder: Path) -> None:
+    """Train the tokenizer in `folder` unless it is there already.
+
+    InputError for too many unreadable records, and for less text than MIN_BYTES.
     """
     from kogpt.pretraining.tokenizer_training import save_tokenizer
 
-    # Whoever has one file means all of it: no filters.
-    options = Options(reading=reading, left_out=("all",), max_bad_share=max_bad_share)
-    size = sum(len(text.encode()) for text in sample.read_texts(files, reading, max_bad_share))
+    texts = sample.read_texts(files, options.reading, options.max_bad_share)
+    size = sum(len(text.encode()) for text in texts)
     if size < MIN_BYTES:
         raise InputError(
             f"{size:,} bytes of text are too few for a toy: give {MIN_BYTES:,} or more, a megabyte is better",
             f"텍스트 {size:,}바이트는 너무 적습니다. {MIN_BYTES:,}바이트 이상, 되도록 1메가바이트를 주세요",
         )
-    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    tokenizer = _tokenizer_path(folder)
     if not tokenizer.exists():
         n_vocab = min(max(size // BYTES_PER_WORD // 64 * 64, VOCABULARY[0]), VOCABULARY[1])
         save_tokenizer(_trained(files, options, n_vocab), tokenizer.parent, CONTEXT)
-    pack(files, tokenizer, folder / "shards", options, 1, progress)
+
+
+def _tokenizer_path(folder: Path) -> Path:
+    return folder / "tokenizer" / "tokenizer.json"
+
+
+def prepare(
+    files: Sequence[Path],
+    options: Options,
+    folder: Path,
+    steps: int | None,
+    progress: Callable[[int], None],
+) -> Toy:
+    """Shards and recipe in `folder`, beside the tokenizer that make_tokenizer left there.
+
+    What is there already is kept. InputError for other `steps` than those of a recipe that is there.
+    """
+    pack(files, _tokenizer_path(folder), folder / "shards", options, 1, progress)
     toy = Toy(folder)
     if toy.recipe.exists():
         _require_steps(toy.recipe, steps)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +17,11 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import pre_tokenizers
 
 from kogpt.errors import ConfigError, DiskError
+from kogpt.pretraining import tokenizer_training
 from kogpt.pretraining.tokenizer_training import (
+    MAX_WORD,
     SPECIAL_TOKENS,
+    cut_words,
     save_tokenizer,
     smaller,
     train_tokenizer,
@@ -101,3 +109,86 @@ def test_impossible_sizes_are_refused() -> None:
         train_tokenizer(TEXTS, 260)
     with pytest.raises(ConfigError, match="asked: give more text"):
         train_tokenizer(["가"], 1000)
+
+
+def test_a_text_without_spaces_takes_linear_time() -> None:
+    """180,000 syllables in one word took 178 s, 20,000 took 2 s."""
+    rng = random.Random(0)
+    letters = [chr(0xAC00 + i) for i in range(1000)]
+    text = "".join(rng.choices(letters, [1 / (i + 1) for i in range(1000)], k=60_000))
+    started = time.process_time()
+    train_tokenizer([text], 1024)
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("run", ["가", " ", "=", "\u1100"])
+def test_long_runs_are_cut_and_nothing_is_lost(run: str) -> None:
+    text = f"가나 {run * 1000}다\n{run * MAX_WORD} 라"
+    pieces = list(cut_words(text))
+    assert "".join(pieces) == text
+    assert max(len(word) for piece in pieces for word in re.findall(r"\S+|\s+", piece)) == MAX_WORD
+    assert list(cut_words(TEXTS[0])) == [TEXTS[0]]
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from kogpt.pretraining.tokenizer_training import train_tokenizer
+rng = __import__("random").Random(0)
+texts = [" ".join("".join(rng.choices("가나다라마바사아자차카타파하", k=8)) for _ in range(9000))] * 40
+def press():
+    time.sleep(float(sys.argv[1]))
+    print("pressed", time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=press).start()
+try:
+    train_tokenizer(texts * int(sys.argv[2]), 60_000)
+except KeyboardInterrupt:
+    print("heard", time.monotonic())
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "repeats"), [(1.0, 1), (0.5, 100)])
+def test_ctrl_c_is_heard_at_once(seconds: float, repeats: int) -> None:
+    """While words are merged, and while texts are read; the library itself hears it at its end."""
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(seconds), str(repeats)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 130, run.stderr[-500:]
+    pressed, heard = (float(line.split()[1]) for line in run.stdout.splitlines())
+    assert heard - pressed < 2
+
+
+def test_training_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tokenizer_training, "TELL_SECONDS", 0.0)
+
+    def slowly() -> Iterator[str]:
+        for text in TEXTS:
+            time.sleep(0.1)
+            yield text
+
+    train_tokenizer(slowly(), 295)
+    said = capsys.readouterr().err
+    assert "tokenizer: 0.0 MB read, 0 s so far" in said
+
+    def at_once() -> Iterator[str]:
+        yield " ".join("".join(random.Random(i).choices("가나다라마바사아", k=8)) for i in range(20_000))
+
+    train_tokenizer(at_once(), 4000)
+    assert "4,000 entries from 0.5 MB" in capsys.readouterr().err
+
+
+def test_an_error_of_the_corpus_ends_training() -> None:
+    def texts() -> Iterator[str]:
+        yield TEXTS[0]
+        raise ConfigError("a bad record", "a bad record")
+
+    with pytest.raises(ConfigError, match="a bad record"):
+        train_tokenizer(texts(), 295)
