@@ -21,6 +21,8 @@ from kogpt.weights import Stored
 if TYPE_CHECKING:
     from serving import Running
 
+os.environ["XDG_CONFIG_HOME"] = os.devnull  # nobody's own defaults
+
 TINY = ModelConfig(n_layers=3, n_heads=4, d_model=64, d_ff=256, n_vocab=512, n_ctx=128, rotary_dim=8)
 
 

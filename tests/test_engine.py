@@ -645,7 +645,7 @@ class Schedules(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", EXACT)
 def test_any_schedule_gives_each_request_what_it_gets_alone(name: str) -> None:
     machine = type(f"Schedules_{name}", (Schedules,), {"name": name})
-    count = int(os.environ.get("KOGPT_SCHEDULES", "3" if name.startswith("torch") else "12"))
+    count = int(os.environ.get("ENGINE_SCHEDULES", "3" if name.startswith("torch") else "12"))
     run_state_machine_as_test(
         machine,
         settings=settings(max_examples=count, stateful_step_count=25, deadline=None, derandomize=count < 100),

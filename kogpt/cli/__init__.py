@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from kogpt import __version__
+from kogpt.cli.defaults import SECTION_OF_PROMPT, read_defaults
 from kogpt.cli.examples import EXAMPLES
 from kogpt.cli.korean import HELP, TEXTS, korean_argparse, translate
 from kogpt.errors import KoGPTError, localized, prefers_korean
@@ -38,6 +39,7 @@ COMMANDS = {
     "export": ("kogpt.cli.export", "write a model folder in another precision"),
     "tune": ("kogpt.cli.tune", "tune a model on a task or on rows of your own"),
     "pretrain": ("kogpt.cli.pretrain", "train a tokenizer and a model from raw text"),
+    "config": ("kogpt.cli.defaults", "show the defaults of options: a file, and KOGPT_* variables"),
     "completion": ("kogpt.cli.completion", "print a script that completes command lines in a shell"),
 }
 # Words that people try -> what they mean. `kogpt help COMMAND` is `kogpt COMMAND --help`.
@@ -47,7 +49,7 @@ MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one line; every one knows -d."""
+    """An ArgumentParser whose complaint is one line; every one knows -d and --config."""
 
     def __init__(self, **settings: Any) -> None:
         style = argparse.RawDescriptionHelpFormatter
@@ -55,6 +57,12 @@ class Parser(argparse.ArgumentParser):
         # Suppressed default: a subparser must not overwrite what the parser above it has read.
         self.add_argument(
             "-d", "--debug", action="store_true", default=argparse.SUPPRESS, help="show log and tracebacks"
+        )
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            default=argparse.SUPPRESS,
+            help="file of defaults (kogpt help config)",
         )
 
     def error(self, message: str) -> NoReturn:
@@ -70,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = words.pop(0) if words and not words[0].startswith("-") else None
     with korean_argparse():
         module, parser = command(name)
+        try:
+            read_defaults(words).apply(parser, (name or SECTION_OF_PROMPT,))
+        except KoGPTError as error:
+            return _stop(MISTAKE, str(error), debug=False)
         args, rest = parser.parse_known_args(words)
     if rest:
         parser.error(_unexpected(rest, name, args))
