@@ -27,15 +27,18 @@ class Conversation:
     chosen: dict[str, Any]
     own: Mapping[str, Any] = field(default_factory=dict)  # the model's settings, once it is loaded
     written: list[str] = field(default_factory=list)
+    answered: dict[str, Any] = field(default_factory=dict)  # numbers that were typed as answers
 
     def temperature(self) -> float:
-        """The value in the parentheses of the question."""
-        value: float = {**self.own, **self.chosen}.get("temperature", TEMPERATURE)
+        """The value in the parentheses of the question: what was answered last, else what was chosen."""
+        value: float = {**self.own, **self.chosen, **self.answered}.get("temperature", TEMPERATURE)
         return value
 
     def length(self, model: KoGPT, prompt: str) -> int:
-        """As `temperature`: what was chosen, else a multiple of 128 that leaves room for an answer."""
+        """As `temperature`; else, and where the last answer has no room, a multiple of 128 that has."""
         n_prompt = len(model.tokenizer.encode_prompt(prompt))
+        if n_prompt < (length := self.answered.get("max_length", 0)):
+            return int(length)
         if (length := self.chosen.get("max_length")) is not None:
             return int(length)
         if (n_new := self.own.get("max_tokens")) is not None:
@@ -81,13 +84,14 @@ class Conversation:
             self.chosen.pop(name, None)
         else:
             self.chosen[name] = _value_of(name, value.strip())
+        self.answered.pop(name, None)
         return self._show("")
 
     def _show(self, _: str) -> str:
         lines = [localized(f"model: {self.model_name}", f"모델: {self.model_name}")]
         for name in NAMES:
-            if name in self.chosen:
-                lines.append(f"{name}: {_shown(self.chosen[name])}")
+            if name in (mine := self.chosen | self.answered):
+                lines.append(f"{name}: {_shown(mine[name])}")
             elif name in self.own:
                 lines.append(f"{name}: {_shown(self.own[name])} {localized('(the model)', '(모델의 값)')}")
         return "\n".join(lines)

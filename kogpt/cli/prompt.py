@@ -111,6 +111,9 @@ def _ask_the_rest(
         if not questions.patient:
             raise
         return None
+    if questions.patient:
+        typed = {"temperature": (temperature, default), "max_length": (max_length, length)}
+        conversation.answered |= {name: value for name, (value, usual) in typed.items() if value != usual}
     chosen = conversation.chosen | {"temperature": temperature, "max_length": max_length}
     return prompt, loaded.sampling(**chosen)
 

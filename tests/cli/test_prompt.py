@@ -86,6 +86,28 @@ def test_three_questions_then_prompt_and_continuation(open_session: Open) -> Non
     assert "[EOS]" not in session.text
 
 
+def test_answers_are_the_defaults_of_the_next_questions(open_session: Open) -> None:
+    session = open_session()
+    answer(session, "한국어", "0.5", "24")
+    session.ask("\n\nprompt>", "한국어\r")
+    session.ask("temperature(0.5)>", "\r")
+    session.ask("max_length(24)>", "\r")
+    session.ask("\n\nprompt>", f"{'한국어 ' * 30}\r")  # too long for the last length
+    session.ask("temperature(0.5)>", "\r")
+    session.ask("max_length(128)>", "\x03")
+    session.ask("prompt>", "/set temperature 0.9\r")
+    session.expect("temperature: 0.9")
+    session.ask("prompt>", "한국어\r")
+    session.ask("temperature(0.9)>", "\x04")
+    assert session.end() == 0
+
+
+def test_a_pipe_has_the_same_defaults_for_every_prompt(tiny_folder: Path) -> None:
+    result = run(tiny_folder, "한국어\n0.5\n24\n한국어\n\n\n".encode())
+    assert result.returncode == 0
+    assert result.stderr.decode().count("temperature(0.8)>") == 2
+
+
 def test_an_empty_prompt_asks_again(open_session: Open) -> None:
     session = open_session()
     session.ask("prompt>", "\r")
