@@ -11,7 +11,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with korean_argparse():
         module, parser = command(name)
         try:
-            read_defaults(words).apply(parser, (name or SECTION_OF_PROMPT,))
+            read_defaults(words).apply(parser, name or SECTION_OF_PROMPT, parsers_by_name())
         except KoGPTError as error:
             return _stop(MISTAKE, str(error), debug=False)
         args, rest = parser.parse_known_args(words)
@@ -115,6 +115,15 @@ def _in_other_words(words: list[str]) -> list[str]:
     if words[:1] == ["help"]:
         return [*words[1:], ALIASES["help"]]
     return [ALIASES.get(word, word) for word in words[:1]] + words[1:]
+
+
+def parsers_by_name() -> dict[str, Callable[[], Parser]]:
+    """What makes the parser of each command, by the names that a file of defaults has for them."""
+
+    def maker(name: str | None) -> Callable[[], Parser]:
+        return lambda: command(name)[1]
+
+    return {SECTION_OF_PROMPT: maker(None), **{name: maker(name) for name in COMMANDS}}
 
 
 def command(name: str | None) -> tuple[ModuleType, Parser]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,6 +39,9 @@ The variable KOGPT_TOP_P stands for --top-p in every command that has it. A flag
 before a variable, a variable before the file, the file before what is built in."""
 
 
+Commands = Mapping[str, Callable[[], argparse.ArgumentParser]]  # name of a command -> makes its parser
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """One value for an option, and where it was found."""
@@ -56,10 +59,16 @@ class Defaults:
     file: Path | None = None
     given: list[Given] = field(default_factory=list)
 
-    def apply(self, parser: argparse.ArgumentParser, path: tuple[str, ...]) -> None:
-        """Make the values the defaults of the command at `path` and of those below it. InputError."""
+    def apply(self, parser: argparse.ArgumentParser, name: str, commands: Commands) -> None:
+        """Make the values the defaults of the command `name` and of those below it. InputError.
+
+        commands: all of them by name; a parser is made where only it can tell whether an option exists.
+        """
+        path = (name,)
         parsers = dict(parsers_below(parser, path))
         for given in self.given:
+            if given.path and given.path[0] not in commands:
+                raise _no_table(given.path[:1], given.source, list(commands))
             if given.path[: len(path)] != path[: len(given.path)]:
                 continue  # of another command
             if len(given.path) > len(path) and given.path not in parsers:
@@ -70,7 +79,7 @@ class Defaults:
                 if where[: len(given.path)] == given.path and given.name in options_of(child)
             ]
             if not actions:
-                _require_known(given, _known_options(given.path))
+                _require_known(given, _known_options(given.path, commands))
             for action in actions:
                 _set_default(action, given)
 
@@ -128,15 +137,11 @@ def _read_file(path: Path) -> Iterator[Given]:
 
 def _values(table: Mapping[str, Any], file: Path, path: tuple[str, ...]) -> Iterator[Given]:
     """The values of a table, then those of the tables in it: a more special value comes later, and wins."""
-    from kogpt.cli import COMMANDS
-
     for key, value in table.items():
         if not isinstance(value, dict):
             yield Given(key.replace("-", "_"), value, str(file), path)
     for key, value in table.items():
         if isinstance(value, dict):
-            if not path and key not in (SECTION_OF_PROMPT, *COMMANDS):
-                raise _no_table((key,), str(file), [SECTION_OF_PROMPT, *COMMANDS])
             yield from _values(value, file, (*path, key))
 
 
@@ -162,15 +167,11 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     return options
 
 
-def _known_options(path: tuple[str, ...]) -> set[str]:
+def _known_options(path: tuple[str, ...], commands: Commands) -> set[str]:
     """The names of all options of the commands at `path` and below; of every command if it is empty."""
-    from kogpt.cli import COMMANDS, command
-
-    names = path[:1] or (SECTION_OF_PROMPT, *COMMANDS)
     known: set[str] = set()
-    for name in names:
-        parser = command(None if name == SECTION_OF_PROMPT else name)[1]
-        for where, child in parsers_below(parser, (name,)):
+    for name in path[:1] or commands:
+        for where, child in parsers_below(commands[name](), (name,)):
             if where[: len(path)] == path:
                 known |= options_of(child).keys()
     return known

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Event, Thread
+from types import TracebackType
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -71,6 +72,24 @@ def train_tokenizer(texts: Iterable[str], n_vocab: int, min_frequency: int = 2) 
     return tokenizer
 
 
+class _Outcome:
+    """How a block ended, for another thread: `error` is what it raised."""
+
+    def __init__(self) -> None:
+        self.reached = Event()
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.error = error
+        self.reached.set()
+        return True
+
+
 class _Training(Thread):
     """Training in a thread: the library does not hear Ctrl-C before it has ended."""
 
@@ -82,24 +101,22 @@ class _Training(Thread):
         self._n_vocab = trainer.vocab_size  # the library lends nothing while it trains
         self._n_bytes = 0
         self._all_read = False
-        self._given_up, self._ended = Event(), Event()
-        self._error: BaseException | None = None
+        self._given_up = Event()
+        self._outcome = _Outcome()
 
     def run(self) -> None:
-        """Train; `wait` raises what goes wrong."""
-        try:
+        """Train; `wait` raises what goes wrong in the corpus or in the library."""
+        with self._outcome:
             self._tokenizer.train_from_iterator(self._read(), self._trainer)
-        except BaseException as error:  # of the corpus, or of the library: for the thread that waits
-            self._error = error
-        finally:
-            self._ended.set()
 
     def wait(self) -> None:
         """Start, and return when it is done; meanwhile say how far it is."""
         self.start()
         started = told = time.monotonic()
         try:
-            while not self._ended.wait(0.1):  # join() takes an interrupted thread for one that has ended
+            while not self._outcome.reached.wait(
+                0.1
+            ):  # join() takes an interrupted thread for one that has ended
                 if (now := time.monotonic()) - told >= TELL_SECONDS:
                     told = now
                     self._tell(now - started)
@@ -107,12 +124,12 @@ class _Training(Thread):
             self._given_up.set()
             atexit.register(self._end_program)
             raise
-        if self._error is not None:
-            raise self._error
+        if self._outcome.error is not None:
+            raise self._outcome.error
 
     def _end_program(self) -> None:
         """End the program without the interpreter's own end, which a thread of the library would abort."""
-        if not self._ended.is_set():
+        if not self._outcome.reached.is_set():
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(INTERRUPTED)

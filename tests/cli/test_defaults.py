@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kogpt import cli
-from kogpt.cli import COMMANDS, command, defaults
+from kogpt.cli import COMMANDS, command, defaults, parsers_by_name
 from kogpt.errors import InputError
 
 
@@ -24,7 +24,7 @@ def read(text: str, *words: str, tmp_path: Path) -> argparse.Namespace:
     name = words[0] if words and words[0] in COMMANDS else None
     rest = [*words[name is not None :], "--config", str(path)]
     parser = command(name)[1]
-    defaults.read_defaults(rest).apply(parser, (name or "prompt",))
+    defaults.read_defaults(rest).apply(parser, name or "prompt", parsers_by_name())
     return parser.parse_args(rest)
 
 
