@@ -47,7 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt pretrain run recipe.toml --init kogpt-mini --out continued",
     ),
     "kogpt pretrain plan": ("kogpt pretrain plan --gpu h200 --gpus 8 64",),
-    "kogpt config": ("kogpt config", "KOGPT_DTYPE=int8 kogpt config"),
+    "kogpt config": ("kogpt config", "kogpt config --config team.toml"),
     "kogpt completion": ("kogpt completion bash > ~/.local/share/bash-completion/completions/kogpt",),
     "kogpt pretrain toy": ("kogpt pretrain toy novel.txt --out toy",),
 }
