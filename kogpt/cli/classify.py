@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kogpt.cli.options import add_adapter_option, add_model_options, load_model
 from kogpt.cli.texts import Item, add_text_arguments, read_items, rows_of
+from kogpt.cli.workers import add_worker_options, cut, require_workers, spread
 from kogpt.errors import InputError, localized
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 NAMES = ("sentiment", "intent", "profanity")
 FORMATS = ("text", "json", "tsv")
+_WORDING = ("named", "labels", "examples", "instruction", "template", "no_calibration")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_adapter_option(parser)
+    add_worker_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,10 +65,15 @@ def run(args: argparse.Namespace) -> int:
             '--compare needs the right answers: a table or JSON Lines with "text" and "label"',
             '--compare에는 정답이 필요합니다. "text"와 "label"이 있는 표나 JSON Lines를 주세요',
         )
-    model, wording = _load(args)
-    with model:
-        found = _classified(model, items, wording, args.format)
-    answers = _right_answers(items, wording.labels)
+    parts = cut([item.text for item in items], 256)
+    if args.workers is not None:
+        run = {
+            name: str(getattr(args, name)) for name in ("model", "revision", "dtype", "adapter", *_WORDING)
+        }
+        labels, found = _show_all(spread(args, partial(_worker, args), parts, run), args.format)
+    else:
+        labels, found = _show_all(map(_worker(args), parts), args.format)
+    answers = _right_answers(items, labels)
     if args.compare is None:
         _say_accuracy(answers, found)
         return 0
@@ -81,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what contradicts itself, before anything is read."""
+    require_workers(args)
     given = [name for name in ("named", "labels", "adapter") if getattr(args, name) is not None]
     if not given:
         raise InputError(
@@ -147,23 +157,39 @@ def _examples(path: str | None, labels: Sequence[str]) -> tuple[tuple[str, int],
     return tuple(found)
 
 
-def _classified(model: KoGPT, items: Sequence[Item], wording: Wording, format: str) -> list[Classification]:
-    """Classify and print; the classifications."""
-    show = _WRITERS[format](wording.labels)
-    found = []
-    n_cut = 0
-    for start in range(0, len(items), 256):
-        batch = model.classify([item.text for item in items[start : start + 256]], wording)
-        for item in batch:
-            show.write(item)
-            n_cut += item.cut
+def _worker(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """What labels texts: the labels, and a classification of each text."""
+    model, wording = _load(args)
+
+    def work(texts: Sequence[str]) -> dict[str, Any]:
+        found = [asdict(classification) for classification in model.classify(list(texts), wording)]
+        return {"labels": wording.labels, "found": found}
+
+    return work
+
+
+def _show_all(
+    batches: Iterable[Mapping[str, Any]], format: str
+) -> tuple[Sequence[str], list[Classification]]:
+    """Print classifications as they come; the labels, and all classifications."""
+    from kogpt.classification import Classification
+
+    labels: Sequence[str] = ()
+    show: _Writer | None = None
+    found: list[Classification] = []
+    for batch in batches:
+        labels = batch["labels"]
+        show = show or _WRITERS[format](labels)
+        for fields in batch["found"]:
+            found.append(Classification(**fields))
+            show.write(found[-1])
         sys.stdout.flush()
-        found += batch
+    n_cut = sum(classification.cut for classification in found)
     if n_cut:
         en = f"{n_cut} texts were longer than the model reads: only their beginnings counted"
         ko = f"글 {n_cut}개가 모델이 읽을 수 있는 길이를 넘어 앞부분만 보았습니다"
         print(f"kogpt: {localized(en, ko)}", file=sys.stderr)
-    return found
+    return labels, found
 
 
 class _Writer(Protocol):

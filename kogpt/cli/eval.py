@@ -6,11 +6,14 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kogpt.cli.options import add_model_options, load_model, read_count, read_counts_from_0
 from kogpt.cli.progress import Progress
+from kogpt.cli.workers import add_worker_options, require_workers, spread
 from kogpt.errors import KoGPTError
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-tfidf", action="store_true", help="skip the TF-IDF baseline")
     parser.add_argument("--json", action="store_true", help="print one JSON object per value")
     add_model_options(parser)
+    add_worker_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
     if "list" in args.tasks:
         return _list(args)
+    require_workers(args)
     names = [name for name in args.tasks if name != "ppl"]
     chosen = [(task, _prompts(task, args.prompt)) for task in map(tasks.get, names)]
     if ("ppl" in args.tasks) != bool(args.text):
@@ -145,6 +150,8 @@ def _measure(
     from kogpt.evaluation.evaluate import evaluate
 
     settings = _settings(args)
+    if args.workers is not None:
+        _compute_batches(args, chosen)
     for task, prompts in chosen:
         for prompt in prompts:
             for shots in args.shots:
@@ -152,6 +159,44 @@ def _measure(
                 report.results.append(result)
         results = [result for result in report.results if result.task is task]
         report.baselines[task.name] = baselines.of_task(task, results, args.out, tfidf=not args.no_tfidf)
+
+
+def _compute_batches(args: argparse.Namespace, chosen: list[tuple[Task, list[Prompt]]]) -> None:
+    """Let workers compute the batches of every run; what follows finds them finished."""
+    from kogpt.files import atomic_write
+
+    runs = [
+        (task.name, prompt.name, shots)
+        for task, prompts in chosen
+        for prompt in prompts
+        for shots in args.shots
+    ]
+    for files in spread(args, partial(_worker, args), runs, {"command": _words(args)}):
+        for name, text in files.items():
+            path = args.out / "batches" / name
+            if not path.exists():
+                with atomic_write(path) as file:
+                    file.write(text.encode())
+
+
+def _worker(args: argparse.Namespace) -> Callable[[tuple[str, str, int]], dict[str, str]]:
+    """What measures one run in a process of its own; the files of its batches by their names."""
+    model = _evaluated_model(args)
+
+    def work(run: tuple[str, str, int]) -> dict[str, str]:
+        from dataclasses import replace
+        from tempfile import TemporaryDirectory
+
+        from kogpt.evaluation import tasks
+        from kogpt.evaluation.evaluate import evaluate
+
+        task, prompt, shots = tasks.get(run[0]), run[1], run[2]
+        with TemporaryDirectory() as folder:
+            out = Path(folder)
+            evaluate(model, task, task.prompt(prompt), replace(_settings(args), shots=shots, out=out))
+            return {path.name: path.read_text(encoding="utf-8") for path in (out / "batches").glob("*.jsonl")}
+
+    return work
 
 
 def _settings(args: argparse.Namespace) -> Settings:

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from kogpt.cli import MISTAKE
@@ -21,12 +23,17 @@ from kogpt.cli.options import (
 )
 from kogpt.cli.progress import Progress
 from kogpt.cli.reading import Entry, read_prompts
+from kogpt.cli.workers import add_worker_options, cut, require_workers, spread
 from kogpt.errors import InputError, KoGPTError, localized
 from kogpt.texts import ENCODINGS, decode, decode_argument, read_bytes
 
 if TYPE_CHECKING:
     from kogpt.generation import KoGPT, Result
     from kogpt.sampling import Sampling
+
+    Asked = Sequence[tuple[str, Sampling]]  # prompts, each with its settings
+
+PART = 64  # prompts that a worker takes at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,18 +60,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     add_adapter_option(parser)
     add_filter_option(parser)
+    add_worker_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the continuation of every prompt."""
     given = given_settings(args)
+    require_workers(args)
     prompts = _prompts(args)  # read and checked before a model is loaded for them
+    if args.workers is not None:
+        return _run_spread(args, prompts, given)
     model = load_model(args)
     sampling = model.sampling(**given)
     first, *others = prompts.entries
     if isinstance(first, Entry) and not others and sampling.n == 1 and not args.json:
         return _stream(model, first.text, sampling)
-    return _Batch(prompts, sampling, args.json).run(model)
+    return _Batch(prompts, sampling, args.json).run(lambda asked: _local(model, asked))
+
+
+def _run_spread(args: argparse.Namespace, prompts: _Prompts, given: dict[str, Any]) -> int:
+    """The batch by several workers. Seeds that nobody gave follow from the run, so that it can be resumed."""
+    from kogpt import checkpoint, hub
+    from kogpt.generation_defaults import read_generation_defaults
+
+    folder = hub.find_folder(args.model, args.revision)
+    sampling = read_generation_defaults(folder, checkpoint.read_config(folder)).sampling(**given)
+    asked = {name: str(getattr(args, name)) for name in ("model", "revision", "dtype", "adapter", "filter")}
+    run = {**asked, "sampling": repr(sampling), "texts": repr(prompts.entries)}
+    batch = _Batch(prompts, sampling, args.json, sha256(repr(run).encode()).digest())
+
+    def answers(asked: Asked) -> Iterator[tuple[int, _Answer | KoGPTError]]:
+        parts = cut(asked, PART)
+        for number, part in enumerate(spread(args, partial(_worker, args), parts, run)):
+            for n_before, record, error in part:
+                found = KoGPTError(*error) if record is None else _Answer(record, error)
+                yield number * PART + n_before, found
+
+    return batch.run(answers)
+
+
+def _worker(args: argparse.Namespace) -> Callable[[Asked], list[Any]]:
+    """What answers parts in a process of its own: [number in the part, record, what went wrong]."""
+    model = load_model(args)
+
+    def work(part: Asked) -> list[Any]:
+        found: list[Any] = []
+        for number, answer in _local(model, part):
+            if isinstance(answer, KoGPTError):
+                found.append([number, None, answer.args])
+            else:
+                found.append([number, answer.record, answer.error])
+        return found
+
+    return work
+
+
+def _local(model: KoGPT, asked: Asked) -> Iterator[tuple[int, _Answer | KoGPTError]]:
+    """Answers of a model in this process."""
+    for number, answer in model.answers(asked):
+        if isinstance(answer, KoGPTError):
+            yield number, answer
+        else:
+            yield number, _Answer(_record(answer), None if answer.error is None else str(answer.error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One line of --json, and why the answer failed."""
+
+    record: dict[str, Any]
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +180,7 @@ def _stream(model: KoGPT, prompt: str, sampling: Sampling) -> int:
         sys.stdout.write(piece.text)
         sys.stdout.flush()
         if piece.error is not None:
-            errors.append(piece.error)
+            errors.append(str(piece.error))
             break
     sys.stdout.write("\n")
     return _exit_code(errors)
@@ -127,50 +192,57 @@ class _Batch:
     A line of a file that is refused is said and passed over; a single prompt ends the command.
     """
 
-    def __init__(self, prompts: _Prompts, sampling: Sampling, as_json: bool) -> None:
+    def __init__(
+        self, prompts: _Prompts, sampling: Sampling, as_json: bool, run: bytes | None = None
+    ) -> None:
+        """run: a digest from which the seeds follow that nobody gave; without it they are random."""
         self._prompts = prompts
         self._as_json = as_json
         # Each prompt has its own seed if the user gave none, so that every answer can be had again.
         self._settings = [
-            replace(sampling, seed=_new_seed()) if sampling.seed is None else sampling
-            for _ in prompts.entries
+            replace(sampling, seed=_new_seed(run, number)) if sampling.seed is None else sampling
+            for number in range(len(prompts.entries))
         ]
         self._n_printed = self._n_refused = 0
-        self._errors: list[BaseException] = []
+        self._errors: list[str] = []
 
-    def run(self, model: KoGPT) -> int:
-        """The exit code."""
+    def run(self, answer: Callable[[Asked], Iterator[tuple[int, _Answer | KoGPTError]]]) -> int:
+        """Ask for all answers and print them; the exit code."""
         n = self._settings[0].n
         with Progress(len(self._prompts.entries) * n) as progress:
-            for number, answer in _in_order(self._answers(model), n):
-                refused = isinstance(answer, KoGPTError)
+            for number, found in _in_order(self._answers(answer), n):
+                refused = isinstance(found, KoGPTError)
                 with progress.hidden(on_stderr=refused):
-                    if isinstance(answer, KoGPTError):
-                        self._refuse(number, answer)
+                    if isinstance(found, KoGPTError):
+                        self._refuse(number, found)
                     else:
-                        self._show(number, answer)
+                        self._show(number, found)
                     sys.stdout.flush()
                 progress.advance(n if refused else 1)
         return _exit_code(self._errors) or (MISTAKE if self._n_refused else 0)
 
-    def _answers(self, model: KoGPT) -> Iterator[tuple[int, Result | KoGPTError]]:
-        """(number of the entry, its result or why there is none), as they come."""
-        asked = []
+    def _answers(
+        self, answer: Callable[[Asked], Iterator[tuple[int, _Answer | KoGPTError]]]
+    ) -> Iterator[tuple[int, _Answer | KoGPTError]]:
+        """(number of the entry, its answer or why there is none), as they come."""
+        numbers, asked = [], []
         for number, entry in enumerate(self._prompts.entries):
             if isinstance(entry, InputError):
                 yield number, entry
             else:
-                asked.append((number, entry.text))
-        for n_before, answer in model.answers((text, self._settings[number]) for number, text in asked):
-            yield asked[n_before][0], answer
+                numbers.append(number)
+                asked.append((entry.text, self._settings[number]))
+        for n_before, found in answer(asked):
+            yield numbers[n_before], found
 
-    def _show(self, number: int, result: Result) -> None:
-        if result.error is not None:
-            self._errors.append(result.error)
+    def _show(self, number: int, answer: _Answer) -> None:
+        if answer.error is not None:
+            self._errors.append(answer.error)
+        text = answer.record["text"]
         if self._as_json:
-            self._print_json(number, _record(result) | {"seed": self._settings[number].seed})
+            self._print_json(number, answer.record | {"seed": self._settings[number].seed})
         else:
-            print(f"\n{result.text}" if self._n_printed else result.text)
+            print(f"\n{text}" if self._n_printed else text)
         self._n_printed += 1
 
     def _refuse(self, number: int, error: KoGPTError) -> None:
@@ -194,15 +266,17 @@ class _Batch:
         print(json.dumps(record, ensure_ascii=False))
 
 
-def _new_seed() -> int:
-    return int.from_bytes(os.urandom(4), "little")
+def _new_seed(run: bytes | None, number: int) -> int:
+    if run is None:
+        return int.from_bytes(os.urandom(4), "little")
+    return int.from_bytes(sha256(run + number.to_bytes(8, "little")).digest()[:4], "little")
 
 
 def _in_order(
-    answers: Iterator[tuple[int, Result | KoGPTError]], n: int
-) -> Iterator[tuple[int, Result | KoGPTError]]:
-    """Answers prompt by prompt and sample by sample; each prompt has n results, or is refused."""
-    early: dict[int, list[Result]] = {}
+    answers: Iterator[tuple[int, _Answer | KoGPTError]], n: int
+) -> Iterator[tuple[int, _Answer | KoGPTError]]:
+    """Answers prompt by prompt and sample by sample; each prompt has n answers, or is refused."""
+    early: dict[int, list[_Answer]] = {}
     refused: dict[int, KoGPTError] = {}
     next_number = 0
     for number, answer in answers:
@@ -214,8 +288,8 @@ def _in_order(
             if next_number in refused:
                 yield next_number, refused.pop(next_number)
             else:
-                for result in sorted(early.pop(next_number), key=lambda result: result.sample):
-                    yield next_number, result
+                for answer in sorted(early.pop(next_number), key=lambda answer: answer.record["sample"]):
+                    yield next_number, answer
             next_number += 1
 
 
@@ -244,7 +318,7 @@ def _record(result: Result) -> dict[str, Any]:
     return record
 
 
-def _exit_code(errors: Sequence[BaseException]) -> int:
+def _exit_code(errors: Sequence[str]) -> int:
     """1, and a line that says why, where answers failed."""
     if not errors:
         return 0

@@ -305,6 +305,15 @@ HELP = {
         " 내려받습니다.\n"
         "같은 명령을 다시 주면 멈춘 평가를 이어 갑니다."
     ),
+    # workers
+    "several processes or machines": "여러 프로세스나 컴퓨터",
+    "work with N processes, each with the whole model": "모델 전체를 가진 프로세스 N개로 나누어 처리합니다",
+    "Ray cluster whose machines work, or auto for a running one (default: this machine)": (
+        "작업을 나눌 Ray 클러스터의 주소; auto는 실행 중인 클러스터 (기본값: 이 컴퓨터)"
+    ),
+    "keep finished parts in DIR, so that the same command goes on after an interruption": (
+        "끝난 부분을 DIR에 남겨, 멈춘 뒤 같은 명령으로 이어 갑니다"
+    ),
     # export
     (
         "int4: 4.25 bits per weight, for KoGPT only; int8: 8 bits per weight, for KoGPT only; float16: for"

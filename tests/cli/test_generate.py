@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kogpt.cli import main
-from kogpt.cli.generate import _in_order
+from kogpt.cli.generate import _Answer, _in_order
 from kogpt.errors import KoGPTError, PromptError
 from kogpt.generation import KoGPT, Result
 from kogpt.manifest import write_manifest
@@ -261,11 +261,11 @@ def test_numbers_that_are_not_finite_fail_in_the_end(
 
 
 def test_results_wait_for_those_before_them() -> None:
-    def result(number: int, sample: int) -> Result:
-        return Result(str(number), "", (), "stop", 1, 0, 0.0, None, sample)
+    def result(number: int, sample: int) -> _Answer:
+        return _Answer({"prompt": str(number), "sample": sample}, None)
 
     refused = PromptError("en", "ko")
-    finished: Iterator[tuple[int, Result | KoGPTError]] = iter(
+    finished: Iterator[tuple[int, _Answer | KoGPTError]] = iter(
         [
             (3, refused),
             (1, result(1, 0)),
@@ -276,7 +276,7 @@ def test_results_wait_for_those_before_them() -> None:
         ]
     )
     ordered = [
-        (number, None if isinstance(answer, KoGPTError) else answer.sample)
+        (number, None if isinstance(answer, KoGPTError) else answer.record["sample"])
         for number, answer in _in_order(finished, 2)
     ]
     assert ordered == [(0, 0), (0, 1), (1, 0), (1, 1), (2, None), (3, None)]
