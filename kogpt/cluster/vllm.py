@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
-from kogpt.errors import KoGPTError, MissingExtra
+from kogpt.errors import KoGPTError
 
 MASTER_PORT = 29501  # vLLM's own default
 
@@ -44,7 +43,7 @@ class Deployment:
             )
         if self.pipeline_parallel > config.n_layers:
             raise KoGPTError(
-                f"--pipeline-parallel-size is {self.pipeline_parallel}, the model has {config.n_layers} layers",
+                f"--pipeline-parallel-size is {self.pipeline_parallel}, there are {config.n_layers} layers",
                 f"--pipeline-parallel-size 값 {self.pipeline_parallel} (조건: 층 수 {config.n_layers} 이하)",
             )
         if self.tensor_parallel * self.pipeline_parallel % self.n_nodes:
@@ -82,20 +81,6 @@ def require_vllm() -> str:
             "PATH에 추가하세요",
         )
     return found
-
-
-def phi_folder(stored: Checkpoint, cache: Path) -> Path:
-    """The model in the layout of Phi, exported once into `cache`, named by what it computes."""
-    from kogpt.peft import model_hashes
-
-    folder = cache / f"phi-{model_hashes(stored)[0][:16]}"
-    if not (folder / "config.json").is_file():
-        try:
-            from kogpt.export.phi import export_phi
-        except ImportError as error:
-            raise MissingExtra("--engine vllm", "serve") from error
-        export_phi(stored, "float16", folder)
-    return folder
 
 
 @contextmanager
