@@ -25,10 +25,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kogpt import hub
+from kogpt.datasets import Example
 from kogpt.evaluation import fewshot, harness, scoring, tasks
 from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, read_data
 from kogpt.evaluation.harness import rows
-from kogpt.evaluation.task import Example, Task
+from kogpt.evaluation.task import Task
 from kogpt.generation import KoGPT
 
 # The harness' name of a task -> ours, and which of our prompts is word for word the harness'.

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt import checkpoint, peft
-from kogpt.adapter import Adapter, Lora, SoftPrompt
+from kogpt.adapter import Lora, SoftPrompt
 from kogpt.classification import Classification, Classifier, Wording
 from kogpt.config import ModelConfig
 from kogpt.engine import Engine
-from kogpt.errors import PromptError, SamplingError
+from kogpt.errors import KoGPTError, PromptError, SamplingError
 from kogpt.generation_defaults import GenerationDefaults, read_generation_defaults
-from kogpt.peft import Origin
+from kogpt.peft import Origin, SavedAdapter
 from kogpt.placement import Placement, load_runner
 from kogpt.request import FinishReason, Ids, Request
 from kogpt.sampling import SampledToken, Sampling
@@ -82,21 +82,22 @@ class KoGPT:
         engine: Engine,
         defaults: GenerationDefaults | None = None,
         name: str = "",
-        adapter: Adapter | None = None,
-        origin: Origin | None = None,
+        tuned: SavedAdapter | None = None,
     ) -> None:
         """Take over an engine.
 
-        defaults: what the model's folder recommends for writing. origin: what the adapter was tuned for.
+        defaults: what the model's folder recommends for writing. tuned: an adapter for every text.
         """
         self.tokenizer = tokenizer
         self.config: ModelConfig = engine.runner.config
         self.defaults = defaults or GenerationDefaults(self.config.eos_token_ids, {}, ())
         self.name = name
-        self.origin = origin or Origin()
         self.session = Session(tokenizer, engine, self.defaults.eos_token_ids)
         self._prefix: int | None = None  # of every text; handles of the engine and of its runner
         self._adapter: int | None = None
+        self.tuned = tuned
+        self.origin = Origin() if tuned is None else tuned.origin
+        adapter = None if tuned is None else tuned.adapter
         if isinstance(adapter, Lora):
             self._adapter = engine.add_adapter(adapter)
         elif isinstance(adapter, SoftPrompt):
@@ -121,7 +122,8 @@ class KoGPT:
         dtype: auto, float32, bfloat16, float16 and what the runner for that device knows besides; of a
         quantised folder auto is the format that it is stored in, where the runner multiplies in that.
         cache_dtype: of keys and values; auto, or float32, bfloat16, int8 on the native runner.
-        adapter: a folder of PEFT, tuned on this model; every text is read and written with it.
+        adapter: a folder of PEFT, tuned on this model, or the name of an adapter that ships; every text is
+        read and written with it.
         Raises CheckpointError, TokenizerError, NotEnoughMemory.
         """
         started = time.perf_counter()
@@ -132,10 +134,7 @@ class KoGPT:
         runner = load_runner(stored, Placement.of(device, dtype, cache_dtype))
         engine = Engine(runner, n_vocab=tokenizer.n_vocab, max_cached=CACHED_ROWS)
         tuned = None if adapter is None else peft.load(adapter, stored)
-        if tuned is None:
-            model = cls(tokenizer, engine, defaults, str(name))
-        else:
-            model = cls(tokenizer, engine, defaults, str(name), tuned.adapter, tuned.origin)
+        model = cls(tokenizer, engine, defaults, str(name), tuned)
         logger.debug("loaded %r in %.2f s", model, time.perf_counter() - started)
         return model
 
@@ -316,6 +315,9 @@ class KoGPT:
         labels: words such as ["긍정", "부정"], or a Wording with instruction, examples and template; None:
         those that the model's adapter was tuned for. Raises PromptError as `Classifier.classify`.
         """
+        if labels is None and self.tuned is not None and self.tuned.head is not None:
+            answers = self._classify_by_head([texts] if isinstance(texts, str) else texts)
+            return answers[0] if isinstance(texts, str) else answers
         classifier = Classifier(self.session, self.wording(labels), self._prefix, self._adapter)
         if isinstance(texts, str):
             [found] = classifier.classify([texts])
@@ -328,6 +330,11 @@ class KoGPT:
             return labels
         if labels is not None:
             return Wording(tuple(labels))
+        if self.tuned is not None and self.tuned.head is not None:
+            raise PromptError(
+                "the adapter answers by a head, not by words: call classify(text) without labels",
+                "이 어댑터는 낱말이 아니라 헤드로 답합니다. classify(글)처럼 레이블 없이 부르세요",
+            )
         words, template = self.origin.labels, self.origin.template
         if not words or template is None:
             raise PromptError(
@@ -338,6 +345,39 @@ class KoGPT:
         names = tuple(word.strip() for word in words)
         return Wording(names, template, words, calibrated=False)
 
+    def _classify_by_head(self, texts: Sequence[str]) -> list[Classification]:
+        names = [word.strip() for word in self.origin.labels]
+        found = []
+        for text, row in zip(texts, self.label_scores(texts), strict=True):
+            powers = np.exp(row - row.max())
+            shares = dict(zip(names, map(float, powers / powers.sum()), strict=True))
+            found.append(Classification(text, names[int(row.argmax())], shares))
+        return found
+
+    def label_scores(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        """(n, labels): what the adapter thinks of each text, or pair of texts; of grades (n, 1).
+
+        The outputs of its head, of a graded pair the mean over both orders, or else the log-likelihoods of
+        its labels in nats. KoGPTError without an adapter that has a head or labels.
+        """
+        if self.tuned is None or (self.tuned.head is None and not self.tuned.origin.labels):
+            raise KoGPTError(
+                "there is no adapter with labels: load one, such as adapter='sentiment'",
+                "레이블이 있는 어댑터가 없습니다. adapter='sentiment'처럼 불러오세요",
+            )
+        origin, head = self.tuned.origin, self.tuned.head
+        questions = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        prompts = [origin.prompt(*question) for question in questions]
+        if head is None:
+            scores = self.score(prompts, [list(origin.labels)] * len(prompts))
+            return np.array(scores, np.float64).reshape(-1, len(origin.labels))
+        if not origin.labels:
+            prompts += [origin.prompt(*reversed(question)) for question in questions]
+        events = self.session.ask([self.embedding_request(prompt, last_only=True) for prompt in prompts])
+        outputs = np.array([event.pooled for event in events]).reshape(-1, self.config.d_model) @ head.T
+        mean: NDArray[np.float64] = outputs.reshape(-1, len(questions), len(head)).mean(0, np.float64)
+        return mean
+
     def request(self, prompt: str | Ids, sampling: Sampling, echo: bool = False) -> Request:
         """What `stream` asks the session for: a prompt continued with the model's adapter.
 
@@ -345,10 +385,17 @@ class KoGPT:
         """
         return self.session.request(prompt, sampling, self._prefix, self._adapter, echo)
 
-    def embedding_request(self, text: str | Ids) -> Request:
-        """What `embed` asks the session for."""
+    def embedding_request(self, text: str | Ids, last_only: bool = False) -> Request:
+        """What `embed` asks the session for; last_only: the last hidden state instead of the mean."""
         ids = self.session.prompt_ids(text, self.engine.length(self._prefix))
-        return Request(ids, prefix=self._prefix, adapter=self._adapter, pooled=True, reusable=False)
+        return Request(
+            ids,
+            prefix=self._prefix,
+            adapter=self._adapter,
+            pooled=True,
+            last_only=last_only,
+            reusable=False,
+        )
 
     def _scores(self, questions: Sequence[tuple[str, str | Sequence[str]]]) -> list[float | list[float]]:
         requests: list[Request] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from kogpt.errors import CheckpointError
 
 BUILT_IN = {"kogpt-mini": Path(__file__).parent / "mini"}
+ADAPTERS = Path(__file__).parent / "adapters"  # those that ship, by name
 DEFAULT_REVISIONS = {"kakaobrain/kogpt": "KoGPT6B-ryan1.5b-float16"}  # as in the original's command line
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -38,6 +39,25 @@ def find_folder(name: str | Path, revision: str | None = None, weights: bool = T
             f"{folder}: 로컬 폴더에는 리비전({revision!r})이 없습니다. 리비전을 빼고 다시 실행하세요",
         )
     return folder
+
+
+def find_adapter(name: str | Path) -> Path:
+    """The folder of an adapter; a name that ships goes before a folder of that name, which "./NAME" means."""
+    if isinstance(name, str) and name in adapter_names():
+        return ADAPTERS / name
+    folder = Path(name)
+    if not os.path.isdir(folder):
+        shown, known = repr(str(name)[:200]), ", ".join(adapter_names())
+        raise CheckpointError(
+            f"no adapter {shown}: give a folder that KoGPT or PEFT wrote, or one of {known}",
+            f"어댑터가 없습니다: {shown} (KoGPT나 PEFT가 만든 폴더 또는 {known} 중 하나를 지정하세요)",
+        )
+    return folder
+
+
+def adapter_names() -> tuple[str, ...]:
+    """Names of the adapters that ship."""
+    return tuple(sorted(path.parent.name for path in ADAPTERS.glob("*/adapter_config.json")))
 
 
 def _download(name: str, revision: str | None, weights: bool) -> Path:

@@ -28,6 +28,7 @@ from kogpt.checkpoint import Checkpoint
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, josa
 from kogpt.files import damaged, open_inside, read_json, replace_all, safe_join, share_folder
+from kogpt.hub import find_adapter
 from kogpt.weights import Stored, open_safetensors, write_safetensors
 
 CONFIG, WEIGHTS, OWN = "adapter_config.json", "adapter_model.safetensors", "kogpt_adapter.json"
@@ -92,6 +93,18 @@ class Origin:
         """The origin of an adapter that was tuned on `stored`."""
         return cls(model_hashes(stored), tokenizer_hash(stored.folder), task, tuple(labels), template)
 
+    def prompt(self, *texts: str) -> str:
+        """The template with one text, or with two; CheckpointError if there is none for so many texts."""
+        names = ("text",) if len(texts) == 1 else tuple(f"text{n}" for n in range(1, len(texts) + 1))
+        template = self.template or ""
+        if not all(f"{{{name}}}" in template for name in names):
+            raise CheckpointError(
+                f"the adapter's template is {template!r}: it has no place for {len(texts)} texts",
+                f"어댑터의 템플릿이 {template!r}입니다. 글 {len(texts)}개가 들어갈 자리가 없습니다",
+            )
+        fields = dict(zip(names, texts, strict=True))
+        return re.sub(r"\{(\w+)\}", lambda place: fields.get(place[1], place[0]), template)
+
 
 @dataclass(frozen=True, slots=True)
 class SavedAdapter:
@@ -103,11 +116,13 @@ class SavedAdapter:
 
 
 def load(folder: str | Path, stored: Checkpoint) -> SavedAdapter:
-    """Read an adapter for a model; CheckpointError where it is damaged, of another kind or another model's.
+    """Read an adapter for a model: a folder, or the name of one that ships.
+
+    CheckpointError where it is damaged, of another kind or another model's.
 
     A folder without kogpt_adapter.json, as PEFT writes it, is held to the model's shapes only.
     """
-    folder = Path(folder)
+    folder = find_adapter(folder)
     try:
         if not os.path.lexists(folder / CONFIG):
             raise CheckpointError(
@@ -396,8 +411,10 @@ def _are_texts(value: Any) -> TypeGuard[list[str]]:
     return type(value) is list and all(type(text) is str for text in value)
 
 
-def save(folder: Path, saved: SavedAdapter, config: ModelConfig, base: str | None = None) -> None:
-    """Write an adapter in float32, as PEFT reads it, and what it was tuned on; all files together or none.
+def save(
+    folder: Path, saved: SavedAdapter, config: ModelConfig, base: str | None = None, dtype: str = "float32"
+) -> None:
+    """Write an adapter as PEFT reads it, and what it was tuned on; all files together or none.
 
     base: the model's name or folder, for other programs. CheckpointError for NaN and infinity, KoGPTError for
     a LoRA that does not fit the model.
@@ -406,7 +423,7 @@ def save(folder: Path, saved: SavedAdapter, config: ModelConfig, base: str | Non
     if saved.head is not None:
         tensors[HEAD] = saved.head
         settings |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-    parts = {name: ("float32", tensor.shape) for name, tensor in tensors.items()}
+    parts = {name: (dtype, tensor.shape) for name, tensor in tensors.items()}
     pairs = ((name, Stored("float32", tensor)) for name, tensor in tensors.items())
     folder.mkdir(parents=True, exist_ok=True)
     with replace_all(folder, (WEIGHTS, CONFIG, OWN)) as files:

@@ -39,7 +39,8 @@ class Request:
     adapter: a handle of Runner.add_adapter; None is the plain model. A prefix belongs to one adapter.
     writing: tokens to write after the text. choices: texts whose tokens are scored, each of them right after
     the inputs. n_scored: how many of the last inputs are scored. n_top: likeliest tokens to name with
-    each score. pooled: the mean of the last hidden states. keep: the text becomes a prefix.
+    each score. pooled: the mean of the last hidden states; last_only: the state of the last input instead.
+    keep: the text becomes a prefix.
     reusable: whether the text may begin with an earlier one and serve later ones (the prefix cache);
     namespace: it shares with texts of the same namespace only.
     """
@@ -53,6 +54,7 @@ class Request:
     n_scored: int = 0  # < T: a token is scored by the output before it
     n_top: int = 0
     pooled: bool = False
+    last_only: bool = False
     keep: bool = False
     reusable: bool = True
     namespace: str = ""

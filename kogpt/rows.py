@@ -44,7 +44,7 @@ class Row:
     def first_output(self) -> int:
         """The position in `inputs` from which on outputs are wanted."""
         if self.task.request.pooled:
-            return 0
+            return len(self.inputs) - 1 if self.task.request.last_only else 0
         return int(self.outputs[0]) if len(self.outputs) else len(self.inputs) - bool(self.samplers)
 
     def next_part(self, max_tokens: int, max_outputs: int) -> Part:
@@ -154,11 +154,12 @@ class Task:
         )
 
     def mean(self) -> NDArray[np.float32]:
-        """(E,) mean of the hidden states."""
+        """(E,) mean of the hidden states, or the last one."""
         assert self.total is not None
         if not np.isfinite(self.total).all():
             raise not_finite()
-        return (self.total / len(self.request.inputs)).astype(np.float32)
+        n_states = 1 if self.request.last_only else len(self.request.inputs)
+        return (self.total / n_states).astype(np.float32)
 
     def take_rows(self) -> list[Row]:
         """All its rows, which it gives up."""

@@ -38,6 +38,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt tune lora --data questions.jsonl --rank 32 --out answers --dry-run",
     ),
     "kogpt tune p-tuning": ("kogpt tune p-tuning nsmc --data eval/ --encoder lstm --out nsmc-p",),
+    "kogpt tune embed": ("kogpt tune embed --data pairs.jsonl --batch 64 --out vectors",),
     "kogpt tune prefix": ("kogpt tune prefix nsmc --data eval/ --virtual-tokens 32 --out nsmc-prefix",),
     "kogpt pretrain": ("kogpt pretrain toy novel.txt --out toy",),
     "kogpt pretrain tokenizer": ("kogpt pretrain tokenizer corpus/ --vocab 16384 --out tokenizer",),

@@ -338,8 +338,8 @@ HELP = {
     "int4 only: quantise with GPTQ, calibrated on about 32,000 tokens of this text": (
         "int4 전용: 이 글의 토큰 약 32,000개로 보정해 GPTQ로 양자화합니다"
     ),
-    "a LoRA, soft prompt or prefix for the model: a folder of PEFT": (
-        "모델에 쓸 LoRA, 소프트 프롬프트 또는 프리픽스 (PEFT 형식의 폴더)"
+    "a LoRA, soft prompt or prefix for the model: a folder of PEFT, or a name such as sentiment": (
+        "모델에 쓸 LoRA, 소프트 프롬프트 또는 프리픽스 (PEFT 형식의 폴더, 또는 sentiment 같은 이름)"
     ),
     # tune
     "tune all weights; writes a model folder": "가중치를 모두 튜닝합니다; 모델 폴더를 씁니다",
@@ -355,12 +355,24 @@ HELP = {
     "data": "데이터",
     "method": "방법",
     "training": "학습",
-    "named set: nsmc or intent": "이름 있는 데이터: nsmc 또는 intent",
+    "tune embeddings on pairs of texts that mean the same; writes a LoRA in PEFT's format": (
+        "뜻이 같은 글의 쌍으로 임베딩을 튜닝합니다; PEFT 형식의 LoRA를 씁니다"
+    ),
+    "answer by a linear head, of labels or scores, not by words": (
+        "낱말 대신 선형 헤드가 레이블이나 점수로 답합니다"
+    ),
+    "named task: nsmc, ynat, klue-sts, korsts, kobest-boolq, kobest-copa, kobest-hellaswag, "
+    "kobest-sentineg, kobest-wic, intent, k-mhas, curse, profanity": (
+        "이름 있는 과제: nsmc, ynat, klue-sts, korsts, kobest-boolq, kobest-copa, kobest-hellaswag, "
+        "kobest-sentineg, kobest-wic, intent, k-mhas, curse, profanity"
+    ),
     "with TASK the folder of its files (default: KOGPT_DATA), without it a file of rows": (
         "TASK가 있으면 그 파일들의 폴더 (기본값: KOGPT_DATA), 없으면 행이 든 파일"
     ),
     "rows to judge by (default: a share of PATH)": "검증할 행 (기본값: PATH의 일부)",
     "that share (default: %(default)s)": "그 비율 (기본값: %(default)s)",
+    "measure on N test rows, chosen by hash": "시험 행을 해시로 골라 N개로만 잽니다",
+    "use N training rows, chosen by hash": "학습 행을 해시로 골라 N개만 씁니다",
     "rows that must not be trained on": "학습에 쓰면 안 되는 행",
     "measure the result on the test rows too": "결과를 시험 행으로도 잽니다",
     r"prompt around {text}; \n is a line break": r"{text}를 감싸는 프롬프트; \n은 줄바꿈",

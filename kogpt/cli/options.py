@@ -81,7 +81,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_adapter_option(parser: argparse.ArgumentParser) -> None:
     """--adapter, for the commands that write text."""
     parser.add_argument(
-        "--adapter", metavar="DIR", help="a LoRA, soft prompt or prefix for the model: a folder of PEFT"
+        "--adapter",
+        metavar="NAME",
+        help="a LoRA, soft prompt or prefix for the model: a folder of PEFT, or a name such as sentiment",
     )
 
 

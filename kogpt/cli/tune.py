@@ -1,10 +1,9 @@
-"""`kogpt tune`: full, lora, p-tuning, prefix."""
+"""`kogpt tune`: full, lora, p-tuning, prefix, embed."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,16 +24,20 @@ METHODS = {
     "lora": "tune low-rank updates of the matrices; writes an adapter in PEFT's format",
     "p-tuning": "tune virtual tokens through an encoder; writes an adapter in PEFT's format",
     "prefix": "tune keys and values before the text; writes an adapter in PEFT's format",
+    "embed": "tune embeddings on pairs of texts that mean the same; writes a LoRA in PEFT's format",
 }
-NAMED = ("nsmc", "intent")  # a test compares them with tuning.data: importing it takes torch's time
+NAMED = (
+    *("nsmc", "ynat", "klue-sts", "korsts", "kobest-boolq", "kobest-copa", "kobest-hellaswag"),
+    *("kobest-sentineg", "kobest-wic", "intent", "k-mhas", "curse", "profanity"),
+)  # a test compares them with tuning.data: importing it takes torch's time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The four methods."""
+    """One parser for each method."""
     methods = parser.add_subparsers(dest="method", metavar="METHOD", required=True)
     for name, summary in METHODS.items():
         child = methods.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        _add_data(child)
+        _add_data(child, name)
         _add_method(child, name)
         _add_training(child, name)
 
@@ -47,18 +50,22 @@ def run(args: argparse.Namespace) -> int:
     from kogpt.tuning import run as tuning
 
     data = _read(args)
-    job = tuning.prepare(_settings(args), args.model, data, args.task)
+    job = tuning.prepare(_settings(args), args.model, data, args.task, args.score_test)
     with join(args.device) as processes:
         if args.dry_run:
             _tell(tuning.estimate(job, processes), args.json)
             return 0
-        outcome = tuning.tune(job, args.out, processes, sys.stderr, args.score_test)
+        outcome = tuning.tune(job, args.out, processes, sys.stderr)
     return _say(outcome, args)
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser, method: str) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("task", nargs="?", choices=NAMED, metavar="TASK", help="named set: nsmc or intent")
+    if method == "embed":
+        parser.set_defaults(task=None, template=None, labels=None)
+    else:
+        known = f"named task: {', '.join(NAMED)}"
+        group.add_argument("task", nargs="?", choices=NAMED, metavar="TASK", help=known)
     group.add_argument(
         "--data",
         metavar="PATH",
@@ -67,12 +74,17 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dev", metavar="FILE", type=Path, help="rows to judge by (default: a share of PATH)")
     group.add_argument("--dev-share", type=read_share, default=0.05, help="that share (default: %(default)s)")
+    group.add_argument("--rows", type=read_count, metavar="N", help="use N training rows, chosen by hash")
     group.add_argument("--test", metavar="FILE", type=Path, help="rows that must not be trained on")
     group.add_argument("--score-test", action="store_true", help="measure the result on the test rows too")
-    group.add_argument("--template", metavar="TEXT", help=r"prompt around {text}; \n is a line break")
     group.add_argument(
-        "--labels", nargs="+", metavar="VALUE=WORD", help="word that answers for each value of label"
+        "--test-rows", type=read_count, metavar="N", help="measure on N test rows, chosen by hash"
     )
+    if method != "embed":
+        group.add_argument("--template", metavar="TEXT", help=r"prompt around {text}; \n is a line break")
+        group.add_argument(
+            "--labels", nargs="+", metavar="VALUE=WORD", help="word that answers for each value of label"
+        )
     group.add_argument(
         "--skip-bad", action="store_true", help="leave out empty, duplicate and test rows, and count them"
     )
@@ -84,6 +96,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_method(parser: argparse.ArgumentParser, name: str) -> None:
     group = parser.add_argument_group("method")
     if name == "lora":
+        group.add_argument(
+            "--head", action="store_true", help="answer by a linear head, of labels or scores, not by words"
+        )
+    if name in ("lora", "embed"):
         group.add_argument("--rank", type=read_count, default=16, help="rank (default: %(default)s)")
         group.add_argument(
             "--alpha",
@@ -167,22 +183,26 @@ def _add_training(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _read(args: argparse.Namespace) -> Data:
-    from kogpt.tuning.data import TASKS, Files, Wording, read_data, task_files
+    from kogpt.tuning.data import Choice, Files, read_data, read_task
+    from kogpt.tuning.tasks import TASKS
 
     _require_effect(args)
-    options = {name: getattr(args, name) for name in ("dev", "dev_share", "skip_bad", "allow_overlap")}
-    if args.task is None:
-        if args.data is None:
-            raise InputError(
-                "there is nothing to tune on: name a TASK, or a file of rows with --data",
-                "튜닝할 데이터가 없습니다. TASK를 쓰거나 --data로 파일을 지정하세요",
-            )
-        files = Files(train=args.data, test=args.test, **options)
-        found = read_data(files, _wording(args, Wording()))
+    choice = Choice(
+        **{
+            name: getattr(args, name)
+            for name in ("dev_share", "rows", "test_rows", "skip_bad", "allow_overlap")
+        }
+    )
+    if args.task is not None:
+        found = read_task(TASKS[args.task], args.data, choice, args.dev)
+    elif args.data is None:
+        raise InputError(
+            "there is nothing to tune on: name a TASK, or a file of rows with --data",
+            "튜닝할 데이터가 없습니다. TASK를 쓰거나 --data로 파일을 지정하세요",
+        )
     else:
-        task, folder = TASKS[args.task], args.data or _data_folder()
-        files = task_files(task, folder, **options)
-        found = read_data(files, _wording(args, Wording(task.template, task.words, task.column)))
+        files = Files(train=args.data, dev=args.dev, test=args.test)
+        found = read_data(files, _wording(args), choice, pairs=args.method == "embed")
     left_out = ", ".join(f"{count:,} {why}" for why, count in found.skipped.items() if count)
     if left_out:
         print(localized(f"kogpt: left out: {left_out}", f"kogpt: 뺀 행: {left_out}"), file=sys.stderr)
@@ -191,10 +211,20 @@ def _read(args: argparse.Namespace) -> Data:
 
 def _require_effect(args: argparse.Namespace) -> None:
     """InputError for options that would change nothing."""
+    if args.task is not None and (args.template is not None or args.labels is not None):
+        raise InputError(
+            f"{args.task} has a template and labels of its own: leave --template and --labels out",
+            f"{args.task}에는 템플릿과 레이블이 이미 있습니다. --template과 --labels를 빼세요",
+        )
     if args.task is not None and args.test is not None:
         raise InputError(
             f"--test has no effect: {args.task} has test rows of its own; leave it out",
             f"{args.task}에는 시험 행이 이미 있어 --test를 쓸 수 없습니다. 빼세요",
+        )
+    if args.test_rows is not None and not args.score_test:
+        raise InputError(
+            "--test-rows has no effect without --score-test: add it",
+            "--test-rows는 --score-test와 함께 쓰세요",
         )
     if args.score_test and args.task is None and args.test is None:
         raise InputError(
@@ -203,19 +233,10 @@ def _require_effect(args: argparse.Namespace) -> None:
         )
 
 
-def _data_folder() -> Path:
-    value = os.environ.get("KOGPT_DATA")
-    if not value:
-        raise InputError(
-            "a named set needs its files: name their folder with --data or KOGPT_DATA",
-            "데이터 파일이 필요합니다. --data나 KOGPT_DATA로 폴더를 지정하세요",
-        )
-    return Path(value)
-
-
-def _wording(args: argparse.Namespace, usual: Wording) -> Wording:
+def _wording(args: argparse.Namespace) -> Wording:
     from kogpt.tuning.data import Wording
 
+    usual = Wording()
     template, words = usual.template, usual.words
     if args.template is not None:
         template = decode_argument(args.template, "--template").replace("\\n", "\n")
@@ -227,7 +248,7 @@ def _wording(args: argparse.Namespace, usual: Wording) -> Wording:
                 f"--labels {wrong[0]}: VALUE=WORD 형식으로 쓰세요. 예: '1= 긍정'",
             )
         words = {value: word for value, _, word in given}
-    return Wording(template, words, usual.column)
+    return Wording(template, words)
 
 
 def _settings(args: argparse.Namespace) -> TuningSettings:

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from kogpt.datasets import Example
 from kogpt.errors import MissingExtra
 from kogpt.evaluation.evaluate import Result, TaskData
-from kogpt.evaluation.metrics import METRICS, Floats, Ints, Outcome
-from kogpt.evaluation.task import Example, Prompt, Task
+from kogpt.evaluation.task import Prompt, Task
 from kogpt.files import atomic_write
+from kogpt.metrics import METRICS, Floats, Ints, Outcome
 
 VERSION = 2  # raised whenever the regression would give other numbers
 MAX_NGRAMS = 200_000  # the most frequent ones

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from kogpt import checkpoint
+from kogpt import checkpoint, data_files, metrics
+from kogpt.data_files import Table
+from kogpt.datasets import Example
 from kogpt.errors import KoGPTError
-from kogpt.evaluation import data, fewshot, metrics, sampling_mode, scoring
-from kogpt.evaluation.data import Table
+from kogpt.evaluation import fewshot, sampling_mode, scoring
 from kogpt.evaluation.fewshot import EncodedTask
-from kogpt.evaluation.metrics import METRICS, Outcome
 from kogpt.evaluation.scoring import Scores, Store
 from kogpt.evaluation.store import open_store
-from kogpt.evaluation.task import Example, Prompt, Scoring, Task
+from kogpt.evaluation.task import Prompt, Scoring, Task
 from kogpt.generation import KoGPT
+from kogpt.metrics import METRICS, Outcome
 from kogpt.native_runner import NativeRunner
 from kogpt.runner import Runner
 from kogpt.sampling import Sampling
@@ -140,17 +141,17 @@ def identify(folder: Path, runner: Runner) -> dict[str, str]:
 
 def read_data(task: Task, settings: Settings) -> TaskData:
     """The rows to score, and the pool of shots, which shares no text with them. Raises InputError."""
-    return _read_data(task, settings.folder or data.data_folder(), settings.limit)
+    return _read_data(task, settings.folder or data_files.data_folder(), settings.limit)
 
 
 @lru_cache(maxsize=2)  # a command measures a task with several prompts and numbers of shots in a row
 def _read_data(task: Task, folder: Path | None, limit: int | None) -> TaskData:
-    test = data.load(task.test, folder)
+    test = data_files.load(task.test, folder)
     examples = [task.read(row) for row in test.rows]
     if not task.pool:
         scored, pool = fewshot.split_pool(task, examples)
         return TaskData(fewshot.sample(task, scored, limit), pool, test, None, len(examples))
-    table = data.load(task.pool, folder)
+    table = data_files.load(task.pool, folder)
     pool = [(task.read_pool or task.read)(row) for row in table.rows]
     return TaskData(fewshot.sample(task, examples, limit), pool, test, table, len(examples))
 

@@ -13,8 +13,9 @@ from heapq import nsmallest
 
 import numpy as np
 
+from kogpt.datasets import Example
 from kogpt.errors import KoGPTError, PromptError
-from kogpt.evaluation.task import Example, Prompt, Task
+from kogpt.evaluation.task import Prompt, Task
 from kogpt.request import Ids
 from kogpt.tokenizer import Tokenizer
 

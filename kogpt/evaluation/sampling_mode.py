@@ -11,8 +11,8 @@ import numpy as np
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import scoring
 from kogpt.evaluation.fewshot import EncodedTask, Item
-from kogpt.evaluation.metrics import Floats, Ints
 from kogpt.evaluation.scoring import Scores, Store
+from kogpt.metrics import Floats, Ints
 from kogpt.request import Request, Writing
 from kogpt.sampling import Sampling
 from kogpt.session import Session

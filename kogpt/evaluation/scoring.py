@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from kogpt.evaluation.fewshot import Item
-from kogpt.evaluation.metrics import Floats, Ints
 from kogpt.evaluation.task import Scoring
+from kogpt.metrics import Floats, Ints
 from kogpt.request import Event, Ids, Request
 from kogpt.request import Scores as TokenScores
 from kogpt.session import Session

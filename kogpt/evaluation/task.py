@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from kogpt.data_files import Row, Source
+from kogpt.datasets import Example
 from kogpt.errors import KoGPTError
-from kogpt.evaluation.data import Row, Source
+from kogpt.metrics import Metric
 
-Metric = Literal["accuracy", "macro_f1", "binary_f1", "pearson", "spearman"]
 Scoring = Literal["raw", "normalised", "calibrated"]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One item: the texts that prompts may name, and its answer."""
-
-    id: str
-    fields: Mapping[str, str]
-    answer: int  # index of the right choice, or of the right label
-    grade: float | None = None  # a graded answer, where the task has one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

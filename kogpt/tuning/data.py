@@ -1,23 +1,29 @@
 """Files and named sets -> examples, checked and split: what a model is tuned on, and what it is judged by.
 
-Rows have `prompt` and `completion`, or `text` and `label`, or `text` alone. A split is a tuple of examples. A
-metric is a function of one split (see measure.py), so that no figure can mix two splits.
+Rows have `prompt` and `completion`, `text` and `label`, `text1`, `text2` and `label` or `score`, or `text`
+alone. A split is a tuple of examples. A metric is a function of one split (see measure.py), so that no figure
+can mix two splits.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kogpt import data_files
 from kogpt.errors import InputError
 from kogpt.texts import format_of, read_records, read_text, text_lines
+from kogpt.tuning.tasks import NUMBERED, Part, Task
 
-PLACE = "{text}"  # in a template
+ONE, PAIR = ("text",), NUMBERED  # names of a row's texts, in files and in templates
+PLACES = re.compile(r"\{(\w+)\}")
 DEV_SHARE, MAX_DEV = 0.05, 2000  # of the rows; a larger dev split costs more time than it tells
 SHOWN = 3  # places named in a message
 
@@ -31,6 +37,10 @@ class Example:
     label: int | None  # among the labels
     text: str  # of the row, as it stands in the file
     origin: str  # file and line
+    choices: tuple[str, ...] = ()  # of its own, instead of labels
+    grade: float | None = None
+    swapped: str | None = None  # the prompt with its two texts in the other order
+    pair: tuple[str, str] | None = None  # two texts that mean the same, for embeddings
 
     def digest(self) -> bytes:
         """SHA-256 of the text in NFC, white space collapsed: rows with equal ones are the same text."""
@@ -39,56 +49,13 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A named set: its files, columns, template and the word for each label."""
-
-    train: tuple[str, ...]  # names of the file: as published, and as packed
-    test: tuple[str, ...]
-    column: str  # of the text
-    template: str
-    words: Mapping[str, str]  # by the label's value in the file
-
-
-TASKS: Mapping[str, Task] = {
-    "nsmc": Task(
-        train=("ratings_train.txt", "nsmc_train.tsv.gz"),
-        test=("ratings_test.txt", "nsmc_test.tsv.gz"),
-        column="document",
-        template="{text}\n감정:",
-        words={"0": " 부정", "1": " 긍정"},
-    ),
-    "intent": Task(
-        train=("intent_3i4k_train.tsv.gz",),
-        test=("intent_3i4k_test.tsv.gz",),
-        column="text",
-        template="{text}\n의도:",
-        words={
-            "0": " 조각",
-            "1": " 서술",
-            "2": " 질문",
-            "3": " 명령",
-            "4": " 반문",
-            "5": " 반어 명령",
-            "6": " 억양에 따라 다름",
-        },
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
 class Wording:
     """How a text and its label become prompt and answer."""
 
     template: str = "{text}\n답:"
     words: Mapping[str, str] = field(default_factory=dict)  # by value; empty: the values themselves
-    column: str = "text"
 
     def __post_init__(self) -> None:
-        if PLACE not in self.template:
-            raise InputError(
-                f"the template {self.template!r} does not say where the text goes: write {PLACE} into it",
-                f"템플릿 {self.template!r}에 글이 들어갈 자리가 없습니다. {PLACE}를 넣으세요",
-            )
         if len(set(self.words.values())) < len(self.words):
             raise InputError(
                 "two labels have the same word: give each its own",
@@ -99,6 +66,21 @@ class Wording:
     def labels(self) -> tuple[str, ...]:
         """The words in the order of the labels."""
         return tuple(self.words.values())
+
+    def fill(self, fields: Mapping[str, str], names: Sequence[str]) -> str:
+        """The prompt of one row; InputError for a template without places for its texts."""
+        if missing := [name for name in names if f"{{{name}}}" not in self.template]:
+            place = f"{{{missing[0]}}}"
+            raise InputError(
+                f"the template {self.template!r} does not say where the text goes: write {place} into it",
+                f"템플릿 {self.template!r}에 글이 들어갈 자리가 없습니다. {place} 자리를 넣으세요",
+            )
+        return fill(self.template, fields)
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """A template with {name} replaced by each field; braces inside a text stay."""
+    return PLACES.sub(lambda place: fields.get(place[1], place[0]), template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,74 +97,134 @@ class Data:
         """SHA-256 over all that is learnt from and judged by."""
         total = hashlib.sha256(repr(sorted(self.wording.words.items())).encode())
         for example in (*self.train, None, *self.dev):
-            total.update(b"\0" if example is None else f"{example.prompt}\0{example.answer}\0".encode())
+            told = "" if example is None else f"{example.prompt}\0{example.answer}\0{example.pair or ''}"
+            total.update(f"{told}\0".encode())
         return total.hexdigest()
+
+    @property
+    def graded(self) -> bool:
+        """Whether numbers are learnt."""
+        return self.train[0].grade is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Which rows are used, and what becomes of those that cannot be meant."""
+
+    skip_bad: bool = False  # leave out empty, duplicate and test rows instead of refusing them
+    allow_overlap: bool = False  # train on rows of test
+    dev_share: float = DEV_SHARE
+    rows: int | None = None  # so many training rows and no more, chosen by hash
+    test_rows: int | None = None  # so many test rows and no more; none of the others is learnt from either
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Files:
-    """Where the rows are, and what becomes of those that cannot be meant."""
+    """Where rows of one's own are."""
 
     train: Path
     dev: Path | None = None  # None: a share of train, chosen by hash
     test: Path | None = None
-    skip_bad: bool = False  # leave out empty, duplicate and test rows instead of refusing them
-    allow_overlap: bool = False  # train on rows of test
-    dev_share: float = DEV_SHARE
-    published: bool = False  # a named set: columns by tabs, quotes are letters
 
 
-def task_files(task: Task, folder: Path, **options: Any) -> Files:
-    """The files of a named set below `folder`; InputError if one is missing.
+@dataclass(slots=True)
+class _Splits:
+    """Rows as they were read."""
 
-    options: fields of Files.
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    where: str  # train's place, for messages
+
+
+def read_data(files: Files, wording: Wording, choice: Choice | None = None, pairs: bool = False) -> Data:
+    """Read and split files; InputError for rows that cannot be meant, named with file and line.
+
+    pairs: rows are two texts that mean the same.
     """
-    return Files(train=_find(folder, task.train), test=_find(folder, task.test), published=True, **options)
+    train, dev, test = (
+        [] if path is None else list(_read(path, wording, pairs))
+        for path in (files.train, files.dev, files.test)
+    )
+    return _assemble(_Splits(train, dev, test, str(files.train)), wording, choice or Choice())
 
 
-def read_data(files: Files, wording: Wording) -> Data:
-    """Read and split; InputError for rows that cannot be meant, named with file and line."""
+def read_task(task: Task, folder: Path | None, choice: Choice | None = None, dev: Path | None = None) -> Data:
+    """A named task; folder: of its files, None as in data_files.load. dev: a file of rows like one's own.
+
+    Raises as read_data.
+    """
+    words = {} if task.own_choices else {str(n): word for n, word in enumerate(task.answers)}
+    wording = Wording(task.template, words)
+    judged = [] if dev is None else list(_read(dev, wording, False))
+    train, test = (
+        [example for part in parts for example in _examples(task, part, folder)]
+        for parts in (task.train, task.test)
+    )
+    where = task.train[0].sources[0].file
+    return _assemble(_Splits(train, judged, test, where), wording, choice or Choice())
+
+
+def _assemble(read: _Splits, wording: Wording, choice: Choice) -> Data:
     skipped: Counter[str] = Counter()
-    published = files.published
-    train = _clean(_read(files.train, wording, published), files.skip_bad, skipped, "train")
-    dev = _clean(_read(files.dev, wording, False), files.skip_bad, skipped, "dev") if files.dev else []
-    test = list(_read(files.test, wording, published)) if files.test else []
-    if not files.allow_overlap:
-        train = _apart(train, test, files, skipped)
-        train = _apart(train, dev, files, skipped)
+    train = _clean(read.train, choice.skip_bad, skipped, "train")
+    dev = _clean(read.dev, choice.skip_bad, skipped, "dev")
+    test = read.test
+    if not choice.allow_overlap:
+        train = _apart(train, test, choice.skip_bad, skipped)
+        train = _apart(train, dev, choice.skip_bad, skipped)
     if not train:
         raise InputError(
-            f"{files.train} holds no row to learn from: give a file that has some",
-            f"{files.train}: 학습할 행이 없습니다. 행이 있는 파일을 지정하세요",
+            f"{read.where} holds no row to learn from: give a file that has some",
+            f"{read.where}: 학습할 행이 없습니다. 행이 있는 파일을 지정하세요",
         )
-    wording = _with_words(wording, train, files.train)
+    if choice.rows is not None:
+        train = lowest(train, choice.rows)
+    if choice.test_rows is not None:
+        test = lowest(test, choice.test_rows)
+    wording = _with_words(wording, train, read.where)
     train, dev, test = (_labelled(rows, wording) for rows in (train, dev, test))
     if not dev:
-        train, dev = _split(train, files.dev_share)
-    _require_two(train, files.train)
+        train, dev = _split(train, choice.dev_share)
+    _require_two(train, read.where)
     return Data(tuple(train), tuple(dev), tuple(test), wording, skipped)
 
 
-def _find(folder: Path, names: Sequence[str]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(
-        f"{folder} holds none of {', '.join(names)}: name the folder of the set with --data or KOGPT_DATA",
-        f"{folder}에 {', '.join(names)} 파일이 없습니다. --data나 KOGPT_DATA로 데이터 폴더를 지정하세요",
-    )
+def _examples(task: Task, part: Part, folder: Path | None) -> Iterator[Example]:
+    """Rows of a published file as they are learnt."""
+    table = data_files.load(part.sources, folder)
+    for number, row in enumerate(table.rows, 2):
+        example = part.read(row)
+        fields = task.fields(example)
+        prompt, swapped = fill(task.template, fields), None
+        answers = tuple(fill(answer, fields) for answer in task.answers)
+        if task.graded:
+            first, second = NUMBERED
+            swapped = fill(task.template, {first: fields[second], second: fields[first]})
+        text = "\n".join(fields[name] for name in task.texts) or prompt
+        answer = str(example.grade) if task.graded else answers[example.answer]
+        yield Example(
+            prompt,
+            answer,
+            None if task.graded else example.answer,
+            text if not task.own_choices else "\n".join((text, *answers)),
+            f"{table.file}:{number}",
+            answers if task.own_choices else (),
+            example.grade if task.graded else None,
+            swapped,
+        )
 
 
-def _read(path: Path, wording: Wording, published: bool) -> Iterator[Example]:
+def _read(path: Path, wording: Wording, pairs: bool) -> Iterator[Example]:
     """The rows of a file; the label's value stands in `answer` until the words are known."""
     text = read_text(path)
-    if format_of(path.name) == "text" and not published:
+    if format_of(path.name) == "text" and not pairs:
         for number, line in text_lines(text):
             yield Example("", line, None, line, f"{path}:{number}")
         return
     read: Callable[[Mapping[str, Any], str], Example] | None = None
-    for origin, values in _plain_table(text, path) if published else _records(text, path):
-        read = read or _reader(values, wording, path)
+    for origin, values in _records(text, path):
+        read = read or _reader(values, wording, path, pairs)
         yield read(values, origin)
 
 
@@ -197,62 +239,88 @@ def _records(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield f"{path}:{record.line}", record.values
 
 
-def _plain_table(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Published sets: columns by tabs, quotes are letters like any other."""
-    lines = text_lines(text)
-    _, header = next(lines)
-    names = header.split("\t")
-    for number, line in lines:
-        values = line.split("\t")
-        if len(values) != len(names):
-            raise InputError(
-                f"{path} line {number} has {len(values)} columns instead of {len(names)}: get the file again",
-                f"{path} {number}행: 열 {len(values)}개 (조건: {len(names)}개). 파일을 다시 받으세요",
-            )
-        yield f"{path}:{number}", dict(zip(names, values, strict=True))
-
-
 def _reader(
-    first: Mapping[str, Any], wording: Wording, path: Path
+    first: Mapping[str, Any], wording: Wording, path: Path, pairs: bool
 ) -> Callable[[Mapping[str, Any], str], Example]:
     """How to read every row of a file, by the fields of its first."""
+    names = PAIR if PAIR[0] in first else ONE
 
-    def value(row: Mapping[str, Any], name: str, origin: str) -> str:
-        found = row.get(name, "")
-        if isinstance(found, list | dict):
-            raise InputError(
-                f"{origin}: {name} is not a text: write one string", f"{origin}: {name} 값을 글로 쓰세요"
-            )
-        return "" if found is None else str(found)
-
-    def pair(row: Mapping[str, Any], origin: str) -> Example:
-        prompt = value(row, "prompt", origin)
-        return Example(prompt, value(row, "completion", origin), None, prompt, origin)
+    def completion(row: Mapping[str, Any], origin: str) -> Example:
+        prompt = _value(row, "prompt", origin)
+        return Example(prompt, _value(row, "completion", origin), None, prompt, origin)
 
     def labelled(row: Mapping[str, Any], origin: str) -> Example:
-        text = value(row, wording.column, origin)
-        prompt = wording.template.replace(PLACE, text)
-        return Example(prompt, value(row, "label", origin), -1, text, origin)
+        fields = {name: _value(row, name, origin) for name in names}
+        prompt = wording.fill(fields, names)
+        return Example(prompt, _value(row, "label", origin), -1, "\n".join(fields.values()), origin)
+
+    def graded(row: Mapping[str, Any], origin: str) -> Example:
+        fields = {name: _value(row, name, origin) for name in names}
+        swapped = wording.fill(dict(zip(names, reversed(fields.values()), strict=True)), names)
+        grade = _grade(row, origin)
+        text = "\n".join(fields.values())
+        return Example(
+            wording.fill(fields, names),
+            str(grade),
+            None,
+            text,
+            origin,
+            grade=grade,
+            swapped=swapped if names == PAIR else None,
+        )
 
     def plain(row: Mapping[str, Any], origin: str) -> Example:
-        text = value(row, "text", origin)
+        text = _value(row, "text", origin)
         return Example("", text, None, text, origin)
 
-    if {"prompt", "completion"} <= first.keys():
-        return pair
-    if {wording.column, "label"} <= first.keys():
-        return labelled
-    if "text" in first:
-        return plain
+    def alike(row: Mapping[str, Any], origin: str) -> Example:
+        one, other = (_value(row, name, origin) for name in PAIR)
+        return Example("", other, None, one, origin, pair=(one, other))
+
+    readers: tuple[tuple[set[str], Callable[[Mapping[str, Any], str], Example]], ...] = (
+        ({"prompt", "completion"}, completion),
+        ({*names, "label"}, labelled),
+        ({*names, "score"}, graded),
+        ({"text"}, plain),
+    )
+    for needed, read in (({*PAIR}, alike),) if pairs else readers:
+        if needed <= first.keys():
+            return read
+    wanted = (
+        "text1 and text2"
+        if pairs
+        else "prompt and completion, text (or text1 and text2) and label or score, or text"
+    )
     raise InputError(
-        f"{path} has the fields {', '.join(map(str, first))}: rows need prompt and completion, text and "
-        "label, or text",
-        f"{path}의 필드: {', '.join(map(str, first))}. prompt와 completion, text와 label, 또는 "
-        "text가 필요합니다",
+        f"{path} has the fields {', '.join(map(str, first))}: rows need {wanted}",
+        f"{path}의 필드: {', '.join(map(str, first))}. 필요한 필드: {wanted}",
     )
 
 
-def _clean(rows: Iterator[Example], skip_bad: bool, skipped: Counter[str], split: str) -> list[Example]:
+def _value(row: Mapping[str, Any], name: str, origin: str) -> str:
+    found = row.get(name, "")
+    if isinstance(found, list | dict):
+        raise InputError(
+            f"{origin}: {name} is not a text: write one string", f"{origin}: {name} 값을 글로 쓰세요"
+        )
+    return "" if found is None else str(found)
+
+
+def _grade(row: Mapping[str, Any], origin: str) -> float:
+    shown = _value(row, "score", origin)
+    try:
+        grade = float(shown)
+    except ValueError:
+        grade = math.nan
+    if not math.isfinite(grade):
+        raise InputError(
+            f"{origin}: score is {shown[:40]!r}, must be a number",
+            f"{origin}: score 값 {shown[:40]!r}: 숫자를 쓰세요",
+        )
+    return grade
+
+
+def _clean(rows: Sequence[Example], skip_bad: bool, skipped: Counter[str], split: str) -> list[Example]:
     """Without empty and duplicate rows; InputError for them unless they may be skipped."""
     good: list[Example] = []
     empty: list[Example] = []
@@ -260,7 +328,7 @@ def _clean(rows: Iterator[Example], skip_bad: bool, skipped: Counter[str], split
     seen: set[bytes] = set()
     for row in rows:
         # One prompt may have several completions; a text has one label.
-        key = row.digest() + (row.answer.encode() if row.label is None else b"")
+        key = row.digest() + (row.answer.encode() if row.label is None and row.grade is None else b"")
         if not row.text.strip() or not row.answer.strip():
             empty.append(row)
         elif key in seen:
@@ -282,12 +350,12 @@ def _clean(rows: Iterator[Example], skip_bad: bool, skipped: Counter[str], split
 
 
 def _apart(
-    train: list[Example], held_out: Sequence[Example], files: Files, skipped: Counter[str]
+    train: list[Example], held_out: Sequence[Example], skip_bad: bool, skipped: Counter[str]
 ) -> list[Example]:
     """The rows whose text is not held out; InputError for the others unless they may be skipped."""
     digests = {example.digest() for example in held_out}
     shared = [example for example in train if example.digest() in digests]
-    if shared and not files.skip_bad:
+    if shared and not skip_bad:
         raise InputError(
             f"{len(shared):,} training texts are held out for dev or test as well ({_places(shared)}): leave "
             "them out with --skip-bad, or insist with --allow-overlap",
@@ -298,18 +366,19 @@ def _apart(
     return [example for example in train if example.digest() not in digests]
 
 
-def _with_words(wording: Wording, train: Sequence[Example], path: Path) -> Wording:
+def _with_words(wording: Wording, train: Sequence[Example], where: str) -> Wording:
     """The wording with a word for each label: its value, where none was given. No labels: no words."""
-    values = sorted({example.answer for example in train if example.label is not None})
-    if not values:
+    values = sorted({example.answer for example in train if example.label == -1})
+    if not values and all(example.label is None for example in train):
         if wording.words:
             raise InputError(
-                f"{path} has no labels: leave --labels out", f"{path}에 레이블이 없습니다. --labels를 빼세요"
+                f"{where} has no labels: leave --labels out",
+                f"{where}에 레이블이 없습니다. --labels를 빼세요",
             )
         return wording
-    if wording.words:
+    if wording.words or not values:
         return wording
-    return Wording(wording.template, {value: f" {value.strip()}" for value in values}, wording.column)
+    return Wording(wording.template, {value: f" {value.strip()}" for value in values})
 
 
 def _labelled(rows: Sequence[Example], wording: Wording) -> list[Example]:
@@ -317,7 +386,7 @@ def _labelled(rows: Sequence[Example], wording: Wording) -> list[Example]:
     numbers = {value: number for number, value in enumerate(wording.words)}
     found = []
     for row in rows:
-        if row.label is None:
+        if row.label != -1:
             found.append(row)
             continue
         if row.answer not in numbers:
@@ -325,9 +394,16 @@ def _labelled(rows: Sequence[Example], wording: Wording) -> list[Example]:
                 f"{row.origin}: label {row.answer[:40]!r} is unknown, must be one of {', '.join(numbers)}",
                 f"{row.origin}: 알 수 없는 레이블 {row.answer[:40]!r} (가능: {', '.join(numbers)})",
             )
-        answer = wording.words[row.answer]
-        found.append(Example(row.prompt, answer, numbers[row.answer], row.text, row.origin))
+        found.append(replace(row, answer=wording.words[row.answer], label=numbers[row.answer]))
     return found
+
+
+def lowest(rows: list[Example], count: int) -> list[Example]:
+    """The rows of the `count` lowest hashes, in their order: as good as random, the same for every order."""
+    if count >= len(rows):
+        return rows
+    border = sorted(row.digest() for row in rows)[count - 1]
+    return [row for row in rows if row.digest() <= border]
 
 
 def _split(rows: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
@@ -342,18 +418,18 @@ def _split(rows: Sequence[Example], share: float) -> tuple[list[Example], list[E
     return [row for row in rows if row.digest() > border], [row for row in rows if row.digest() <= border]
 
 
-def _require_two(train: Sequence[Example], path: Path) -> None:
+def _require_two(train: Sequence[Example], where: str) -> None:
     labels = {example.label for example in train}
-    if len(labels) == 1 and None not in labels:
+    if len(labels) == 1 and None not in labels and not train[0].choices:
         only = train[0].answer.strip()
         raise InputError(
-            f"{path} has one class only, {only!r}: a classifier needs two",
-            f"{path}: 클래스가 {only!r} 하나뿐입니다. 두 개 이상 필요합니다",
+            f"{where} has one class only, {only!r}: a classifier needs two",
+            f"{where}: 클래스가 {only!r} 하나뿐입니다. 두 개 이상 필요합니다",
         )
     if not train:
         raise InputError(
-            f"{path}: every row went into the dev split: give more rows",
-            f"{path}: 모든 행이 검증에 쓰였습니다. 행을 더 넣으세요",
+            f"{where}: every row went into the dev split: give more rows",
+            f"{where}: 모든 행이 검증에 쓰였습니다. 행을 더 넣으세요",
         )
 
 

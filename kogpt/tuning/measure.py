@@ -8,30 +8,106 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
+from kogpt import metrics
+from kogpt.metrics import METRICS, Floats, Metric, Outcome
 from kogpt.training.processes import Processes
-from kogpt.tuning.methods import TuningObjective
-from kogpt.tuning.rows import Ids, Row, padded
+from kogpt.tuning.methods import ContrastObjective, HeadObjective, TuningObjective
+from kogpt.tuning.rows import Ids, Row, at_the_end, padded
 
 TOKENS_PER_PASS = 8192
 T = TypeVar("T")
 
 
 def measure(
-    objective: TuningObjective, rows: Sequence[Row], processes: Processes | None = None
+    objective: TuningObjective,
+    rows: Sequence[Row],
+    processes: Processes | None = None,
+    interval: bool = False,
 ) -> dict[str, float]:
-    """`loss` per learnt token, nats; with labels also `accuracy` by their likelihoods and `macro_f1`.
+    """`loss` per answer or learnt token, nats, and what a user wants to know of the answers.
 
+    Labels: `accuracy`, by their likelihoods or the head's outputs, and `macro_f1`. Grades: `spearman` and
+    `pearson`; the loss is the squared error. Pairs: `recall_at_1`, the share of texts whose partner is the
+    nearest of all. interval: with `_low` and `_high` of the first of them, 95 %, by bootstrap.
     Several processes share the rows, and each learns the result.
     """
     processes = processes or Processes()
-    found = {"loss": dev_loss(objective, rows, processes)}
-    labels = [row.label for row in rows if row.label is not None]
-    if labels:
-        guesses = [int(np.argmax(scores)) for scores in label_scores(objective, rows, processes)]
-        found["accuracy"] = float(np.mean([a == b for a, b in zip(guesses, labels, strict=True)]))
-        found["macro_f1"] = macro_f1(guesses, labels)
+    if isinstance(objective, ContrastObjective):
+        return _measure_pairs(objective, rows, processes)
+    found: dict[str, float]
+    if isinstance(objective, HeadObjective):
+        outputs, items = _head_outputs(objective, rows, processes)
+        found, outcome = _judge_head(outputs, items)
+    else:
+        found, outcome = {"loss": dev_loss(objective, rows, processes)}, None
+        labels = [row.label for row in rows if row.label is not None]
+        if labels:
+            scores = label_scores(objective, [row for row in rows if row.label is not None], processes)
+            outcome = _labelled(labels, [int(np.argmax(row)) for row in scores])
+    if outcome is None:
+        return found
+    names: tuple[Metric, ...] = ("accuracy", "macro_f1")
+    if not np.isnan(outcome.grades).all():
+        names = ("spearman", "pearson")
+    found |= {name: METRICS[name](outcome) for name in names}
+    if interval and (bounds := metrics.interval(names[0], [outcome])):
+        found |= {f"{names[0]}_low": bounds[0], f"{names[0]}_high": bounds[1]}
     return found
+
+
+def _labelled(labels: Sequence[int], guesses: Sequence[int]) -> Outcome:
+    answers, predictions = np.array(labels, dtype=np.int64), np.array(guesses, dtype=np.int64)
+    return Outcome(answers, predictions, np.full(len(answers), np.nan), predictions.astype(np.float64))
+
+
+def _head_outputs(
+    objective: HeadObjective, rows: Sequence[Row], processes: Processes
+) -> tuple[Floats, list[Row]]:
+    """Outputs of the head (items, outputs), the mean over the orders of a pair; a row of each item."""
+    assert objective.score is not None
+    found = np.zeros((len(rows), objective.score.out_features))
+    with torch.no_grad():
+        for group, counts in shared_passes(range(len(rows)), [len(row.ids) for row in rows], processes):
+            inputs, targets = padded([rows[number] for number in group])
+            ids, wanted = (torch.from_numpy(array).to(processes.device) for array in (inputs, targets))
+            found[group] += counts * objective.answers(ids, wanted).double().cpu().numpy()
+    found = np.reshape(processes.sum(found.ravel()), found.shape)
+    items, first, place = np.unique([row.item for row in rows], return_index=True, return_inverse=True)
+    means = np.zeros((len(items), found.shape[1]))
+    np.add.at(means, place, found)
+    return means / np.bincount(place)[:, None], [rows[number] for number in first]
+
+
+def _judge_head(outputs: Floats, items: Sequence[Row]) -> tuple[dict[str, float], Outcome]:
+    if items[0].grade is not None:
+        grades, scores = np.array([row.grade for row in items], dtype=np.float64), outputs[:, 0]
+        none = np.zeros(len(items), dtype=np.int64)
+        return {"loss": float(np.mean((scores - grades) ** 2))}, Outcome(none, none, grades, scores)
+    labels = [row.label for row in items if row.label is not None]
+    likelihoods = torch.from_numpy(outputs).log_softmax(-1)
+    loss = -float(likelihoods[range(len(labels)), labels].mean())
+    return {"loss": loss}, _labelled(labels, [int(guess) for guess in outputs.argmax(1)])
+
+
+def _measure_pairs(
+    objective: ContrastObjective, rows: Sequence[Row], processes: Processes
+) -> dict[str, float]:
+    """All pairs against each other, as one batch; texts of one length share a pass."""
+    texts = [ids for row in rows for ids in (row.ids, row.partner) if ids is not None]
+    found = np.zeros((len(texts), objective.model.config.d_model))
+    with torch.no_grad():
+        for group, counts in shared_passes(range(len(texts)), [len(ids) for ids in texts], processes):
+            inputs, targets = at_the_end([texts[number] for number in group], np.array(group))
+            ids, ends = (torch.from_numpy(array).to(processes.device) for array in (inputs, targets))
+            found[group] += counts * objective.vectors(ids, ends).double().cpu().numpy()
+    vectors = torch.from_numpy(np.reshape(processes.sum(found.ravel()), found.shape))
+    likeness = vectors @ vectors.T
+    likeness.fill_diagonal_(-torch.inf)
+    partners = torch.arange(len(texts)) ^ 1  # 2n and 2n + 1 are a pair
+    loss = F.cross_entropy(likeness / objective.temperature, partners)
+    return {"loss": float(loss), "recall_at_1": float((likeness.argmax(1) == partners).float().mean())}
 
 
 def dev_loss(objective: TuningObjective, rows: Sequence[Row], processes: Processes) -> float:
@@ -109,12 +185,3 @@ def passes(items: Sequence[T], lengths: Sequence[int]) -> Iterator[list[T]]:
         n = max(1, TOKENS_PER_PASS // lengths[order[0]])
         yield [items[number] for number in order[:n]]
         order = order[n:]
-
-
-def macro_f1(guesses: Sequence[int], labels: Sequence[int]) -> float:
-    """The mean of F1 over the classes that occur."""
-    found = []
-    for label in sorted(set(labels) | set(guesses)):
-        hits = sum(a == b == label for a, b in zip(guesses, labels, strict=True))
-        found.append(2 * hits / (guesses.count(label) + labels.count(label)))
-    return float(np.mean(found))

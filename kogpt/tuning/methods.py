@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,14 @@ class TuningObjective(Objective):
 
     n_virtual = 0  # positions before every text
     # What reads weights outside of `forward`: among several processes these gather them as `forward` does.
-    gathering = ("likelihoods", "next_ids", "starting_values", "adapter", "encoder_state")
+    gathering: tuple[str, ...] = (
+        *("likelihoods", "next_ids", "starting_values", "adapter", "encoder_state"),
+        *("answers", "vectors", "head"),
+    )
+
+    def __init__(self, model: GPTJ, compute: ComputeSettings) -> None:
+        super().__init__(model, compute)
+        self.score: nn.Linear | None = None  # a head that answers instead of words
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """As Objective's; the other positions have no part in it, and get no logits."""
@@ -67,6 +74,10 @@ class TuningObjective(Objective):
     def encoder_state(self) -> Mapping[str, Tensor]:
         """Weights that made the adapter and are not in it."""
         return {}
+
+    def head(self) -> Floats | None:
+        """The weights of the head, (outputs, E)."""
+        return None if self.score is None else _array(self.score.weight)
 
 
 class LowRankUpdate(nn.Module):
@@ -138,6 +149,68 @@ class LoraObjective(TuningObjective):
                 for name, update in zip(self.names, self._by_matrix.values(), strict=True)
             }
         )
+
+
+class HeadObjective(LoraObjective):
+    """LoRA, and a linear head on the last hidden state: as transformers' GPTJForSequenceClassification.
+
+    One output for each label, or a single one for a grade.
+    """
+
+    def add_head(self, n_outputs: int) -> Self:
+        """Begin with a head of small random weights."""
+        self.score = nn.Linear(self.model.config.d_model, n_outputs, bias=False)
+        nn.init.normal_(self.score.weight, std=0.02)
+        return self
+
+    def answers(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Outputs at the scored positions of (B, T) ids: (N, outputs) float32."""
+        hidden = self.hidden(self.embedded(inputs), self.forward_pass(inputs))
+        return self._outputs(hidden, targets)
+
+    def _outputs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        assert self.score is not None
+        outputs: Tensor = self.score(hidden[_scored(targets)].float())
+        return outputs
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of labels, or squared error of grades, summed."""
+        outputs, wanted = self._outputs(hidden, targets), targets[_scored(targets)]
+        if wanted.is_floating_point():
+            return F.mse_loss(outputs[:, 0], wanted, reduction="sum")
+        return F.cross_entropy(outputs, wanted, reduction="sum")
+
+
+def _scored(targets: Tensor) -> Tensor:
+    return ~targets.isnan() if targets.is_floating_point() else targets != IGNORED
+
+
+class ContrastObjective(LoraObjective):
+    """LoRA by the pairs of a batch: each text finds its partner among all others (InfoNCE).
+
+    As SimCSE's supervised loss (arXiv 2104.08821, section 3) on mean-pooled hidden states, both ways.
+    Targets hold the number of a pair at the last id of each of its two texts.
+    """
+
+    temperature = 0.05
+
+    def vectors(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Embeddings of (B, T) ids, scaled to length 1: (B, E)."""
+        return self._pooled(self.hidden(self.embedded(inputs), self.forward_pass(inputs)), targets)
+
+    def _pooled(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Means over the ids of each text; (B, T, E) -> (B, E)."""
+        after = _scored(targets).flip(1).cumsum(1).flip(1)[..., None] > 0  # up to the last id
+        means = (hidden.float() * after).sum(1) / after.sum(1)
+        return F.normalize(means, dim=-1)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Summed over the texts; targets (B, T), B = 2 x pairs."""
+        vectors, pairs = self._pooled(hidden, targets), targets[_scored(targets)]
+        itself = torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
+        likeness = (vectors @ vectors.T / self.temperature).masked_fill(itself, -math.inf)
+        partners = ((pairs[:, None] == pairs) & ~itself).long().argmax(1)
+        return F.cross_entropy(likeness, partners, reduction="sum")
 
 
 class PromptEncoder(nn.Module):

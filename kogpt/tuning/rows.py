@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from kogpt.training.loss import IGNORED
 from kogpt.tuning.data import Example
 
 Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 POOL = 32  # batches that are sorted by length together: little padding, and still a random order
 
@@ -28,6 +30,10 @@ class Row:
     choices: tuple[tuple[int, ...], ...]  # ids of each label after the context; empty without labels
     label: int | None
     origin: str
+    item: int  # number of the example; the two orders of a pair share it
+    head: bool = False  # the head answers after the last id; no id is learnt
+    grade: float | None = None
+    partner: Ids | None = None  # the text that means the same
 
     @property
     def context(self) -> Ids:
@@ -35,17 +41,27 @@ class Row:
         return self.ids[: self.first]
 
 
-def encode(
-    examples: Sequence[Example], tokenizer: Tokenizer, labels: Sequence[str], longest: int, truncate: bool
-) -> list[Row]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """How examples become rows."""
+
+    labels: tuple[str, ...]
+    longest: int  # ids of a row
+    truncate: bool = False
+    head: bool = False
+
+
+def encode(examples: Sequence[Example], tokenizer: Tokenizer, form: Form) -> list[Row]:
     """Rows of at most `longest` ids; InputError that counts the longer ones, unless they may be cut.
 
-    A prompt loses its beginning, a plain text its end. Every answer ends with [EOS], which is learnt too.
+    A prompt loses its beginning, a plain text its end. Every answer ends with [EOS], which is learnt too. A
+    graded pair gives a row for each order of its texts.
     """
-    rows = [_encode(example, tokenizer, labels) for example in examples]
-    long = [row for row in rows if len(row.ids) > longest]
-    if long and not truncate:
-        widest = max(len(row.ids) for row in long)
+    rows = [row for number, example in enumerate(examples) for row in _rows(example, number, tokenizer, form)]
+    longest = form.longest
+    long = [row for row in rows if max(len(row.ids), len(_partner(row))) > longest]
+    if long and not form.truncate:
+        widest = max(max(len(row.ids), len(_partner(row))) for row in long)
         raise InputError(
             f"{len(long):,} rows are longer than {longest:,} tokens (the longest has {widest:,}, the first "
             f"is {long[0].origin}): shorten them, or cut them with --truncate",
@@ -55,34 +71,68 @@ def encode(
     return [_cut(row, longest) for row in rows]
 
 
-def _encode(example: Example, tokenizer: Tokenizer, labels: Sequence[str]) -> Row:
+def _partner(row: Row) -> Sequence[int] | Ids:
+    return () if row.partner is None else row.partner
+
+
+def _rows(example: Example, number: int, tokenizer: Tokenizer, form: Form) -> list[Row]:
+    if example.pair is not None:
+        one, other = (np.array(tokenizer.encode_prompt(text)) for text in example.pair)
+        return [Row(one, len(one), (), None, example.origin, number, partner=other)]
+    if form.head:
+        prompts = [example.prompt] if example.swapped is None else [example.prompt, example.swapped]
+        found = []
+        for prompt in prompts:
+            ids = np.array(tokenizer.encode_prompt(prompt))
+            found.append(
+                Row(ids, len(ids), (), example.label, example.origin, number, head=True, grade=example.grade)
+            )
+        return found
+    return [_answered(example, number, tokenizer, form)]
+
+
+def _answered(example: Example, number: int, tokenizer: Tokenizer, form: Form) -> Row:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if not example.prompt:
         ids = [*tokenizer.document_start, *tokenizer.encode(example.answer), *end]
-        return Row(np.array(ids), len(tokenizer.document_start), (), None, example.origin)
-    answers = labels if example.label is not None else [example.answer]
+        return Row(np.array(ids), len(tokenizer.document_start), (), None, example.origin, number)
+    answers = [example.answer] if example.label is None else (example.choices or form.labels)
     context, choices = tokenizer.encode_choices(example.prompt, answers)
     answer = choices[example.label or 0]
     kept = tuple(map(tuple, choices)) if example.label is not None else ()
-    return Row(np.array([*context, *answer, *end]), len(context), kept, example.label, example.origin)
+    ids = [*context, *answer, *end]
+    return Row(np.array(ids), len(context), kept, example.label, example.origin, number)
 
 
 def _cut(row: Row, longest: int) -> Row:
+    if row.partner is not None:
+        return replace(row, ids=row.ids[:longest], first=0, partner=row.partner[:longest])
     extra = len(row.ids) - longest
     if extra <= 0:
         return row
     if row.first <= 1:
-        return Row(row.ids[:longest], row.first, row.choices, row.label, row.origin)
+        return replace(row, ids=row.ids[:longest])
     if extra >= row.first:
         raise InputError(
             f"{row.origin}: the answer alone is longer than {longest:,} tokens: shorten it",
             f"{row.origin}: 답만으로 {longest:,}토큰보다 깁니다. 줄이세요",
         )
-    return Row(row.ids[extra:], row.first - extra, row.choices, row.label, row.origin)
+    return replace(row, ids=row.ids[extra:], first=row.first - extra)
 
 
-def padded(rows: Sequence[Row]) -> tuple[Ids, Ids]:
-    """Inputs and targets (B, T), padded on the right, where causal attention never looks."""
+def padded(rows: Sequence[Row]) -> tuple[Ids, Ids | Floats]:
+    """Inputs and targets (B, T), padded on the right, where causal attention never looks.
+
+    Targets are the ids that follow; for a head its label or grade at the last id of each row; for pairs,
+    which give two rows each, the number of the pair at the last id.
+    """
+    if rows[0].partner is not None:
+        texts = [text for row in rows for text in (row.ids, row.partner) if text is not None]
+        return at_the_end(texts, np.repeat(np.arange(len(rows)), 2))
+    if rows[0].head:
+        graded = rows[0].grade is not None
+        wanted = [row.grade if graded else row.label for row in rows]
+        return at_the_end([row.ids for row in rows], np.array(wanted, "f4" if graded else "i8"))
     width = max(len(row.ids) for row in rows) - 1
     inputs = np.zeros((len(rows), width), dtype=np.int64)
     targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
@@ -90,6 +140,17 @@ def padded(rows: Sequence[Row]) -> tuple[Ids, Ids]:
         n = len(row.ids) - 1
         inputs[number, :n] = row.ids[:-1]
         targets[number, row.first - 1 : n] = row.ids[row.first :]
+    return inputs, targets
+
+
+def at_the_end(texts: Sequence[Ids], answers: NDArray[Any]) -> tuple[Ids, Ids | Floats]:
+    """Inputs and targets (B, T): texts padded on the right, and one answer at the last id of each."""
+    shape = len(texts), max(map(len, texts))
+    inputs = np.zeros(shape, dtype=np.int64)
+    targets = np.full(shape, np.nan if answers.dtype.kind == "f" else IGNORED, dtype=answers.dtype)
+    for number, (ids, answer) in enumerate(zip(texts, answers, strict=True)):
+        inputs[number, : len(ids)] = ids
+        targets[number, len(ids) - 1] = answer
     return inputs, targets
 
 

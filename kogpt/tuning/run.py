@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from kogpt import checkpoint, peft
-from kogpt.adapter import Adapter
 from kogpt.checkpoint import Checkpoint
 from kogpt.errors import ConfigError
 from kogpt.files import atomic_write, lock_folder
@@ -38,18 +37,20 @@ from kogpt.tuning.frozen import base_dtype, fill_quantized, freeze
 from kogpt.tuning.measure import measure
 from kogpt.tuning.methods import (
     MATRICES,
+    ContrastObjective,
+    HeadObjective,
     LoraObjective,
     PrefixObjective,
     PromptObjective,
     TuningObjective,
     n_trained,
 )
-from kogpt.tuning.rows import Batches, Row, encode, padded
+from kogpt.tuning.rows import Batches, Form, Row, encode, padded
 from kogpt.weights import Stored, write_safetensors
 
 # Peak learning rate of AdamW. Full: KoGPT2-subtasks's; soft prompts learn at ten times LoRA's rate
 # (PEFT's comparison of methods).
-RATES = {"full": 5e-5, "lora": 5e-4, "p-tuning": 5e-3, "prefix": 5e-3}
+RATES = {"full": 5e-5, "lora": 5e-4, "p-tuning": 5e-3, "prefix": 5e-3, "embed": 5e-4}
 ENCODER = "p_tuning_encoder.safetensors"
 WARMUP = 0.1  # share of the steps
 
@@ -65,6 +66,7 @@ class TuningSettings:
     rank: int = 16  # LoRA's
     alpha: float = 16.0
     targets: tuple[str, ...] = MATRICES
+    head: bool = False  # a linear layer answers instead of words
     virtual_tokens: int = 20  # of P-tuning and prefix tuning
     encoder: str = "mlp"  # of P-tuning
     checks: int = 4  # validations in an epoch
@@ -91,6 +93,8 @@ class TuningSettings:
         every = max(1, batches.per_epoch // self.checks)
         rate = RATES[self.method] if self.rate is None else self.rate
         decay = 0.01 if self.method == "full" else 0.0
+        # The texts of a batch of pairs are compared with each other, so they share a pass.
+        tokens = 1 << 30 if self.method == "embed" else 4096
         return TrainingSettings(
             schedule=Schedule(steps=steps, warmup_steps=round(WARMUP * steps), shape="cosine"),
             optimizer=OptimizerSettings(name="adamw", adamw_rate=rate, adamw_decay=decay, betas=(0.9, 0.999)),
@@ -99,7 +103,7 @@ class TuningSettings:
                 dtype=self.dtype, compile="nothing", checkpoint_blocks=self.checkpoint_blocks
             ),
             loop=LoopSettings(
-                tokens_per_pass=4096, log_every=min(10, every), validate_every=every, save_every=10 * every
+                tokens_per_pass=tokens, log_every=min(10, every), validate_every=every, save_every=10 * every
             ),
         )
 
@@ -116,7 +120,7 @@ class Job:
     tokenizer: Tokenizer
     train: list[Row]
     dev: list[Row]
-    test: list[Row]
+    test: list[Row]  # empty: it is not to be measured
     batches: Batches
 
 
@@ -130,7 +134,9 @@ class Outcome:
     result: Path
 
 
-def prepare(settings: TuningSettings, model: str, data: Data, task: str | None) -> Job:
+def prepare(
+    settings: TuningSettings, model: str, data: Data, task: str | None, score_test: bool = False
+) -> Job:
     """Read the model and tokenize the data; errors of both, before anything is trained."""
     stored = checkpoint.load(model)
     tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
@@ -146,31 +152,29 @@ def prepare(settings: TuningSettings, model: str, data: Data, task: str | None) 
             f"글에 남는 토큰이 {stored.config.n_ctx}개 중 {longest}개입니다. 가상 토큰을 줄이거나 --length를 "
             "늘리세요",
         )
-    labels = data.wording.labels
+    _require_meant(settings, data)
+    form = Form(labels=data.wording.labels, longest=longest, truncate=settings.truncate, head=settings.head)
     train, dev, test = (
-        encode(rows, tokenizer, labels, longest, settings.truncate)
-        for rows in (data.train, data.dev, data.test)
+        encode(rows, tokenizer, form) for rows in (data.train, data.dev, data.test if score_test else ())
     )
     batches = Batches(train, settings.batch, settings.seed)
     return Job(settings, stored, model, data, task, tokenizer, train, dev, test, batches)
 
 
-def tune(
-    job: Job, folder: Path, processes: Processes, live: TextIO | None = None, score_test: bool = False
-) -> Outcome:
+def tune(job: Job, folder: Path, processes: Processes, live: TextIO | None = None) -> Outcome:
     """Tune until the schedule ends, dev stops improving or a signal comes; continues the run in `folder`.
 
     Afterwards `folder`/adapter or `folder`/model holds the best checkpoint. InputError while another run uses
     `folder`, ConfigError for a run that began otherwise. Several processes tune together.
     """
     if not processes.is_first:
-        return _tune(job, Report(folder), folder, processes, score_test)
+        return _tune(job, Report(folder), folder, processes)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder, "kogpt tune"):
-        return _tune(job, Report(folder, live), folder, processes, score_test)
+        return _tune(job, Report(folder, live), folder, processes)
 
 
-def _tune(job: Job, report: Report, folder: Path, processes: Processes, score_test: bool) -> Outcome:
+def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outcome:
     _require_shares(job, processes)
     objective = build(job, processes)
     training = job.settings.training(job.batches)
@@ -185,14 +189,15 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes, score_te
     path = checkpoints.best(folder)
     assert path is not None  # the last step is saved
     checkpoints.restore(path, objective, run.optimizers, run.identity, processes)
-    metrics = _final(job, objective, processes, score_test)
-    adapter, encoder = objective.adapter(), objective.encoder_state()
+    metrics = _final(job, objective, processes)
+    adapter, encoder, head = objective.adapter(), objective.encoder_state(), objective.head()
     if processes.is_first:
         report.write({"step": run.step, "tokens": run.tokens, "seconds": run.seconds, **metrics})
         if adapter is None:
             export_model(path, job.stored.config, job.stored.folder, result)
         else:
-            _write(job, adapter, encoder, result)
+            origin = Origin.of(job.stored, job.task, job.data.wording.labels, job.data.wording.template)
+            _write(job, SavedAdapter(adapter, head, origin), encoder, result)
     processes.wait()
     return Outcome(end, metrics, n_trained(objective), result)
 
@@ -208,6 +213,8 @@ def build(job: Job, processes: Processes) -> TuningObjective:
     if not is_full:
         freeze(model, base_dtype(settings.base_dtype, stored, compute.dtype_on(processes.device)))
     objective = _objective(model, settings, compute)
+    if isinstance(objective, HeadObjective):
+        objective.add_head(len(job.data.wording.labels) or 1)
     # Weights of full tuning travel in the dtype of products; a frozen base has its own.
     is_narrowed = is_full and processes.device.type == "cuda"
     processes.distribute(
@@ -225,8 +232,9 @@ def build(job: Job, processes: Processes) -> TuningObjective:
 
 
 def _objective(model: GPTJ, settings: TuningSettings, compute: ComputeSettings) -> TuningObjective:
-    if settings.method == "lora":
-        return LoraObjective(model, compute, settings.rank, settings.alpha, settings.targets)
+    kinds = {"lora": HeadObjective if settings.head else LoraObjective, "embed": ContrastObjective}
+    if kind := kinds.get(settings.method):
+        return kind(model, compute, settings.rank, settings.alpha, settings.targets)
     if settings.method == "p-tuning":
         return PromptObjective(model, compute, settings.virtual_tokens, settings.encoder)
     if settings.method == "prefix":
@@ -279,7 +287,12 @@ def _peak(device: torch.device) -> int:
 
 
 def _require_shares(job: Job, processes: Processes) -> None:
-    """ConfigError unless every process gets as many rows of a batch as the others."""
+    """ConfigError unless every process gets as many rows of a batch as the others; pairs need them all."""
+    if job.settings.method == "embed" and processes.count > 1:
+        raise ConfigError(
+            f"{processes.count} processes cannot compare the pairs of one batch: start one, without torchrun",
+            f"프로세스 {processes.count}개로는 배치의 쌍을 견줄 수 없습니다. torchrun 없이 실행하세요",
+        )
     if job.batches.size % processes.count:
         raise ConfigError(
             f"{processes.count} processes cannot share a batch of {job.batches.size} rows: set --batch to a "
@@ -289,9 +302,29 @@ def _require_shares(job: Job, processes: Processes) -> None:
         )
 
 
+def _require_meant(settings: TuningSettings, data: Data) -> None:
+    """ConfigError for a head that the rows have no use for, or that they need."""
+    first = data.train[0]
+    if settings.head and (first.choices or (first.label is None and first.grade is None)):
+        raise ConfigError(
+            "these rows have neither labels nor scores: a head cannot answer them; leave --head out",
+            "레이블도 점수도 없는 행이라 헤드가 답할 수 없습니다. --head를 빼세요",
+        )
+    if data.graded and not settings.head:
+        raise ConfigError(
+            "these rows have scores, which a head learns: use lora with --head",
+            "점수는 헤드가 배웁니다. lora와 --head를 쓰세요",
+        )
+
+
 def _identity(job: Job) -> dict[str, Any]:
     settings = job.settings
-    shape = {"lora": settings.rank, "p-tuning": settings.virtual_tokens, "prefix": settings.virtual_tokens}
+    shape = {
+        "lora": settings.rank,
+        "embed": settings.rank,
+        "p-tuning": settings.virtual_tokens,
+        "prefix": settings.virtual_tokens,
+    }
     return {**job.stored.config.to_json(), "method": settings.method, "size": shape.get(settings.method, 0)}
 
 
@@ -309,13 +342,11 @@ def _validate(job: Job, run: Run, best: Best | None) -> Verdict:
     return judge(found, "dev_loss", best, job.settings.patience, lower_is_better=True)
 
 
-def _final(
-    job: Job, objective: TuningObjective, processes: Processes, score_test: bool
-) -> dict[str, dict[str, float]]:
+def _final(job: Job, objective: TuningObjective, processes: Processes) -> dict[str, dict[str, float]]:
     """Metrics of dev, and of test where that is wanted; each is computed from its own rows only."""
     objective.eval()
-    splits = {"dev": job.dev} | ({"test": job.test} if score_test and job.test else {})
-    return {name: measure(objective, rows, processes) for name, rows in splits.items()}
+    splits = {"dev": job.dev} | ({"test": job.test} if job.test else {})
+    return {name: measure(objective, rows, processes, interval=True) for name, rows in splits.items()}
 
 
 def _starting_text(job: Job) -> list[int]:
@@ -325,11 +356,9 @@ def _starting_text(job: Job) -> list[int]:
     return (ids * -(-n // len(ids)))[:n]
 
 
-def _write(job: Job, adapter: Adapter, encoder: Mapping[str, torch.Tensor], result: Path) -> None:
+def _write(job: Job, saved: SavedAdapter, encoder: Mapping[str, torch.Tensor], result: Path) -> None:
     """The adapter as a folder, and its encoder beside it."""
-    stored = job.stored
-    origin = Origin.of(stored, job.task, job.data.wording.labels, job.data.wording.template)
-    peft.save(result, SavedAdapter(adapter, origin=origin), stored.config, job.base)
+    peft.save(result, saved, job.stored.config, job.base)
     state = {name: tensor.cpu().numpy() for name, tensor in encoder.items()}
     if state:
         parts = {name: ("float32", array.shape) for name, array in state.items()}

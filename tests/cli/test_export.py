@@ -64,7 +64,7 @@ def test_a_model_is_replaced_only_with_force(
         (["int4", "--out", "x", "--model", "gone"], "no model folder"),
         (["int4", "--out", "x", "--calibration", "gone.txt"], "cannot read gone.txt"),
         (["int8", "--out", "x", "--calibration", "README.md"], "int4 only"),
-        (["int8", "--out", "x", "--adapter", "gone"], "no adapter_config.json"),
+        (["int8", "--out", "x", "--adapter", "gone"], "no adapter 'gone'"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -12,10 +12,11 @@ from conftest import random_tensors
 from korean import PROSE
 from runners import stored
 
+from kogpt import data_files as data
 from kogpt.config import ModelConfig
+from kogpt.data_files import Source
 from kogpt.engine import Engine
-from kogpt.evaluation import data, tasks
-from kogpt.evaluation.data import Source
+from kogpt.evaluation import tasks
 from kogpt.evaluation.evaluate import EvaluatedModel
 from kogpt.evaluation.task import Task
 from kogpt.generation import KoGPT

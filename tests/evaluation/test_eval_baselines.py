@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kogpt.datasets import Example
 from kogpt.evaluation import baselines, tasks
-from kogpt.evaluation.task import Example, Task
+from kogpt.evaluation.task import Task
 
 
 def reviews(n: int) -> list[Example]:

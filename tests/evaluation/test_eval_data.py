@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from small import reviews, write_tsv
 
+from kogpt import data_files as data
+from kogpt import datasets as sources
+from kogpt.data_files import Source
 from kogpt.errors import InputError, KoGPTError
-from kogpt.evaluation import data, sources, tasks
-from kogpt.evaluation.data import Source
+from kogpt.evaluation import tasks
 
 NAMES = ("id", "document", "label")
 

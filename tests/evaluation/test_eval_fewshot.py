@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from small import CONFIG, make_model, merging_tokenizer, small_copa, small_nsmc, small_sts
 
+from kogpt.datasets import Example
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import fewshot
 from kogpt.evaluation.evaluate import Settings, evaluate, read_data
-from kogpt.evaluation.task import Example, Task
+from kogpt.evaluation.task import Task
 from kogpt.tokenizer import Tokenizer
 
 N_CTX = 512

@@ -18,11 +18,12 @@ from runners import stored
 from small import CONFIG, make_model, merging_tokenizer, small_copa, small_nsmc
 
 from kogpt import checkpoint
+from kogpt.datasets import Example
 from kogpt.engine import Engine
 from kogpt.errors import PromptError
 from kogpt.evaluation import harness, scoring, tasks
 from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, read_data
-from kogpt.evaluation.task import Example, Task
+from kogpt.evaluation.task import Task
 from kogpt.generation import KoGPT
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Chunk

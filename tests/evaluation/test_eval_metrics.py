@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from kogpt.evaluation import metrics
-from kogpt.evaluation.metrics import Outcome
+from kogpt import metrics
+from kogpt.metrics import Outcome
 
 
 def outcome(seed: int, n: int = 200, labels: int = 4) -> Outcome:

@@ -24,6 +24,7 @@ from kogpt import KoGPT
 from kogpt.adapter import SoftPrompt
 from kogpt.engine import Engine
 from kogpt.errors import InputError
+from kogpt.peft import SavedAdapter
 from kogpt.runner import Chunk
 from kogpt.sampling import Chosen, Wanted
 from kogpt.server import pages
@@ -304,7 +305,7 @@ def test_one_request_may_cost_so_much_and_no_more(model: KoGPT) -> None:
 def test_an_adapter_is_served(tiny_folder: Path) -> None:
     noise = np.random.default_rng(0).standard_normal((5, TINY.d_model)).astype(np.float32)
     plain = KoGPT.from_pretrained(tiny_folder, device="cpu", dtype="float32")
-    tuned = KoGPT(plain.tokenizer, Engine(plain.engine.runner), adapter=SoftPrompt(noise))
+    tuned = KoGPT(plain.tokenizer, Engine(plain.engine.runner), tuned=SavedAdapter(SoftPrompt(noise)))
     with serving(tuned) as server:
         body = PROMPT | {"temperature": 0, "max_tokens": 12, "model": "kogpt"}
         text = post(server, body).json()["choices"][0]["text"]

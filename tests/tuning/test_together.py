@@ -15,7 +15,7 @@ import pytest
 from kogpt import checkpoint, peft
 from kogpt.errors import ConfigError
 from kogpt.training.processes import Processes
-from kogpt.tuning.data import Files, Wording, read_data
+from kogpt.tuning.data import Choice, Files, Wording, read_data
 from kogpt.tuning.run import TuningSettings, prepare, tune
 
 HERE = Path(__file__).parent
@@ -92,7 +92,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(rows: Path, tiny_folder: Path,
     made = prepare(
         TuningSettings(method="lora", batch=15),
         str(tiny_folder),
-        read_data(Files(train=rows, dev_share=0.2), Wording()),
+        read_data(Files(train=rows), Wording(), Choice(dev_share=0.2)),
         None,
     )
     with pytest.raises(ConfigError, match="2 processes cannot share a batch of 15"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from kogpt.training.processes import Processes, join
-from kogpt.tuning.data import Files, Wording, read_data
+from kogpt.tuning.data import Choice, Files, Wording, read_data
 from kogpt.tuning.run import Outcome, TuningSettings, prepare, tune
 
 METHODS = {
@@ -28,7 +28,7 @@ METHODS = {
 
 def tune_by(name: str, rows: Path, model: Path, out: Path, processes: Processes) -> Outcome:
     """One short run, in OUT/NAME."""
-    data = read_data(Files(train=rows, dev_share=0.2), Wording(words={"0": " 부정", "1": " 긍정"}))
+    data = read_data(Files(train=rows), Wording(words={"0": " 부정", "1": " 긍정"}), Choice(dev_share=0.2))
     common = {"epochs": 1, "batch": 16, "checks": 1, "dtype": "float32", "virtual_tokens": 5}
     settings = TuningSettings(method=name.split()[0], **common, **METHODS[name])  # type: ignore[arg-type]
     return tune(prepare(settings, str(model), data, None), out / name, processes)

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from kogpt.datasets import CONNECTORS, Example
 from kogpt.evaluation import tasks
 from kogpt.evaluation.evaluate import Settings, read_data
-from kogpt.evaluation.metrics import METRICS, Outcome
 from kogpt.evaluation.scoring import softmax
-from kogpt.evaluation.task import Example, Metric
-from kogpt.evaluation.tasks.kobest_copa import CONNECTORS
+from kogpt.metrics import METRICS, Metric, Outcome
 
 Doc = dict[str, Any]
 

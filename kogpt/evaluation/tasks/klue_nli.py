@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-
-LABELS = ("entailment", "neutral", "contradiction")
-
-
-def _read(row: Row) -> Example:
-    fields = {"premise": row["premise"], "hypothesis": row["hypothesis"]}
-    return Example(row["guid"], fields, LABELS.index(row["gold_label"]))
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 TASK = Task(
     name="klue-nli",
     title="KLUE-NLI",
     version=1,
-    labels=LABELS,
+    labels=datasets.ENTAILMENT,
     metrics=("accuracy", "macro_f1"),
     prompts=(
         Prompt(
@@ -35,8 +26,8 @@ TASK = Task(
             choices=(" 예", " 알 수 없음", " 아니오"),
         ),
     ),
-    test=sources.KLUE_NLI_DEV,
-    read=_read,
+    test=datasets.KLUE_NLI_DEV,
+    read=datasets.read_klue_nli,
     content=("premise", "hypothesis"),
     contamination="kogpt-mini's corpus has no document with a sentence of this file",
 )

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-from kogpt.evaluation.tasks import korsts
-
-THRESHOLD = 3.0  # KLUE's definition, on both sides
-
-
-def _read(row: Row) -> Example:
-    grade = float(row["label"])
-    fields = {"sentence1": row["sentence1"], "sentence2": row["sentence2"]}
-    return Example(row["guid"], fields, int(grade >= THRESHOLD), grade)
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 PROMPTS = (
     Prompt(
@@ -49,12 +38,12 @@ TASK = Task(
     labels=("different", "similar"),
     metrics=("binary_f1", "pearson", "accuracy"),
     prompts=PROMPTS,
-    test=sources.KLUE_STS_DEV,
-    pool=sources.KORSTS_TRAIN,
-    read=_read,
-    read_pool=korsts.read,
+    test=datasets.KLUE_STS_DEV,
+    pool=datasets.KORSTS_TRAIN,
+    read=datasets.read_klue_sts,
+    read_pool=datasets.read_korsts,
     published_shots=40,
-    grade_threshold=THRESHOLD,
+    grade_threshold=datasets.GRADE_THRESHOLD,
     content=("sentence1", "sentence2"),
     contamination="kogpt-mini's corpus has no document with a sentence of this file; the shots are KorSTS's"
     " (machine-translated captions, news, forums), another kind of text than KLUE-STS",

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-
-
-def _read(row: Row) -> Example:
-    fields = {"paragraph": row["Text"], "question": row["Question"]}
-    return Example(row["ID"], fields, ("false", "true").index(row["Answer"].lower()))
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 TASK = Task(
     name="kobest-boolq",
@@ -32,9 +25,9 @@ TASK = Task(
             choices=(" 아니오", " 예"),
         ),
     ),
-    test=sources.kobest("BoolQ", "test"),
-    pool=sources.kobest("BoolQ", "train"),
-    read=_read,
+    test=datasets.kobest("BoolQ", "test"),
+    pool=datasets.kobest("BoolQ", "train"),
+    read=datasets.read_boolq,
     published_shots=10,
     content=("paragraph", "question"),
     contamination="kogpt-mini's corpus has no document with a sentence of this test set",

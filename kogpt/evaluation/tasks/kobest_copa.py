@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-
-CONNECTORS = {"원인": "왜냐하면", "결과": "그래서"}  # cause: "because"; effect: "so"
-
-
-def _read(row: Row) -> Example:
-    fields = {
-        "premise": row["sentence"],
-        "connector": CONNECTORS[row["question"]],
-        "choice1": row["1"],
-        "choice2": row["2"],
-    }
-    return Example(row["ID"], fields, int(row["Answer"]) - 1)
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 TASK = Task(
     name="kobest-copa",
@@ -40,9 +26,9 @@ TASK = Task(
             separator="\n",
         ),
     ),
-    test=sources.kobest("COPA", "test"),
-    pool=sources.kobest("COPA", "train"),
-    read=_read,
+    test=datasets.kobest("COPA", "test"),
+    pool=datasets.kobest("COPA", "train"),
+    read=datasets.read_copa,
     published_shots=10,
     content=("premise", "connector"),
     contamination="kogpt-mini's corpus has no document with a sentence of this test set",

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-
-CHOICES = ("choice1", "choice2", "choice3", "choice4")
-
-
-def _read(row: Row) -> Example:
-    name = sha256("\t".join(row.values()).encode()).hexdigest()[:12]  # the file has no ids
-    fields = {key: row[key] for key in ("context", *CHOICES)}
-    return Example(name, fields, int(row["label"]))
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 TASK = Task(
     name="kobest-hellaswag",
@@ -28,18 +16,18 @@ TASK = Task(
             name="harness",
             source="lm-evaluation-harness 0.4, kobest_hellaswag",
             question="문장: {context}",
-            choices=tuple(f" {{{choice}}}" for choice in CHOICES),
+            choices=tuple(f" {{{choice}}}" for choice in datasets.ENDINGS),
         ),
         Prompt(
             name="plain",
             source="this project: the story alone",
             question="{context}",
-            choices=tuple(f" {{{choice}}}" for choice in CHOICES),
+            choices=tuple(f" {{{choice}}}" for choice in datasets.ENDINGS),
         ),
     ),
-    test=sources.kobest("HellaSwag", "test"),
-    pool=sources.kobest("HellaSwag", "train"),
-    read=_read,
+    test=datasets.kobest("HellaSwag", "test"),
+    pool=datasets.kobest("HellaSwag", "train"),
+    read=datasets.read_hellaswag,
     published_shots=10,
     scoring="normalised",  # as published: raw scores gave .4599 where .5590 was meant
     content=("context",),

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-
-
-def _read(row: Row) -> Example:
-    return Example(row["ID"], {"sentence": row["Text"]}, int(row["Label"]))
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 TASK = Task(
     name="kobest-sentineg",
@@ -33,9 +27,9 @@ TASK = Task(
             separator="\n",
         ),
     ),
-    test=sources.kobest("SentiNeg", "test"),
-    pool=sources.kobest("SentiNeg", "train"),
-    read=_read,
+    test=datasets.kobest("SentiNeg", "test"),
+    pool=datasets.kobest("SentiNeg", "train"),
+    read=datasets.read_sentineg,
     published_shots=50,
     content=("sentence",),
     contamination="kogpt-mini's corpus has no document with a sentence of this test set",

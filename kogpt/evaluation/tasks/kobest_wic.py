@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-
-
-def _read(row: Row) -> Example:
-    fields = {"word": row["Target"], "context1": row["SENTENCE1"], "context2": row["SENTENCE2"]}
-    return Example(row["ID"], fields, ("false", "true").index(row["ANSWER"].lower()))
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 TASK = Task(
     name="kobest-wic",
@@ -33,9 +26,9 @@ TASK = Task(
             choices=(" 아니오", " 예"),
         ),
     ),
-    test=sources.kobest("WiC", "test"),
-    pool=sources.kobest("WiC", "train"),
-    read=_read,
+    test=datasets.kobest("WiC", "test"),
+    pool=datasets.kobest("WiC", "train"),
+    read=datasets.read_wic,
     published_shots=10,
     content=("context1", "context2"),
     contamination="kogpt-mini's corpus has no document with a sentence of this test set",

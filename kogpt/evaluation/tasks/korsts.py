@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-
-THRESHOLD = 3.0
-
-
-def read(row: Row) -> Example:
-    """A row of KorSTS; ids are those of the year's file."""
-    grade = float(row["score"])
-    fields = {"sentence1": row["sentence1"], "sentence2": row["sentence2"]}
-    name = "-".join(row[column] for column in ("genre", "filename", "year", "id"))
-    return Example(name, fields, int(grade >= THRESHOLD), grade)
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 TASK = Task(
     name="korsts",
@@ -40,10 +28,10 @@ TASK = Task(
             choices=(" 아니오", " 예"),
         ),
     ),
-    test=sources.KORSTS_TEST,
-    pool=sources.KORSTS_TRAIN,
-    read=read,
-    grade_threshold=THRESHOLD,
+    test=datasets.KORSTS_TEST,
+    pool=datasets.KORSTS_TRAIN,
+    read=datasets.read_korsts,
+    grade_threshold=datasets.GRADE_THRESHOLD,
     content=("sentence1", "sentence2"),
     contamination="kogpt-mini's corpus has no document with a sentence of korsts_test; korsts_train was not"
     " filtered out of it",

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
-
-
-def _read(row: Row) -> Example:
-    return Example(row["id"], {"document": row["document"]}, int(row["label"]))
-
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
 TASK = Task(
     name="nsmc",
@@ -46,9 +40,9 @@ TASK = Task(
             choices=(" 부정", " 긍정"),
         ),
     ),
-    test=sources.NSMC_TEST,
-    pool=sources.NSMC_TRAIN,
-    read=_read,
+    test=datasets.NSMC_TEST,
+    pool=datasets.NSMC_TRAIN,
+    read=datasets.read_nsmc,
     published_shots=70,
     content=("document",),
     contamination="kogpt-mini's corpus has reviews of nsmc_train without labels, and none of nsmc_test",

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from kogpt.evaluation import sources
-from kogpt.evaluation.data import Row
-from kogpt.evaluation.task import Example, Prompt, Task
+from kogpt import datasets
+from kogpt.evaluation.task import Prompt, Task
 
-TOPICS = ("IT과학", "경제", "사회", "생활문화", "세계", "스포츠", "정치")  # KLUE's order
 WORDS = ("과학", "경제", "사회", "생활", "세계", "스포츠", "정치")  # lm-evaluation-harness#310
-
-
-def _read(row: Row) -> Example:
-    topic = row["topic"] if "topic" in row else row["label"]
-    return Example(row["guid"], {"title": row["title"]}, TOPICS.index(topic))
 
 
 TASK = Task(
     name="ynat",
     title="YNAT",
     version=1,
-    labels=TOPICS,
+    labels=datasets.TOPICS,
     metrics=("macro_f1", "accuracy"),
     prompts=(
         Prompt(
@@ -44,9 +37,9 @@ TASK = Task(
             separator="\n",
         ),
     ),
-    test=sources.YNAT_DEV,
-    pool=sources.YNAT_SHOTS,
-    read=_read,
+    test=datasets.YNAT_DEV,
+    pool=datasets.YNAT_SHOTS,
+    read=datasets.read_ynat,
     published_shots=70,
     content=("title",),
     contamination="kogpt-mini's corpus has no document with a headline of these files",

@@ -68,8 +68,14 @@ def load(sources: Iterable[Source], folder: Path | None = None) -> Table:
             f"{place} has no {names}: see docs/evaluation.md, or leave --data out to fetch the file",
             f"{place} 폴더에 {names} 파일이 없습니다: docs/evaluation.md를 보거나 --data 없이 내려받으세요",
         )
-    source = next(source for source in sources if source.url)
-    return _fetched(source)
+    published = next((source for source in sources if source.url), None)
+    if published is None:
+        names = " / ".join(source.file for source in sources)
+        raise InputError(
+            f"{names} is not published as one file: name a folder that holds it with --data or KOGPT_DATA",
+            f"내려받을 수 없는 파일입니다: {names}. 파일이 있는 폴더를 --data나 KOGPT_DATA로 지정하세요",
+        )
+    return _fetched(published)
 
 
 def data_folder() -> Path | None:

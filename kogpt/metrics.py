@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.evaluation.task import Metric
-
+Metric = Literal["accuracy", "macro_f1", "binary_f1", "pearson", "spearman"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

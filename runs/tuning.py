@@ -1,0 +1,130 @@
+"""The results table of tuning: tasks by methods, seeds and spread, beside TF-IDF and published models.
+
+    python runs/tuning.py --data shared/data/eval --work /tmp/tuning --rows 20000 --seeds 3 > table.md
+
+Every run is a `kogpt tune` of its own, continues where it was stopped, and is not repeated once it has ended.
+Tasks are measured on their test rows, or on --test-rows of them, chosen by hash. Dev alone stops a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kogpt.metrics import METRICS, Metric, Outcome
+from kogpt.tuning.data import Choice, Example, lowest, read_task
+from kogpt.tuning.tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+METHODS = {
+    "full": (),
+    "lora": (),
+    "prefix": ("--virtual-tokens", "32"),
+    "p-tuning": ("--encoder", "lstm"),
+}
+COLUMNS: dict[str, tuple[Metric, ...]] = {
+    "nsmc": ("accuracy",),
+    "korsts": ("spearman",),
+    "intent": ("accuracy", "macro_f1"),
+}
+
+# Published figures of others: NSMC accuracy and KorSTS Spearman, with parameters.
+PUBLISHED = (
+    ("DistilKoBERT", "28 M", "88.4", "72.1", "BM-K/KoMiniLM"),
+    ("KoELECTRA-small v2", "14 M", "88.6", "78.3", "monologg/KoELECTRA"),
+    ("KoMiniLM", "23 M", "89.7", "79.0", "BM-K/KoMiniLM"),
+    ("KoGPT2", "125 M", "89.1", "77.8", "SKT's README, after its correction from 93.3"),
+    ("KoBERT", "92 M", "89.3", "76.0", "BM-K/KoMiniLM; its code chose the checkpoint on test"),
+    ("KLUE-BERT base", "110 M", "90.2", "82.5", "BM-K/KoMiniLM"),
+    ("HyperCLOVA, P-tuning", "137 M", "87.2", "", "arXiv 2109.04650"),
+    ("KoGPT 6B, finetuned", "6.2 B", "91.7", "", "dsindex/iclassifier, after its correction from 95.7"),
+)
+
+
+def commands(args: argparse.Namespace) -> Iterator[tuple[str, str, int, list[str]]]:
+    """(task, method, seed, `kogpt tune` command) of every run; grades need a head, which only LoRA has."""
+    for task in args.tasks:
+        for method, options in METHODS.items():
+            if TASKS[task].graded and method != "lora":
+                continue
+            for seed in range(args.seeds):
+                out = args.work / f"{task}-{method}-{seed}"
+                words = ["tune", method, task, "--data", str(args.data), "--out", str(out), *options]
+                words += ["--rows", str(args.rows), "--epochs", str(args.epochs), "--seed", str(seed)]
+                words += ["--batch", "16", "--skip-bad", "--device", "cpu", "--json", "--score-test"]
+                words += ["--test-rows", str(args.test_rows)] if args.test_rows else []
+                words += ["--head"] if TASKS[task].graded else []
+                yield task, method, seed, words
+
+
+def run(words: Sequence[str], result: Path) -> dict[str, float]:
+    """The test figures of a run, which is made first unless it has ended."""
+    if not result.exists():
+        done = subprocess.run(
+            [sys.executable, "-m", "kogpt", *words], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        )
+        result.write_bytes(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))["test"]
+    return found
+
+
+def tfidf(task: str, args: argparse.Namespace) -> dict[Metric, float]:
+    """TF-IDF of character 1- to 4-grams and logistic regression, on the same rows."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    data = read_task(TASKS[task], args.data, Choice(skip_bad=True, rows=args.rows))
+    test = lowest(list(data.test), args.test_rows or len(data.test))
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, min_df=2)
+    features = vectorizer.fit_transform([example.text for example in data.train])
+    model = LogisticRegression(C=4.0, max_iter=1000).fit(features, _labels(data.train))
+    guesses = model.predict(vectorizer.transform([example.text for example in test]))
+    right = np.array(_labels(test), dtype=np.int64)
+    outcome = Outcome(right, guesses.astype(np.int64), np.full(len(right), np.nan), guesses.astype(float))
+    return {name: METRICS[name](outcome) for name in COLUMNS[task]}
+
+
+def _labels(examples: Sequence[Example]) -> list[int]:
+    return [example.label for example in examples if example.label is not None]
+
+
+def main() -> int:
+    """Make the runs that are missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--tasks", nargs="+", default=list(COLUMNS), choices=COLUMNS)
+    parser.add_argument("--rows", type=int, default=20_000, help="training rows, chosen by hash")
+    parser.add_argument("--test-rows", type=int, help="test rows, chosen by hash (default: all)")
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for task, method, _, words in commands(args):
+        out = Path(words[words.index("--out") + 1])
+        found.setdefault((task, method), []).append(run(words, out.with_suffix(".json")))
+    print("| task | method | metric | test | seeds |\n|---|---|---|---|---|")
+    for (task, method), runs in found.items():
+        for name in COLUMNS[task]:
+            values = [100 * result[name] for result in runs]
+            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+            print(f"| {task} | {method} | {name} | {np.mean(values):.2f}{spread} | {len(values)} |")
+    for task in args.tasks:
+        if not TASKS[task].graded:
+            for name, value in tfidf(task, args).items():
+                print(f"| {task} | TF-IDF, logistic regression | {name} | {100 * value:.2f} | |")
+    print("\n| model | weights | NSMC | KorSTS | source |\n|---|---|---|---|---|")
+    for row in PUBLISHED:
+        print(f"| {' | '.join(row)} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
