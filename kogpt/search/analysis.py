@@ -24,27 +24,40 @@ _INTERROGATIVE = re.compile(r"(?:무엇|누구|언제|어디|몇|어느|어떤|�
 _ASKING = re.compile(r"(?:은|는|인|던|을|나|된|한|였는|했는|있는|었는)?가요?$")
 
 
+def normalize(text: str) -> str:
+    """A text as it is indexed: compatibility forms made plain, lower case. Not for people to read."""
+    return unicodedata.normalize("NFKC", text).lower()
+
+
+find_words = _WORD.findall  # of a normalised text
+
+
 def words(text: str) -> list[str]:
     """The words of a text in lower case: runs of Hangul, Latin letters, digits, or Chinese characters."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    return find_words(normalize(text))
+
+
+def is_hangul(word: str) -> bool:
+    """Whether a word of `words` is one of Hangul syllables."""
+    return "가" <= word[0] <= "힣"
 
 
 def stem(word: str) -> str:
     """A word without the longest ending that leaves a syllable or more."""
-    if not "가" <= word[0] <= "힣":
-        return word
-    endings = _endings()
-    for start in range(max(1, len(word) - _longest()), len(word)):
-        if word[start:] in endings:
-            return word[:start]
+    n = len(word)
+    if n > 1 and is_hangul(word):
+        endings, longest = _endings()
+        for start in range(1 if n <= longest else n - longest, n):
+            if word[start:] in endings:
+                return word[:start]
     return word
 
 
 def grams(word: str) -> list[str]:
-    """The character 2-grams of a Hangul word; a word of one syllable or of other letters is one gram."""
-    if len(word) < 2 or not "가" <= word[0] <= "힣":
-        return [GRAM + word]
-    return [GRAM + word[i : i + 2] for i in range(len(word) - 1)]
+    """The character 2-grams of a Hangul word, itself if it is one syllable; none of other letters."""
+    if not is_hangul(word):
+        return []
+    return [GRAM + word[i : i + 2] for i in range(max(len(word) - 1, 1))]
 
 
 def analyse_word(word: str) -> list[str]:
@@ -67,10 +80,7 @@ def version() -> str:
 
 
 @cache
-def _endings() -> frozenset[str]:
-    return frozenset(ENDINGS.read_text(encoding="utf-8").split())
-
-
-@cache
-def _longest() -> int:
-    return max(map(len, _endings()))
+def _endings() -> tuple[frozenset[str], int]:
+    """The endings, and the length of the longest."""
+    endings = frozenset(ENDINGS.read_text(encoding="utf-8").split())
+    return endings, max(map(len, endings))

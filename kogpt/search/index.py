@@ -321,13 +321,14 @@ class IndexWriter:
         """Write the passages in memory as a segment."""
         if not len(self._builder):
             return
-        first, lengths = self._next - len(self._builder), self._builder.lengths()
+        first = self._next - len(self._builder)
+        lengths, postings = self._builder.finish()
         row = self._database.execute(
             "INSERT INTO segments (first, lengths) VALUES (?, ?)", (first, lengths.to_bytes())
         )
         self._database.executemany(
             "INSERT INTO postings VALUES (?, ?, ?)",
-            ((row.lastrowid, term, entries) for term, entries in self._builder.postings()),
+            ((row.lastrowid, term, entries) for term, entries in postings),
         )
         self._builder = SegmentBuilder()
 

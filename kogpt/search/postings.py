@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.search.analysis import GRAM, analyse_word, words
+from kogpt.search.analysis import GRAM, find_words, is_hangul, normalize, stem
 
 SEGMENT_PASSAGES = 32_768
 MAX_CACHED_WORDS = 500_000
@@ -25,6 +25,8 @@ MAX_COUNT = 255
 MAX_LENGTH = 65_535
 BYTES_PER_ENTRY = 3
 CHECKSUM_BYTES = 4
+HANGUL, N_SYLLABLES = ord("가"), 11_172
+SECOND = N_SYLLABLES + 1  # values of a code's second part: 0 for none, then the syllables
 # Chosen on KorQuAD, checked on TyDi (bench/search.py --choose).
 K1, B = 0.6, 0.3
 STEM_WEIGHT = 1.0  # of a stem's score, beside 1 for a 2-gram's
@@ -35,17 +37,21 @@ class DamagedPostings(ValueError):
 
 
 class SegmentBuilder:
-    """Passages -> postings, in memory."""
+    """Passages -> postings, in memory.
+
+    Words are looked up one by one, each different one analysed once; 2-grams are found in the characters of
+    all passages at once.
+    """
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}  # term -> its number in this segment
-        self._analysed: dict[str, tuple[int, ...]] = {}  # word -> numbers of its terms, the stem first
-        self._terms = array("I")  # of all passages, one after another
+        self._stems: dict[str, int] = {}  # -> their numbers in this segment
+        self._known: dict[str, int] = {}  # words -> number of the stem
+        self._occurrences = array("I")  # numbers of the stems of all passages, one after another
         self._n_words = array("I")
-        self._n_terms = array("I")
+        self._texts: list[str] = []  # normalised
 
     def __len__(self) -> int:
-        return len(self._n_words)
+        return len(self._texts)
 
     @property
     def full(self) -> bool:
@@ -54,43 +60,72 @@ class SegmentBuilder:
 
     def add(self, text: str) -> None:
         """Add one passage."""
-        found = words(text)
-        before = len(self._terms)
-        for word in found:
-            self._terms.extend(self._analysed.get(word) or self._analyse(word))
-        self._n_words.append(len(found))
-        self._n_terms.append(len(self._terms) - before)
+        normal = normalize(text)
+        found = find_words(normal)
+        known = self._known
+        numbers = [known[word] if word in known else self._number(word) for word in found]
+        self._occurrences.extend(numbers)
+        self._n_words.append(len(numbers))
+        self._texts.append(normal)
 
-    def _analyse(self, word: str) -> tuple[int, ...]:
-        if len(self._analysed) >= MAX_CACHED_WORDS:
-            self._analysed.clear()
-        numbers = tuple(self._numbers.setdefault(term, len(self._numbers)) for term in analyse_word(word))
-        self._analysed[word] = numbers
-        return numbers
+    def _number(self, word: str) -> int:
+        if len(self._known) >= MAX_CACHED_WORDS:
+            self._known.clear()
+        number = self._known[word] = self._stems.setdefault(stem(word), len(self._stems))
+        return number
 
-    def lengths(self) -> Lengths:
-        """The lengths of both fields."""
-        n_words = np.array(self._n_words, np.int64)
-        fields = np.stack([n_words, np.array(self._n_terms, np.int64) - n_words])
-        # A passage of one word has length 1 at least: 0 marks the dead.
-        return Lengths(np.clip(fields, 1, MAX_LENGTH).astype(np.uint16))
+    def finish(self) -> tuple[Lengths, Iterator[tuple[str, bytes]]]:
+        """The lengths of both fields, and (term, its postings) sorted by term."""
+        passages, grams = self._grams()
+        fields = np.stack([np.array(self._n_words), np.bincount(passages, minlength=len(self))])
+        # A length of 0 marks a passage that was removed.
+        lengths = Lengths(np.clip(fields, 1, MAX_LENGTH).astype(np.uint16))
+        return lengths, self._postings(passages, grams)
 
-    def postings(self) -> Iterator[tuple[str, bytes]]:
-        """(term, its postings), sorted by term."""
-        numbers = np.frombuffer(self._terms, np.uint32).astype(np.int64)
-        passages = np.repeat(np.arange(len(self)), np.array(self._n_terms, np.int64))
-        names = sorted(self._numbers)
-        order = np.empty(len(names), np.int64)  # number of a term -> its place among the sorted
-        for place, name in enumerate(names):
-            order[self._numbers[name]] = place
-        keys, counts = np.unique((order[numbers] << 16) | passages, return_counts=True)
-        ends = np.searchsorted(keys, np.arange(1, len(names) + 1) << 16)
-        entries = (keys & 0xFFFF).astype("<u2").tobytes()
-        counted = np.minimum(counts, MAX_COUNT).astype(np.uint8).tobytes()
-        start = 0
-        for name, end in zip(names, ends.tolist(), strict=True):
-            yield name, seal(entries[2 * start : 2 * end] + counted[start:end])
-            start = end
+    def _postings(self, passages: NDArray[np.int64], grams: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
+        distinct, numbers = np.unique(grams, return_inverse=True)
+        names = [GRAM + pair for pair in _spell(distinct)]  # in the order of text, as the numbers are
+        yield from _group(names, numbers, passages)
+        stems = sorted(self._stems)
+        places = np.empty(len(stems), np.int64)  # number of a stem -> its place among the sorted
+        places[[self._stems[name] for name in stems]] = np.arange(len(stems))
+        holders = np.repeat(np.arange(len(self)), np.array(self._n_words, np.int64))
+        yield from _group(stems, places[np.array(self._occurrences, np.int64)], holders)
+
+    def _grams(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The 2-grams of all passages as (passage, code) in two arrays."""
+        codes = np.frombuffer("\n".join(["", *self._texts, ""]).encode("utf-32-le"), np.uint32).astype(
+            np.int64
+        )
+        starts = np.cumsum([0, *(len(text) + 1 for text in self._texts)])
+        syllables = codes - HANGUL
+        hangul = (syllables >= 0) & (syllables < N_SYLLABLES)
+        before, here, after = hangul[:-2], hangul[1:-1], hangul[2:]
+        pairs = np.flatnonzero(here & after) + 1
+        alone = np.flatnonzero(here & ~before & ~after) + 1
+        coded = [syllables[pairs] * SECOND + syllables[pairs + 1] + 1, syllables[alone] * SECOND]
+        places = np.concatenate([pairs, alone])
+        return np.searchsorted(starts, places - 1, side="right") - 1, np.concatenate(coded)
+
+
+def _spell(grams: NDArray[np.int64]) -> Iterator[str]:
+    """Codes of 2-grams as text."""
+    for first, second in zip((grams // SECOND).tolist(), (grams % SECOND).tolist(), strict=True):
+        yield chr(HANGUL + first) + (chr(HANGUL + second - 1) if second else "")
+
+
+def _group(
+    names: Sequence[str], numbers: NDArray[np.int64], passages: NDArray[np.int64]
+) -> Iterator[tuple[str, bytes]]:
+    """Occurrences, each the number of a name and a passage, as the sealed postings of every name."""
+    keys, counts = np.unique((numbers << 16) | passages, return_counts=True)
+    ends = np.searchsorted(keys, np.arange(1, len(names) + 1) << 16)
+    entries = (keys & 0xFFFF).astype("<u2").tobytes()
+    counted = np.minimum(counts, MAX_COUNT).astype(np.uint8).tobytes()
+    start = 0
+    for name, end in zip(names, ends.tolist(), strict=True):
+        yield name, seal(entries[2 * start : 2 * end] + counted[start:end])
+        start = end
 
 
 def seal(data: bytes) -> bytes:
@@ -164,8 +199,15 @@ class Statistics:
         for term, count in Counter(query).items():
             if n_found := found.get(term, 0):
                 idf = float(np.log1p((max(n - n_found, 0) + 0.5) / (n_found + 0.5)))
-                weights[term] = count * idf * (1.0 if term.startswith(GRAM) else STEM_WEIGHT)
+                weights[term] = count * idf * _field_weight(term)
         return cls(np.maximum(totals[1:] / max(n, 1), 1.0), weights)
+
+
+def _field_weight(term: str) -> float:
+    """1 for a 2-gram, STEM_WEIGHT for a stem; a word of other letters has no 2-grams and counts for both."""
+    if term.startswith(GRAM):
+        return 1.0
+    return STEM_WEIGHT if is_hangul(term) else STEM_WEIGHT + 1.0
 
 
 def count_live(lengths: Lengths, data: bytes) -> int:

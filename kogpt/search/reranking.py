@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kogpt.generation import KoGPT
 from kogpt.search.index import Hit
+
+if TYPE_CHECKING:
+    from kogpt.generation import KoGPT
 
 RERANKED = 10  # hits, the first ones
 PROMPT = "{passage}\n질문: "

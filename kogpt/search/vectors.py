@@ -11,14 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.errors import InputError
-from kogpt.generation import KoGPT
 from kogpt.search import store
+
+if TYPE_CHECKING:
+    from kogpt.generation import KoGPT
 
 FILE = "vectors.sqlite"
 TABLE = "CREATE TABLE IF NOT EXISTS vectors (digest BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID"

@@ -41,7 +41,9 @@ def found(folder: Path, query: str, k: int = 10) -> list[str]:
 
 def random_texts(n: int, seed: int = 0) -> list[str]:
     chance = random.Random(seed)
-    vocabulary = [a + b + c for a in "가나다라마" for b in "사아자차" for c in ("", "는", "에서", "하")]
+    vocabulary = [
+        a + b + c for a in "가나다라마" for b in "사아자차" for c in ("", "는", "에서", "하", "X3", " 힣 ")
+    ]
     return [" ".join(chance.choices(vocabulary, k=chance.randint(1, 30))) for _ in range(n)]
 
 
@@ -60,7 +62,8 @@ def slow_scores(texts: Sequence[str], query: str) -> list[float]:
             count = Counter(passage[field])[term]
             length = 1 - postings.B + postings.B * len(passage[field]) / mean
             idf = math.log(1 + (len(texts) - n_found + 0.5) / (n_found + 0.5))
-            weight = 1.0 if field else postings.STEM_WEIGHT
+            latin = not field and not "가" <= term[0] <= "힣"
+            weight = 1.0 if field else postings.STEM_WEIGHT + latin
             total += weight * idf * count * (postings.K1 + 1) / (count + postings.K1 * length)
         scores.append(total)
     return scores
@@ -82,7 +85,7 @@ def test_scores_are_those_of_the_formula(tmp_path: Path, monkeypatch: pytest.Mon
     texts = random_texts(40)
     Index.add(tmp_path, documents(texts))
     with Index.open(tmp_path) as index:
-        for query in ("가사는 나아에서", "라차하 마자", "다사 다사는"):
+        for query in ("가사는 나아에서", "라차하 x3 마자", "다사 다사는 힣"):
             hits = {hit.source: hit.score for hit in index.query(query, 40)}
             slow = slow_scores(texts, query)
             assert hits == pytest.approx({f"{i}.txt": s for i, s in enumerate(slow) if s}, rel=1e-5)
@@ -105,7 +108,7 @@ def test_changes_leave_what_a_new_index_would_hold(tmp_path: Path, monkeypatch: 
                 writer.add(document(number, text))
     fresh = tmp_path / "fresh"
     Index.add(fresh, [document(number, text) for number, text in texts.items()])
-    for query in ("가사는 나아에서", "라차하 마자", "다사 다사는"):
+    for query in ("가사는 나아에서", "라차하 x3 마자", "다사 다사는 힣"):
         both = []
         for folder in (changed, fresh):
             with Index.open(folder) as index:
