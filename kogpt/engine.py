@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kogpt.adapter import KeyValuePrefix, Lora
 from kogpt.errors import NotEnoughMemory
-from kogpt.request import Event, FinishReason, Ids, Request
+from kogpt.request import Event, FinishReason, Ids, Request, Writing
 from kogpt.row_store import RowStore
 from kogpt.rows import NO_IDS, Part, Row, Task, not_finite, positions
 from kogpt.runner import Array, Runner
@@ -83,6 +83,7 @@ class Engine:
         """
         assert len(request.inputs) > request.n_scored >= 0 and all(map(len, request.choices))
         assert not (request.choices and request.writing), "choices or samples"
+        assert not request.writing or bool(request.writing.sampling.grammar) == bool(request.writing.grammar)
         assert self._store.length(request.prefix) + request.longest <= self.runner.config.n_ctx
         assert self._store.prefix(request).adapter == request.adapter, "a prefix belongs to its adapter"
         number = next(self._numbers)
@@ -224,11 +225,18 @@ class Engine:
                 task.ids = np.concatenate([prefix.ids, request.inputs])
             if request.writing is not None:
                 known = NO_IDS if task.ids is None else task.ids
-                sampling = request.writing.sampling
-                task.samplers = [Sampler(sampling, known, i, self.n_vocab) for i in range(sampling.n)]
+                task.samplers = self._samplers(request.writing, known)
             trunk = task.reader(prefix.length)
             self._store.open(trunk)
             task.trunk = trunk
+
+    def _samplers(self, writing: Writing, known: Ids) -> list[Sampler]:
+        """One for each sample; `known`: what the repetition penalty counts as seen."""
+        grammar = writing.grammar
+        return [
+            Sampler(writing.sampling, known, i, self.n_vocab, None if grammar is None else grammar.begin())
+            for i in range(writing.sampling.n)
+        ]
 
     def _plan(self) -> list[Part]:
         """Choose what each row reads: one token per sample, then prompts within the budget, oldest first."""
@@ -380,6 +388,7 @@ class Engine:
                 choices=tuple(task.choices),
                 pooled=pooled,
                 prefix=prefix,
+                n_cached=task.n_cached,
             )
         )
 
@@ -402,7 +411,8 @@ class Engine:
                 finish = "length"
         if finish is not None:
             task.unfinished.remove(row.number)
-        self._events.append(Event(task.number, row.number, token, finish, error=error))
+        news = Event(task.number, row.number, token, finish, n_cached=task.n_cached, error=error)
+        self._events.append(news)
         return finish is None
 
     def _end_sample(self, row: Row) -> None:

@@ -6,6 +6,7 @@ nothing of HTTP, arguments or data sets.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -92,18 +93,14 @@ class KoGPT:
         self.config: ModelConfig = engine.runner.config
         self.defaults = defaults or GenerationDefaults(self.config.eos_token_ids, {}, ())
         self.name = name
+        self.folder: Path | None = None  # that it was loaded from
         self.session = Session(tokenizer, engine, self.defaults.eos_token_ids)
         self._prefix: int | None = None  # of every text; handles of the engine and of its runner
         self._adapter: int | None = None
-        self.tuned = tuned
-        self.origin = Origin() if tuned is None else tuned.origin
-        adapter = None if tuned is None else tuned.adapter
-        if isinstance(adapter, Lora):
-            self._adapter = engine.add_adapter(adapter)
-        elif isinstance(adapter, SoftPrompt):
-            self._prefix = engine.prefix(adapter.embeddings)
-        elif adapter is not None:
-            self._prefix = engine.load(adapter)
+        self.tuned: SavedAdapter | None = None
+        self.origin = Origin()
+        if tuned is not None:
+            self._attach(tuned)
 
     @classmethod
     def from_pretrained(
@@ -135,6 +132,7 @@ class KoGPT:
         engine = Engine(runner, n_vocab=tokenizer.n_vocab, max_cached=CACHED_ROWS)
         tuned = None if adapter is None else peft.load(adapter, stored)
         model = cls(tokenizer, engine, defaults, str(name), tuned)
+        model.folder = stored.folder
         logger.debug("loaded %r in %.2f s", model, time.perf_counter() - started)
         return model
 
@@ -150,6 +148,33 @@ class KoGPT:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def with_adapters(self, folders: Mapping[str, str | Path]) -> dict[str, Self]:
+        """This model with each of some adapters, by name. All share weights and session, and close together.
+
+        folders: of PEFT, tuned on this model, by the names that the models shall have. Texts of different
+        adapters are read and written in the same steps. For an idle model of `from_pretrained`.
+        Raises CheckpointError.
+        """
+        assert self.folder is not None, "a model that was loaded"
+        stored = checkpoint.load(self.folder)
+        found = {}
+        for name, folder in folders.items():
+            found[name] = copy.copy(self)
+            found[name].name = name
+            found[name]._attach(peft.load(folder, stored))
+        return found
+
+    def _attach(self, tuned: SavedAdapter) -> None:
+        """Read and write every text with an adapter."""
+        self.tuned, self.origin, adapter = tuned, tuned.origin, tuned.adapter
+        self._prefix = self._adapter = None
+        if isinstance(adapter, Lora):
+            self._adapter = self.engine.add_adapter(adapter)
+        elif isinstance(adapter, SoftPrompt):
+            self._prefix = self.engine.prefix(adapter.embeddings)
+        else:
+            self._prefix = self.engine.load(adapter)
 
     def close(self) -> None:
         """Free the model's memory. Streams that are still read, and later calls, get a KoGPTError."""
@@ -397,6 +422,20 @@ class KoGPT:
             reusable=False,
         )
 
+    def question_request(self, prompt: str, choices: Sequence[str]) -> Request:
+        """What `score` asks the session for: the log-probabilities of choices after a prompt.
+
+        Raises PromptError for a choice that adds nothing, and for what does not fit the context.
+        """
+        context, ids = self.tokenizer.encode_choices(prompt, choices)
+        length = len(context) + max(map(len, ids)) - 1  # the last token is scored, not read
+        limit = self.config.n_ctx - self.engine.length(self._prefix)
+        if length > limit:
+            raise too_long(length + 1, limit + 1)
+        arrays = [np.array(choice, dtype=np.int64) for choice in ids]
+        inputs, prefix, adapter = np.array(context, dtype=np.int64), self._prefix, self._adapter
+        return Request(inputs, prefix=prefix, adapter=adapter, choices=arrays, reusable=False)
+
     def _scores(self, questions: Sequence[tuple[str, str | Sequence[str]]]) -> list[float | list[float]]:
         requests: list[Request] = []
         slots: list[int] = []  # of each question among the requests; -1 where it has no choices
@@ -406,7 +445,7 @@ class KoGPT:
                 require_text(text)
             if choices:
                 slots.append(len(requests))
-                requests.append(self._question(prompt, choices))
+                requests.append(self.question_request(prompt, choices))
             else:
                 slots.append(-1)
         events = self.session.ask(requests)
@@ -415,16 +454,6 @@ class KoGPT:
             scores = [] if slot < 0 else [float(s.logprobs.sum()) for s in events[slot].choices]
             answers.append(scores[0] if isinstance(texts, str) else scores)
         return answers
-
-    def _question(self, prompt: str, choices: Sequence[str]) -> Request:
-        context, ids = self.tokenizer.encode_choices(prompt, choices)
-        length = len(context) + max(map(len, ids)) - 1  # the last token is scored, not read
-        limit = self.config.n_ctx - self.engine.length(self._prefix)
-        if length > limit:
-            raise too_long(length + 1, limit + 1)
-        arrays = [np.array(choice, dtype=np.int64) for choice in ids]
-        inputs, prefix, adapter = np.array(context, dtype=np.int64), self._prefix, self._adapter
-        return Request(inputs, prefix=prefix, adapter=adapter, choices=arrays, reusable=False)
 
 
 @dataclass(slots=True)

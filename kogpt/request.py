@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.sampling import SampledToken, Sampling
+from kogpt.sampling import Guide, SampledToken, Sampling
 
 Ids = NDArray[np.int64]
 TopTokens = tuple[tuple[int, float], ...]  # (token, log-probability), best first
@@ -22,6 +22,13 @@ TopTokens = tuple[tuple[int, float], ...]  # (token, log-probability), best firs
 FinishReason = Literal["stop", "length", "done", "cancelled", "filtered", "failed"]
 
 
+class Grammar(Protocol):
+    """What answers have to match, compiled (grammar.py)."""
+
+    def begin(self) -> Guide:
+        """A guide for one more answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Writing:
     """Tokens to write after the inputs: sampling.n samples, each of at most `limit` tokens."""
@@ -29,6 +36,7 @@ class Writing:
     sampling: Sampling
     limit: int
     stop_ids: frozenset[int] = frozenset()
+    grammar: Grammar | None = None  # there if sampling.grammar is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,4 +114,5 @@ class Event:
     choices: tuple[Scores, ...] = ()
     pooled: NDArray[np.float32] | None = None  # (E,)
     prefix: int | None = None  # handle of the text that was to be kept
+    n_cached: int = 0  # inputs that the prefix cache saved from being read again
     error: BaseException | None = None

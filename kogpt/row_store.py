@@ -147,6 +147,7 @@ class RowStore:
             trunk.n_read, trunk.length = match.length - start, match.length
             self.counters.hits += 1
             self.counters.reused += trunk.n_read
+            task.n_cached = trunk.n_read
         elif request.prefix is not None:
             trunk.handle = self._runner.fork(request.prefix)
         else:

@@ -105,6 +105,7 @@ class Task:
     scores: Scores | None = None  # of the inputs
     choices: list[Scores] = field(default_factory=list)
     total: Array | None = None  # (E,) sum of the hidden states read so far
+    n_cached: int = 0  # inputs that the prefix cache saved from being read
 
     @property
     def is_reading(self) -> bool:

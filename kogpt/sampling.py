@@ -10,6 +10,7 @@ Shapes: V vocabulary, N outputs, K targets, C changed logits.
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 import unicodedata
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ MAX_STOPS = 64  # stop strings of a request
 MAX_STOP_LENGTH = 1024  # characters of a stop string
 MAX_BIASES = 4096  # tokens with a logit bias
 MAX_BIAS = 1e6  # absolute value of a logit bias
+MAX_GRAMMAR = 64 << 10  # characters of a regular expression, of a schema, and of all choices together
+GRAMMARS = ("regex", "choice", "json_schema", "hangul")  # of these a generation has one at most
 
 GOLDEN = 0x9E3779B97F4A7C15  # increment of SplitMix64
 MASK64 = 2**64 - 1
@@ -72,6 +75,16 @@ class Sampling:
         None, f"new tokens at most ({DEFAULT_NEW_TOKENS} if no length is given)", 1
     )
     max_length: int | None = _setting(None, "tokens of prompt and answer together at most", 1)
+    regex: str | None = field(
+        default=None, metadata={"help": "write text that matches this regular expression as a whole"}
+    )
+    choice: Sequence[str] = field(default=(), metadata={"help": "write one of these texts"})
+    json_schema: str | Mapping[str, Any] | None = field(
+        default=None, metadata={"help": "write JSON that fits this JSON Schema"}
+    )
+    hangul: bool = field(
+        default=False, metadata={"help": "write Hangul, digits, punctuation and spaces only"}
+    )
     n: int = _setting(1, "answers per prompt", 1, 1024)
     logprobs: int | None = _setting(None, "report this many likeliest tokens with each token", 0, 1024)
 
@@ -83,6 +96,14 @@ class Sampling:
                 object.__setattr__(self, setting.name, checked)
         object.__setattr__(self, "stop", _checked_stop(self.stop))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+        object.__setattr__(self, "choice", _checked_choice(self.choice))
+        object.__setattr__(self, "json_schema", _checked_schema(self.json_schema))
+        _check_grammars(self)
+
+    @property
+    def grammar(self) -> str | None:
+        """The one of `GRAMMARS` that is set."""
+        return next((name for name in GRAMMARS if getattr(self, name) not in (None, (), False)), None)
 
     def new_tokens(self, prompt_tokens: int, n_ctx: int) -> int:
         """How many tokens may follow a prompt of this length; 0 or less means that none fits."""
@@ -132,6 +153,15 @@ class Draw:
     output: int = -1  # index of the output among those of the chunk
 
 
+class Guide(Protocol):
+    """One answer that follows a grammar (grammar.py)."""
+
+    allowed: NDArray[np.uint32]  # the tokens that may come next, as Draw.allowed
+
+    def accept(self, token: int) -> None:
+        """Go on by a token that was allowed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is wanted of the outputs of one chunk: tokens to choose, and log-probabilities of given tokens."""
@@ -155,9 +185,17 @@ class Chosen:
 class Sampler:
     """What choosing the tokens of one sample has to remember: their number and how often each was written."""
 
-    def __init__(self, sampling: Sampling, prompt: Ids, sample: int = 0, n_vocab: int | None = None) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Ids,
+        sample: int = 0,
+        n_vocab: int | None = None,
+        guide: Guide | None = None,
+    ) -> None:
         """prompt: the ids that the repetition penalty counts as seen. Without a seed one is drawn."""
         self.sampling = sampling
+        self._guide = guide
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._key = random_bits(seed, sample)
         self._n_vocab = n_vocab
@@ -177,12 +215,15 @@ class Sampler:
             n_vocab=self._n_vocab,
             logprobs=s.logprobs,
             changes=changes(s, self._prompt, self._written, self._n_vocab),
+            allowed=None if self._guide is None else self._guide.allowed,
         )
 
     def accept(self, token: int) -> None:
-        """Remember the token that was chosen."""
+        """Remember the token that was chosen. SamplingError where its grammar becomes too complex."""
         self._written[token] += 1
         self._position += 1
+        if self._guide is not None:
+            self._guide.accept(token)
 
 
 def changes(
@@ -410,6 +451,60 @@ def _checked_bias(bias: object) -> dict[int, float]:
                 f"logit_bias 항목 {entry} (조건: 토큰 번호, {-MAX_BIAS:g} 이상 {MAX_BIAS:g} 이하의 수)",
             )
     return {int(token): float(value) for token, value in bias.items()}
+
+
+def _checked_choice(choice: object) -> tuple[str, ...]:
+    texts = tuple(choice) if isinstance(choice, (tuple, list)) else None
+    if texts is None or not all(isinstance(text, str) and text for text in texts):
+        raise SamplingError(
+            f"choice is {_shown(choice)}, must be texts of at least one character",
+            f"choice 값 {_shown(choice)} (조건: 한 글자 이상의 문자열)",
+        )
+    _check_length("choice", sum(map(len, texts)))
+    return texts
+
+
+def _checked_schema(schema: object) -> str | None:
+    """A JSON Schema as JSON."""
+    if schema is None:
+        return None
+    try:
+        found = json.loads(schema) if isinstance(schema, str) else schema
+        text = json.dumps(found, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        found, text = None, ""
+    if not isinstance(found, Mapping):
+        raise SamplingError(
+            f"json_schema is {_shown(schema)}, must be a JSON object",
+            f"json_schema 값 {_shown(schema)} (조건: JSON 객체)",
+        )
+    _check_length("json_schema", len(text))
+    return text
+
+
+def _check_grammars(sampling: Sampling) -> None:
+    """SamplingError for values of the wrong kind, and for more than one grammar."""
+    if not (sampling.regex is None or isinstance(sampling.regex, str)):
+        shown = _shown(sampling.regex)
+        raise SamplingError(f"regex is {shown}, must be a text", f"regex 값 {shown} (조건: 문자열)")
+    if not isinstance(sampling.hangul, bool):
+        shown = _shown(sampling.hangul)
+        raise SamplingError(f"hangul is {shown}, must be true or false", f"hangul 값 {shown} (조건: 참/거짓)")
+    _check_length("regex", len(sampling.regex or ""))
+    given = [name for name in GRAMMARS if getattr(sampling, name) not in (None, (), False)]
+    if len(given) > 1:
+        raise SamplingError(
+            f"{given[1]} is given beside {given[0]}: an answer follows one of {', '.join(GRAMMARS)}",
+            f"{given[0]}, {given[1]}: {', '.join(GRAMMARS)} 가운데 하나만 쓸 수 있습니다",
+        )
+
+
+def _check_length(name: str, n_characters: int) -> None:
+    if n_characters > MAX_GRAMMAR:
+        raise SamplingError(
+            f"{name} has {n_characters:,} characters, must be at most {MAX_GRAMMAR:,}",
+            f"{name} 길이 {n_characters:,}자 (조건: {MAX_GRAMMAR:,}자 이하)",
+        )
 
 
 def _shown(value: object) -> str:

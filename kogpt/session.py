@@ -22,7 +22,8 @@ import numpy as np
 
 from kogpt.engine import Engine
 from kogpt.errors import KoGPTError, PromptError, SamplingError
-from kogpt.request import Event, FinishReason, Ids, Request, Writing
+from kogpt.grammar import GrammarCompiler
+from kogpt.request import Event, FinishReason, Grammar, Ids, Request, Writing
 from kogpt.sampling import SampledToken, Sampling
 from kogpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -36,6 +37,7 @@ class Piece:
     text: str  # whole characters, often none yet
     finish_reason: FinishReason | None  # set on an answer's last piece
     event: Event = field(repr=False)
+    stop: str | None = None  # the stop string that ended the answer, if one did
 
     @property
     def sample(self) -> int:
@@ -84,6 +86,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = sorted(stops, key=len, reverse=True)
         self._held = ""
+        self.found: str | None = None  # the one that was completed
 
     def push(self, text: str) -> tuple[str, bool]:
         """Add text; what is safe to show now, and whether a stop string was completed."""
@@ -94,6 +97,7 @@ class StopStrings:
             self._held += character
             for stop in self._stops:
                 if self._held.endswith(stop):
+                    self.found = stop
                     return "".join(shown) + self._held[: -len(stop)], True
             n_safe = len(self._held) - self._n_pending()
             shown.append(self._held[:n_safe])
@@ -136,7 +140,7 @@ class _Answer:
         if event.token is not None and finish != "stop":
             text, stopped = self.stops.push(self.decoder.push(event.token.token))
             if stopped:
-                return Piece(text, "stop", event)
+                return Piece(text, "stop", event, self.stops.found)
         if finish:
             rest, stopped = self.stops.push(self.decoder.flush())
             text += rest if stopped else rest + self.stops.flush()
@@ -217,6 +221,8 @@ class Session:
         self._engine: Engine | None = engine
         self._stop_ids = frozenset((tokenizer.eos_token_id,) if stop_ids is None else stop_ids)
         self.new_screen: Callable[[], Screen] = NoScreen  # for each answer
+        self._compiler: GrammarCompiler | None = None  # of grammars, made for the first
+        self._compiler_lock = Lock()
         self._driver = Lock()  # whoever holds it may use the engine
         self._lock = RLock()  # of the books below; held for moments, and re-entered by the garbage collector
         self._orders: dict[int, _Order] = {}
@@ -343,10 +349,19 @@ class Session:
             ids,
             prefix=prefix,
             adapter=adapter,
-            writing=Writing(sampling, limit, self._stop_ids),
+            writing=Writing(sampling, limit, self._stop_ids, self._grammar(sampling)),
             n_scored=len(ids) - 1 if echo else 0,
             n_top=sampling.logprobs or 0,
         )
+
+    def _grammar(self, sampling: Sampling) -> Grammar | None:
+        """What answers have to match, if anything. Raises SamplingError, MissingExtra."""
+        if sampling.grammar is None:
+            return None
+        with self._compiler_lock:
+            if self._compiler is None:
+                self._compiler = GrammarCompiler(self.tokenizer, self._stop_ids, self.engine.n_vocab)
+        return self._compiler.compile(sampling)
 
     def prompt_ids(self, prompt: str | Ids, reserve: int = 0) -> Ids:
         """Ids of a text; PromptError where there are none, or too many with `reserve` more positions."""

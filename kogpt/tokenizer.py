@@ -60,6 +60,8 @@ class Tokenizer:
 
     n_vocab: one above the largest id.
     special_ids: ids that are not text. A special token that the BPE makes itself ("!" as padding) is text.
+    special: these ids by their texts.
+    roles: the texts of bos_token, eos_token and so on, of those that are special.
     eos_token_id: the end of text. bos_, unk_, pad_ and mask_token_id may be None.
     prompt_start: ids that the file's template puts before a prompt, often none.
     document_start: ids that stand before a text without context: prompt_start, or else [EOS].
@@ -75,7 +77,9 @@ class Tokenizer:
         reserved -= _pieces(document["model"], reserved)
         special = {name for name in reserved if name not in added or added[name]["special"]}
         special |= reserved.intersection(names.values())
-        self.special_ids = frozenset(ids[content] for content in special)
+        self.special = {content: ids[content] for content in special}
+        self.special_ids = frozenset(self.special.values())
+        self.roles = {f"{role}_token": text for role, text in names.items() if text in special}
         if names["eos"] not in ids:
             raise _unfit(where, f"it has no {names['eos'][:40]!r}")
         self.eos_token_id = ids[names["eos"]]

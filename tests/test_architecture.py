@@ -91,7 +91,8 @@ CORE: dict[str, set[str]] = {
         "weights",
         "torch",
     },
-    "session": {"engine", "errors", "request", "sampling", "tokenizer", "numpy"},
+    "grammar": {"errors", "sampling", "tokenizer", "numpy", "llguidance"},
+    "session": {"engine", "errors", "grammar", "request", "sampling", "tokenizer", "numpy"},
     "classification": {"errors", "request", "session", "numpy"},
     "generation": {
         "adapter",

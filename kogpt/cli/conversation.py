@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from kogpt.generation import KoGPT
 
 # Settings of /set and of the options of `kogpt`. The length counts prompt and answer, as in the question.
-NAMES = tuple(name for name in SETTINGS if name not in ("logit_bias", "max_tokens", "n", "logprobs"))
+OTHERS = ("logit_bias", "max_tokens", "regex", "choice", "json_schema", "n", "logprobs")
+NAMES = tuple(name for name in SETTINGS if name not in OTHERS)
+SWITCH = {"on": True, "off": False}
 TEMPERATURE, LENGTH = 0.8, 128  # the original's numbers
 ROOM = 64  # tokens that the default length leaves for an answer at least
 
@@ -123,6 +125,12 @@ def _value_of(name: str, text: str) -> Any:
     """The value of a setting; InputError for a word instead of a number, SamplingError out of its range."""
     from kogpt.sampling import Sampling
 
+    if SETTINGS[name][0] is bool:
+        if text not in SWITCH:
+            raise InputError(
+                f"{name} is {text[:40]!r}, must be on or off", f"{name} 값 {text[:40]!r} (조건: on 또는 off)"
+            )
+        return SWITCH[text]
     try:
         value: Any = (text,) if name == "stop" else SETTINGS[name][0](text)
     except ValueError as error:

@@ -235,6 +235,16 @@ HELP = {
     "drop tokens below this share of the likeliest one's probability": (
         "가장 높은 확률의 이 비율에 못 미치는 토큰을 버립니다"
     ),
+    "write text that matches this regular expression as a whole": ("글 전체가 이 정규식에 맞도록 씁니다"),
+    "write one of these texts; may be repeated": "이 글들 가운데 하나를 씁니다. 여러 번 쓸 수 있습니다",
+    "write JSON that fits this JSON Schema; a file that holds it, or the schema itself": (
+        "이 JSON Schema에 맞는 JSON을 씁니다. 스키마 파일이나 스키마 자체를 지정하세요"
+    ),
+    "write Hangul, digits, punctuation and spaces only": "한글, 숫자, 문장 부호, 빈칸만 씁니다",
+    "serve the model with an adapter too, a folder of PEFT, under this name (default: the folder's);"
+    " may be repeated": (
+        "어댑터(PEFT 폴더)를 붙인 모델도 이 이름으로 제공합니다 (기본: 폴더 이름). 여러 번 쓸 수 있습니다"
+    ),
     "above 1 makes tokens already in the text less likely": ("1보다 크면 이미 나온 토큰이 덜 나옵니다"),
     "subtracted once from logits of tokens already written": ("이미 쓴 토큰의 로짓에서 한 번 뺍니다"),
     "subtracted for every time a token was written": ("토큰을 쓴 횟수만큼 로짓에서 뺍니다"),

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from kogpt.errors import KoGPTError, localized
-from kogpt.texts import decode_argument
+from kogpt.texts import decode, decode_argument, read_bytes
 
 if TYPE_CHECKING:
     from kogpt.generation import KoGPT
@@ -33,6 +33,10 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "stop": (str, "text that ends the answer; not shown"),
     "max_tokens": (int, "new tokens at most (128 if no length is given)"),
     "max_length": (int, "tokens of prompt and answer together at most"),
+    "regex": (str, "write text that matches this regular expression as a whole"),
+    "choice": (str, "write one of these texts"),
+    "json_schema": (str, "write JSON that fits this JSON Schema"),
+    "hangul": (bool, "write Hangul, digits, punctuation and spaces only"),
     "n": (int, "answers per prompt"),
     "logprobs": (int, "report this many likeliest tokens with each token"),
 }
@@ -158,8 +162,13 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Sampling that the options state; SamplingError if a value is out of range."""
     values = {name: getattr(args, name, None) for name in SETTINGS}
     given = {name: value for name, value in values.items() if value is not None}
-    if "stop" in given:
-        given["stop"] = tuple(decode_argument(stop, "--stop") for stop in given["stop"])
+    for name in ("stop", "choice"):
+        if name in given:
+            given[name] = tuple(decode_argument(text, f"--{name}") for text in given[name])
+    if "regex" in given:
+        given["regex"] = decode_argument(given["regex"], "--regex")
+    if "json_schema" in given:
+        given["json_schema"] = _schema(decode_argument(given["json_schema"], "--json-schema"))
     if "logit_bias" in given:
         given["logit_bias"] = dict(given["logit_bias"])
     if given:
@@ -172,11 +181,22 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 def _argument(name: str) -> dict[str, Any]:
     """Build the keywords of add_argument for one setting."""
     kind, text = SETTINGS[name]
-    if name == "stop":
+    if name in ("stop", "choice"):
         return {"action": "append", "metavar": "TEXT", "help": f"{text}; may be repeated"}
+    if name == "json_schema":
+        return {"metavar": "SCHEMA", "help": f"{text}; a file that holds it, or the schema itself"}
+    if kind is bool:
+        return {"action": "store_true", "default": None, "help": text}
     if name == "logit_bias":
         return {"action": "append", "metavar": "ID=VALUE", "type": _bias, "help": f"{text}; may be repeated"}
     return {"type": kind, "metavar": kind.__name__.upper()[:5], "help": text}
+
+
+def _schema(text: str) -> str:
+    """A schema that is given itself, or the file that holds it."""
+    if text.lstrip().startswith("{"):
+        return text
+    return decode(read_bytes(text), text)
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import get_args, get_type_hints
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -12,7 +13,7 @@ from kogpt.cli import Parser, bench, options
 from kogpt.errors import KoGPTError
 from kogpt.native_runner import CACHE_DTYPES
 from kogpt.placement import RUNNERS, Placement, runner_class
-from kogpt.sampling import Sampling
+from kogpt.sampling import GRAMMARS, Sampling
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -56,8 +57,26 @@ def test_every_field_has_an_option() -> None:
         n=2,
         logprobs=1,
     )
-    default = Sampling()
-    assert all(getattr(sampling, f.name) != getattr(default, f.name) for f in fields(Sampling))
+    default, others = Sampling(), set(GRAMMARS)
+    assert {
+        f.name for f in fields(Sampling) if getattr(sampling, f.name) == getattr(default, f.name)
+    } == others
+
+
+def test_every_grammar_has_an_option(tmp_path: Path) -> None:
+    schema, file = '{"type": "object"}', tmp_path / "schema.json"
+    file.write_text(schema, encoding="utf-8")
+    wanted: dict[tuple[str, ...], dict[str, Any]] = {
+        ("--regex", "[가-힣]+"): {"regex": "[가-힣]+"},
+        ("--choice", "긍정", "--choice", "부정"): {"choice": ("긍정", "부정")},
+        ("--json-schema", schema): {"json_schema": schema},
+        ("--json-schema", str(file)): {"json_schema": schema},
+        ("--hangul",): {"hangul": True},
+    }
+    for words, settings in wanted.items():
+        assert options.given_settings(parse(*words)) == settings
+    with pytest.raises(KoGPTError, match="beside"):
+        options.given_settings(parse("--hangul", "--regex", "a"))
 
 
 def test_names_with_underscores_are_known_too() -> None:
