@@ -6,15 +6,10 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from kogpt.cli.options import (
-    add_adapter_option,
-    add_filter_option,
-    add_model_options,
-    load_model,
-    read_count,
-)
+from kogpt.cli.options import add_filter_option, add_model_options, load_model, read_count
 from kogpt.errors import InputError, MissingExtra, localized
 
 KEY_VARIABLE = "KOGPT_API_KEY"
@@ -52,7 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--print-limits", action="store_true", help="print the limits of requests and exit")
     add_model_options(parser)
-    add_adapter_option(parser)
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        dest="adapters",
+        metavar="[NAME=]DIR",
+        help="serve the model with an adapter too, a folder of PEFT, under this name (default: the folder's);"
+        " may be repeated",
+    )
     add_filter_option(parser)
 
 
@@ -75,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
     keys = read_keys(args.api_key_file)
     address.check(has_key=bool(keys))
     access = Access(keys, address.loopback, tuple(args.allowed_host or ()), tuple(args.cors_origin or ()))
+    folders = read_adapters(args.adapters or ())
     _show_access_log()
     model = load_model(args)
-    service = make_service(model, limits)
+    service = make_service(model, limits, model.with_adapters(folders) if folders else {})
     print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
     listen(make_app(service, access), service, address, args.drain_seconds)
     return 1 if service.worker.dead is not None else 0
@@ -108,6 +111,23 @@ def read_keys(path: str | None) -> tuple[str, ...]:
             f"{path} holds no API key: one per line", f"{path}: API 키가 없습니다. 한 줄에 하나씩 적으세요"
         )
     return keys
+
+
+def read_adapters(arguments: Sequence[str]) -> dict[str, Path]:
+    """The folders of --adapter by the names under which they are served."""
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        stated, separator, rest = argument.partition("=")
+        folder = Path(rest if separator else argument)
+        name = stated if separator else folder.resolve().name
+        if not name or name in found:
+            raise InputError(
+                f"--adapter {argument}: the name {name!r} is empty or taken, write --adapter NAME=DIR",
+                f"--adapter {argument}: 이름 {name!r}: 비어 있거나 이미 있습니다."
+                " --adapter 이름=폴더 형식으로 쓰세요",
+            )
+        found[name] = folder
+    return found
 
 
 def _path(text: str | None) -> Path | None:

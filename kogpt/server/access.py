@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kogpt.server import kakao, pages
+from kogpt.server import pages
 from kogpt.server.refusals import Refused
+from kogpt.server.routes import error_body
 from kogpt.server.service import Service
 
 # Routes that need no key: who watches the process has none, and the page is where a person gives one.
@@ -188,8 +189,7 @@ SAFE_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"
 
 async def answer(refused: Refused, scope: Scope, send: Send) -> None:
     """Send a refusal in the shape of the route's dialect."""
-    shape = kakao.error_body(refused) if scope["path"] == kakao.PATH else refused.openai()
-    body = json.dumps(shape, ensure_ascii=False).encode()
+    body = json.dumps(error_body(scope["path"], refused), ensure_ascii=False).encode()
     headers = [(name.lower().encode(), value.encode()) for name, value in refused.headers.items()]
     await _answer(send, refused.status, body, [(b"content-type", b"application/json"), *headers])
 

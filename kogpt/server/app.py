@@ -15,34 +15,43 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from kogpt import __version__
-from kogpt.errors import KoGPTError
+from kogpt.errors import InputError, KoGPTError
 from kogpt.generation import KoGPT
-from kogpt.server import kakao, openai, tokens
+from kogpt.server import listing
 from kogpt.server.access import Access, Guard
 from kogpt.server.bodies import parse_object
 from kogpt.server.limits import Limits
 from kogpt.server.metrics import Metrics
 from kogpt.server.pages import add_page
 from kogpt.server.refusals import Refused, failure
+from kogpt.server.routes import POSTS, Handler, error_body
 from kogpt.server.service import Service
+from kogpt.server.templates import ChatTemplate, find_template
 from kogpt.server.worker import Worker
 
-Handler = Callable[[HttpRequest, Service, Mapping[str, Any]], Awaitable[Response]]
 
-POSTS: dict[str, tuple[Handler, type[BaseModel]]] = {
-    "/v1/completions": (openai.completions, openai.CompletionBody),
-    "/v1/chat/completions": (openai.chat, openai.ChatBody),
-    "/v1/embeddings": (openai.embeddings, openai.EmbeddingBody),
-    "/tokenize": (tokens.tokenize, tokens.TokenizeBody),
-    "/detokenize": (tokens.detokenize, tokens.DetokenizeBody),
-    kakao.PATH: (kakao.generation, kakao.GenerationBody),
-}
+def make_service(model: KoGPT, limits: Limits, adapters: Mapping[str, KoGPT] | None = None) -> Service:
+    """The models behind a worker that is not started yet. adapters: `model` with each, by name.
 
-
-def make_service(model: KoGPT, limits: Limits) -> Service:
-    """The model behind a worker that is not started yet."""
+    Raises InputError for an adapter with the model's own name, CheckpointError for a bad chat template.
+    """
+    name = Path(model.name).name or "kogpt"  # of a folder its last part, so that no path is told
+    if name in (adapters or {}):
+        raise InputError(
+            f"an adapter has the model's own name {name!r}: give another, --adapter NAME=DIR",
+            f"어댑터의 이름 {name!r}: 모델의 이름과 같습니다. --adapter 이름=폴더로 다른 이름을 지정하세요",
+        )
     worker = Worker(model.session, model.engine.max_rows + limits.waiting)
-    return Service(model, worker, Metrics(worker), limits)
+    models = {name: model} | dict(adapters or {})
+    return Service(models, worker, Metrics(worker), limits, _template(model))
+
+
+def _template(model: KoGPT) -> ChatTemplate | None:
+    source = None if model.folder is None else find_template(model.folder)
+    if source is None:
+        return None
+    tokenizer = model.tokenizer
+    return ChatTemplate(source, tokenizer.special, tokenizer.roles)
 
 
 def make_app(service: Service, access: Access) -> ASGIApp:
@@ -53,10 +62,13 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         service.worker.start()
         yield
         await asyncio.to_thread(service.worker.stop)
+        if service.template is not None:
+            service.template.close()
 
     app = FastAPI(title="KoGPT", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    for path, (handler, body) in POSTS.items():
-        app.add_api_route(path, _route(service, handler), methods=["POST"], openapi_extra=_schema(body))
+    for path, route in POSTS.items():
+        answer = _route(service, route.handler)
+        app.add_api_route(path, answer, methods=["POST"], openapi_extra=_schema(route.body))
     _add_reading_routes(app, service)
     add_page(app)
     app.add_exception_handler(Refused, _refuse)
@@ -80,11 +92,10 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(service.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def models() -> Response:
-        return JSONResponse(openai.models(service))
+        return JSONResponse(listing.models(service))
 
     async def model(name: str) -> Response:
-        openai.check_model(name, service)
-        return JSONResponse(openai.models(service)["data"][0])
+        return JSONResponse(listing.model(service, name))
 
     routes = {"/health": health, "/ready": ready, "/metrics": metrics, "/v1/models": models}
     for path, route in (routes | {"/v1/models/{name:path}": model}).items():
@@ -141,8 +152,7 @@ async def _refuse(request: HttpRequest, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
         texts = {404: "there is no such route", 405: "this route does not take that method"}
         refused = Refused(texts.get(status, "the request is refused"), status=status)
-    shape = kakao.error_body(refused) if request.url.path == kakao.PATH else refused.openai()
-    return JSONResponse(shape, refused.status, headers=refused.headers)
+    return JSONResponse(error_body(request.url.path, refused), refused.status, headers=refused.headers)
 
 
 async def _fail(request: HttpRequest, error: Exception) -> Response:

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from kogpt.server.openai import namespace
-from kogpt.server.refusals import Refused, failure
-from kogpt.server.service import Order, Service, Usage, while_connected
+from kogpt.server.fields import Body, read
+from kogpt.server.refusals import Refused
+from kogpt.server.service import Order, Service, Usage, client_of
 
-PATH = "/v1/inference/kogpt/generation"
 BAD_REQUEST, UNAUTHORIZED, FAILED = -2, -401, -1  # codes of Kakao's API
 
 
-class GenerationBody(BaseModel):
-    """The body of a request."""
+class GenerationBody(Body):
+    """The body of a request; Kakao's has no model."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     prompt: str
     max_tokens: int = Field(ge=1)
     temperature: float = Field(1.0, gt=0, le=1)
@@ -39,36 +37,17 @@ def error_body(refused: Refused) -> dict[str, Any]:
 
 
 async def generation(http: HttpRequest, service: Service, document: Mapping[str, Any]) -> Response:
-    """POST /v1/inference/kogpt/generation."""
-    try:
-        body = GenerationBody.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(map(str, first["loc"]))
-        raise Refused(f"{param}: {first['msg']}", param) from None
-    order = Order([body.prompt], body.model_dump(exclude={"prompt"}), namespace=namespace(http))
-    requests = await service.requests(order)
+    """Continue a prompt, n times."""
+    body = read(GenerationBody, document)
+    settings = body.model_dump(exclude={"prompt", "model"})
+    order = Order(service.find(body.model), [body.prompt], settings, namespace=client_of(http))
     usage = Usage()
-    texts, counts = [""] * body.n, [0] * body.n
-
-    ticket = service.begin(requests, usage)
-
-    async def write() -> None:
-        async for batch in service.pieces(ticket, usage):
-            for _, piece in batch:
-                if piece.error is not None:
-                    raise failure(piece.error)
-                texts[piece.sample] += piece.text
-                counts[piece.sample] += piece.token is not None and piece.event.finish != "stop"
-
-    try:
-        await while_connected(http, write())
-    finally:
-        service.end(ticket)
+    answers = await service.write(http, await service.requests(order), usage)
+    n_written = sum(answer.n_tokens for answer in answers)
     totals = {
         "prompt_tokens": usage.prompt_tokens,
-        "generated_tokens": sum(counts),
-        "total_tokens": usage.prompt_tokens + sum(counts),
+        "generated_tokens": n_written,
+        "total_tokens": usage.prompt_tokens + n_written,
     }
-    generations = [{"text": text, "tokens": count} for text, count in zip(texts, counts, strict=True)]
+    generations = [{"text": answer.text, "tokens": answer.n_tokens} for answer in answers]
     return JSONResponse({"id": secrets.token_hex(16), "generations": generations, "usage": totals})

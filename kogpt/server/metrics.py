@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from kogpt.engine import Engine
 from kogpt.server.worker import Worker
 
 FIRST_TOKEN: tuple[float, ...] = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5)
@@ -24,9 +27,7 @@ class Metrics:
         engine = worker.session.engine
         self._gauge("num_requests_running", "answers being written or read", lambda: engine.n_rows)
         self._gauge("num_requests_waiting", "requests in the queue", lambda: engine.n_waiting)
-        counters = engine.counters
-        self._gauge("prefix_cache_queries", "prompt tokens", lambda: counters.prompt)
-        self._gauge("prefix_cache_hits", "prompt tokens that the prefix cache saved", lambda: counters.reused)
+        self.registry.register(_EngineCounters(engine))
         self.prompt_tokens = self._counter("prompt_tokens", "tokens of prompts")
         self.generation_tokens = self._counter("generation_tokens", "tokens written")
         self.first_token = self._histogram("time_to_first_token_seconds", "to the first token", FIRST_TOKEN)
@@ -48,6 +49,20 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"kogpt:{name}", text, registry=self.registry, buckets=buckets)
+
+
+class _EngineCounters(Collector):
+    """What the engine counts itself, as Prometheus counters."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """The counters as they stand."""
+        counters = self._engine.counters
+        yield CounterMetricFamily("kogpt:prefix_cache_queries", "prompt tokens", value=counters.prompt)
+        saved = "prompt tokens that the prefix cache saved"
+        yield CounterMetricFamily("kogpt:prefix_cache_hits", saved, value=counters.reused)
 
 
 class Stopwatch:

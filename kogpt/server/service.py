@@ -1,6 +1,7 @@
 """What every dialect of the server needs of the model: prompts -> requests within the limits -> pieces.
 
-A dialect (openai.py, kakao.py) turns its own JSON into an Order and pieces into its own answers.
+A dialect (completions.py, messages.py, kakao.py) turns its own JSON into an Order, and pieces into its own
+answers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,24 +18,35 @@ from starlette.requests import Request as HttpRequest
 
 from kogpt.errors import KoGPTError
 from kogpt.generation import KoGPT
-from kogpt.request import Request
-from kogpt.sampling import Sampling
+from kogpt.request import FinishReason, Request
+from kogpt.sampling import GRAMMARS, Sampling
 from kogpt.server.limits import Limits
 from kogpt.server.metrics import Metrics, Stopwatch
 from kogpt.server.refusals import Refused, failure, refusal
-from kogpt.server.worker import Ticket, Worker
+from kogpt.server.templates import ChatTemplate
+from kogpt.server.worker import Aborted, Ticket, Worker
 from kogpt.session import Piece
 
 Prompt = str | list[int]
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """A model, with or without an adapter, under the name that clients call it by."""
+
+    name: str
+    model: KoGPT
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """What a client wants written."""
 
+    served: Served
     prompts: Sequence[Prompt]
     settings: Mapping[str, Any]  # fields of Sampling that the client gave
     echo: bool = False
+    grammar_field: str | None = None  # the client's name of what the answer has to match
     namespace: str = ""  # of the prefix cache: clients with different keys share nothing
 
 
@@ -45,32 +56,65 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached: dict[int, int] = field(default_factory=dict)  # tokens of each request, by its index
 
-    def openai(self) -> dict[str, int]:
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that the prefix cache saved from being read again."""
+        return sum(self.cached.values())
+
+    def openai(self) -> dict[str, Any]:
         """As OpenAI counts."""
-        total = self.prompt_tokens + self.completion_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
-            "total_tokens": total,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
 @dataclass(slots=True)
-class Service:
-    """The model behind the routes."""
+class Written:
+    """One answer, whole or as far as it is written."""
 
-    model: KoGPT
+    text: str = ""
+    n_tokens: int = 0  # without the one that ended it
+    finish: FinishReason | None = None
+    stop: str | None = None  # the stop string that ended it, if one did
+
+    def push(self, piece: Piece) -> None:
+        """Take in a piece."""
+        self.text += piece.text
+        self.n_tokens += piece.token is not None and piece.event.finish != "stop"
+        if piece.finish_reason:
+            self.finish, self.stop = piece.finish_reason, piece.stop
+
+
+@dataclass(slots=True)
+class Service:
+    """The models behind the routes: one, and the same with each adapter."""
+
+    models: Mapping[str, KoGPT]  # by the names that clients use; the first is the model without adapters
     worker: Worker
     metrics: Metrics
     limits: Limits
+    template: ChatTemplate | None = None  # of conversations; None: plain questions and answers
     draining: bool = False
     buffered: int = field(default=0)  # bytes of bodies that are being received
 
     @property
-    def name(self) -> str:
-        """The model's name for clients: of a folder its last part, so that no path is told."""
-        return Path(self.model.name).name or "kogpt"
+    def base(self) -> Served:
+        """The model without adapters."""
+        return Served(*next(iter(self.models.items())))
+
+    def find(self, name: str | None) -> Served:
+        """A model by its name, the first if None; 404 for one that is not served."""
+        if name is None:
+            return self.base
+        if name not in self.models:
+            message = f"the model {name[:60]!r} does not exist here: GET /v1/models lists what does"
+            raise Refused(message, "model", status=404, code="model_not_found")
+        return Served(name, self.models[name])
 
     async def requests(self, order: Order) -> list[Request]:
         """The requests of an order, tokenised off the event loop. Raises Refused."""
@@ -91,24 +135,32 @@ class Service:
 
     def _requests(self, order: Order) -> list[Request]:
         try:
-            sampling = self.model.sampling(dict(order.settings))
-            found = [self.model.request(self.ids(prompt), sampling, order.echo) for prompt in order.prompts]
+            model = order.served.model
+            sampling = model.sampling(dict(order.settings))
+            found = [model.request(self.ids(prompt), sampling, order.echo) for prompt in order.prompts]
         except KoGPTError as error:
-            raise refusal(error, _param(error)) from None
-        cost = sum(len(r.inputs) + r.n_samples * (r.writing.limit if r.writing else 0) for r in found)
+            raise refusal(error, _param(error, order.grammar_field)) from None
+        self.check_cost(found, "max_tokens")
+        return [replace(request, namespace=order.namespace) for request in found]
+
+    def check_cost(self, requests: Sequence[Request], param: str) -> None:
+        """Refuse requests that may read and write too much together; `param` is the field to blame."""
+        cost = sum(
+            len(r.inputs) + sum(map(len, r.choices)) + r.n_samples * (r.writing.limit if r.writing else 0)
+            for r in requests
+        )
         if cost > self.limits.cost:
             raise Refused(
                 f"prompts and answers may take {cost} tokens together, the limit is {self.limits.cost}:"
                 " ask for fewer or shorter texts",
-                "max_tokens",
+                param,
             )
-        return [replace(request, namespace=order.namespace) for request in found]
 
     def ids(self, prompt: Prompt) -> str | NDArray[np.int64]:
         """A prompt as a session takes it; Refused for ids that no vocabulary has."""
         if isinstance(prompt, str):
             return prompt
-        n_vocab = self.model.tokenizer.n_vocab
+        n_vocab = self.base.model.tokenizer.n_vocab
         if any(not 0 <= token < n_vocab for token in prompt):
             raise Refused(f"the prompt has a token id outside 0 to {n_vocab - 1}", "prompt")
         return np.array(prompt, np.int64)
@@ -131,10 +183,38 @@ class Service:
             written = sum(piece.token is not None for _, piece in batch)
             usage.completion_tokens += written
             watch.tokens(written)
-            for _, piece in batch:
+            for index, piece in batch:
+                usage.cached[index] = piece.event.n_cached
                 if piece.finish_reason:
                     watch.finish(piece.finish_reason)
             yield batch
+
+    async def good_pieces(self, ticket: Ticket, usage: Usage) -> AsyncIterator[tuple[int, Piece]]:
+        """As `pieces`, one by one. Raises Refused where one fails, and where the server goes away."""
+        try:
+            async for batch in self.pieces(ticket, usage):
+                for index, piece in batch:
+                    if piece.error is not None:
+                        raise failure(piece.error)
+                    yield index, piece
+        except Aborted:
+            raise Refused("the server is shutting down", status=503) from None
+
+    async def write(self, http: HttpRequest, requests: Sequence[Request], usage: Usage) -> list[Written]:
+        """The whole answers to requests, n for each. Raises Refused where one fails or the client leaves."""
+        n = requests[0].n_samples
+        answers = [Written() for _ in range(n * len(requests))]
+        ticket = self.begin(requests, usage)
+
+        async def collect() -> None:
+            async for index, piece in self.good_pieces(ticket, usage):
+                answers[index * n + piece.sample].push(piece)
+
+        try:
+            await while_connected(http, collect())
+        finally:
+            self.end(ticket)
+        return answers
 
     async def ask(self, requests: Sequence[Request]) -> list[Piece]:
         """The answers to requests that write nothing, in order. Raises Refused where one fails."""
@@ -151,10 +231,18 @@ class Service:
         return [answers[index] for index in range(len(requests))]
 
 
-def _param(error: KoGPTError) -> str | None:
-    """The field that a message of Sampling begins with."""
+def _param(error: KoGPTError, grammar_field: str | None) -> str | None:
+    """The client's field that a message of Sampling begins with, or that has the grammar that it refuses."""
     first = error.en.split(" ", 1)[0]
+    if first in GRAMMARS or "grammar" in error.en:
+        return grammar_field
     return first if first in Sampling.__dataclass_fields__ else None
+
+
+def client_of(http: HttpRequest) -> str:
+    """Who asks, as a namespace: clients with different keys share no prefix cache."""
+    name: str = http.scope.get("kogpt.client", "")
+    return name
 
 
 async def while_connected(http: HttpRequest, work: Any) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,10 +30,15 @@ class Running:
 
 
 @contextmanager
-def serving(model: KoGPT, limits: Limits | None = None, access: Access | None = None) -> Iterator[Running]:
+def serving(
+    model: KoGPT,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    adapters: Mapping[str, KoGPT] | None = None,
+) -> Iterator[Running]:
     """A server that answers within, and is gone afterwards."""
     limits = limits or Limits()
-    service = make_service(model, limits)
+    service = make_service(model, limits, adapters)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     config = uvicorn.Config(

@@ -29,9 +29,9 @@ from kogpt.runner import Chunk
 from kogpt.sampling import Chosen, Wanted
 from kogpt.server import pages
 from kogpt.server.access import Access
-from kogpt.server.app import POSTS
 from kogpt.server.limits import Limits
 from kogpt.server.listen import Address
+from kogpt.server.routes import POSTS
 from kogpt.session import Piece, Session
 
 JSON = {"content-type": "application/json"}
@@ -221,7 +221,7 @@ def settled(server: Running) -> bool:
     """Whether every row is free again, within a while."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if server.service.model.session.idle and not server.service.worker.tickets:
+        if server.service.base.model.session.idle and not server.service.worker.tickets:
             return True
         time.sleep(0.02)
     return False
@@ -364,11 +364,12 @@ def test_tokens_there_and_back(server: Running) -> None:
 def test_metrics_have_vllms_suffixes(server: Running) -> None:
     post(server, PROMPT)
     text = httpx.get(server.url + "/metrics").text
-    for name in ("num_requests_running", "num_requests_waiting", "prefix_cache_queries", "prefix_cache_hits"):
-        assert f"kogpt:{name} " in text
+    for name in ("num_requests_running", "num_requests_waiting"):
+        assert f"# TYPE kogpt:{name} gauge" in text
+    for name in ("prefix_cache_queries", "prefix_cache_hits", "prompt_tokens", "generation_tokens"):
+        assert f"# TYPE kogpt:{name}_total counter" in text and f"\nkogpt:{name}_total " in text
     for name in ("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"):
         assert f"kogpt:{name}_bucket" in text
-    assert "kogpt:prompt_tokens_total" in text and "kogpt:generation_tokens_total" in text
 
 
 def test_the_page_fetches_nothing_from_outside(server: Running) -> None:

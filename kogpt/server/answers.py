@@ -1,0 +1,230 @@
+"""Answers as objects of OpenAI's completions and chat completions, streamed or whole."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from kogpt.request import Request, Scores
+from kogpt.sampling import SampledToken
+from kogpt.server.fields import Writing
+from kogpt.server.refusals import Refused, failure
+from kogpt.server.service import Served, Service, Usage, finite, while_connected
+from kogpt.server.streams import EventStream, event
+from kogpt.server.worker import Aborted, Ticket
+from kogpt.session import Piece
+from kogpt.tokenizer import Tokenizer
+
+Finish = Literal["stop", "length", "cancelled", "failed"]
+PREFIXES = {"text_completion": "cmpl", "chat.completion": "chatcmpl"}  # of ids
+
+
+@dataclass(slots=True)
+class Answer:
+    """The answers to one HTTP request."""
+
+    kind: Literal["text_completion", "chat.completion"]
+    served: Served
+    service: Service
+    requests: Sequence[Request]
+    echo: bool = False
+    usage: Usage = field(default_factory=Usage)
+    id: str = ""
+    created: int = 0
+
+    def __post_init__(self) -> None:
+        self.id = f"{PREFIXES[self.kind]}-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+
+    async def respond(self, http: HttpRequest, body: Writing) -> Response:
+        """Streamed or whole. A full queue is refused before the first byte."""
+        ticket = self.service.begin(self.requests, self.usage)
+        if not body.stream:
+            try:
+                return JSONResponse(await while_connected(http, self.whole(ticket)))
+            finally:
+                self.service.end(ticket)
+        return EventStream(self.events(ticket, body.include_usage), lambda: self.service.end(ticket))
+
+    async def whole(self, ticket: Ticket) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        choices = self._choices()
+        async for index, piece in self.service.good_pieces(ticket, self.usage):
+            choices[self._place(index, piece)].push(piece)
+        return self._object([choice.whole() for choice in choices]) | {"usage": self.usage.openai()}
+
+    async def events(self, ticket: Ticket, include_usage: bool) -> AsyncIterator[str]:
+        """Server-sent events. A stream that fails ends with an error and without [DONE]."""
+        choices = self._choices()
+        usage = {"usage": None} if include_usage else {}
+        yield event(self._chunk([choice.opening() for choice in choices]) | usage)
+        try:
+            async for batch in self.service.pieces(ticket, self.usage):
+                for index, piece in batch:
+                    if piece.error is not None:
+                        raise failure(piece.error)
+                    choices[self._place(index, piece)].push(piece)
+                if parts := [part for choice in choices if (part := choice.part()) is not None]:
+                    yield event(self._chunk(parts) | usage)
+        except Refused as refused:
+            yield event(refused.openai())
+            return
+        except Aborted:
+            parts = [choice.abort() for choice in choices if not choice.closed]
+            yield event(self._chunk(parts) | usage)
+        if include_usage:
+            yield event(self._chunk([]) | {"usage": self.usage.openai()})
+        yield "data: [DONE]\n\n"
+
+    def _choices(self) -> list[Choice]:
+        n = self.requests[0].n_samples
+        return [Choice(self, request, i * n + k) for i, request in enumerate(self.requests) for k in range(n)]
+
+    def _place(self, index: int, piece: Piece) -> int:
+        return index * self.requests[0].n_samples + piece.sample
+
+    def _object(self, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": self.kind,
+            "created": self.created,
+            "model": self.served.name,
+            "choices": list(choices),
+        }
+
+    def _chunk(self, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
+        return self._object(choices) | {"object": kind}
+
+
+@dataclass(slots=True)
+class Choice:
+    """One answer while it is written."""
+
+    answer: Answer
+    request: Request
+    index: int
+    text: str = ""  # not sent yet
+    tokens: list[SampledToken] = field(default_factory=list)  # not sent yet
+    finish: Finish | None = None
+    closed: bool = False  # the reason of its end was sent
+    sent: int = 0  # characters of text before the tokens that are not sent
+
+    @property
+    def _chat(self) -> bool:
+        return self.answer.kind == "chat.completion"
+
+    @property
+    def _wants_logprobs(self) -> bool:
+        writing = self.request.writing
+        return writing is not None and writing.sampling.logprobs is not None
+
+    def push(self, piece: Piece) -> None:
+        """Take in a piece."""
+        if piece.event.scores is not None and self.answer.echo:
+            self.tokens = [*self._prompt_tokens(piece.event.scores), *self.tokens]
+        self.text += piece.text
+        if piece.token is not None and piece.event.finish != "stop":
+            self.tokens.append(piece.token)
+        if piece.finish_reason:
+            self.finish = "stop" if piece.finish_reason == "stop" else _finish(piece)
+
+    def opening(self) -> dict[str, Any]:
+        """The first part of a stream; of an echo the prompt."""
+        if self._chat:
+            return {"index": self.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        text = self._prompt() if self.answer.echo else ""
+        return {"index": self.index, "text": text, "logprobs": None, "finish_reason": None}
+
+    def part(self) -> dict[str, Any] | None:
+        """What came since the last part; None where there is nothing to say."""
+        if self.closed or not (self.text or self.tokens or self.finish):
+            return None
+        self.closed = self.finish is not None
+        text, logprobs = self._take()
+        if self._chat:
+            delta = {"content": text} if text else {}
+            return {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": self.finish}
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": self.finish}
+
+    def abort(self) -> dict[str, Any]:
+        """The last part where the server goes away first."""
+        empty: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        return {"index": self.index, **empty, "logprobs": None, "finish_reason": "abort"}
+
+    def whole(self) -> dict[str, Any]:
+        """The finished answer."""
+        text, logprobs = self._take()
+        if self._chat:
+            message = {"role": "assistant", "content": text, "refusal": None}
+            return {
+                "index": self.index,
+                "message": message,
+                "logprobs": logprobs,
+                "finish_reason": self.finish,
+            }
+        text = self._prompt() + text if self.answer.echo else text
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": self.finish}
+
+    def _take(self) -> tuple[str, dict[str, Any] | None]:
+        text, tokens = self.text, self.tokens
+        self.text, self.tokens = "", []
+        if not self._wants_logprobs:
+            return text, None
+        content = [token_entry(self._tokenizer, token) for token in tokens]
+        if self._chat:
+            return text, {"content": content, "refusal": None}
+        logprobs = _legacy(content, self.sent) | {"content": content}
+        self.sent += sum(len(entry["token"]) for entry in content)
+        return text, logprobs
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self.answer.served.model.tokenizer
+
+    def _prompt(self) -> str:
+        return self._tokenizer.decode([int(token) for token in self.request.inputs])
+
+    def _prompt_tokens(self, scores: Scores) -> Iterator[SampledToken]:
+        """The prompt's own tokens; nothing precedes the first, so that it has no log-probability."""
+        ids = [int(token) for token in self.request.inputs]
+        yield SampledToken(ids[0], float("nan"), ())
+        for i, token in enumerate(ids[1:]):
+            yield SampledToken(token, float(scores.logprobs[i]), scores.top[i] if scores.top else ())
+
+
+def token_entry(tokenizer: Tokenizer, token: SampledToken) -> dict[str, Any]:
+    """A token with its id, bytes and log-probability, and the likeliest in its place."""
+    top = [_named(tokenizer, other, logprob) for other, logprob in token.top_logprobs]
+    return _named(tokenizer, token.token, token.logprob) | {"top_logprobs": top}
+
+
+def _named(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    raw = tokenizer.token_bytes(token)
+    text = raw.decode("utf-8", "replace")
+    return {"id": token, "token": text, "bytes": list(raw), "logprob": finite(logprob)}
+
+
+def _legacy(content: Sequence[Mapping[str, Any]], start: int) -> dict[str, Any]:
+    """The form of completions: parallel lists, and the likeliest tokens by their texts."""
+    offsets = [start]
+    for entry in content:
+        offsets.append(offsets[-1] + len(entry["token"]))
+    return {
+        "tokens": [entry["token"] for entry in content],
+        "token_logprobs": [entry["logprob"] for entry in content],
+        "top_logprobs": [
+            {t["token"]: t["logprob"] for t in entry["top_logprobs"]} or None for entry in content
+        ],
+        "text_offset": offsets[:-1],
+    }
+
+
+def _finish(piece: Piece) -> Finish:
+    return "length" if piece.finish_reason == "length" else "cancelled"
