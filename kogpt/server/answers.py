@@ -130,8 +130,8 @@ class Choice:
         if piece.event.scores is not None and self.answer.echo:
             self.tokens = [*self._prompt_tokens(piece.event.scores), *self.tokens]
         self.text += piece.text
-        if piece.token is not None and piece.event.finish != "stop":
-            self.tokens.append(piece.token)
+        if piece.token is not None and (piece.event.finish != "stop" or self.answer.echo):
+            self.tokens.append(piece.token)  # with an echo every token, also the end of text
         if piece.finish_reason:
             self.finish = "stop" if piece.finish_reason == "stop" else _finish(piece)
 

@@ -27,7 +27,8 @@ MAX_SETTINGS_BYTES = 4 << 20
 MAX_TEMPLATE = 64 << 10  # characters; published ones have up to 12,000
 MAX_TEXT = 4 << 20  # characters of a rendered conversation
 MAX_MEMORY = 512 << 20  # bytes of address space
-SECONDS = 3.0  # to start and to render
+SECONDS = 1.0  # of processor time, to render
+PATIENCE = 30.0  # seconds of the wall clock for the same, on a busy machine
 # What a template's mistakes raise; anything else ends the process.
 MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -117,7 +118,7 @@ class ChatTemplate:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while not received.endswith(b"\n"):
-                if not selector.select(SECONDS):
+                if not selector.select(PATIENCE):
                     return b""
                 part = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not part:
@@ -128,27 +129,42 @@ class ChatTemplate:
 
 def main() -> None:
     """Render what comes line by line, until there is no more."""
-    import resource
-
     from jinja2.exceptions import TemplateError as JinjaError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: object) -> None:
         raise JinjaError(str(message))
 
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    _limit_memory()
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     opening = json.loads(sys.stdin.readline())
     for line in sys.stdin:
+        _limit_work(SECONDS)
         try:
             template = environment.from_string(opening["source"], opening["variables"])
             text = template.render(json.loads(line), add_generation_prompt=True)
             answer = {"text": text} if len(text) <= MAX_TEXT else {"error": "the conversation is too long"}
         except (JinjaError, *MISTAKES) as error:
             answer = {"error": f"the model's chat template refuses this conversation: {str(error)[:100]}"}
+        _limit_work(0)
         print(json.dumps(answer), flush=True)
+
+
+def _limit_memory() -> None:
+    if sys.platform != "win32":  # which has neither limit: the parent's patience is all
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+
+
+def _limit_work(seconds: float) -> None:
+    """Have this process killed after so many seconds of work; 0 takes that back."""
+    if sys.platform != "win32":
+        import signal
+
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 if __name__ == "__main__":

@@ -162,15 +162,14 @@ def test_scores_are_cosines_of_embeddings(server: Running, model: KoGPT) -> None
 
 # Typed decisions
 
-STATE = "배송이 너무 늦어서 화가 납니다. 환불해 주세요."
+STATE = "늦어서 화가 남"
 QUESTIONS: dict[str, Any] = {
-    "refund": {"type": "noul", "instructions": "환불을 원하는가?"},
+    "refund": {"type": "noul", "instructions": "환불?"},
     "team": {
         "type": "choice",
-        "instructions": "어느 부서의 일인가?",
-        "criteria": {"배송": "물건이 늦거나 안 옴", "결제": None, "기타": {"설명": "나머지"}},
+        "criteria": {"배송": "늦음", "결제": None, "기타": {"뜻": 1}},
     },
-    "anger": {"type": "score", "instructions": "얼마나 화가 났는가?", "criteria": ["전혀", "조금", "매우"]},
+    "anger": {"type": "score", "instructions": "화?", "criteria": ["전혀", "조금", "매우"]},
 }
 
 

@@ -122,7 +122,7 @@ def test_every_route_refuses_what_is_no_json_object(server: Running, path: str) 
     for body in (b"{", b"[]", b"\xff"):
         response = post(server, body, path)
         assert response.status_code == 400
-        assert set(response.json()) in ({"error"}, {"code", "msg"})
+        assert set(response.json()) in ({"error"}, {"code", "msg"}, {"type", "error"})
     assert (
         httpx.post(server.url + path, content=b"{}", headers={"content-type": "text/plain"}).status_code
         == 415
