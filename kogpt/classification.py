@@ -103,17 +103,14 @@ class Classifier:
         Raises PromptError for a text that is empty or no text, and for examples that fill the context.
         """
         with self._kept() as kept:
-            bias: Floats | None = None
+            free: Floats | None = None
             waiting = iter(texts)
             while batch := list(islice(waiting, BATCH)):
-                if bias is None and self.wording.calibrated:
-                    free = self._probabilities([kept.question(text) for text in WITHOUT_CONTENT])
-                    bias = np.log(free.mean(axis=0))
+                if free is None and self.wording.calibrated:
+                    free = self._likelihoods([kept.question(text) for text in WITHOUT_CONTENT])
                 questions = [kept.question(text) for text in batch]
-                found = self._probabilities(questions)
-                if bias is not None:
-                    found = np.exp(np.log(np.maximum(found, 1e-300)) - bias)
-                    found /= found.sum(axis=1, keepdims=True)
+                found = self._likelihoods(questions)
+                found = shares(found) if free is None else calibrated(found, free)
                 for text, question, row in zip(batch, questions, found, strict=True):
                     yield self._answer(text, row, question.cut)
 
@@ -122,13 +119,10 @@ class Classifier:
         probabilities = dict(zip(labels, map(float, row), strict=True))
         return Classification(text, labels[int(row.argmax())], probabilities, cut)
 
-    def _probabilities(self, questions: Sequence[_Question]) -> Floats:
-        """(questions, C): likelihoods of the labels, normalised to 1."""
+    def _likelihoods(self, questions: Sequence[_Question]) -> Floats:
+        """(questions, C) log-likelihoods of the labels."""
         events = self.session.ask([question.request for question in questions])
-        logits = np.array([[s.logprobs.sum() for s in event.choices] for event in events])
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares: Floats = powers / powers.sum(axis=1, keepdims=True)
-        return shares
+        return np.array([[s.logprobs.sum() for s in event.choices] for event in events])
 
     @contextmanager
     def _kept(self) -> Iterator[_Prompt]:
@@ -146,6 +140,19 @@ class Classifier:
         finally:
             if not self.session.closed:
                 engine.release(event.prefix)
+
+
+def shares(likelihoods: Floats) -> Floats:
+    """(texts, C) log-likelihoods -> probabilities: each row adds up to 1."""
+    powers = np.exp(likelihoods - likelihoods.max(axis=1, keepdims=True))
+    found: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return found
+
+
+def calibrated(likelihoods: Floats, free: Floats) -> Floats:
+    """(texts, C) log-likelihoods -> probabilities, divided by those of texts without content, `free`."""
+    bias = np.log(shares(free).mean(axis=0))
+    return shares(np.log(np.maximum(shares(likelihoods), 1e-300)) - bias)
 
 
 @dataclass(frozen=True, slots=True)

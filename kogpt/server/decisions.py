@@ -1,9 +1,8 @@
 """Typed decisions: POST /v1/systemone, with requests and answers as transformers and llama.cpp have them.
 
-The model writes nothing. It says how likely each allowed answer is after the state and the question, less how
-likely it is after an empty state (contextual calibration: Zhao et al. 2021, arXiv 2102.09690): an answer that
-the model always likes counts for no more than the others. The state comes first and is read once for all
-questions, by way of the prefix cache.
+The model writes nothing. It says how likely each allowed answer is after the state and the question, compared
+with a state without content (classification.py): an answer that the model always likes counts for no more
+than the others. The state comes first and is read once for all questions, by way of the prefix cache.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from kogpt.classification import WITHOUT_CONTENT, calibrated
 from kogpt.errors import KoGPTError
 from kogpt.request import Request
-from kogpt.sampling import log_softmax
 from kogpt.server.fields import Body, Strict, checked_count, read
 from kogpt.server.refusals import Refused, refusal
 from kogpt.server.service import Served, Service, client_of, while_connected
 
 Content = str | dict[str, Any] | list[Any]
-EMPTY = "없음"  # the state that calibrates
 MAX_OPTIONS = {"choice": 255, "score": 10}
 
 
@@ -106,10 +104,10 @@ async def decisions(http: HttpRequest, service: Service, document: Mapping[str, 
     requests = [replace(request, reusable=True, namespace=client_of(http)) for request in requests]
     service.check_cost(requests, "questions")
     likelihoods = await while_connected(http, _likelihoods(service, requests))
-    after, before = likelihoods[: len(options)], likelihoods[len(options) :]
     answers = {}
     for number, (name, question) in enumerate(body.questions.items()):
-        shares = np.exp(log_softmax(np.array(after[number]) - np.array(before[number])))
+        found, *free = likelihoods[number :: len(options)]  # after the state, and after those without content
+        [shares] = calibrated(np.array([found]), np.array(free))
         answers[name] = answer(question, options[name], [float(share) for share in shares])
     n_read = sum(len(request.inputs) + sum(map(len, request.choices)) for request in requests)
     usage = {"input_tokens": n_read, "output_tokens": 0}
@@ -160,13 +158,13 @@ def shown(content: Content) -> str:
 
 
 def _requests(served: Served, body: DecisionBody, options: Mapping[str, Sequence[Option]]) -> list[Request]:
-    """One for each question after the state, then one for each after an empty state."""
+    """One for each question after the state, then the same after each state without content."""
     try:
         return [
             served.model.question_request(
                 prompt(state, question, options[name]), [f" {option.label}" for option in options[name]]
             )
-            for state in (shown(body.state), EMPTY)
+            for state in (shown(body.state), *WITHOUT_CONTENT)
             for name, question in body.questions.items()
         ]
     except KoGPTError as error:

@@ -17,6 +17,7 @@ from serving import Running, serving
 
 from kogpt import KoGPT, checkpoint, peft
 from kogpt.adapter import Lora, LowRank, SoftPrompt
+from kogpt.classification import WITHOUT_CONTENT
 from kogpt.server import decisions
 from kogpt.server.access import Access
 from kogpt.server.ranking import QUESTION
@@ -181,8 +182,9 @@ def test_decisions_are_calibrated_likelihoods(server: Running, model: KoGPT) -> 
         options = question.options()
         labels = [f" {option.label}" for option in options]
         after = model.score(decisions.prompt(STATE, question, options), labels)
-        before = model.score(decisions.prompt(decisions.EMPTY, question, options), labels)
-        weights = np.exp(np.array(after) - np.array(before))
+        free = [model.score(decisions.prompt(text, question, options), labels) for text in WITHOUT_CONTENT]
+        before = np.mean([np.exp(row) / np.exp(row).sum() for row in free], axis=0)
+        weights = np.exp(after) / before
         shares = weights / weights.sum()
         answer = found["answers"][name]
         if name == "refund":
