@@ -26,6 +26,7 @@ from kogpt.rows import NO_IDS, Part, Row, Task, not_finite, positions
 from kogpt.runner import Array, Runner
 from kogpt.sampling import Chosen, SampledToken, Sampler
 
+MAX_ROWS = 16  # texts that are written at once
 MAX_LOGITS = 2**24  # numbers in the logits of one pass: 64 MB in float32
 
 
@@ -38,7 +39,7 @@ class Engine:
     def __init__(
         self,
         runner: Runner,
-        max_rows: int = 16,
+        max_rows: int = MAX_ROWS,
         chunk_tokens: int | None = None,
         n_vocab: int | None = None,
         max_cached: int = 0,

@@ -9,7 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kogpt.cli.options import add_filter_option, add_model_options, load_model, read_count
+from kogpt.cli.options import (
+    add_filter_option,
+    add_model_options,
+    load_model,
+    placement_from,
+    read_count,
+)
 from kogpt.errors import InputError, MissingExtra, localized
 
 KEY_VARIABLE = "KOGPT_API_KEY"
@@ -78,12 +84,36 @@ def run(args: argparse.Namespace) -> int:
     address.check(has_key=bool(keys))
     access = Access(keys, address.loopback, tuple(args.allowed_host or ()), tuple(args.cors_origin or ()))
     folders = read_adapters(args.adapters or ())
+    address.check_free()
     _show_access_log()
+    _tell_memory(args)
     model = load_model(args)
     service = make_service(model, limits, model.with_adapters(folders) if folders else {})
     print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
     listen(make_app(service, access), service, address, args.drain_seconds)
     return 1 if service.worker.dead is not None else 0
+
+
+def _tell_memory(args: argparse.Namespace) -> None:
+    """Say what texts that fill the context will take, before anything is loaded."""
+    from kogpt import checkpoint, hub
+    from kogpt.engine import MAX_ROWS
+    from kogpt.memory import amount
+    from kogpt.native_runner import cache_dtype_for
+    from kogpt.placement import cache_bytes, default_dtype
+
+    placement = placement_from(args)
+    config = checkpoint.read_config(hub.find_folder(args.model, args.revision, weights=False))
+    dtype = default_dtype(placement) if placement.dtype == "auto" else placement.dtype
+    cache_dtype = cache_dtype_for(dtype) if placement.cache_dtype == "auto" else placement.cache_dtype
+    need = amount(cache_bytes(config, cache_dtype, MAX_ROWS * config.n_ctx))
+    print(
+        localized(
+            f"{MAX_ROWS} texts of {config.n_ctx:,} tokens at once take {need} beside the weights",
+            f"한 번에 쓰는 글 {MAX_ROWS}개가 각각 {config.n_ctx:,} 토큰일 때 가중치 밖에 쓰는 메모리: {need}",
+        ),
+        file=sys.stderr,
+    )
 
 
 def _show_access_log() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,24 @@ class Address:
                 f"--host {self.host}: 다른 컴퓨터에서 접속할 수 있는 주소입니다. API 키를 지정하거나"
                 " (--api-key-file 또는 KOGPT_API_KEY) 127.0.0.1을 쓰세요",
             )
+
+    def check_free(self) -> None:
+        """Raise InputError where another program listens, and for certificates that are not there."""
+        for path in (self.certificate, self.key):
+            if path is not None and not path.is_file():
+                raise InputError(f"{path} is no file", f"{path}: 파일이 없습니다")
+        if self.socket is not None:
+            return
+        family = socket.AF_INET6 if _is_ipv6(self.host) else socket.AF_INET
+        try:
+            socket.create_server((self.host, self.port), family=family).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(
+                f"cannot listen on {self.host}:{self.port} ({reason}): choose another --host or --port",
+                f"{self.host}:{self.port} 주소를 열 수 없습니다 ({reason})."
+                " 다른 --host나 --port를 지정하세요",
+            ) from None
 
     def __str__(self) -> str:
         if self.socket is not None:

@@ -194,6 +194,16 @@ def test_a_public_address_needs_a_key() -> None:
         address.check(has_key=False)
 
 
+def test_an_address_that_is_taken_is_told_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match="cannot listen"):
+            Address("127.0.0.1", port).check_free()
+    Address("127.0.0.1", port).check_free()
+    with pytest.raises(InputError, match="is no file"):
+        Address(certificate=Path("/nowhere/cert.pem")).check_free()
+
+
 def test_the_log_never_holds_what_was_sent(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     marker = "XYZZY-비밀-4711"
