@@ -348,7 +348,6 @@ def test_a_models_own_template_is_used_and_messages_stay_text(templated: Running
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "time or memory"),
         (
             "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
             "time or memory",
@@ -362,9 +361,17 @@ def test_a_models_own_template_is_used_and_messages_stay_text(templated: Running
 )
 def test_a_hostile_template_is_refused_and_harms_nobody(source: str, said: str) -> None:
     template = ChatTemplate(source, {}, {})
-    for _ in range(2):
-        with pytest.raises(TemplateError, match=said):
-            template.render([{"role": "user", "content": "안녕"}])
+    with pytest.raises(TemplateError, match=said):
+        template.render([{"role": "user", "content": "안녕"}])
+    template.close()
+
+
+def test_a_template_that_was_killed_renders_again() -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    template = ChatTemplate("{% if messages[0].content == '끝' %}" + endless + "{% endif %}가", {}, {})
+    with pytest.raises(TemplateError):
+        template.render([{"role": "user", "content": "끝"}])
+    assert template.render([{"role": "user", "content": "안녕"}]) == ["가"]
     template.close()
 
 
