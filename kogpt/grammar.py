@@ -271,7 +271,9 @@ def _list(value: Any) -> list[Any]:
 
 
 def _refused(reason: str) -> SamplingError:
-    reason = " ".join(reason.split())[:200]
+    """llguidance's reason; of a regular expression it says what is wrong after a drawing of where."""
+    found = re.search(r"^error: (.+)", reason, re.MULTILINE)
+    reason = " ".join((found[1] if found else reason).split())[:200]
     return SamplingError(f"the grammar is refused: {reason}", f"문법을 쓸 수 없습니다: {reason}")
 
 

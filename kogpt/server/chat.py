@@ -97,7 +97,7 @@ def plain(turns: Sequence[tuple[Role, str]]) -> str:
 def _templated(service: Service, turns: Sequence[tuple[Role, str]]) -> Prompt:
     """The ids of a conversation: what clients wrote is plain text, only the template names special tokens."""
     assert service.template is not None
-    tokenizer = service.base.model.tokenizer
+    tokenizer = service.model.tokenizer
     ids: list[int] = []
     for part in service.template.render([{"role": role, "content": text} for role, text in turns]):
         ids += [part] if isinstance(part, int) else tokenizer.encode(part)

@@ -107,6 +107,11 @@ class Service:
         """The model without adapters."""
         return Served(*next(iter(self.models.items())))
 
+    @property
+    def model(self) -> KoGPT:
+        """The same."""
+        return self.base.model
+
     def find(self, name: str | None) -> Served:
         """A model by its name, the first if None; 404 for one that is not served."""
         if name is None:
@@ -160,7 +165,7 @@ class Service:
         """A prompt as a session takes it; Refused for ids that no vocabulary has."""
         if isinstance(prompt, str):
             return prompt
-        n_vocab = self.base.model.tokenizer.n_vocab
+        n_vocab = self.model.tokenizer.n_vocab
         if any(not 0 <= token < n_vocab for token in prompt):
             raise Refused(f"the prompt has a token id outside 0 to {n_vocab - 1}", "prompt")
         return np.array(prompt, np.int64)

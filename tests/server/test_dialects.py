@@ -16,7 +16,7 @@ from conftest import TINY, random_tensors
 from serving import Running, serving
 
 from kogpt import KoGPT, checkpoint, peft
-from kogpt.adapter import Lora, LowRank, SoftPrompt
+from kogpt.adapter import Adapter, Lora, LowRank, SoftPrompt
 from kogpt.classification import WITHOUT_CONTENT
 from kogpt.server import decisions
 from kogpt.server.access import Access
@@ -333,7 +333,7 @@ def templated(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_models_own_template_is_used_and_messages_stay_text(templated: Running) -> None:
-    model = templated.service.base.model
+    model = templated.service.model
     tokenizer = model.tokenizer
     ids = [tokenizer.special["[BOS]"], *tokenizer.encode("user: [EOS] 안녕"), tokenizer.eos_token_id]
     ids += tokenizer.encode("\nassistant:")
@@ -391,12 +391,13 @@ def family(model: KoGPT, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     root = tmp_path_factory.mktemp("adapters")
     assert model.folder is not None
     stored = checkpoint.load(model.folder)
-    for name, adapter in {"lora": Lora(updates), "soft": SoftPrompt(noise(5, width))}.items():
+    adapters: dict[str, Adapter] = {"lora": Lora(updates), "soft": SoftPrompt(noise(5, width))}
+    for name, adapter in adapters.items():
         saved = peft.SavedAdapter(adapter, None, peft.Origin.of(stored))
         peft.save(root / name, saved, TINY)
     loaded = KoGPT.from_pretrained(model.folder, device="cpu", dtype="float32")
-    adapters = loaded.with_adapters({"lora": root / "lora", "soft": root / "soft"})
-    with serving(loaded, access=Access(keys=("one", "two")), adapters=adapters) as running:
+    models = loaded.with_adapters({name: root / name for name in adapters})
+    with serving(loaded, access=Access(keys=("one", "two")), adapters=models) as running:
         yield running
 
 
@@ -412,7 +413,7 @@ def test_adapters_are_models(family: Running) -> None:
         python = family.service.models[name].generate("옛날 옛적에", temperature=0, max_tokens=12)
         assert texts[name] == python.text and answer["model"] == name
     assert len(set(texts.values())) == 3
-    assert found.models.retrieve("lora").model_extra["parent"] == names[0]
+    assert found.models.retrieve("lora").to_dict()["parent"] == names[0]
 
 
 def test_what_was_read_before_is_counted_and_keys_share_nothing(family: Running) -> None:

@@ -231,7 +231,7 @@ def settled(server: Running) -> bool:
     """Whether every row is free again, within a while."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if server.service.base.model.session.idle and not server.service.worker.tickets:
+        if server.service.model.session.idle and not server.service.worker.tickets:
             return True
         time.sleep(0.02)
     return False
