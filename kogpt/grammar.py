@@ -34,7 +34,7 @@ ATOM = re.compile(
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 
 COMPILE_SECONDS, COMPILE_BYTES = 2, 1 << 30  # of processor time and address space, to compile a schema
-PATIENCE = 60.0  # seconds of the wall clock for the same, on a busy machine
+PATIENCE = 300.0  # seconds of the wall clock for the same, on a busy machine
 COMPILER = f"""
 import sys
 sys.path.append(sys.argv[1])

@@ -28,7 +28,7 @@ MAX_TEMPLATE = 64 << 10  # characters; published ones have up to 12,000
 MAX_TEXT = 4 << 20  # characters of a rendered conversation
 MAX_MEMORY = 512 << 20  # bytes of address space
 SECONDS = 0.5  # of processor time, to render
-PATIENCE = 30.0  # seconds of the wall clock for the same, on a busy machine
+PATIENCE = 120.0  # seconds of the wall clock for the same, on a busy machine
 # What a template's mistakes raise; anything else ends the process.
 MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
