@@ -133,7 +133,7 @@ class _Answer:
             rest, cut = self.screen.flush()
             text += rest
         failed = piece.finish_reason == "failed"
-        return Piece(text, "filtered" if cut and not failed else piece.finish_reason, event)
+        return Piece(text, "filtered" if cut and not failed else piece.finish_reason, event, piece.stop)
 
     def _unscreened(self, event: Event) -> Piece:
         text, finish = "", event.finish

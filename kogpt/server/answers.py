@@ -21,7 +21,8 @@ from kogpt.server.worker import Aborted, Ticket
 from kogpt.session import Piece
 from kogpt.tokenizer import Tokenizer
 
-Finish = Literal["stop", "length", "cancelled", "failed"]
+# Why an answer ended, in OpenAI's words; anything else is told as it is.
+FINISH = {"filtered": "content_filter"}
 PREFIXES = {"text_completion": "cmpl", "chat.completion": "chatcmpl"}  # of ids
 
 
@@ -112,7 +113,7 @@ class Choice:
     index: int
     text: str = ""  # not sent yet
     tokens: list[SampledToken] = field(default_factory=list)  # not sent yet
-    finish: Finish | None = None
+    finish: str | None = None
     closed: bool = False  # the reason of its end was sent
     sent: int = 0  # characters of text before the tokens that are not sent
 
@@ -133,7 +134,7 @@ class Choice:
         if piece.token is not None and (piece.event.finish != "stop" or self.answer.echo):
             self.tokens.append(piece.token)  # with an echo every token, also the end of text
         if piece.finish_reason:
-            self.finish = "stop" if piece.finish_reason == "stop" else _finish(piece)
+            self.finish = FINISH.get(piece.finish_reason, piece.finish_reason)
 
     def opening(self) -> dict[str, Any]:
         """The first part of a stream; of an echo the prompt."""
@@ -224,7 +225,3 @@ def _legacy(content: Sequence[Mapping[str, Any]], start: int) -> dict[str, Any]:
         ],
         "text_offset": offsets[:-1],
     }
-
-
-def _finish(piece: Piece) -> Finish:
-    return "length" if piece.finish_reason == "length" else "cancelled"

@@ -28,6 +28,9 @@ ERRORS = {
 }
 
 
+CUT = {"length": "max_tokens", "filtered": "refusal"}  # why an answer is not whole
+
+
 class TextBlock(Strict):
     """A part of a message; only text can be read."""
 
@@ -142,8 +145,8 @@ def _message(served: Served, usage: Usage, written: Written | None, own: Sequenc
 
 def _ending(written: Written, own: Sequence[str]) -> dict[str, Any]:
     """Why an answer ended; a stop string counts only if it is the client's, not one of the turn format."""
-    if written.finish == "length":
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if reason := CUT.get(str(written.finish)):
+        return {"stop_reason": reason, "stop_sequence": None}
     if written.stop in own and written.stop not in TURN_STOPS:
         return {"stop_reason": "stop_sequence", "stop_sequence": written.stop}
     return {"stop_reason": "end_turn", "stop_sequence": None}

@@ -20,6 +20,8 @@ from kogpt.server.service import Order, Served, Service, Usage, Written, client_
 from kogpt.server.streams import EventStream, event
 from kogpt.server.worker import Ticket
 
+CUT = {"length": "max_output_tokens", "filtered": "content_filter"}  # why an answer is incomplete
+
 
 class InputText(Strict):
     """A part of an item; only text can be read."""
@@ -152,11 +154,11 @@ class Answer:
 
     def finished(self, written: Written) -> dict[str, Any]:
         """The whole response."""
-        cut = written.finish == "length"
-        status = "incomplete" if cut else "completed"
+        reason = CUT.get(str(written.finish))
+        status = "incomplete" if reason else "completed"
         return self.begun() | {
             "status": status,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": reason} if reason else None,
             "output": [self._message(status, [_part(written.text)])],
             "usage": {
                 "input_tokens": self.usage.prompt_tokens,
