@@ -143,13 +143,13 @@ def read_keys(path: str | None) -> tuple[str, ...]:
     return keys
 
 
-def read_adapters(arguments: Sequence[str]) -> dict[str, Path]:
+def read_adapters(arguments: Sequence[str]) -> dict[str, str]:
     """The folders of --adapter by the names under which they are served."""
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     for argument in arguments:
         stated, separator, rest = argument.partition("=")
-        folder = Path(rest if separator else argument)
-        name = stated if separator else folder.resolve().name
+        folder = rest if separator else argument
+        name = stated if separator else Path(folder).resolve().name
         if not name or name in found:
             raise InputError(
                 f"--adapter {argument}: the name {name!r} is empty or taken, write --adapter NAME=DIR",
