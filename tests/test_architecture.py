@@ -112,7 +112,12 @@ CORE: dict[str, set[str]] = {
     },
 }
 # A folder may import every file, and of the folders only these.
-FOLDERS: dict[str, set[str]] = {"tuning": {"training"}, "pretraining": {"training"}, "cli": {"*"}}
+FOLDERS: dict[str, set[str]] = {
+    "tuning": {"training"},
+    "pretraining": {"training"},
+    "tasks": {"search"},
+    "cli": {"*"},
+}
 
 # What a helper is called that has no home (reference: its own module, or the lowest that uses it).
 DRAWERS = {"utils", "common", "helpers", "constants", "types", "base", "registry", "factory", "compat"}

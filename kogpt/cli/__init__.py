@@ -35,6 +35,13 @@ COMMANDS = {
     "eval": ("kogpt.cli.eval", "evaluate a model on Korean tasks, few-shot"),
     "classify": ("kogpt.cli.classify", "label texts: sentiment, intent, profanity, or labels of your own"),
     "search": ("kogpt.cli.search", "index documents, and find the paragraphs that answer a question"),
+    "summarize": (
+        "kogpt.cli.summarize",
+        "summarise a text: its main sentences, a title, or a line by the model",
+    ),
+    "ask": ("kogpt.cli.ask", "answer a question from a text or an index, the evidence first"),
+    "report": ("kogpt.cli.report", "write a report of harmful text, which you may send"),
+    "mcp": ("kogpt.cli.mcp", "offer Korean text tools to agents by the Model Context Protocol"),
     "serve": ("kogpt.cli.serve", "serve a model over HTTP: OpenAI's API, Kakao's API and a page"),
     "export": ("kogpt.cli.export", "write a model folder in another precision"),
     "tune": ("kogpt.cli.tune", "tune a model on a task or on rows of your own"),

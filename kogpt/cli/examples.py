@@ -29,6 +29,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt search query documents.index '훈민정음은 언제 만들었나?' -k 3",
         "kogpt search query documents.index - --json",
     ),
+    "kogpt summarize": ("kogpt summarize article.txt", "kogpt summarize article.txt --title"),
+    "kogpt ask": (
+        "kogpt ask '정책제안서를 제출하는 시기는 언제인가?' --file article.txt",
+        "kogpt ask '임진왜란 때 조선의 왕은?' --index history --json",
+    ),
+    "kogpt report": ("kogpt report --prompt '오늘' --text '...' --note '욕설' --temperature 0.8",),
+    "kogpt mcp": ("kogpt mcp --index notes",),
     "kogpt serve": ("kogpt serve", "kogpt serve --host 0.0.0.0 --api-key-file keys.txt"),
     "kogpt export": ("kogpt export int4 --model kakaobrain/kogpt --out kogpt-int4",),
     "kogpt tune": ("kogpt tune lora --data reviews.tsv --out sentiment",),

@@ -160,6 +160,38 @@ HELP = {
     (
         "cover profanity and personal data in what is written, or end the text there (default: %(default)s)"
     ): "쓴 글에서 욕설과 개인정보를 가리거나 그 앞에서 글을 끝냅니다 (기본값: %(default)s)",
+    # summarize, ask, report, mcp
+    "summarise a text: its main sentences, a title, or a line by the model": (
+        "글을 요약합니다: 핵심 문장, 제목 또는 모델이 쓴 한 줄"
+    ),
+    "answer a question from a text or an index, the evidence first": (
+        "글이나 색인에서 질문의 답을 찾습니다. 근거를 먼저 보여 줍니다"
+    ),
+    "write a report of harmful text, which you may send": (
+        "유해한 글의 신고서를 씁니다. 보내는 것은 사용자입니다"
+    ),
+    "offer Korean text tools to agents by the Model Context Protocol": (
+        "Model Context Protocol로 에이전트에 한국어 도구를 제공합니다"
+    ),
+    "file to read; - reads standard input": "읽을 파일; -이면 표준 입력을 읽습니다",
+    "how many sentences to pick (default: %(default)s)": "고를 문장의 수 (기본값: %(default)s)",
+    "write a title instead": "대신 제목을 씁니다",
+    "have the model write one line instead; it may be wrong": (
+        "대신 모델이 한 줄로 씁니다. 틀릴 수 있습니다"
+    ),
+    "what to ask": "질문",
+    "text to answer from; - reads standard input": "답을 찾을 글; -이면 표준 입력을 읽습니다",
+    "index of kogpt search to answer from": "답을 찾을 kogpt search 색인",
+    "sentences to show (default: %(default)s)": "보여 줄 문장의 수 (기본값: %(default)s)",
+    "show the sentences only; needs no model": "문장만 보여 줍니다. 모델이 필요 없습니다",
+    "what the model was given": "모델에 준 글",
+    "what it wrote": "모델이 쓴 글",
+    "which model wrote it (default: %(default)s)": "글을 쓴 모델 (기본값: %(default)s)",
+    "why the text is harmful": "글이 유해한 이유",
+    "file to write: .eml is an e-mail that you may send, .json a record (default: %(default)s)": (
+        "쓸 파일: .eml은 직접 보낼 수 있는 전자우편, .json은 기록 (기본값: %(default)s)"
+    ),
+    "index of kogpt search that the search tool reads": "검색 도구가 읽을 kogpt search 색인",
     # serve
     "address to listen on (default: %(default)s)": "접속을 받을 주소 (기본값: %(default)s)",
     "port to listen on (default: %(default)s)": "접속을 받을 포트 (기본값: %(default)s)",
@@ -262,7 +294,6 @@ HELP = {
     "a folder, a hub name, kogpt-mini, or a shape: kogpt-6b, kogpt-1b (default: %(default)s)": (
         "폴더, 허브 이름, kogpt-mini, 또는 크기 이름: kogpt-6b, kogpt-1b (기본값: %(default)s)"
     ),
-    "print one JSON object": "JSON 객체 하나를 출력합니다",
     "measure random weights of a named shape instead of --model": (
         "--model 대신 이 크기의 무작위 가중치를 잽니다"
     ),

@@ -92,3 +92,16 @@ def _rows(path: str, args: argparse.Namespace) -> Iterator[Item]:
                 f'{source} {record.line}행: "{args.text_column}" 열이 없거나 비었습니다 (--text-column)',
             )
         yield Item(value, record.line, None if label is None else str(label))
+
+
+def read_whole(path: str, encoding: str) -> str:
+    """The text of a file, or of standard input (-), as a whole; InputError where there is none."""
+    if path == "-" and sys.stdin is not None and sys.stdin.isatty():
+        raise InputError(
+            "there is no text: name a file or pipe it in", "글이 없습니다. 파일이나 표준 입력으로 주세요"
+        )
+    text = decode(read_bytes(path), source_of(path), encoding)
+    if not text.strip():
+        source = source_of(path)
+        raise InputError(f"{source} holds no text", f"{source}: 글이 없습니다")
+    return text

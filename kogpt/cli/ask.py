@@ -1,0 +1,93 @@
+"""`kogpt ask`: the sentences of a text or an index that answer a question, then what the model says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from kogpt.cli.options import add_adapter_option, add_filter_option, add_model_options, load_model, read_count
+from kogpt.cli.texts import read_whole
+from kogpt.errors import InputError, localized
+from kogpt.texts import ENCODINGS, decode_argument
+
+if TYPE_CHECKING:
+    from kogpt.tasks.answers import Evidence, Source
+
+N_PASSAGES = 10  # of an index, among which sentences are sought
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `kogpt ask`."""
+    parser.add_argument("question", metavar="QUESTION", help="what to ask")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--file", metavar="PATH", help="text to answer from; - reads standard input")
+    where.add_argument("--index", metavar="INDEX", help="index of kogpt search to answer from")
+    parser.add_argument(
+        "-k", type=read_count, default=3, metavar="N", help="sentences to show (default: %(default)s)"
+    )
+    parser.add_argument("--no-answer", action="store_true", help="show the sentences only; needs no model")
+    parser.add_argument(
+        "--encoding", choices=ENCODINGS, default="auto", help="encoding of the input (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_model_options(parser)
+    add_adapter_option(parser)
+    add_filter_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the evidence, then the model's answer."""
+    from kogpt.tasks.answers import answer, find_evidence
+
+    question = decode_argument(args.question, "QUESTION")
+    evidence = find_evidence(question, _sources(args, question), args.k)
+    if not args.json:
+        _show(evidence)
+        sys.stdout.flush()
+    said = None
+    if not args.no_answer:
+        with load_model(args) as model:
+            said = answer(model, question, evidence)
+    if args.json:
+        found = [{"sentence": e.sentence, "source": e.source, "score": round(e.score, 4)} for e in evidence]
+        print(json.dumps({"question": question, "evidence": found, "answer": said}, ensure_ascii=False))
+    elif said is not None:
+        _warn(args.model)
+        print(f"\n{localized('Answer', '답')} ({args.model}): {said}")
+    return 0
+
+
+def _sources(args: argparse.Namespace, question: str) -> list[Source]:
+    from kogpt.tasks.answers import Source
+
+    if args.file is not None:
+        return [Source(read_whole(args.file, args.encoding))]
+    from kogpt.search.index import Index
+
+    with Index.open(args.index) as index:
+        hits = index.query(question, N_PASSAGES)
+    if not hits:
+        raise InputError(
+            f"no passage of {args.index} shares a word with the question: ask in other words",
+            f"{args.index}: 질문과 낱말이 겹치는 문단이 없습니다. 다른 말로 물어 보세요",
+        )
+    return [Source(hit.passage, hit.source, hit.score) for hit in hits]
+
+
+def _show(evidence: list[Evidence]) -> None:
+    print(localized("Evidence", "근거"))
+    for number, item in enumerate(evidence, 1):
+        source = f"  ({item.source})" if item.source else ""
+        print(f"{number}. {' '.join(item.sentence.split())}{source}")
+
+
+def _warn(model: str) -> None:
+    if model == "kogpt-mini":
+        en = "kogpt-mini is small: its answers are mostly wrong; trust the sentences above"
+        ko = "kogpt-mini는 작은 모델이라 답이 대부분 틀립니다. 위의 근거를 보세요"
+    else:
+        en = "the answer is generated and may be wrong: compare it with the sentences above"
+        ko = "답은 모델이 만든 글이라 틀릴 수 있습니다. 위의 근거와 견주어 보세요"
+    print(f"kogpt: {localized(en, ko)}", file=sys.stderr)

@@ -1,0 +1,83 @@
+"""`kogpt summarize`: the sentences that carry a text, a title, or a line that the model writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from kogpt.cli.options import add_adapter_option, add_filter_option, add_model_options, load_model, read_count
+from kogpt.cli.texts import read_whole
+from kogpt.errors import localized
+from kogpt.texts import ENCODINGS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `kogpt summarize`."""
+    parser.add_argument(
+        "path", nargs="?", default="-", metavar="PATH", help="file to read; - reads standard input"
+    )
+    parser.add_argument(
+        "--sentences",
+        type=read_count,
+        default=3,
+        metavar="N",
+        help="how many sentences to pick (default: %(default)s)",
+    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--title", action="store_true", help="write a title instead")
+    kind.add_argument(
+        "--abstract", action="store_true", help="have the model write one line instead; it may be wrong"
+    )
+    parser.add_argument(
+        "--encoding", choices=ENCODINGS, default="auto", help="encoding of the input (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_model_options(parser)
+    add_adapter_option(parser)
+    add_filter_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the summary of one text."""
+    text = read_whole(args.path, args.encoding)
+    if args.title:
+        kind, lines = "title", [_title(args, text)]
+    elif args.abstract:
+        kind, lines = "abstract", [_abstract(args, text)]
+    else:
+        from kogpt.tasks.summaries import summarize
+
+        kind, lines = "sentences", [sentence.text for sentence in summarize(text, args.sentences)]
+    if args.json:
+        print(json.dumps({"kind": kind, "summary": lines}, ensure_ascii=False))
+    else:
+        print("\n".join(lines))
+    return 0
+
+
+def _title(args: argparse.Namespace, text: str) -> str:
+    """A title by the adapter for titles; of words of the text where there is none."""
+    from kogpt.tasks.named import adapter_folder
+    from kogpt.tasks.summaries import Writer, make_title
+
+    folder = args.adapter
+    if folder is None and args.model == "kogpt-mini":
+        folder = adapter_folder("title")
+    if folder is None:
+        return make_title(text)
+    with load_model(argparse.Namespace(**{**vars(args), "adapter": str(Path(folder))})) as model:
+        template = model.origin.template
+        return Writer(model, template).title(text) if template else Writer(model).write(text)
+
+
+def _abstract(args: argparse.Namespace, text: str) -> str:
+    from kogpt.tasks.summaries import Writer
+
+    if args.model == "kogpt-mini":
+        en = "kogpt-mini is small: what it writes often has little to do with the text"
+        ko = "kogpt-mini는 작은 모델이라 글과 다른 내용을 쓰는 일이 많습니다"
+        print(f"kogpt: {localized(en, ko)}", file=sys.stderr)
+    with load_model(args) as model:
+        return Writer(model).write(text)
