@@ -179,6 +179,7 @@ HELP = {
     "have the model write one line instead; it may be wrong": (
         "대신 모델이 한 줄로 씁니다. 틀릴 수 있습니다"
     ),
+    "print one JSON object": "JSON 객체 하나를 출력합니다",
     "what to ask": "질문",
     "text to answer from; - reads standard input": "답을 찾을 글; -이면 표준 입력을 읽습니다",
     "index of kogpt search to answer from": "답을 찾을 kogpt search 색인",
