@@ -1,0 +1,107 @@
+"""`kogpt serve --engine vllm`: an installed vLLM computes, our server stands in front of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kogpt import checkpoint
+from kogpt.cli.options import read_count
+from kogpt.errors import localized
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from kogpt.checkpoint import Checkpoint
+    from kogpt.cluster.vllm import Deployment
+    from kogpt.server.access import Access
+    from kogpt.server.listen import Address
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """--engine, and how vLLM spreads the model."""
+    group = parser.add_argument_group("several GPUs")
+    group.add_argument(
+        "--engine", choices=("kogpt", "vllm"), default="kogpt", help="what computes (default: %(default)s)"
+    )
+    count = {"type": read_count, "metavar": "N", "default": 1}
+    group.add_argument("--tensor-parallel-size", **count, help="vllm: GPUs that share each layer")
+    group.add_argument("--pipeline-parallel-size", **count, help="vllm: groups of GPUs that share the layers")
+    group.add_argument("--nnodes", **count, help="vllm: machines; each needs the same exported folder")
+    group.add_argument("--master-addr", metavar="IP", default="127.0.0.1", help="vllm: the first machine")
+    group.add_argument(
+        "--phi-folder",
+        metavar="DIR",
+        type=Path,
+        help="vllm: where the model in the layout of Phi is kept (default: ~/.cache/kogpt)",
+    )
+    group.add_argument(
+        "--print-commands", action="store_true", help="vllm: print the command of each machine and exit"
+    )
+
+
+def serve(args: argparse.Namespace, address: Address, access: Access) -> int:
+    """Export once, start vLLM, serve in front of it until a signal comes or it ends."""
+    from kogpt.cluster.vllm import Deployment, require_vllm, running
+    from kogpt.server.listen import run_front
+    from kogpt.server.proxy import Front, make_proxy
+
+    executable = "vllm" if args.print_commands else require_vllm()
+    stored = checkpoint.load(args.model, args.revision)
+    deployment = Deployment(
+        model=_phi_folder(args, stored),
+        name=Path(args.model).name,
+        port=_free_port(),
+        tensor_parallel=args.tensor_parallel_size,
+        pipeline_parallel=args.pipeline_parallel_size,
+        n_nodes=args.nnodes,
+        master=args.master_addr,
+    )
+    deployment.check(stored.config)
+    if args.print_commands:
+        print("\n".join(deployment.lines()))
+        return 0
+    _tell_others(deployment)
+    with running(executable, deployment) as child:
+        front = Front(f"http://127.0.0.1:{deployment.port}", deployment.name, lambda: child.poll() is None)
+        print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
+        run_front(make_proxy(front, access), front, address)
+        return 0 if child.poll() is None else _say_ended(child)
+
+
+def _phi_folder(args: argparse.Namespace, stored: Checkpoint) -> Path:
+    """The model in the layout of Phi, exported once; its name is a hash of the weights."""
+    from kogpt.export.phi import export_phi
+
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder: Path = (args.phi_folder or Path(cache, "kogpt")) / f"phi-{checkpoint.digest(stored.folder)[:16]}"
+    if not (folder / "config.json").is_file():
+        line = localized(f"writing the layout of Phi to {folder}", f"Phi 구조의 모델을 쓰는 중: {folder}")
+        print(line, file=sys.stderr)
+        export_phi(stored, "float16", folder)
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _tell_others(deployment: Deployment) -> None:
+    for rank, line in enumerate(deployment.lines()[1:], 1):
+        where = localized(f"on machine {rank + 1}", f"{rank + 1}번째 컴퓨터에서 실행하세요")
+        print(f"{where}: {line}", file=sys.stderr)
+
+
+def _say_ended(child: subprocess.Popen[bytes]) -> int:
+    code = child.returncode
+    en = f"kogpt serve: vLLM ended with exit code {code}: its own lines above say why"
+    ko = f"kogpt serve: vLLM이 종료 코드 {code}로 끝났습니다. 위에 나온 vLLM의 메시지를 보세요"
+    print(localized(en, ko), file=sys.stderr)
+    return 1

@@ -1,0 +1,134 @@
+"""The server in front of another engine: our access rules, limits and routes; what they ask goes to the engine.
+
+Routes of OpenAI's kind are passed on as they are, streams too. Kakao's route is translated to completions.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.background import BackgroundTask
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp
+
+from kogpt import __version__
+from kogpt.server import kakao, pages
+from kogpt.server.access import Access, Guard
+from kogpt.server.app import read_body
+from kogpt.server.limits import Limits
+from kogpt.server.refusals import Refused
+
+READS = ("/v1/models", "/metrics", "/version", "/load")
+POSTS = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/messages"),
+    *("/v1/score", "/v1/rerank", "/tokenize", "/detokenize"),
+)
+PASSED_ON = ("content-type", "retry-after")  # headers of an answer
+
+
+@dataclass(slots=True)
+class Front:
+    """What the access rules and the limits need to know of this server."""
+
+    engine: str  # its URL
+    model: str  # its name there
+    is_alive: Callable[[], bool]
+    limits: Limits = field(default_factory=Limits)
+    draining: bool = False
+    buffered: int = 0  # bytes of bodies that are being read
+
+
+def make_proxy(front: Front, access: Access) -> ASGIApp:
+    """The whole server as an ASGI application."""
+    client = httpx.AsyncClient(base_url=front.engine, timeout=httpx.Timeout(None, connect=10))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await client.aclose()
+
+    app = FastAPI(title="KoGPT", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    async def post(request: HttpRequest) -> Response:
+        document = await read_body(request, front)
+        return await _pass_on(client, "POST", request.url.path, json.dumps(document).encode())
+
+    async def read(request: HttpRequest) -> Response:
+        return await _pass_on(client, "GET", request.url.path, b"")
+
+    async def generation(request: HttpRequest) -> Response:
+        return await _kakao(client, front, await read_body(request, front))
+
+    async def health() -> Response:
+        alive = front.is_alive()
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    async def ready() -> Response:
+        answer = await _pass_on(client, "GET", "/health", b"")
+        able = answer.status_code == 200 and not front.draining
+        return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)
+
+    for path in POSTS:
+        app.add_api_route(path, post, methods=["POST"])
+    for path in READS:
+        app.add_api_route(path, read, methods=["GET"])
+    app.add_api_route(kakao.PATH, generation, methods=["POST"])
+    app.add_api_route("/health", health, methods=["GET"])
+    app.add_api_route("/ready", ready, methods=["GET"])
+    pages.add_page(app)
+    app.add_exception_handler(Refused, _refuse)
+    return Guard(app, front, access)
+
+
+async def _refuse(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    shape = kakao.error_body(error) if request.url.path == kakao.PATH else error.openai()
+    return JSONResponse(shape, error.status, error.headers)
+
+
+async def _pass_on(client: httpx.AsyncClient, method: str, path: str, body: bytes) -> Response:
+    """The engine's answer, piece by piece; 502 where it cannot be reached."""
+    request = client.build_request(method, path, content=body, headers={"content-type": "application/json"})
+    try:
+        answer = await client.send(request, stream=True)
+    except httpx.HTTPError as error:
+        raise Refused(f"the engine does not answer ({type(error).__name__})", status=502) from None
+    headers = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
+    return StreamingResponse(
+        answer.aiter_bytes(), answer.status_code, headers, background=BackgroundTask(answer.aclose)
+    )
+
+
+async def _kakao(client: httpx.AsyncClient, front: Front, document: Mapping[str, Any]) -> Response:
+    """Kakao's generation by the engine's completions."""
+    try:
+        body = kakao.GenerationBody.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise Refused(f"{first['loc'][0]}: {first['msg']}", str(first["loc"][0])) from None
+    try:
+        answer = await client.post("/v1/completions", json={"model": front.model, **body.model_dump()})
+    except httpx.HTTPError as error:
+        raise Refused(f"the engine does not answer ({type(error).__name__})", status=502) from None
+    found = answer.json()
+    if answer.status_code != 200:
+        raise Refused(str((found.get("error") or found).get("message", "the engine refused"))[:200])
+    usage = found["usage"]
+    generations = [{"text": choice["text"], "tokens": None} for choice in found["choices"]]
+    if len(generations) == 1:
+        generations[0]["tokens"] = usage["completion_tokens"]
+    totals = {
+        "prompt_tokens": usage["prompt_tokens"],
+        "generated_tokens": usage["completion_tokens"],
+        "total_tokens": usage["total_tokens"],
+    }
+    return JSONResponse({"id": secrets.token_hex(16), "generations": generations, "usage": totals})
