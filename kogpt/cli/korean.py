@@ -347,6 +347,17 @@ HELP = {
         " 내려받습니다.\n"
         "같은 명령을 다시 주면 멈춘 평가를 이어 갑니다."
     ),
+    # vllm
+    "several GPUs": "여러 GPU",
+    "what computes (default: %(default)s)": "계산하는 엔진 (기본값: %(default)s)",
+    "vllm: GPUs that share each layer": "vllm: 층 하나를 나누어 계산할 GPU 수",
+    "vllm: groups of GPUs that share the layers": "vllm: 층들을 나누어 맡을 GPU 묶음 수",
+    "vllm: machines; each needs the same exported folder": "vllm: 컴퓨터 수; 모두 같은 폴더가 있어야 합니다",
+    "vllm: the first machine": "vllm: 첫 번째 컴퓨터의 주소",
+    "vllm: where the model in the layout of Phi is kept (default: ~/.cache/kogpt)": (
+        "vllm: Phi 구조의 모델을 두는 폴더 (기본값: ~/.cache/kogpt)"
+    ),
+    "vllm: print the command of each machine and exit": "vllm: 컴퓨터마다 실행할 명령을 출력하고 끝냅니다",
     # workers
     "several processes or machines": "여러 프로세스나 컴퓨터",
     "work with N processes, each with the whole model": "모델 전체를 가진 프로세스 N개로 나누어 처리합니다",

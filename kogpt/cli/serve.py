@@ -16,6 +16,7 @@ from kogpt.cli.options import (
     placement_from,
     read_count,
 )
+from kogpt.cli.vllm import add_engine_options, serve_by_vllm
 from kogpt.errors import InputError, MissingExtra, localized
 
 KEY_VARIABLE = "KOGPT_API_KEY"
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " may be repeated",
     )
     add_filter_option(parser)
+    add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,6 +85,9 @@ def run(args: argparse.Namespace) -> int:
     keys = read_keys(args.api_key_file)
     address.check(has_key=bool(keys))
     access = Access(keys, address.loopback, tuple(args.allowed_host or ()), tuple(args.cors_origin or ()))
+    if args.engine == "vllm":
+        _show_access_log()
+        return serve_by_vllm(args, address, access)
     folders = read_adapters(args.adapters or ())
     address.check_free()
     _show_access_log()

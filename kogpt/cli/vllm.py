@@ -28,10 +28,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--engine", choices=("kogpt", "vllm"), default="kogpt", help="what computes (default: %(default)s)"
     )
-    count = {"type": read_count, "metavar": "N", "default": 1}
-    group.add_argument("--tensor-parallel-size", **count, help="vllm: GPUs that share each layer")
-    group.add_argument("--pipeline-parallel-size", **count, help="vllm: groups of GPUs that share the layers")
-    group.add_argument("--nnodes", **count, help="vllm: machines; each needs the same exported folder")
+    counts = {
+        "--tensor-parallel-size": "vllm: GPUs that share each layer",
+        "--pipeline-parallel-size": "vllm: groups of GPUs that share the layers",
+        "--nnodes": "vllm: machines; each needs the same exported folder",
+    }
+    for flag, text in counts.items():
+        group.add_argument(flag, type=read_count, metavar="N", default=1, help=text)
     group.add_argument("--master-addr", metavar="IP", default="127.0.0.1", help="vllm: the first machine")
     group.add_argument(
         "--phi-folder",
@@ -44,7 +47,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def serve(args: argparse.Namespace, address: Address, access: Access) -> int:
+def serve_by_vllm(args: argparse.Namespace, address: Address, access: Access) -> int:
     """Export once, start vLLM, serve in front of it until a signal comes or it ends."""
     from kogpt.cluster.vllm import Deployment, require_vllm, running
     from kogpt.server.listen import run_front
@@ -69,7 +72,7 @@ def serve(args: argparse.Namespace, address: Address, access: Access) -> int:
     with running(executable, deployment) as child:
         front = Front(f"http://127.0.0.1:{deployment.port}", deployment.name, lambda: child.poll() is None)
         print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
-        run_front(make_proxy(front, access), front, address)
+        run_front(make_proxy(front, access), address, front.limits, front.goes_on)
         return 0 if child.poll() is None else _say_ended(child)
 
 

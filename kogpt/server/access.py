@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kogpt.server import pages
+from kogpt.server.limits import Host
 from kogpt.server.refusals import Refused
 from kogpt.server.routes import error_body
-from kogpt.server.service import Service
 
 # Routes that need no key: who watches the process has none, and the page is where a person gives one.
 OPEN = frozenset(("/health", *pages.PATHS))
@@ -100,9 +100,9 @@ def offered_key(headers: Mapping[str, str]) -> str:
 class Guard:
     """ASGI middleware: refuses by the rules of Access, logs one line a request, and drops stalled readers."""
 
-    def __init__(self, app: ASGIApp, service: Service, access: Access) -> None:
+    def __init__(self, app: ASGIApp, host: Host, access: Access) -> None:
         self.app = app
-        self.service = service
+        self.host = host
         self.access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +110,7 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
-        log = _LogLine(scope, send, self.service.limits.stall_seconds)
+        log = _LogLine(scope, send, self.host.limits.stall_seconds)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             self._check(scope, headers)
@@ -134,7 +134,7 @@ class Guard:
         if scope["path"] not in OPEN:
             scope["kogpt.client"] = self.access.client(headers)
         if scope["method"] == "POST":
-            if self.service.draining:
+            if self.host.draining:
                 raise Refused("the server is shutting down", status=503, headers={"Retry-After": "5"})
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":

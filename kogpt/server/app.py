@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
@@ -20,7 +19,7 @@ from kogpt.errors import InputError, KoGPTError
 from kogpt.generation import KoGPT
 from kogpt.server import listing
 from kogpt.server.access import Access, Guard
-from kogpt.server.bodies import parse_object
+from kogpt.server.bodies import read_body
 from kogpt.server.limits import Limits
 from kogpt.server.metrics import Metrics
 from kogpt.server.pages import add_page
@@ -109,36 +108,6 @@ def _route(service: Service, handler: Handler) -> Callable[[HttpRequest], Awaita
         return await handler(request, service, document)
 
     return route
-
-
-async def read_body(request: HttpRequest, service: Service) -> dict[str, Any]:
-    """The JSON object of a body, within the limits of size, time and memory."""
-    limits = service.limits
-    parts: list[bytes] = []
-    size = 0
-    if int(request.headers.get("content-length") or 0) > limits.body_bytes:
-        raise Refused(f"the body is larger than {limits.body_bytes} bytes", status=413)
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                size += len(part)
-                service.buffered += len(part)
-                if (
-                    size > limits.body_bytes
-                    or int(request.headers.get("content-length") or 0) > limits.body_bytes
-                ):
-                    raise Refused(f"the body is larger than {limits.body_bytes} bytes", status=413)
-                if service.buffered > limits.buffered_bytes:
-                    raise Refused("too many bodies at once: try again later", status=503)
-                parts.append(part)
-        return parse_object(b"".join(parts), limits.json_depth)
-    except TimeoutError:
-        message = f"the body did not arrive within {limits.body_seconds:g} seconds"
-        raise Refused(message, status=408, headers={"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise Refused("the client left", status=408) from None
-    finally:
-        service.buffered -= size
 
 
 def _schema(body: type[BaseModel]) -> dict[str, Any]:

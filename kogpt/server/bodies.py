@@ -5,18 +5,53 @@ RFC 8259 leaves open what lone surrogates, NaN and repeated keys mean; the refus
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+
+from kogpt.server.limits import Host
 from kogpt.server.refusals import Refused
 
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 BRACKET = re.compile(r"[\[\]{}]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_DIGITS = 400  # of a number; float64 needs at most 309 before the point
+
+
+async def read_body(request: HttpRequest, host: Host) -> dict[str, Any]:
+    """The JSON object of a body, within the limits of size, time and memory."""
+    limits = host.limits
+    parts: list[bytes] = []
+    size = 0
+    if int(request.headers.get("content-length") or 0) > limits.body_bytes:
+        raise Refused(f"the body is larger than {limits.body_bytes} bytes", status=413)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                host.buffered += len(part)
+                if (
+                    size > limits.body_bytes
+                    or int(request.headers.get("content-length") or 0) > limits.body_bytes
+                ):
+                    raise Refused(f"the body is larger than {limits.body_bytes} bytes", status=413)
+                if host.buffered > limits.buffered_bytes:
+                    raise Refused("too many bodies at once: try again later", status=503)
+                parts.append(part)
+        return parse_object(b"".join(parts), limits.json_depth)
+    except TimeoutError:
+        message = f"the body did not arrive within {limits.body_seconds:g} seconds"
+        raise Refused(message, status=408, headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Refused("the client left", status=408) from None
+    finally:
+        host.buffered -= size
 
 
 def parse_object(raw: bytes, max_depth: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 from kogpt.errors import localized
 
@@ -32,6 +33,14 @@ class Limits:
         """A line for each: name, value, meaning."""
         for limit in fields(self):
             yield f"{limit.name:<16} {getattr(self, limit.name):>12,}  {localized(*MEANINGS[limit.name])}"
+
+
+class Host(Protocol):
+    """What access rules and limits need to know of a server: one with an engine, or one before another's."""
+
+    limits: Limits
+    draining: bool
+    buffered: int  # bytes of bodies that are being received
 
 
 MEANINGS = {

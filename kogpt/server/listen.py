@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from kogpt.errors import InputError
 from kogpt.server.access import is_local
+from kogpt.server.limits import Limits
 from kogpt.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -84,14 +86,28 @@ def _is_ipv6(host: str) -> bool:
 
 def run(app: ASGIApp, service: Service, address: Address, drain_seconds: float) -> None:
     """Serve until a signal comes; what is being written then may take `drain_seconds` more."""
-    config = uvicorn.Config(
+    Server(_config(app, service.limits, address), service, drain_seconds).run()
+
+
+def run_front(app: ASGIApp, address: Address, limits: Limits, goes_on: Callable[[], bool]) -> None:
+    """Serve in front of another engine until a signal comes, or until `goes_on` says no."""
+
+    class Front(uvicorn.Server):
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or not goes_on()
+
+    Front(_config(app, limits, address)).run()
+
+
+def _config(app: ASGIApp, limits: Limits, address: Address) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=address.host,
         port=address.port,
         uds=None if address.socket is None else str(address.socket),
         ssl_certfile=None if address.certificate is None else str(address.certificate),
         ssl_keyfile=None if address.key is None else str(address.key),
-        http=with_deadline(service.limits.header_seconds),
+        http=with_deadline(limits.header_seconds),
         ws="none",
         log_config=None,
         access_log=False,
@@ -99,7 +115,6 @@ def run(app: ASGIApp, service: Service, address: Address, drain_seconds: float) 
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    Server(config, service, drain_seconds).run()
 
 
 class Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""The server in front of another engine: our access rules, limits and routes; what they ask goes to the engine.
+"""The server in front of another engine: our rules, limits and routes; the engine gets what they ask.
 
 Routes of OpenAI's kind are passed on as they are, streams too. Kakao's route is translated to completions.
 """
@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -23,10 +22,13 @@ from starlette.types import ASGIApp
 from kogpt import __version__
 from kogpt.server import kakao, pages
 from kogpt.server.access import Access, Guard
-from kogpt.server.app import read_body
+from kogpt.server.bodies import read_body
+from kogpt.server.fields import read
 from kogpt.server.limits import Limits
 from kogpt.server.refusals import Refused
+from kogpt.server.routes import error_body
 
+KAKAO = "/v1/inference/kogpt/generation"
 READS = ("/v1/models", "/metrics", "/version", "/load")
 POSTS = (
     *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/messages"),
@@ -41,7 +43,7 @@ class Front:
 
     engine: str  # its URL
     model: str  # its name there
-    is_alive: Callable[[], bool]
+    goes_on: Callable[[], bool]  # whether the engine still runs
     limits: Limits = field(default_factory=Limits)
     draining: bool = False
     buffered: int = 0  # bytes of bodies that are being read
@@ -62,14 +64,14 @@ def make_proxy(front: Front, access: Access) -> ASGIApp:
         document = await read_body(request, front)
         return await _pass_on(client, "POST", request.url.path, json.dumps(document).encode())
 
-    async def read(request: HttpRequest) -> Response:
+    async def get(request: HttpRequest) -> Response:
         return await _pass_on(client, "GET", request.url.path, b"")
 
     async def generation(request: HttpRequest) -> Response:
         return await _kakao(client, front, await read_body(request, front))
 
     async def health() -> Response:
-        alive = front.is_alive()
+        alive = front.goes_on()
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
     async def ready() -> Response:
@@ -80,8 +82,8 @@ def make_proxy(front: Front, access: Access) -> ASGIApp:
     for path in POSTS:
         app.add_api_route(path, post, methods=["POST"])
     for path in READS:
-        app.add_api_route(path, read, methods=["GET"])
-    app.add_api_route(kakao.PATH, generation, methods=["POST"])
+        app.add_api_route(path, get, methods=["GET"])
+    app.add_api_route(KAKAO, generation, methods=["POST"])
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/ready", ready, methods=["GET"])
     pages.add_page(app)
@@ -91,8 +93,7 @@ def make_proxy(front: Front, access: Access) -> ASGIApp:
 
 async def _refuse(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    shape = kakao.error_body(error) if request.url.path == kakao.PATH else error.openai()
-    return JSONResponse(shape, error.status, error.headers)
+    return JSONResponse(error_body(request.url.path, error), error.status, error.headers)
 
 
 async def _pass_on(client: httpx.AsyncClient, method: str, path: str, body: bytes) -> Response:
@@ -101,7 +102,7 @@ async def _pass_on(client: httpx.AsyncClient, method: str, path: str, body: byte
     try:
         answer = await client.send(request, stream=True)
     except httpx.HTTPError as error:
-        raise Refused(f"the engine does not answer ({type(error).__name__})", status=502) from None
+        raise Refused(f"the engine does not answer ({type(error).__name__})", status=503) from None
     headers = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
     return StreamingResponse(
         answer.aiter_bytes(), answer.status_code, headers, background=BackgroundTask(answer.aclose)
@@ -110,15 +111,11 @@ async def _pass_on(client: httpx.AsyncClient, method: str, path: str, body: byte
 
 async def _kakao(client: httpx.AsyncClient, front: Front, document: Mapping[str, Any]) -> Response:
     """Kakao's generation by the engine's completions."""
+    body = read(kakao.GenerationBody, document)
     try:
-        body = kakao.GenerationBody.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise Refused(f"{first['loc'][0]}: {first['msg']}", str(first["loc"][0])) from None
-    try:
-        answer = await client.post("/v1/completions", json={"model": front.model, **body.model_dump()})
+        answer = await client.post("/v1/completions", json=body.model_dump() | {"model": front.model})
     except httpx.HTTPError as error:
-        raise Refused(f"the engine does not answer ({type(error).__name__})", status=502) from None
+        raise Refused(f"the engine does not answer ({type(error).__name__})", status=503) from None
     found = answer.json()
     if answer.status_code != 200:
         raise Refused(str((found.get("error") or found).get("message", "the engine refused"))[:200])

@@ -27,7 +27,11 @@ KEY = {"Authorization": "Bearer 열쇠".encode()}
 def test_a_split_that_the_model_does_not_allow_is_refused() -> None:
     config = SHAPES["kogpt-6b"]
     Deployment(Path("m"), "m", 1, 8, 2, 2).check(config)
-    for sizes, message in (((3, 1, 1), "divide the 16 heads"), ((1, 29, 1), "28"), ((2, 1, 4), "--nnodes is 4")):
+    for sizes, message in (
+        ((3, 1, 1), "divide the 16 heads"),
+        ((1, 29, 1), "28"),
+        ((2, 1, 4), "--nnodes is 4"),
+    ):
         with pytest.raises(KoGPTError, match=message):
             Deployment(Path("m"), "m", 1, *sizes).check(config)
 
