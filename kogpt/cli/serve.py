@@ -135,17 +135,27 @@ def read_keys(path: str | None) -> tuple[str, ...]:
     """The API keys of the file, or of the environment; never of the command line, which others can read."""
     if path is None:
         key = os.environ.get(KEY_VARIABLE, "")
-        return (key,) if key else ()
+        return (_require_ascii(key),) if key else ()
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}", f"{path}: 읽을 수 없습니다: {error}") from None
-    keys = tuple(line.strip() for line in lines if line.strip())
+    keys = tuple(_require_ascii(line.strip()) for line in lines if line.strip())
     if not keys:
         raise InputError(
             f"{path} holds no API key: one per line", f"{path}: API 키가 없습니다. 한 줄에 하나씩 적으세요"
         )
     return keys
+
+
+def _require_ascii(key: str) -> str:
+    """The key; InputError where no header can carry it (RFC 9110, section 5.5), without showing it."""
+    if not key.isascii() or not key.isprintable():
+        raise InputError(
+            "an API key has characters that no HTTP header carries: use letters, digits and signs of ASCII",
+            "API 키에 HTTP 헤더로 보낼 수 없는 문자가 있습니다. ASCII 문자, 숫자, 기호만 쓰세요",
+        )
+    return key
 
 
 def read_adapters(arguments: Sequence[str]) -> dict[str, str]:

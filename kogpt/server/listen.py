@@ -93,6 +93,11 @@ def run_front(app: ASGIApp, address: Address, limits: Limits, goes_on: Callable[
     """Serve in front of another engine until a signal comes, or until `goes_on` says no."""
 
     class Front(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # uvicorn's own raises the signal again after the end, before the caller can end the engine.
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
         async def on_tick(self, counter: int) -> bool:
             return await super().on_tick(counter) or not goes_on()
 

@@ -21,7 +21,7 @@ from kogpt.errors import KoGPTError
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
-KEY = {"Authorization": "Bearer 열쇠".encode()}
+KEY = {"Authorization": "Bearer secret"}
 
 
 def test_a_split_that_the_model_does_not_allow_is_refused() -> None:
@@ -67,19 +67,21 @@ def server(tiny_folder: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    (tmp_path / "keys").write_text("열쇠\n", encoding="utf-8")
+    (tmp_path / "keys").write_text("secret\n", encoding="utf-8")
     path = f"{executable.parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "kogpt", "serve", "--engine", "vllm", "--model", str(tiny_folder)]
     command += ["--phi-folder", str(tmp_path / "phi"), "--tensor-parallel-size", "2", "--port", str(port)]
     command += ["--api-key-file", str(tmp_path / "keys")]
     with subprocess.Popen(command, env=os.environ | {"PATH": path, "LC_ALL": "C"}) as process:
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
-        while not _is_ready(url):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        yield process, url
-        process.kill()
+        deadline = time.monotonic() + 120
+        try:
+            while not _is_ready(url):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            yield process, url
+        finally:
+            process.kill()
 
 
 def _is_ready(url: str) -> bool:

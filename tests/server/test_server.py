@@ -22,6 +22,7 @@ from serving import Running, serving
 
 from kogpt import KoGPT
 from kogpt.adapter import SoftPrompt
+from kogpt.cli.serve import read_keys
 from kogpt.engine import Engine
 from kogpt.errors import InputError
 from kogpt.peft import SavedAdapter
@@ -420,3 +421,15 @@ def test_a_signal_lets_answers_finish(tiny_folder: Path, tmp_path: Path) -> None
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_key_that_no_header_carries_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keys").write_text("secret\n열쇠\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no HTTP header carries"):
+        read_keys(str(tmp_path / "keys"))
+    monkeypatch.setenv("KOGPT_API_KEY", "a\tb")
+    with pytest.raises(InputError, match="no HTTP header carries") as caught:
+        read_keys(None)
+    assert "a\tb" not in str(caught.value)
