@@ -47,8 +47,7 @@ def tiny_tensors() -> Mapping[str, NDArray[np.float32]]:
     return random_tensors(TINY)
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_tokenizer(path: Path) -> None:
     """tokenizer.json: 512 ids, byte-level BPE over tests/korean.py, [BOS] [EOS] [UNK] [PAD] [MASK] first."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -60,8 +59,14 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(PROSE, trainer)
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that `train_tokenizer` writes."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(path)
     return path
 
 

@@ -43,6 +43,7 @@ COMMANDS = {
     "report": ("kogpt.cli.report", "write a report of harmful text, which you may send"),
     "mcp": ("kogpt.cli.mcp", "offer Korean text tools to agents by the Model Context Protocol"),
     "serve": ("kogpt.cli.serve", "serve a model over HTTP: OpenAI's API, Kakao's API and a page"),
+    "demo": ("kogpt.cli.demo", "show the demo, a page in Gradio"),
     "export": ("kogpt.cli.export", "write a model folder in another precision"),
     "tune": ("kogpt.cli.tune", "tune a model on a task or on rows of your own"),
     "pretrain": ("kogpt.cli.pretrain", "train a tokenizer and a model from raw text"),

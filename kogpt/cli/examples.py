@@ -37,6 +37,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "kogpt report": ("kogpt report --prompt '오늘' --text '...' --note '욕설' --temperature 0.8",),
     "kogpt mcp": ("kogpt mcp --index notes",),
     "kogpt serve": ("kogpt serve", "kogpt serve --host 0.0.0.0 --api-key-file keys.txt"),
+    "kogpt demo": ("kogpt demo", "kogpt demo --model kogpt-int4 --port 7861"),
     "kogpt export": ("kogpt export int4 --model kakaobrain/kogpt --out kogpt-int4",),
     "kogpt tune": ("kogpt tune lora --data reviews.tsv --out sentiment",),
     "kogpt tune full": ("kogpt tune full nsmc --data eval/ --out nsmc-full",),

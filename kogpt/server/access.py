@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -98,7 +97,7 @@ def offered_key(headers: Mapping[str, str]) -> str:
 
 
 class Guard:
-    """ASGI middleware: refuses by the rules of Access, logs one line a request, and drops stalled readers."""
+    """ASGI middleware: refuses by the rules of Access, and logs one line a request."""
 
     def __init__(self, app: ASGIApp, host: Host, access: Access) -> None:
         self.app = app
@@ -110,7 +109,7 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
-        log = _LogLine(scope, send, self.host.limits.stall_seconds)
+        log = _LogLine(scope, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             self._check(scope, headers)
@@ -155,21 +154,19 @@ class Guard:
 class _LogLine:
     """The one log line of a request; it never holds what the client wrote."""
 
-    def __init__(self, scope: Scope, send: Send, stall_seconds: float) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
-        self._stall = stall_seconds
         self._began = time.perf_counter()
         self._status = 0
         self.extra: list[tuple[bytes, bytes]] = []
 
     async def send(self, message: Message) -> None:
-        """Pass a message on; a client that does not read for too long is dropped."""
+        """Pass a message on."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             message = {**message, "headers": [*message.get("headers", []), *self.extra, *SAFE_HEADERS]}
-        async with asyncio.timeout(self._stall):
-            await self._send(message)
+        await self._send(message)
 
     def write(self) -> None:
         """Log method, route, status, seconds and client."""

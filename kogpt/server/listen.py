@@ -1,4 +1,4 @@
-"""uvicorn, with what it lacks: a deadline for headers, and a drain that answers while it ends."""
+"""uvicorn, with what it lacks: deadlines for slow senders and readers, and a drain that answers while it ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def _config(app: ASGIApp, limits: Limits, address: Address) -> uvicorn.Config:
         uds=None if address.socket is None else str(address.socket),
         ssl_certfile=None if address.certificate is None else str(address.certificate),
         ssl_keyfile=None if address.key is None else str(address.key),
-        http=with_deadline(limits.header_seconds),
+        http=with_deadlines(limits),
         ws="none",
         log_config=None,
         access_log=False,
@@ -155,14 +156,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def with_deadline(seconds: float) -> type[asyncio.Protocol]:
-    """The HTTP protocol of uvicorn, which closes connections whose headers do not arrive in time."""
+def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
+    """The HTTP protocol of uvicorn, which drops clients whose headers do not come or who do not read."""
 
     class Punctual(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen by uvicorn at run time
-        timer: asyncio.TimerHandle | None = None
+        header_timer: asyncio.TimerHandle | None = None
+        stall_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=0)  # writing pauses as soon as the kernel takes no more
             self._expect()
 
         def data_received(self, data: bytes) -> None:
@@ -174,19 +177,39 @@ def with_deadline(seconds: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel()
+            self._cancel_stall()
             super().connection_lost(exc)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.stall_timer = self.loop.call_later(limits.stall_seconds, self._reset)
+
+        def resume_writing(self) -> None:
+            self._cancel_stall()
+            super().resume_writing()
+
+        def _reset(self) -> None:
+            """Drop the connection and what the kernel holds of it; closing would wait for the client to read."""
+            if (own := self.transport.get_extra_info("socket")) is not None:
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+
+        def _cancel_stall(self) -> None:
+            if self.stall_timer is not None:
+                self.stall_timer.cancel()
+                self.stall_timer = None
+
         def _expect(self) -> None:
-            if self.timer is None:
-                self.timer = self.loop.call_later(seconds, self._evict)
+            if self.header_timer is None:
+                self.header_timer = self.loop.call_later(limits.header_seconds, self._evict)
 
         def _cancel(self) -> None:
-            if self.timer is not None:
-                self.timer.cancel()
-                self.timer = None
+            if self.header_timer is not None:
+                self.header_timer.cancel()
+                self.header_timer = None
 
         def _evict(self) -> None:
-            self.timer = None
+            self.header_timer = None
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.close()
 

@@ -16,7 +16,7 @@ from kogpt.generation import KoGPT
 from kogpt.server.access import Access
 from kogpt.server.app import make_app, make_service
 from kogpt.server.limits import Limits
-from kogpt.server.listen import with_deadline
+from kogpt.server.listen import with_deadlines
 from kogpt.server.service import Service
 
 
@@ -35,18 +35,24 @@ def serving(
     limits: Limits | None = None,
     access: Access | None = None,
     adapters: Mapping[str, KoGPT] | None = None,
+    send_buffer: int | None = None,
 ) -> Iterator[Running]:
-    """A server that answers within, and is gone afterwards."""
+    """A server that answers within, and is gone afterwards.
+
+    send_buffer: bytes that the kernel holds for a client who does not read; its own choice if None.
+    """
     limits = limits or Limits()
     service = make_service(model, limits, adapters)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
         make_app(service, access or Access()),
         log_config=None,
         access_log=False,
         ws="none",
-        http=with_deadline(limits.header_seconds),
+        http=with_deadlines(limits),
         timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)

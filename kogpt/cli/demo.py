@@ -1,0 +1,33 @@
+"""`kogpt demo`: the demo in Gradio."""
+
+from __future__ import annotations
+
+import argparse
+
+from kogpt.cli.options import add_adapter_option, add_model_options, load_model, read_count
+from kogpt.errors import MissingExtra
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `kogpt demo`."""
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s); others let everybody who reaches it write",
+    )
+    parser.add_argument(
+        "--port", type=read_count, default=7860, metavar="N", help="port to listen on (default: %(default)s)"
+    )
+    add_model_options(parser)
+    add_adapter_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the demo until it is interrupted."""
+    try:
+        from kogpt.demo.app import launch
+    except ImportError as error:
+        raise MissingExtra("kogpt demo", "demo") from error
+
+    launch(load_model(args), args.host, args.port)
+    return 0
