@@ -125,6 +125,9 @@ HELP = {
         "모델의 속도를 이 컴퓨터의 한계와 견주어 잽니다"
     ),
     "evaluate a model on Korean tasks, few-shot": "한국어 과제로 모델을 퓨샷 평가합니다",
+    "answers that are written at once; more wait for their turn (default: %(default)s)": (
+        "한꺼번에 쓰는 답의 수. 나머지는 차례를 기다립니다 (기본값: %(default)s)"
+    ),
     "show the demo, a page in Gradio": "Gradio로 만든 데모 페이지를 보여 줍니다",
     "address to listen on (default: %(default)s); others let everybody who reaches it write": (
         "접속을 받을 주소 (기본값: %(default)s). 바꾸면 그 주소에 닿는 누구나 쓸 수 있습니다"

@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="time that answers may take to finish after SIGTERM (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rows",
+        type=read_count,
+        default=16,
+        metavar="N",
+        help="answers that are written at once; more wait for their turn (default: %(default)s)",
+    )
     parser.add_argument("--print-limits", action="store_true", help="print the limits of requests and exit")
     add_model_options(parser)
     parser.add_argument(
@@ -93,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     _show_access_log()
     _tell_memory(args)
     model = load_model(args)
+    model.engine.max_rows = args.rows
     service = make_service(model, limits, model.with_adapters(folders) if folders else {})
     print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
     listen(make_app(service, access), service, address, args.drain_seconds)
@@ -102,7 +110,6 @@ def run(args: argparse.Namespace) -> int:
 def _tell_memory(args: argparse.Namespace) -> None:
     """Say what texts that fill the context will take, before anything is loaded."""
     from kogpt import checkpoint, hub
-    from kogpt.engine import MAX_ROWS
     from kogpt.memory import amount
     from kogpt.native_runner import cache_dtype_for
     from kogpt.placement import cache_bytes, default_dtype
@@ -111,11 +118,11 @@ def _tell_memory(args: argparse.Namespace) -> None:
     config = checkpoint.read_config(hub.find_folder(args.model, args.revision, weights=False))
     dtype = default_dtype(placement) if placement.dtype == "auto" else placement.dtype
     cache_dtype = cache_dtype_for(dtype) if placement.cache_dtype == "auto" else placement.cache_dtype
-    need = amount(cache_bytes(config, cache_dtype, MAX_ROWS * config.n_ctx))
+    need = amount(cache_bytes(config, cache_dtype, args.rows * config.n_ctx))
     print(
         localized(
-            f"{MAX_ROWS} texts of {config.n_ctx:,} tokens at once take {need} beside the weights",
-            f"한 번에 쓰는 글 {MAX_ROWS}개가 각각 {config.n_ctx:,} 토큰일 때 가중치 밖에 쓰는 메모리: {need}",
+            f"{args.rows} texts of {config.n_ctx:,} tokens at once take {need} beside the weights",
+            f"한 번에 쓰는 글 {args.rows}개가 각각 {config.n_ctx:,} 토큰일 때 가중치 밖에 쓰는 메모리: {need}",
         ),
         file=sys.stderr,
     )

@@ -82,17 +82,21 @@ def build(model: KoGPT, say: gr.I18n) -> gr.Blocks:
         gr.Markdown(say("title"))
         with gr.Row():
             with gr.Column(scale=3):
-                prompt = gr.Textbox(label=say("prompt"), placeholder=say("hint"), lines=5, autofocus=True)
+                prompt = gr.Textbox(
+                    label=say("prompt"), placeholder=say("hint"), lines=5, autofocus=True, elem_id="prompt"
+                )
                 with gr.Row():
                     write = gr.Button(say("write"), variant="primary")
                     stop = gr.Button(say("stop"), variant="stop")
-                text = gr.Textbox(label=say("text"), lines=6, buttons=["copy"], interactive=False)
+                text = gr.Textbox(
+                    label=say("text"), lines=6, buttons=["copy"], interactive=False, elem_id="text"
+                )
                 tokens = gr.HighlightedText(label=say("tokens"), show_whitespaces=True)
             with gr.Column(scale=1, min_width=240):
                 temperature = gr.Slider(
                     0, 2, 0.8, step=0.05, label=say("temperature"), info=say("temperature_info")
                 )
-                length = gr.Slider(1, min(longest, 512), 64, step=1, label=say("length"))
+                length = gr.Slider(1, min(longest, 512), 64, step=1, label=say("length"), elem_id="length")
                 top_p = gr.Slider(0, 1, 0.95, step=0.05, label=say("top_p"))
         settings = [prompt, temperature, length, top_p]
         rows = [[e.prompt, e.temperature, e.max_tokens, e.top_p] for e in EXAMPLES]

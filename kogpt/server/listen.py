@@ -1,4 +1,4 @@
-"""uvicorn, with what it lacks: deadlines for slow senders and readers, and a drain that answers while it ends."""
+"""uvicorn, with what it lacks: deadlines for slow clients, and a drain that answers while it ends."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
             super().resume_writing()
 
         def _reset(self) -> None:
-            """Drop the connection and what the kernel holds of it; closing would wait for the client to read."""
+            """Drop the connection at once; closing it would wait for a client that does not read."""
             if (own := self.transport.get_extra_info("socket")) is not None:
                 own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()

@@ -1,0 +1,328 @@
+"""Servers under load on one machine: kogpt serve beside llama.cpp's server, the same weights, interleaved.
+
+    python -m bench.load                                  # kogpt-mini
+    python -m bench.load --shape 1b --type int8 --tokens 16
+
+Every client streams one answer of --tokens tokens to a prompt of its own, all at once; 1, 4, 16 and 64
+clients. Rounds take the servers in turn. Reported are medians over the rounds of the tokens per second of all
+clients together, and p50 and p99 of the time to the first text and of the gaps between events over all
+rounds. `engine` is the session without HTTP. `prefix` is the time to the first text of a prompt of 1,500
+tokens that was read before, by the time of one that was not. llama.cpp's server is that of the wheel
+xllamacpp; it reads a GGUF file that `kogpt export gguf` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.random_checkpoint import RandomTensors, write_byte_tokenizer
+from kogpt import checkpoint
+from kogpt.cli.bench import shape_config
+from kogpt.memory import usable_cpus
+
+HOST = "127.0.0.1"
+CLIENTS = (1, 4, 16, 64)
+WORDS = (
+    "서울",
+    " 바다",
+    " 법률",
+    " 영화",
+    " 조선",
+    " 학교",
+    " 시간",
+    " 사람",
+    "에서",
+    "의",
+    "는",
+    "을",
+    " 그리고",
+    " 하지만",
+)
+TYPES = {
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "int8": "Q8_0",
+    "int4": "Q4_0",
+}  # here -> GGUF
+PROMPT_WORDS = 24
+LONG_WORDS = 1500
+CONTEXT = 2048
+
+
+@dataclass(slots=True)
+class Stream:
+    """What one client saw."""
+
+    tokens: int = 0
+    first: float = 0.0  # seconds to the first text
+    gaps: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Samples:
+    """What was measured of one server with so many clients."""
+
+    rates: list[float] = field(default_factory=list)  # tokens/s of all clients, one for each round
+    firsts: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+
+    def record(self) -> dict[str, float]:
+        """The figures of the table."""
+        return {
+            "tokens_per_second": statistics.median(self.rates),
+            "first_p50_ms": 1000 * quantile(self.firsts, 0.5),
+            "first_p99_ms": 1000 * quantile(self.firsts, 0.99),
+            "gap_p50_ms": 1000 * quantile(self.gaps, 0.5),
+            "gap_p99_ms": 1000 * quantile(self.gaps, 0.99),
+        }
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of all lie."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+async def stream(port: int, body: dict[str, Any]) -> Stream:
+    """One streamed completion."""
+    seen = Stream()
+    raw = json.dumps(body | {"stream": True, "stream_options": {"include_usage": True}}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+    began = last = time.perf_counter()
+    reader, writer = await asyncio.open_connection(HOST, port, limit=2**22)
+    writer.write(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+    async for line in reader:
+        if line.startswith(b"data: [DONE]"):
+            break
+        if not line.startswith(b"data: "):
+            continue
+        event = json.loads(line[6:])
+        if usage := event.get("usage"):
+            seen.tokens = usage["completion_tokens"]
+        if not any(choice["text"] for choice in event["choices"]):
+            continue
+        now = time.perf_counter()
+        if seen.first:
+            seen.gaps.append(now - last)
+        else:
+            seen.first = now - began
+        last = now
+    else:
+        raise SystemExit(f"the server on port {port} broke off")
+    writer.close()
+    return seen
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs."""
+
+    name: str
+    port: int
+    model: str
+
+    def body(self, prompt: str, tokens: int) -> dict[str, Any]:
+        """A greedy completion of exactly so many tokens."""
+        return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "logit_bias": {"1": -100}}
+
+    def load(self, prompts: Sequence[str], tokens: int) -> tuple[float, list[Stream]]:
+        """Seconds that all took together, and what each client saw."""
+
+        async def all_at_once() -> list[Stream]:
+            return list(await asyncio.gather(*(stream(self.port, self.body(p, tokens)) for p in prompts)))
+
+        began = time.perf_counter()
+        seen = asyncio.run(all_at_once())
+        return time.perf_counter() - began, seen
+
+
+def prompts(count: int, rng: random.Random, words: int = PROMPT_WORDS) -> list[str]:
+    """Prompts that have nothing in common: no cache helps."""
+    return ["".join(rng.choices(WORDS, k=words)) for _ in range(count)]
+
+
+@contextmanager
+def running(name: str, command: Sequence[str], model: str) -> Iterator[Server]:
+    """A server in a process of its own; {port} in its command line becomes a free one."""
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    child = subprocess.Popen(
+        [part.format(port=port) for part in command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        _wait(child, port, name)
+        yield Server(name, port, model)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _wait(child: subprocess.Popen[bytes], port: int, name: str) -> None:
+    while child.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise SystemExit(f"{name} ended with {child.returncode}")
+
+
+def llama_server(path: str, port: int, rows: int) -> None:
+    """llama.cpp's server, until it is killed."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = path
+    parameters.hostname = HOST
+    parameters.port = port
+    parameters.n_parallel = rows
+    parameters.n_ctx = rows * CONTEXT
+    parameters.cont_batching = True
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = usable_cpus()
+    server = xllamacpp.Server(parameters)
+    print(server.listening_address, flush=True)
+    while True:
+        time.sleep(60)
+
+
+def engine_rate(folder: str, dtype: str, rows: int, tokens: int) -> float:
+    """Tokens per second of a session that writes `rows` answers at once, without HTTP."""
+    from kogpt import KoGPT
+
+    model = KoGPT.from_pretrained(folder, dtype=dtype)
+    settings = {"temperature": 0.0, "max_tokens": tokens, "logit_bias": {1: -100.0}}
+    rates = []
+    for seed in range(4):  # the first warms up
+        wanted = prompts(rows, random.Random(seed))
+        began = time.perf_counter()
+        written = sum(result.completion_tokens for result in model.generate(wanted, settings))
+        rates.append(written / (time.perf_counter() - began))
+    return statistics.median(rates[1:])
+
+
+def measure(servers: Sequence[Server], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A record for each server and number of clients."""
+    rng = random.Random(0)
+    samples = {(server.name, n): Samples() for server in servers for n in args.clients}
+    for server in servers:
+        server.load(prompts(4, rng), 4)  # warms up
+    for number in range(args.rounds):
+        for n in args.clients:
+            wanted = prompts(n, rng)
+            for i in range(len(servers)):
+                server = servers[(number + i) % len(servers)]
+                seconds, seen = server.load(wanted, args.tokens)
+                sample = samples[server.name, n]
+                sample.rates.append(sum(s.tokens for s in seen) / seconds)
+                sample.firsts += [s.first for s in seen]
+                sample.gaps += [gap for s in seen for gap in s.gaps]
+    return [{"server": name, "clients": n} | sample.record() for (name, n), sample in samples.items()]
+
+
+def prefix(server: Server, rounds: int) -> dict[str, Any]:
+    """The time to the first text of a long prompt, cold, and with its first 1,500 words read before."""
+    rng = random.Random(1)
+    cold, warm = [], []
+    for _ in range(rounds):
+        [long] = prompts(1, rng, LONG_WORDS)
+        cold.append(server.load([long], 2)[1][0].first)
+        warm.append(server.load([long + prompts(1, rng, 4)[0]], 2)[1][0].first)
+    return {
+        "server": server.name,
+        "cold_first_ms": 1000 * statistics.median(cold),
+        "warm_first_ms": 1000 * statistics.median(warm),
+        "warm_by_cold": statistics.median(warm) / statistics.median(cold),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _arguments(argv)
+    if args.llama is not None:
+        return llama_server(args.llama, args.port, max(CLIENTS))
+    with ExitStack() as stack:
+        place = args.models or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kogpt-load-")))
+        folder = model_folder(place, args.shape)
+        gguf = gguf_file(place, folder, args)
+        if args.prepare:
+            return
+        python = [sys.executable, "-m"]
+        serve = ["kogpt", "serve", "--port", "{port}", "--model", folder, "--dtype", args.type]
+        kogpt = stack.enter_context(running("kogpt", [*python, *serve, "--rows", str(max(CLIENTS))], folder))
+        llama = [*python, "bench.load", "--llama", str(gguf), "--port", "{port}"]
+        servers = [kogpt, stack.enter_context(running("llama.cpp", llama, folder))]
+        records = measure(servers, args)
+        records += [prefix(server, args.rounds) for server in servers if args.prefix]
+    if args.engine:
+        rate = engine_rate(folder, args.type, 16, args.tokens)
+        records.append({"server": "engine", "clients": 16, "tokens_per_second": rate})
+    for record in records:
+        rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in record.items()}
+        print(json.dumps({"shape": args.shape, "type": args.type} | rounded), flush=True)
+
+
+def model_folder(place: Path, shape: str) -> str:
+    """kogpt-mini, or a random checkpoint of a shape."""
+    if shape == "mini":
+        return "kogpt-mini"
+    folder = place / shape
+    if not folder.exists():
+        tokenizer = place / "tokenizer.json"
+        write_byte_tokenizer(tokenizer)
+        checkpoint.save(
+            folder, shape_config(shape), RandomTensors(shape_config(shape), 0), "bfloat16", tokenizer
+        )
+    return str(folder)
+
+
+def gguf_file(place: Path, folder: str, args: argparse.Namespace) -> Path:
+    """The same model for llama.cpp."""
+    out = place / f"{args.shape}-{args.type}-gguf"
+    if not out.exists():
+        command = [sys.executable, "-m", "kogpt", "export", "gguf", "--model", folder, "--out", str(out)]
+        subprocess.run([*command, "--type", TYPES[args.type]], check=True)
+    [path] = out.glob("*.gguf")
+    return path
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="mini", help="mini, or a shape of kogpt bench")
+    parser.add_argument("--type", choices=TYPES, default="int8", help="of the weights (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="that each client is sent")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=_numbers, default=CLIENTS, help="1,4,16,64")
+    parser.add_argument("--engine", action="store_true", help="measure the session without HTTP, too")
+    parser.add_argument("--prefix", action="store_true", help="measure a prompt that was read before, too")
+    parser.add_argument("--models", type=Path, help="keep the converted models in this folder")
+    parser.add_argument("--prepare", action="store_true", help="convert the models, measure nothing")
+    parser.add_argument("--llama", metavar="FILE", help=argparse.SUPPRESS)  # be llama.cpp's server
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONPATH", os.getcwd())
+    main()
