@@ -18,6 +18,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -136,7 +137,7 @@ class Server:
 
     name: str
     port: int
-    model: str
+    pid: int
 
     def body(self, prompt: str, tokens: int) -> dict[str, Any]:
         """A greedy completion of exactly so many tokens."""
@@ -148,9 +149,12 @@ class Server:
         async def all_at_once() -> list[Stream]:
             return list(await asyncio.gather(*(stream(self.port, self.body(p, tokens)) for p in prompts)))
 
+        os.kill(self.pid, signal.SIGCONT)  # whoever is not measured stands still: idle threads may spin
         began = time.perf_counter()
         seen = asyncio.run(all_at_once())
-        return time.perf_counter() - began, seen
+        seconds = time.perf_counter() - began
+        os.kill(self.pid, signal.SIGSTOP)
+        return seconds, seen
 
 
 def prompts(count: int, rng: random.Random, words: int = PROMPT_WORDS) -> list[str]:
@@ -159,7 +163,7 @@ def prompts(count: int, rng: random.Random, words: int = PROMPT_WORDS) -> list[s
 
 
 @contextmanager
-def running(name: str, command: Sequence[str], model: str) -> Iterator[Server]:
+def running(name: str, command: Sequence[str]) -> Iterator[Server]:
     """A server in a process of its own; {port} in its command line becomes a free one."""
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
@@ -168,7 +172,8 @@ def running(name: str, command: Sequence[str], model: str) -> Iterator[Server]:
     )
     try:
         _wait(child, port, name)
-        yield Server(name, port, model)
+        child.send_signal(signal.SIGSTOP)
+        yield Server(name, port, child.pid)
     finally:
         child.kill()
         child.wait()
@@ -190,7 +195,7 @@ def llama_server(path: str, port: int, rows: int) -> None:
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = path
-    parameters.hostname = HOST
+    parameters.hostnames = [HOST]
     parameters.port = port
     parameters.n_parallel = rows
     parameters.n_ctx = rows * CONTEXT
@@ -264,9 +269,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         python = [sys.executable, "-m"]
         serve = ["kogpt", "serve", "--port", "{port}", "--model", folder, "--dtype", args.type]
-        kogpt = stack.enter_context(running("kogpt", [*python, *serve, "--rows", str(max(CLIENTS))], folder))
+        kogpt = stack.enter_context(running("kogpt", [*python, *serve, "--rows", str(max(CLIENTS))]))
         llama = [*python, "bench.load", "--llama", str(gguf), "--port", "{port}"]
-        servers = [kogpt, stack.enter_context(running("llama.cpp", llama, folder))]
+        servers = [kogpt, stack.enter_context(running("llama.cpp", llama))]
         records = measure(servers, args)
         records += [prefix(server, args.rounds) for server in servers if args.prefix]
     if args.engine:
