@@ -122,8 +122,7 @@ def _tell_memory(args: argparse.Namespace) -> None:
     print(
         localized(
             f"{args.rows} texts of {config.n_ctx:,} tokens at once take {need} beside the weights",
-            f"한 번에 쓰는 글 {args.rows}개가 각각 {config.n_ctx:,} 토큰이면"
-            f" 가중치 밖에 쓰는 메모리: {need}",
+            f"한 번에 쓰는 글 {args.rows}개가 각각 {config.n_ctx:,} 토큰이면 가중치 밖에 쓰는 메모리: {need}",
         ),
         file=sys.stderr,
     )

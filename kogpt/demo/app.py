@@ -77,7 +77,8 @@ def launch(model: KoGPT, host: str | None = None, port: int | None = None) -> No
 def build(model: KoGPT, say: gr.I18n) -> gr.Blocks:
     """The page. `say` gives a text in the reader's language."""
     longest = model.config.n_ctx
-    with gr.Blocks(title="KoGPT", analytics_enabled=False) as page:
+    page: gr.Blocks = gr.Blocks(title="KoGPT", analytics_enabled=False)
+    with page:
         gr.Markdown("# KoGPT")
         gr.Markdown(say("title"))
         with gr.Row():
@@ -104,7 +105,8 @@ def build(model: KoGPT, say: gr.I18n) -> gr.Blocks:
         gr.Markdown(say("warning"))
         written = gr.on([write.click, prompt.submit], _writer(model), settings, [text, tokens])
         stop.click(None, cancels=[written])
-    return page.queue(max_size=WAITING, default_concurrency_limit=model.engine.max_rows, api_open=False)
+    page.queue(max_size=WAITING, default_concurrency_limit=model.engine.max_rows, api_open=False)
+    return page
 
 
 def _writer(model: KoGPT) -> Callable[[str, float, float, float], Iterator[Shown]]:

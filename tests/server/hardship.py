@@ -44,7 +44,7 @@ CANARIES = 4
 def body(rng: random.Random, **more: Any) -> dict[str, Any]:
     """A streamed request with a seed: its text is the same whoever else is served."""
     prompt = "".join(rng.choices(WORDS, k=rng.randint(1, 6)))
-    settings = {"max_tokens": rng.randint(4, 60), "seed": rng.randrange(2**31)}
+    settings: dict[str, Any] = {"max_tokens": rng.randint(4, 60), "seed": rng.randrange(2**31)}
     settings["temperature"] = rng.choice((0, 0.8, 1.2))
     return {"prompt": prompt, "stream": True, **settings, **more}
 
@@ -52,7 +52,8 @@ def body(rng: random.Random, **more: Any) -> dict[str, Any]:
 def alone(model: KoGPT, wanted: dict[str, Any]) -> str:
     """The text of a request that nobody else disturbs, written without a server."""
     names = ("max_tokens", "seed", "temperature", "stop")
-    return model.generate(wanted["prompt"], **{k: v for k, v in wanted.items() if k in names}).text
+    prompt: str = wanted["prompt"]
+    return model.generate(prompt, {k: v for k, v in wanted.items() if k in names}).text
 
 
 def schedules(server: Running, count: int, seed: int = 0) -> str:
@@ -92,7 +93,7 @@ def poison(model: KoGPT, kind: str, after: int) -> Iterator[None]:
         bad = [chunk.row for chunk in chunks if chunk.row in ages and ages[chunk.row] >= after]
         if bad and kind == "exception":
             raise RuntimeError("poison")
-        answers = draw(self, chunks, wanted)
+        answers: list[Chosen] = draw(self, chunks, wanted)
         for chunk, answer in zip(chunks, answers, strict=True):
             if chunk.row in ages:
                 ages[chunk.row] += 1
@@ -291,7 +292,7 @@ def crowd(tokenizer: Tokenizer, count: int, events_per_second: float = 5, n_toke
         replies = asyncio.run(gather(server, wanted))
         for reply, asked in zip(replies, wanted, strict=True):
             assert reply.done and reply.finish == "length", reply
-            assert reply.text == script(tokenizer.encode_prompt(asked["prompt"]), n_tokens // 3)
+            assert reply.text == script(tokenizer.encode_prompt(str(asked["prompt"])), n_tokens // 3)
         assert settle(server, before) == before
     first = quantile([reply.first or 0 for reply in replies], 0.99)
     gap = quantile([gap for reply in replies for gap in reply.gaps], 0.99)
@@ -324,7 +325,7 @@ def syllables(tokenizer: Tokenizer, count: int, at_once: int = 64) -> str:
                 for i in range(at_once)
             ]
             for reply, asked in zip(asyncio.run(gather(server, wanted)), wanted, strict=True):
-                assert reply.text == script(tokenizer.encode_prompt(asked["prompt"]), each)
+                assert reply.text == script(tokenizer.encode_prompt(str(asked["prompt"])), each)
             written += at_once * each
     seconds = time.perf_counter() - began
     return f"{written:,} syllables streamed, none broken; {3 * written / seconds:,.0f} tokens/s"
@@ -368,11 +369,17 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "가", "max_tokens": 2, "n": 1, "stop": ["b"], "seed": 1, "stream": False},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "가"}], "max_tokens": 2},
     "/v1/embeddings": {"input": ["가"], "encoding_format": "float"},
+    "/v1/responses": {"input": "가", "max_output_tokens": 2},
+    "/v1/rerank": {"query": "가", "documents": ["나", "다"]},
+    "/v1/score": {"text_1": "가", "text_2": ["나"]},
+    "/v1/messages": {"messages": [{"role": "user", "content": "가"}], "max_tokens": 2},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "가"}]},
     "/tokenize": {"prompt": "가"},
     "/detokenize": {"tokens": [1, 2]},
     "/v1/inference/kogpt/generation": {"prompt": "가", "max_tokens": 2},
 }
-FIELDS = ("prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "seed", "stop", "logit_bias")
+FIELDS: tuple[str, ...] = ("prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "seed")
+FIELDS += ("stop", "logit_bias")
 FIELDS += (
     "stream",
     "stream_options",
@@ -527,7 +534,7 @@ def secrecy(folder: Path, log: Path) -> str:
     with process(folder, log, "-d", KOGPT_API_KEY=mark.encode().hex()) as (child, url):
         for path, wanted in requests:
             httpx.post(url + path, json=wanted, headers=key, params={"q": mark}, timeout=60)
-            httpx.post(url + path, json=wanted, headers={"authorization": mark.encode()}, timeout=60)
+            httpx.post(url + path, json=wanted, headers={"authorization": "Bearer no-key"}, timeout=60)
         seen = httpx.get(url + "/metrics", headers=key).text
         seen += Path(f"/proc/{child.pid}/cmdline").read_text()
         child.send_signal(signal.SIGTERM)

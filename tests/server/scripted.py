@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from conftest import TINY
@@ -29,7 +29,7 @@ PRIME = 1_000_003
 class ScriptedRunner:
     """A row's text depends on its prompt alone: see `script`."""
 
-    dtypes = ("float32",)
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     name = "scripted"
     dtype = "float32"
     prefill_tokens = 4096

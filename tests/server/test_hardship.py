@@ -6,11 +6,11 @@ from pathlib import Path
 
 import hardship
 import pytest
-from serving import Running
+from serving import Running, serving
 
 from kogpt import KoGPT
-from kogpt.server.app import POSTS
 from kogpt.server.limits import Limits
+from kogpt.server.routes import POSTS
 
 
 def test_answers_are_the_same_alone_and_among_others(server: Running) -> None:
@@ -31,7 +31,7 @@ def test_slow_clients_are_evicted(model: KoGPT) -> None:
 
 
 def test_unfinished_bodies_have_a_limit(model: KoGPT) -> None:
-    with hardship.serving(model, Limits(body_bytes=100_000, buffered_bytes=1_000_000)) as server:
+    with serving(model, Limits(body_bytes=100_000, buffered_bytes=1_000_000)) as server:
         hardship.bodies(server, 40)
 
 
