@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -114,21 +113,33 @@ def kill_and_check(texts: Path, index: Path, n_kills: int) -> tuple[int, int]:
     """Kill `index` after random times; how often the old and the new state were found."""
     chance = random.Random(n_kills)
     command = [sys.executable, "-m", "kogpt", "search", "index", str(texts), "--out", str(index)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     new = texts / "새.txt"
-    old_states = 0
-    for number in range(n_kills):
+
+    def write(number: int) -> float:
+        """Index version `number` of a file; the seconds that it took."""
         lines = "\n".join(f"{mark(number)} {i} 가나다라 마바사" for i in range(4000))
         new.write_text(lines, encoding="utf-8")
-        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-            time.sleep(chance.uniform(0.1, 0.9))
-            process.send_signal(signal.SIGKILL)
-        with Index.open(index) as opened:
-            now, before = (bool(opened.query(mark(n))) for n in (number, number - 1))
-            assert now != before or (number == 0 and not now and not before)
-            assert opened.query("신라의 수도")[0].source == "경주.txt"
-        old_states += not now
+        started = time.monotonic()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        return time.monotonic() - started
+
+    def holds(number: int) -> int:
         with Index.open(index) as opened:
-            assert len(opened.query(mark(number), k=4001)) == 4000
+            assert opened.query("신라의 수도")[0].source == "경주.txt"
+            return len(opened.query(mark(number), k=4001))
+
+    seconds = write(0)
+    old_states = 0
+    for number in range(1, n_kills + 1):
+        new.write_text(
+            new.read_text(encoding="utf-8").replace(mark(number - 1), mark(number)), encoding="utf-8"
+        )
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            time.sleep(chance.uniform(0, 1.1 * seconds))
+            process.kill()
+        now, before = holds(number), holds(number - 1)
+        assert (now, before) in ((4000, 0), (0, 4000))
+        old_states += before == 4000
+        seconds = write(number)
+        assert holds(number) == 4000
     return old_states, n_kills - old_states
