@@ -116,6 +116,7 @@ FOLDERS: dict[str, set[str]] = {
     "tuning": {"training"},
     "pretraining": {"training"},
     "tasks": {"search"},
+    "server": {"search"},
     "cli": {"*"},
 }
 

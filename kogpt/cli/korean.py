@@ -71,6 +71,7 @@ HELP = {
         "처음 열 문단을 모델이 매기는 질문의 우도로 다시 정렬합니다"
     ),
     "do not compare vectors, even if INDEX holds them": "INDEX에 벡터가 있어도 비교하지 않습니다",
+    "answer /v1/search from this index of kogpt search": "kogpt search의 이 색인으로 /v1/search에 답합니다",
     "print one JSON object per paragraph": "문단마다 JSON 객체 하나를 출력합니다",
     "continue one prompt, standard input or a file of prompts": (
         "프롬프트 하나, 표준 입력 또는 파일의 프롬프트들을 이어 씁니다"

@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve the model with an adapter too, a folder of PEFT, under this name (default: the folder's);"
         " may be repeated",
     )
+    parser.add_argument("--index", metavar="INDEX", help="answer /v1/search from this index of kogpt search")
     add_filter_option(parser)
     add_engine_options(parser)
 
@@ -96,15 +97,25 @@ def run(args: argparse.Namespace) -> int:
         _show_access_log()
         return serve_by_vllm(args, address, access)
     folders = read_adapters(args.adapters or ())
+    if args.index is not None:
+        _require_index(args.index)
     address.check_free()
     _show_access_log()
     _tell_memory(args)
     model = load_model(args)
     model.engine.max_rows = args.rows
     service = make_service(model, limits, model.with_adapters(folders) if folders else {})
+    service.index = _path(args.index)
     print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
     listen(make_app(service, access), service, address, args.drain_seconds)
     return 1 if service.worker.dead is not None else 0
+
+
+def _require_index(folder: str) -> None:
+    """Refuse what is no sound index, before the model is loaded."""
+    from kogpt.search.index import Index
+
+    Index.open(folder).close()
 
 
 def _tell_memory(args: argparse.Namespace) -> None:

@@ -10,7 +10,18 @@ from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from kogpt.server import chat, completions, decisions, embeddings, kakao, messages, ranking, responses, tokens
+from kogpt.server import (
+    chat,
+    completions,
+    decisions,
+    embeddings,
+    kakao,
+    messages,
+    ranking,
+    responses,
+    search,
+    tokens,
+)
 from kogpt.server.refusals import Refused
 from kogpt.server.service import Service
 
@@ -33,6 +44,7 @@ POSTS: dict[str, Route] = {
     "/v1/embeddings": Route(embeddings.embeddings, embeddings.EmbeddingBody),
     "/v1/rerank": Route(ranking.rerank, ranking.RerankBody),
     "/v1/score": Route(ranking.score, ranking.ScoreBody),
+    "/v1/search": Route(search.search, search.SearchBody),
     "/v1/systemone": Route(decisions.decisions, decisions.DecisionBody),
     "/v1/messages": Route(messages.messages, messages.MessageBody, messages.error_body),
     "/v1/messages/count_tokens": Route(messages.count_tokens, messages.CountBody, messages.error_body),

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ class Service:
     metrics: Metrics
     limits: Limits
     template: ChatTemplate | None = None  # of conversations; None: plain questions and answers
+    index: Path | None = None  # of /v1/search
     draining: bool = False
     buffered: int = field(default=0)  # bytes of bodies that are being received
 

@@ -21,6 +21,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "가"},
     "/v1/rerank": {"query": "가", "documents": ["나", {"text": "다"}]},
     "/v1/score": {"text_1": "가", "text_2": ["나", "다"]},
+    "/v1/search": {"query": "가"},
     "/v1/systemone": {"state": "가", "questions": {"q": {"type": "noul", "instructions": "나?"}}},
     "/v1/messages": {"messages": [{"role": "user", "content": "가"}], "max_tokens": 2},
     "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "가"}]},
