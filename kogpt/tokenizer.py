@@ -17,8 +17,9 @@ import codecs
 import json
 import os
 import unicodedata
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,9 +73,9 @@ class Tokenizer:
         self._where = where
         _require_byte_level(document, where)
         vocabulary, added = _vocabulary(document, where), _added_tokens(document, where)
-        ids = _joined(vocabulary, added, where)
+        ids, merges = _joined(vocabulary, added, where), _merges(document, where)
         reserved = {name for name in (*added, *names.values()) if name in ids}
-        reserved -= _pieces(document["model"], reserved)
+        reserved -= {*BYTES, *map("".join, merges)}  # tokens that the BPE makes itself
         special = {name for name in reserved if name not in added or added[name]["special"]}
         special |= reserved.intersection(names.values())
         self.special = {content: ids[content] for content in special}
@@ -89,16 +90,14 @@ class Tokenizer:
         self.n_vocab = max(ids.values()) + 1
         self.prompt_start = _prompt_start(document, self.n_vocab, where)
         self.document_start = self.prompt_start or (self.eos_token_id,)
-        self._bytes = [b""] * self.n_vocab
-        for token, index in ids.items():
-            if index not in self.special_ids:
-                is_word = token in added and token in reserved
-                self._bytes[index] = token.encode("utf-8", "replace") if is_word else _bytes_of(token)
+        self._tokens = {index: token for token, index in ids.items() if index not in self.special_ids}
+        self._own_texts = frozenset(ids[token] for token in added if token in reserved)
+        self._bytes: dict[int, bytes] = {}  # of the ids that were asked for
         plain = {token: index for token, index in vocabulary.items() if token not in reserved}
         self._unknown = frozenset(byte for character, byte in BYTES.items() if character not in plain)
-        self.longest = max(map(len, self._bytes))  # bytes of UTF-8 in one token
         words = [token for content, token in added.items() if content not in special and not token["special"]]
-        self._library, self._word_ids = _build(document, plain, words, where)
+        self.longest = max(map(len, self._tokens.values()), default=1)  # characters of text in one token, at most
+        self._library, self._word_ids = _build(document, plain, merges, words, where)
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
@@ -207,7 +206,12 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """UTF-8 bytes that an id adds to its text, often a part of a character; none for special ids."""
         assert token >= 0, token
-        return self._bytes[token] if token < self.n_vocab else b""
+        known = self._bytes.get(token)
+        if known is None and token < self.n_vocab:
+            text = self._tokens.get(token, "")
+            is_own = token in self._own_texts
+            known = self._bytes[token] = text.encode("utf-8", "replace") if is_own else _bytes_of(text)
+        return known or b""
 
     def check_fits(self, config: ModelConfig) -> None:
         """Raise TokenizerError if the model has fewer rows than the tokenizer ids, or another end of text."""
@@ -373,14 +377,14 @@ def _joined(
     return ids
 
 
-def _pieces(model: Mapping[str, Any], tokens: Container[str]) -> set[str]:
-    """Those of the tokens that the BPE makes itself: single bytes, and results of merges."""
-    merges = model.get("merges")
-    pairs = (
-        [pair.split(" ") if type(pair) is str else pair for pair in merges] if type(merges) is list else []
-    )
-    valid = (pair for pair in pairs if type(pair) is list and all(type(part) is str for part in pair))
-    return {piece for piece in (*BYTES, *map("".join, valid)) if piece in tokens}
+def _merges(document: Mapping[str, Any], where: str) -> list[tuple[str, ...]]:
+    """The pairs that the BPE joins, the earliest first; older files separate them by a space."""
+    merges = document["model"].get("merges")
+    if type(merges) is list and {*map(type, merges)} <= {str, list}:
+        pairs = [tuple(pair.split(" ") if type(pair) is str else pair) for pair in merges]
+        if {*map(type, chain.from_iterable(pairs))} <= {str}:
+            return pairs
+    raise _unfit(where, "its merges are not a list of pairs")
 
 
 def _is_id(value: object) -> bool:
@@ -407,7 +411,11 @@ def _bytes_of(token: str) -> bytes:
 
 
 def _build(
-    document: Mapping[str, Any], vocabulary: dict[str, int], words: Sequence[Mapping[str, Any]], where: str
+    document: Mapping[str, Any],
+    vocabulary: dict[str, int],
+    merges: Sequence[tuple[str, ...]],
+    words: Sequence[Mapping[str, Any]],
+    where: str,
 ) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
     """The library's tokenizer without special tokens, and the file's id for each id that it gives to a word.
 
@@ -418,27 +426,24 @@ def _build(
         used = set(vocabulary.values())
         holes = set(range(max(used, default=0) + 1)) - used
         vocabulary = vocabulary | {f"\uffff{hole}": hole for hole in holes}
-    model = dict(document["model"]) | {"vocab": vocabulary, "unk_token": None}
-    added = [
-        {**word, "id": len(vocabulary) + n, "content": unicodedata.normalize("NFC", word["content"])}
-        for n, word in enumerate(words)
-    ]
-    if len({word["content"] for word in added}) != len(added):
+    contents = [unicodedata.normalize("NFC", word["content"]) for word in words]
+    if len(set(contents)) != len(contents):
         raise _unfit(where, "two of its added tokens are the same text in NFC")
-    plain = {
-        "version": "1.0",
-        "model": model,
-        "pre_tokenizer": document["pre_tokenizer"],
-        "added_tokens": added,
-    }
-    plain |= dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    frame = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
+    frame |= {"pre_tokenizer": document["pre_tokenizer"]}
+    ignore_merges = document["model"].get("ignore_merges", False)
     try:
-        library = tokenizers.Tokenizer.from_str(json.dumps(plain))
+        library = tokenizers.Tokenizer.from_str(json.dumps(frame))
+        # From a document the library takes four times as long.
+        library.model = tokenizers.models.BPE(vocabulary, merges, ignore_merges=ignore_merges)
+        for word, content in zip(words, contents, strict=True):
+            flags = {flag: word[flag] for flag in WORD_FLAGS}
+            library.add_tokens([tokenizers.AddedToken(content, **flags)])
     except Exception as error:  # the library raises nothing more specific
         raise _unfit(where, str(error)[:200]) from error
     own_ids = {}
-    for word, renumbered in zip(words, added, strict=True):
-        given = library.token_to_id(renumbered["content"])
+    for word, content in zip(words, contents, strict=True):
+        given = library.token_to_id(content)
         assert given is not None, word
         if given != word["id"]:
             own_ids[given] = word["id"]

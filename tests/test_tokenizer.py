@@ -86,6 +86,15 @@ def test_encode_agrees_with_the_library(tokenizer: Tokenizer, tiny_tokenizer: Pa
         assert tokenizer.decode(expected) == library.decode(expected)
 
 
+def test_merges_are_pairs_or_texts(tokenizer: Tokenizer, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    def join(document: dict[str, Any]) -> None:
+        document["model"]["merges"] = [" ".join(pair) for pair in document["model"]["merges"]]
+
+    older = Tokenizer.from_file(edited(tiny_tokenizer, tmp_path, join))
+    for text in (*PROSE, *HARD):
+        assert older.encode(text) == tokenizer.encode(text)
+
+
 def test_a_batch_is_its_texts_one_by_one(tokenizer: Tokenizer) -> None:
     texts = [*PROSE, *HARD]
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
@@ -582,6 +591,13 @@ UNFIT = {
     "id twice": put("model", "vocab", "Q")(300),
     "merge of nothing": put("model", "merges")([["a", "zzzz"]]),
     "merges": put("model", "merges")(3),
+    "no merges": put("model", "merges")(None),
+    "merges in an object": put("model", "merges")({"a b": 0}),
+    "merge of one": put("model", "merges")([["a"]]),
+    "merge of three": put("model", "merges")(["a b c"]),
+    "merge of numbers": put("model", "merges")([[1, 2]]),
+    "merge in an object": put("model", "merges")([{"a": 0, "b": 1}]),
+    "ignore_merges": put("model", "ignore_merges")("yes"),
     "added tokens": put("added_tokens")(5),
     "added token": put("added_tokens")([{"id": 0}]),
     "added ids": put("added_tokens")([{"id": 10**9, "content": "[EOS]"}]),
@@ -602,7 +618,6 @@ UNFIT = {
         {"type": "BertProcessing", "sep": ["[EOS]", 1], "cls": ["[BOS]", 0]}
     ),
     "post-processor": put("post_processor")(7),
-    "version": put("model", "merges")([["a"]]),
 }
 
 
