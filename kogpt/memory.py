@@ -67,7 +67,7 @@ def amount(n_bytes: int) -> str:
 
 
 def _machine_bytes() -> int:
-    return _kilobyte_fields(Path("/proc/meminfo"))["MemAvailable"]
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
 
 
 def _container_bytes() -> list[int]:
@@ -86,12 +86,13 @@ def _process_bytes() -> list[int]:
     """What is left of this process's address space and data segment, where they are limited."""
     from resource import RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, getrlimit  # absent on Windows
 
-    used = _kilobyte_fields(Path("/proc/self/status"))
-    limits = ((getrlimit(RLIMIT_AS)[0], used["VmSize"]), (getrlimit(RLIMIT_DATA)[0], used["VmData"]))
-    return [limit - taken for limit, taken in limits if limit != RLIM_INFINITY]
+    status = Path("/proc/self/status")
+    limits = ((getrlimit(RLIMIT_AS)[0], "VmSize"), (getrlimit(RLIMIT_DATA)[0], "VmData"))
+    return [limit - _kilobytes(status, name) for limit, name in limits if limit != RLIM_INFINITY]
 
 
-def _kilobyte_fields(path: Path) -> dict[str, int]:
-    """The lines `Name:   123 kB` of a file under /proc, in bytes."""
-    lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
-    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
+def _kilobytes(path: Path, name: str) -> int:
+    """The line `name:   123 kB` of a file under /proc, in bytes."""
+    with path.open(encoding="ascii") as lines:
+        value = next(line for line in lines if line.startswith(f"{name}:"))
+    return int(value.split()[1]) * 1024

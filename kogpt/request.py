@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,7 @@ class Grammar(Protocol):
         """A guide for one more answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Writing:
+class Writing(NamedTuple):
     """Tokens to write after the inputs: sampling.n samples, each of at most `limit` tokens."""
 
     sampling: Sampling
@@ -84,8 +83,7 @@ class Request:
         return len(self.inputs) - (not self.reads_last) + written
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scores:
+class Scores(NamedTuple):
     """The model's opinion of given tokens."""
 
     logprobs: NDArray[np.float64]  # (K,) nats
@@ -97,8 +95,7 @@ class Scores:
         return Scores(self.logprobs[start:end], self.likeliest[start:end], self.top[start:end])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Event:
+class Event(NamedTuple):
     """News of a request: a token of one sample, what its reading gave, or its end.
 
     `finish` is set on the last event of each sample, and of a request that writes nothing. With "stop",

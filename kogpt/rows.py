@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +49,9 @@ class Row:
 
     def next_part(self, max_tokens: int, max_outputs: int) -> Part:
         """What it reads next, within a budget; may be empty."""
-        end = max(self.n_read, self.first_output) + max_outputs
-        end = min(end, self.n_read + max_tokens, len(self.inputs))
-        return Part(self, end, max(0, end - max(self.n_read, self.first_output)))
+        first = max(self.n_read, self.first_output)
+        end = min(first + max_outputs, self.n_read + max_tokens, len(self.inputs))
+        return Part(self, end, max(0, end - first))
 
     def scores(self) -> Scores:
         """All its scored tokens. Raises NotFinite."""
@@ -62,8 +62,7 @@ class Row:
         return Scores(logprobs, likeliest, tuple(top for chosen in self.chosen for top in chosen.top))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class Part(NamedTuple):
     """The inputs of a row from where it stands to `end`, and for how many of the last an output is wanted."""
 
     row: Row
@@ -83,6 +82,8 @@ class Part:
         """What is to be chosen and scored from its outputs."""
         row, first = self.row, self.end - self.n_outputs
         draws = [sampler.draw() for sampler in row.samplers] if self.end == len(row.inputs) else []
+        if not len(row.outputs):
+            return Wanted(draws)
         here = (row.outputs >= first) & (row.outputs < self.end)
         if not here.any():
             return Wanted(draws)

@@ -8,8 +8,7 @@ Shapes: T new positions of one row, E model width, V vocabulary, N outputs wante
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,7 @@ Array = NDArray[np.floating[Any]]
 CPU_PREFILL_TOKENS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """The next positions of one row, and for how many of the last of them an output is wanted."""
 
     row: int

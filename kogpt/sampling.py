@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +115,7 @@ class Sampling:
         return min(limits)
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """One chosen token and the model's own opinion of it (before bias, penalties and temperature)."""
 
     token: int
@@ -124,8 +123,7 @@ class SampledToken:
     top_logprobs: tuple[tuple[int, float], ...]  # the likeliest tokens, best first; as many as asked for
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(NamedTuple):
     """What bias and penalties make of some logits: z -> penalty(z + bias) - minus.
 
     The repetition penalty divides a positive logit by `factor` and multiplies a negative one with it.
@@ -137,8 +135,7 @@ class Changes:
     minus: NDArray[np.float64]  # (C,)
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """How one token is chosen from one output: all that matters besides the logits."""
 
     key: int  # uint64, random_bits(random_bits(seed, sample), position)
@@ -162,8 +159,7 @@ class Guide(Protocol):
         """Go on by a token that was allowed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What is wanted of the outputs of one chunk: tokens to choose, and log-probabilities of given tokens."""
 
     draws: Sequence[Draw] = ()
@@ -172,8 +168,7 @@ class Wanted:
     n_top: int = 0  # likeliest tokens to name at each target
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """The answer to a Wanted."""
 
     tokens: list[SampledToken | None]  # one for each draw; None where the logits were not finite
@@ -196,7 +191,7 @@ class Sampler:
         """prompt: the ids that the repetition penalty counts as seen. Without a seed one is drawn."""
         self.sampling = sampling
         self._guide = guide
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        seed = int.from_bytes(os.urandom(8)) >> 1 if sampling.seed is None else sampling.seed
         self._key = random_bits(seed, sample)
         self._n_vocab = n_vocab
         self._prompt = np.unique(prompt) if sampling.repetition_penalty != 1.0 else prompt[:0]
@@ -240,12 +235,15 @@ def changes(
     new = np.fromiter(written, np.int64, len(written))
     biased = np.fromiter(s.logit_bias, np.int64, len(s.logit_bias))
     ids = np.unique(np.concatenate([prompt, new, biased]) if penalized else biased)
-    ids = ids if n_vocab is None else ids[ids < n_vocab]
-    bias = np.array([s.logit_bias.get(int(i), 0.0) for i in ids], np.float64)
-    counts = np.array([written.get(int(i), 0) for i in ids], np.float64)
-    seen = np.isin(ids, prompt) | (counts > 0)
-    factor = np.where(seen, s.repetition_penalty, 1.0)
-    return Changes(ids, bias, factor, (counts > 0) * s.presence_penalty + counts * s.frequency_penalty)
+    bias, minus, factor = np.zeros(len(ids)), np.zeros(len(ids)), np.ones(len(ids))
+    bias[ids.searchsorted(biased)] = np.fromiter(s.logit_bias.values(), np.float64, len(biased))
+    if penalized:
+        places = ids.searchsorted(new)
+        factor[ids.searchsorted(prompt)] = factor[places] = s.repetition_penalty
+        counts = np.fromiter(written.values(), np.float64, len(new))
+        minus[places] = s.presence_penalty + counts * s.frequency_penalty
+    end = len(ids) if n_vocab is None else int(ids.searchsorted(n_vocab))
+    return Changes(ids[:end], bias[:end], factor[:end], minus[:end])
 
 
 def choose(logits: Array, wanted: Wanted) -> Chosen:

@@ -30,7 +30,7 @@ from kogpt.tokenizer import StreamDecoder, Tokenizer
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """One event of a request, and the text that it adds to its answer."""
 
@@ -195,7 +195,8 @@ class Mailbox:
     def wait(self) -> tuple[int, Piece]:
         """The next piece of any of its requests. Raises KoGPTError once the session is closed."""
         assert not self.idle, "nothing to wait for"
-        self._session.drive(self)
+        if not self.ready:
+            self._session.drive(self)
         return self.take()
 
     def take(self) -> tuple[int, Piece]:

@@ -96,7 +96,7 @@ class Tokenizer:
         plain = {token: index for token, index in vocabulary.items() if token not in reserved}
         self._unknown = frozenset(byte for character, byte in BYTES.items() if character not in plain)
         words = [token for content, token in added.items() if content not in special and not token["special"]]
-        self.longest = max(map(len, self._tokens.values()), default=1)  # characters of text in one token, at most
+        self.longest = max(map(len, self._tokens.values()), default=1)  # characters in one token
         self._library, self._word_ids = _build(document, plain, merges, words, where)
 
     @classmethod
@@ -377,12 +377,12 @@ def _joined(
     return ids
 
 
-def _merges(document: Mapping[str, Any], where: str) -> list[tuple[str, ...]]:
+def _merges(document: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
     """The pairs that the BPE joins, the earliest first; older files separate them by a space."""
     merges = document["model"].get("merges")
     if type(merges) is list and {*map(type, merges)} <= {str, list}:
-        pairs = [tuple(pair.split(" ") if type(pair) is str else pair) for pair in merges]
-        if {*map(type, chain.from_iterable(pairs))} <= {str}:
+        pairs: list[Any] = [tuple(pair.split(" ") if type(pair) is str else pair) for pair in merges]
+        if {*map(len, pairs)} <= {2} and {*map(type, chain.from_iterable(pairs))} <= {str}:
             return pairs
     raise _unfit(where, "its merges are not a list of pairs")
 
@@ -413,7 +413,7 @@ def _bytes_of(token: str) -> bytes:
 def _build(
     document: Mapping[str, Any],
     vocabulary: dict[str, int],
-    merges: Sequence[tuple[str, ...]],
+    merges: Sequence[tuple[str, str]],
     words: Sequence[Mapping[str, Any]],
     where: str,
 ) -> tuple[tokenizers.Tokenizer, dict[int, int]]:

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -338,9 +337,9 @@ def test_tokens_are_those_of_sampling_bit_for_bit(isa: str, n: int) -> None:
                 logprobs=None if rng.random() < 0.5 else int(rng.integers(0, 9)),
                 allowed=None if rng.random() < 0.7 else words,
             )
-            draw = replace(draw, changes=changes(s, np.array([0]), written, draw.n_vocab or n))
+            draw = draw._replace(changes=changes(s, np.array([0]), written, draw.n_vocab or n))
             if rng.random() < 0.5:
-                draw = replace(draw, changes=None)
+                draw = draw._replace(changes=None)
             found, wanted = native_sample(logits, draw), sample(logits, draw)
             assert found is not None and wanted is not None
             assert found.token == wanted.token, (name, draw)
@@ -356,7 +355,7 @@ def test_no_token_from_logits_that_are_not_finite(isa: str, broken: float) -> No
         logits[place] = broken
         for draw in (Draw(1), Draw(1, 1.0), Draw(1, 1.0, top_p=0.5)):
             assert native_sample(logits, draw) is None
-            assert (native_sample(logits, replace(draw, n_vocab=36)) is None) == (place < 36)
+            assert (native_sample(logits, draw._replace(n_vocab=36)) is None) == (place < 36)
 
 
 @pytest.mark.parametrize("key", [0, 1, 0xC0FFEE, 2**64 - 1])

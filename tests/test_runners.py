@@ -619,7 +619,7 @@ def test_draw_chooses_what_sampling_chooses_from_the_same_logits(name: str, data
     chunks = [Chunk(row, IDS[i, :n], n) for i, (row, n) in enumerate(zip(rows, sizes, strict=True))]
     wanted = [data.draw(wishes(n)) for n in sizes]
     answers = runner.draw(chunks, wanted)
-    logits = runner.forward([replace(chunk, row=twin) for chunk, twin in zip(chunks, twins, strict=True)])
+    logits = runner.forward([chunk._replace(row=twin) for chunk, twin in zip(chunks, twins, strict=True)])
     for answer, own, want in zip(answers, logits, wanted, strict=True):
         twin = choose(own, want)
         assert [t and t.token for t in answer.tokens] == [t and t.token for t in twin.tokens]
