@@ -125,6 +125,11 @@ class Guard:
             log.write()
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        limits = self.service.limits
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > limits.header_bytes or len(scope["headers"]) > limits.headers:
+            said = f"{len(scope['headers'])} headers of {size} bytes: the limits are {limits.headers}"
+            raise Refused(f"{said} and {limits.header_bytes}", status=431, code="headers")
         host = headers.get("host", "")
         self.access.check_host(host)
         self.access.check_origin(headers.get("origin"), host)
@@ -135,9 +140,7 @@ class Guard:
         if scope["method"] == "POST":
             if self.host.draining:
                 raise Refused("the server is shutting down", status=503, headers={"Retry-After": "5"})
-            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json":
-                raise Refused("the body must be application/json", status=415, code="content_type")
+            _check_content(headers)
 
     def _cors(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         origin = headers.get("origin")
@@ -149,6 +152,18 @@ class Guard:
             (b"access-control-allow-methods", b"GET, POST"),
             (b"vary", b"Origin"),
         ]
+
+
+def _check_content(headers: Mapping[str, str]) -> None:
+    """415 for a body that is not JSON in plain UTF-8."""
+    kind, _, parameters = headers.get("content-type", "").lower().partition(";")
+    if kind.strip() != "application/json":
+        raise Refused("the body must be application/json", status=415, code="content_type")
+    name, _, charset = parameters.partition("=")
+    if name.strip() == "charset" and charset.strip(' "') not in ("utf-8", "utf8"):
+        raise Refused("the body must be UTF-8: leave the charset out", status=415, code="content_type")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused("the body must not be compressed", status=415, code="content_encoding")
 
 
 class _LogLine:

@@ -15,6 +15,8 @@ class Limits:
 
     body_bytes: int = 2 * 2**20
     buffered_bytes: int = 128 * 2**20
+    header_bytes: int = 32 * 2**10
+    headers: int = 100
     json_depth: int = 64
     prompts: int = 64
     messages: int = 1024
@@ -46,6 +48,8 @@ class Host(Protocol):
 MEANINGS = {
     "body_bytes": ("bytes of one body", "본문 하나의 바이트 수"),
     "buffered_bytes": ("bytes of all bodies that are being received", "받고 있는 모든 본문의 바이트 수"),
+    "header_bytes": ("bytes of the headers of a request", "요청 헤더의 바이트 수"),
+    "headers": ("headers of a request", "요청의 헤더 수"),
     "json_depth": ("nesting of a JSON body", "JSON 본문의 중첩 깊이"),
     "prompts": ("prompts or texts of one request", "요청 하나의 프롬프트(글) 수"),
     "messages": ("messages of one conversation", "대화 하나의 메시지 수"),

@@ -156,12 +156,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
 def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
-    """The HTTP protocol of uvicorn, which drops clients whose headers do not come or who do not read."""
+    """The HTTP protocol of uvicorn, which drops clients whose headers do not come or end, or who do not read."""
 
     class Punctual(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen by uvicorn at run time
         header_timer: asyncio.TimerHandle | None = None
         stall_timer: asyncio.TimerHandle | None = None
+        n_received = 0  # bytes of headers that are not complete
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -174,6 +178,11 @@ def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
                 self._cancel()
+                return
+            self.n_received += len(data)
+            if self.n_received > limits.header_bytes and not self.transport.is_closing():
+                self.transport.write(TOO_LARGE)
+                self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel()
@@ -201,6 +210,7 @@ def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
 
         def _expect(self) -> None:
             if self.header_timer is None:
+                self.n_received = 0
                 self.header_timer = self.loop.call_later(limits.header_seconds, self._evict)
 
         def _cancel(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -97,6 +99,52 @@ ACCEPTED: Mapping[str, dict[str, Any]] = {
 def test_odd_but_clear_requests_are_served(server: Running, name: str) -> None:
     response = httpx.post(server.url + "/v1/completions", json={"max_tokens": 2} | ACCEPTED[name], timeout=60)
     assert response.status_code == 200, response.text
+
+
+BODY = b'{"prompt":"a","max_tokens":1}'
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+GET = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
+LENGTH = b"Content-Length: 29\r\nConnection: close\r\n\r\n" + BODY
+# Requests as bytes, and the status that each gets; none of them may reach a route.
+RAW: dict[str, tuple[bytes, int]] = {
+    "two ends": (POST + b"Transfer-Encoding: chunked\r\n" + LENGTH, 400),
+    "two lengths": (POST + b"Content-Length: 3\r\n" + LENGTH, 400),
+    "a length below zero": (POST + b"Content-Length: -5\r\n\r\n" + BODY, 400),
+    "a length with a sign": (POST + b"Content-Length: +29\r\n\r\n" + BODY, 400),
+    "an unknown encoding": (POST + b"Transfer-Encoding: xchunked\r\n\r\n" + BODY, 400),
+    "a chunk of no size": (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + BODY, 400),
+    "no host": (b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n", 403),
+    "two hosts": (GET + b"Host: evil.test\r\nConnection: close\r\n\r\n", 403),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10, 400),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "a NUL in a header": (GET + b"X: a\x00b\r\n\r\n", 400),
+    "bytes in the path": (b"GET /\xed\xa0\x80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    "a way out": (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404),
+    "half a character": (GET.replace(b"models", b"models/%ED%A0%80") + b"Connection: close\r\n\r\n", 404),
+    "a large header": (GET + b"X: " + b"a" * 40_000 + b"\r\nConnection: close\r\n\r\n", 431),
+    "many headers": (GET + b"X: a\r\n" * 200 + b"Connection: close\r\n\r\n", 431),
+    "headers without end": (GET + b"X: " + b"a" * 400_000, 431),
+    "compressed": (POST + b"Content-Encoding: gzip\r\n" + LENGTH, 415),
+    "another charset": (POST.replace(b"json", b"json; charset=UTF-16") + LENGTH, 415),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_bytes_that_are_no_clear_request_are_refused(server: Running, name: str) -> None:
+    raw, status = RAW[name]
+    received = b""
+    with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+        client.sendall(raw)
+        with contextlib.suppress(ConnectionResetError):  # it does not read on
+            while part := client.recv(65536):
+                received += part
+    assert received.startswith(b"HTTP/1.1 %d " % status), received[:200]
+    assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_a_charset_of_utf8_is_no_harm(server: Running) -> None:
+    headers = {"content-type": 'application/json; charset="UTF-8"', "content-encoding": "identity"}
+    assert httpx.post(server.url + "/v1/completions", content=BODY, headers=headers).status_code == 200
 
 
 def test_every_route_has_an_example() -> None:
