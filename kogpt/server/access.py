@@ -125,7 +125,7 @@ class Guard:
             log.write()
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        limits = self.service.limits
+        limits = self.host.limits
         size = sum(len(name) + len(value) for name, value in scope["headers"])
         if size > limits.header_bytes or len(scope["headers"]) > limits.headers:
             said = f"{len(scope['headers'])} headers of {size} bytes: the limits are {limits.headers}"
