@@ -160,7 +160,7 @@ TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\
 
 
 def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
-    """The HTTP protocol of uvicorn, which drops clients whose headers do not come or end, or who do not read."""
+    """The HTTP protocol of uvicorn, which drops clients that send no or endless headers, or do not read."""
 
     class Punctual(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen by uvicorn at run time
         header_timer: asyncio.TimerHandle | None = None
