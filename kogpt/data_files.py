@@ -7,10 +7,7 @@ files are fetched once into the user's cache.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 import os
 import sys
@@ -23,6 +20,7 @@ from typing import Any
 
 from kogpt.errors import InputError
 from kogpt.files import atomic_write
+from kogpt.texts import decode, read_table, unpack
 
 Row = dict[str, str]
 
@@ -92,19 +90,8 @@ def cache_folder() -> Path:
 
 def read_tsv(content: bytes, quoted: bool = False) -> list[Row]:
     """Tab-separated rows under a line of column names; white space in a value becomes one space."""
-    text = content.decode("utf-8-sig")
-    lines = io.StringIO(text, newline="")
-    if quoted:
-        reader = csv.reader(lines, delimiter="\t")
-    else:
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    names = next(reader)
-    rows = []
-    for number, values in enumerate(reader, start=2):
-        if len(values) != len(names):
-            raise ValueError(f"line {number} has {len(values)} columns, not {len(names)}")
-        rows.append({name: tidy(value) for name, value in zip(names, values, strict=True)})
-    return rows
+    records = read_table(decode(content, "the data file", "utf-8"), "the data file", "\t", quoted)
+    return [{name: tidy(value) for name, value in record.values.items()} for record in records]
 
 
 def read_quoted_tsv(content: bytes) -> list[Row]:
@@ -114,7 +101,7 @@ def read_quoted_tsv(content: bytes) -> list[Row]:
 
 def read_gzip_tsv(content: bytes) -> list[Row]:
     """As read_tsv, compressed."""
-    return read_tsv(gzip.decompress(content))
+    return read_tsv(unpack(content, Path("data.tsv.gz")))
 
 
 def read_klue(content: bytes) -> list[Row]:

@@ -1,6 +1,6 @@
 """Files and folders: written whole or not at all, locked while in use, opened only inside their folder.
 
-    write    atomic_write, replace_all, sync, explain_disk_errors
+    write    atomic_write, replace_all, sync, explain_disk_errors, cannot_write
     lock     lock_folder, share_folder, hold
     read     safe_join, open_file, open_inside, read_json, parse_json, damaged
 
@@ -106,14 +106,18 @@ def explain_disk_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        existing = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(existing).free
-        raise DiskError(
-            f"cannot write {place} ({error.strerror}; {free / 1e9:.1f} GB free): make room, then repeat the "
-            "command",
-            f"{place}에 쓸 수 없습니다({error.strerror}, 남은 공간 {free / 1e9:.1f} GB). 공간을 마련한 뒤 "
-            "같은 명령을 다시 실행하세요",
-        ) from error
+        raise cannot_write(place, error.strerror or str(error)) from error
+
+
+def cannot_write(place: Path, reason: str) -> DiskError:
+    """The error for a file or folder that could not be written, with the free space of its disk."""
+    existing = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    return DiskError(
+        f"cannot write {place} ({reason}; {free / 1e9:.1f} GB free): make room, then repeat the command",
+        f"{place}에 쓸 수 없습니다({reason}, 남은 공간 {free / 1e9:.1f} GB). 공간을 마련한 뒤 같은 명령을 "
+        "다시 실행하세요",
+    )
 
 
 def _create_temporary(folder: Path) -> tuple[Path, IO[bytes]]:

@@ -26,7 +26,7 @@ from kogpt.errors import KoGPTError, PromptError, SamplingError
 from kogpt.generation_defaults import GenerationDefaults, read_generation_defaults
 from kogpt.peft import Origin, SavedAdapter
 from kogpt.placement import Placement, load_runner
-from kogpt.request import FinishReason, Ids, Request
+from kogpt.request import FinishReason, Ids, Request, Tuned
 from kogpt.sampling import SampledToken, Sampling
 from kogpt.session import Piece, Screen, Session, require_text, too_long
 from kogpt.tokenizer import Tokenizer
@@ -409,6 +409,11 @@ class KoGPT:
         echo and errors: as Session.request.
         """
         return self.session.request(prompt, sampling, self._prefix, self._adapter, echo)
+
+    @property
+    def handles(self) -> Tuned:
+        """The handles of the model's adapter, for requests of one's own."""
+        return Tuned(self._prefix, self._adapter)
 
     def embedding_request(self, text: str | Ids, last_only: bool = False) -> Request:
         """What `embed` asks the session for; last_only: the last hidden state instead of the mean."""

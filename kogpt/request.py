@@ -38,6 +38,14 @@ class Writing(NamedTuple):
     grammar: Grammar | None = None  # there if sampling.grammar is
 
 
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What an adapter puts before and beside every text of a model: handles for Request."""
+
+    prefix: int | None = None
+    adapter: int | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One text to read, and what is wanted of it. Several things may be wanted of one reading.

@@ -69,7 +69,9 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(
         default_factory=dict, metadata={"help": "add VALUE to the logit of token ID"}
     )
-    seed: int | None = _setting(None, "the same seed gives the same text", 0, 2**63 - 1)
+    seed: int | None = _setting(
+        None, "the same seed gives the same text on the same kind of processor", 0, 2**63 - 1
+    )
     stop: Sequence[str] = field(default=(), metadata={"help": "text that ends the answer; not shown"})
     max_tokens: int | None = _setting(
         None, f"new tokens at most ({DEFAULT_NEW_TOKENS} if no length is given)", 1

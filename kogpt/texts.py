@@ -231,21 +231,32 @@ def decompress(path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def _unpack(path: Path) -> Iterator[tuple[bytes, int]]:
-    suffix = path.suffix.lower()
     try:
         with path.open("rb") as file:
-            if suffix in COMPRESSED and not path.stat().st_size:
-                # Neither format can say "nothing" in no bytes, but both libraries take it for that.
-                raise _damaged(path, file, "it is empty", "비어 있습니다")
-            if suffix == ".zst":
-                yield from _unpack_zstd(file, path)
-            elif suffix == ".gz":
-                yield from _unpack_gzip(file, path)
-            else:
-                while piece := file.read(READ_BYTES):
-                    yield piece, file.tell()
+            yield from _unpack_file(file, path)
     except OSError as error:
         raise _unreadable(str(path), error) from error
+
+
+def unpack(content: bytes, path: Path) -> bytes:
+    """The bytes within the content of a file, by the file's name. InputError if they are damaged."""
+    return b"".join(piece for piece, _ in _unpack_file(io.BytesIO(content), path))
+
+
+def _unpack_file(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int]]:
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED:
+        if not file.read(1):
+            # Neither format can say "nothing" in no bytes, but both libraries take it for that.
+            raise _damaged(path, file, "it is empty", "비어 있습니다")
+        file.seek(0)
+    if suffix == ".zst":
+        yield from _unpack_zstd(file, path)
+    elif suffix == ".gz":
+        yield from _unpack_gzip(file, path)
+    else:
+        while piece := file.read(READ_BYTES):
+            yield piece, file.tell()
 
 
 def _unpack_gzip(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int]]:
@@ -340,7 +351,7 @@ def try_records(text: str, source: str, format: Format) -> Iterator[Record | Inp
     elif format == "jsonl":
         yield from _read_json_lines(text, source)
     elif format in ("csv", "tsv"):
-        yield from _read_table(text, source, "," if format == "csv" else "\t")
+        yield from read_table(text, source, "," if format == "csv" else "\t")
     else:
         raise InputError(
             f"{source}: {format} has no records: use .jsonl, .json, .csv or .tsv",
@@ -411,9 +422,13 @@ def _object(value: Any, source: str, line: int) -> dict[str, Any]:
     return value
 
 
-def _read_table(text: str, source: str, delimiter: str) -> Iterator[Record]:
-    """Rows under a line of names; values may be in double quotes, and span lines then."""
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+def read_table(text: str, source: str, delimiter: str, quoted: bool = True) -> Iterator[Record]:
+    """Rows under a line of names. `quoted`: values may be in double quotes, and span lines then."""
+    lines = io.StringIO(text)
+    if quoted:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
     try:
         names = next(reader, [])
         if len(set(names)) != len(names) or not all(names):

@@ -31,6 +31,7 @@ from kogpt.training.validation import bits_per_byte
 
 MEASURED = ("kowiki", "law", "nsmc", "msdocs")  # whose mean is quoted
 
+DEFAULTS = {"repetition_penalty": 1.2}  # with which its texts no longer loop, at temperature 0 either
 SAMPLING = Sampling(temperature=0.8, top_p=0.95, max_tokens=64)
 PROMPTS = (
     "대한민국의 수도 서울은",
@@ -89,8 +90,16 @@ def main() -> None:
         "machine": args.machine,
         "ngram_megabytes": ngram["train_bytes"] / 1e6,
     }
+    write_defaults(model)
     (model / "README.md").write_text(card(model, rows, facts), encoding="utf-8")
     manifest.write_manifest(model)
+
+
+def write_defaults(model: Path) -> None:
+    """Add kogpt-mini's settings for writing to what the export wrote into generation_config.json."""
+    path = model / "generation_config.json"
+    document = json.loads(path.read_text(encoding="utf-8")) | DEFAULTS
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def duration(seconds: float) -> str:

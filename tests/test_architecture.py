@@ -31,7 +31,7 @@ CORE: dict[str, set[str]] = {
     "config": {"errors"},
     "files": {"errors"},
     "texts": {"errors", "zstandard"},
-    "data_files": {"errors", "files"},
+    "data_files": {"errors", "files", "texts"},
     "datasets": {"data_files"},
     "metrics": {"numpy"},
     "hub": {"errors", "huggingface_hub"},
@@ -93,6 +93,7 @@ CORE: dict[str, set[str]] = {
     },
     "grammar": {"errors", "sampling", "tokenizer", "numpy", "llguidance"},
     "session": {"engine", "errors", "grammar", "request", "sampling", "tokenizer", "numpy"},
+    "comparison": set(),
     "classification": {"errors", "request", "session", "numpy"},
     "generation": {
         "adapter",

@@ -17,8 +17,8 @@ from kogpt.errors import InputError, localized
 
 if TYPE_CHECKING:
     from kogpt.classification import Classification, Wording
+    from kogpt.comparison import Comparison
     from kogpt.generation import KoGPT
-    from kogpt.tasks.comparison import Comparison
 
 NAMES = ("sentiment", "intent", "profanity")
 FORMATS = ("text", "json", "tsv")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with other:
         second = other.classify([item.text for item in items], other_wording)
-    from kogpt.tasks.comparison import compare
+    from kogpt.comparison import compare
 
     _show_comparison(args, compare(answers, [x.label for x in found], [x.label for x in second]))
     return 0

@@ -6,15 +6,22 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kogpt.cli.options import add_model_options, load_model, read_count, read_counts_from_0
+from kogpt.cli.options import (
+    add_adapter_option,
+    add_model_options,
+    load_model,
+    read_count,
+    read_counts_from_0,
+)
 from kogpt.cli.progress import Progress
 from kogpt.cli.workers import add_worker_options, require_workers, spread
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, localized
 
 if TYPE_CHECKING:
     from kogpt.evaluation.evaluate import EvaluatedModel, Settings
@@ -23,6 +30,8 @@ if TYPE_CHECKING:
 
 EPILOG = """tasks: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag
        kobest-sentineg kobest-wic, ppl (bits per byte of --text); list shows them all
+       FILE.toml: a task of your own (docs/evaluation.md has an example)
+       compare DIR DIR: two models' reports beside each other, with paired tests
 
 Offline, --data or KOGPT_DATA names a folder with the data files; otherwise they are downloaded from where
 they were published. The same command resumes an interrupted run."""
@@ -31,7 +40,12 @@ they were published. The same command resumes an interrupted run."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Tasks, prompts, shots, and the folder of the report."""
     parser.epilog = EPILOG
-    parser.add_argument("tasks", nargs="+", metavar="TASK", help="task to measure (listed below)")
+    parser.add_argument(
+        "tasks",
+        nargs="+",
+        metavar="TASK",
+        help="task to measure, a FILE.toml, list, or compare DIR DIR (see below)",
+    )
     parser.add_argument(
         "--prompt",
         action="append",
@@ -76,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per value")
     add_model_options(parser)
     add_worker_options(parser)
+    add_adapter_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,12 +101,13 @@ def run(args: argparse.Namespace) -> int:
 
     if "list" in args.tasks:
         return _list(args)
+    if args.tasks[0] == "compare":
+        return _compare(args)
     require_workers(args)
-    names = [name for name in args.tasks if name != "ppl"]
-    chosen = [(task, _prompts(task, args.prompt)) for task in map(tasks.get, names)]
+    chosen = [(task, _prompts(task, args.prompt)) for task in map(tasks.get, _task_words(args))]
     if ("ppl" in args.tasks) != bool(args.text):
         raise KoGPTError("ppl and --text FILE go together", "ppl 과제와 --text FILE은 함께 써야 합니다")
-    args.out = args.out or _default_out(args.model, args.revision)
+    args.out = args.out or _default_out(args)
     report = reports.Report(_evaluated_model(args), shlex.join(["kogpt", "eval", *_words(args)]))
     with only_run(args.out), Progress() as progress:
         reports.require_own_report(report.model, args.out)
@@ -105,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         for row in reports.lines(report):
             print(json.dumps(row, ensure_ascii=False))
     else:
-        print(reports.as_markdown(report), end="")
+        print(reports.summary(report), end="")
     plotted = not report.results or any(path.suffix == ".png" for path in paths)
     hint = "" if plotted else " (plots: pip install 'kogpt[eval]')"
     print(f"kogpt: {paths[0]}, {paths[1].name} and {len(paths) - 2} more files{hint}", file=sys.stderr)
@@ -134,10 +150,35 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _default_out(model: str, revision: str | None) -> Path:
-    """A folder for each model, so that no run overwrites another model's report."""
-    name = Path(model).resolve().name or "model"
-    return Path("eval-results", name if revision is None else f"{name}-{revision.replace('/', '_')}")
+def _compare(args: argparse.Namespace) -> int:
+    """Print the differences of two reports; with --out, write them there too."""
+    from kogpt.evaluation import compare
+    from kogpt.files import atomic_write
+
+    if len(args.tasks) != 3:
+        raise KoGPTError(
+            "two folders are compared: kogpt eval compare DIR DIR",
+            "폴더 두 개를 비교합니다: kogpt eval compare 폴더 폴더",
+        )
+    found = compare.compare(Path(args.tasks[1]), Path(args.tasks[2]))
+    text, lines = compare.as_markdown(found), "\n".join(compare.as_lines(found)) + "\n"
+    print(lines if args.json else text, end="")
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, content in (("comparison.md", text), ("comparison.jsonl", lines)):
+            with atomic_write(args.out / name) as file:
+                file.write(content.encode())
+    return 0
+
+
+def _default_out(args: argparse.Namespace) -> Path:
+    """A folder for each model and adapter, so that no run overwrites another model's report."""
+    name = Path(args.model).resolve().name or "model"
+    if args.revision is not None:
+        name += f"-{args.revision.replace('/', '_')}"
+    if args.adapter is not None:
+        name += f"-{Path(args.adapter).resolve().name}"
+    return Path("eval-results", name)
 
 
 def _measure(
@@ -152,13 +193,19 @@ def _measure(
     settings = _settings(args)
     if args.workers is not None:
         _compute_batches(args, chosen)
+    left = _TimeLeft(progress, _count_runs(args, chosen))
     for task, prompts in chosen:
         for prompt in prompts:
             for shots in args.shots:
-                result = evaluate(report.model, task, prompt, replace(settings, shots=shots), progress.show)
+                result = evaluate(report.model, task, prompt, replace(settings, shots=shots), left.show)
                 report.results.append(result)
         results = [result for result in report.results if result.task is task]
         report.baselines[task.name] = baselines.of_task(task, results, args.out, tfidf=not args.no_tfidf)
+
+
+def _task_words(args: argparse.Namespace) -> list[str]:
+    """The names or files of tasks."""
+    return [word for word in args.tasks if word != "ppl"]
 
 
 def _compute_batches(args: argparse.Namespace, chosen: list[tuple[Task, list[Prompt]]]) -> None:
@@ -166,8 +213,8 @@ def _compute_batches(args: argparse.Namespace, chosen: list[tuple[Task, list[Pro
     from kogpt.files import atomic_write
 
     runs = [
-        (task.name, prompt.name, shots)
-        for task, prompts in chosen
+        (word, prompt.name, shots)
+        for word, (_, prompts) in zip(_task_words(args), chosen, strict=True)
         for prompt in prompts
         for shots in args.shots
     ]
@@ -199,6 +246,45 @@ def _worker(args: argparse.Namespace) -> Callable[[tuple[str, str, int]], dict[s
     return work
 
 
+def _count_runs(args: argparse.Namespace, chosen: list[tuple[Task, list[Prompt]]]) -> int:
+    """How often a task's items are read: without shots and sampling, the seeds make no difference."""
+    seeds = sum(args.seeds if shots or args.sample is not None else 1 for shots in args.shots)
+    return seeds * sum(len(prompts) for _, prompts in chosen)
+
+
+class _TimeLeft:
+    """Progress over all runs: which one it is, and how long the rest takes at the pace so far."""
+
+    def __init__(self, progress: Progress, n_runs: int) -> None:
+        self._progress = progress
+        self._n_runs = n_runs
+        self._labels: list[str] = []
+        self._started = time.monotonic()
+        self._line = ""
+
+    def show(self, label: str, done: int, total: int) -> None:
+        """As Progress.show, with the runs that are left in the label."""
+        if label not in self._labels:
+            self._labels.append(label)
+            finished = len(self._labels) - 1
+            where = f"{finished + 1}/{self._n_runs}"
+            if finished:
+                seconds = (time.monotonic() - self._started) / finished * (self._n_runs - finished)
+                left = localized(f"about {_shown(seconds)} left", f"약 {_shown(seconds)} 남음")
+                where = f"{where}, {left}"
+            self._line = f"{label} ({where})"
+        self._progress.show(self._line, done, total)
+
+
+def _shown(seconds: float) -> str:
+    """A duration in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return localized(f"{seconds:.0f} s", f"{seconds:.0f}초")
+    if seconds < 5400:
+        return localized(f"{seconds / 60:.0f} min", f"{seconds / 60:.0f}분")
+    return localized(f"{seconds / 3600:.1f} h", f"{seconds / 3600:.1f}시간")
+
+
 def _settings(args: argparse.Namespace) -> Settings:
     from kogpt.evaluation.evaluate import Settings
 
@@ -218,7 +304,9 @@ def _evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
 
     model = load_model(args)
     folder = hub.find_folder(args.model, args.revision)
-    return EvaluatedModel(args.model, model, identify(folder, model.engine.runner))
+    adapter = None if args.adapter is None else Path(args.adapter)
+    name = args.model if adapter is None else f"{args.model} + {adapter.name}"
+    return EvaluatedModel(name, model, identify(folder, model.engine.runner, adapter))
 
 
 def _prompts(task: Task, names: list[str] | None) -> list[Prompt]:
@@ -232,7 +320,7 @@ def _words(args: argparse.Namespace) -> list[str]:
     """The arguments that repeat this measurement, in a fixed order."""
     words = [*args.tasks, "--model", args.model, "--shots", ",".join(map(str, args.shots))]
     words += ["--seeds", str(args.seeds)]
-    for name in ("revision", "limit", "scoring", "sample", "dtype"):
+    for name in ("revision", "adapter", "limit", "scoring", "sample", "dtype"):
         value = getattr(args, name)
         if value not in (None, "auto"):
             words += [f"--{name}", str(value)]

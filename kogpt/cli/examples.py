@@ -14,6 +14,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "kogpt eval": (
         "kogpt eval nsmc klue-sts --shots 0,5 --limit 500",
         "kogpt eval ppl --text book.txt",
+        "kogpt eval examples/reviews.toml --adapter sentiment",
+        "kogpt eval compare eval-results/kogpt-mini eval-results/kogpt-mini-sentiment",
     ),
     "kogpt classify": (
         "kogpt classify --as sentiment '배우들 연기가 훌륭하다'",

@@ -244,7 +244,9 @@ HELP = {
         "CPU에서 KV 캐시의 정밀도 (기본값: %(default)s)"
     ),
     "the original's name for --device cuda:all": "--device cuda:all과 같습니다 (원본의 옵션 이름)",
-    "the same seed gives the same text": "시드가 같으면 같은 글이 나옵니다",
+    "the same seed gives the same text on the same kind of processor": (
+        "같은 종류의 프로세서에서는 시드가 같으면 같은 글이 나옵니다"
+    ),
     (
         "What is not given is as the model's generation_config.json says; without one, temperature is 0.8"
         " and nothing is filtered or penalised."
@@ -320,7 +322,9 @@ HELP = {
     ),
     "print one JSON object for each number of rows": "글의 수마다 JSON 객체 하나를 출력합니다",
     # eval
-    "task to measure (listed below)": "평가할 과제 (아래 목록)",
+    "task to measure, a FILE.toml, list, or compare DIR DIR (see below)": (
+        "평가할 과제, FILE.toml, list 또는 compare DIR DIR (아래 설명)"
+    ),
     "prompt wording, repeatable, or all (default: the task's first)": (
         "프롬프트 문구의 이름; 여러 번 쓰거나 all (기본값: 과제의 첫 문구)"
     ),
@@ -344,13 +348,17 @@ HELP = {
     "print one JSON object per value": "값마다 JSON 객체 하나를 출력합니다",
     (
         "tasks: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag\n"
-        "       kobest-sentineg kobest-wic, ppl (bits per byte of --text); list shows them all\n\n"
+        "       kobest-sentineg kobest-wic, ppl (bits per byte of --text); list shows them all\n"
+        "       FILE.toml: a task of your own (docs/evaluation.md has an example)\n"
+        "       compare DIR DIR: two models' reports beside each other, with paired tests\n\n"
         "Offline, --data or KOGPT_DATA names a folder with the data files; otherwise they are downloaded"
         " from where\n"
         "they were published. The same command resumes an interrupted run."
     ): (
         "과제: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag\n"
-        "      kobest-sentineg kobest-wic, ppl (--text의 바이트당 비트); list는 모두 보여 줍니다\n\n"
+        "      kobest-sentineg kobest-wic, ppl (--text의 바이트당 비트); list는 모두 보여 줍니다\n"
+        "      FILE.toml: 직접 만든 과제 (docs/evaluation.md에 예가 있습니다)\n"
+        "      compare DIR DIR: 두 모델의 보고서를 짝지은 검정으로 비교합니다\n\n"
         "인터넷 없이 쓰려면 --data나 KOGPT_DATA에 데이터 파일이 있는 폴더를 적으세요. 없으면 공개된 곳에서"
         " 내려받습니다.\n"
         "같은 명령을 다시 주면 멈춘 평가를 이어 갑니다."

@@ -29,7 +29,7 @@ SETTINGS: dict[str, tuple[type, str]] = {
     "presence_penalty": (float, "subtracted once from logits of tokens already written"),
     "frequency_penalty": (float, "subtracted for every time a token was written"),
     "logit_bias": (dict, "add VALUE to the logit of token ID"),
-    "seed": (int, "the same seed gives the same text"),
+    "seed": (int, "the same seed gives the same text on the same kind of processor"),
     "stop": (str, "text that ends the answer; not shown"),
     "max_tokens": (int, "new tokens at most (128 if no length is given)"),
     "max_length": (int, "tokens of prompt and answer together at most"),
@@ -83,7 +83,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_adapter_option(parser: argparse.ArgumentParser) -> None:
-    """--adapter, for the commands that write text."""
+    """--adapter, for the commands that run a model."""
     parser.add_argument(
         "--adapter",
         metavar="NAME",

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import numpy as np
 
-from kogpt import checkpoint, data_files, metrics
+from kogpt import checkpoint, data_files, metrics, peft
 from kogpt.data_files import Table
 from kogpt.datasets import Example
 from kogpt.errors import KoGPTError
@@ -24,6 +24,7 @@ from kogpt.evaluation.fewshot import EncodedTask
 from kogpt.evaluation.scoring import Scores, Store
 from kogpt.evaluation.store import open_store
 from kogpt.evaluation.task import Prompt, Scoring, Task
+from kogpt.files import open_inside
 from kogpt.generation import KoGPT
 from kogpt.metrics import METRICS, Outcome
 from kogpt.native_runner import NativeRunner
@@ -56,6 +57,11 @@ class EvaluatedModel:
     def runner(self) -> Runner:
         """The runner under the engine."""
         return self.model.engine.runner
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions that a tuned prefix leaves."""
+        return self.runner.config.n_ctx - self.model.engine.length(self.model.handles.prefix)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -126,17 +132,28 @@ class Result:
         return min(len(seed.encoded.shots) for seed in self.seeds)
 
 
-def identify(folder: Path, runner: Runner) -> dict[str, str]:
-    """Hashes of a model folder's files, runner and precision: every reason of the model for other scores."""
+def identify(folder: Path, runner: Runner, adapter: Path | None = None) -> dict[str, str]:
+    """Hashes of a model's files, runner and precision: every reason of the model for other scores."""
     tokenizer = sha256((folder / "tokenizer.json").read_bytes())
     # Kernels of other instruction sets round the last bits of a sum differently.
     kernels = f", {runner.isa}" if isinstance(runner, NativeRunner) else ""
+    tuned = {} if adapter is None else {"adapter_sha256": _adapter_digest(adapter)}
     return {
         "model_sha256": checkpoint.digest(folder),
         "tokenizer_sha256": tokenizer.hexdigest(),
+        **tuned,
         "runner": runner.name + kernels,
         "dtype": runner.dtype,
     }
+
+
+def _adapter_digest(folder: Path) -> str:
+    """SHA-256 over the files of an adapter that decide what it computes."""
+    total = sha256()
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        with open_inside(folder, name) as file:
+            total.update(file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def read_data(task: Task, settings: Settings) -> TaskData:
@@ -205,7 +222,7 @@ class Measurement:
     def _measure_seed(self, seed: int) -> SeedResult:
         """Draw shots, compute the batches that the store lacks, decide."""
         shots = fewshot.draw(self.task, self.data.pool, self.data.scored, self.settings.shots, seed)
-        tokenizer, n_ctx = self.model.tokenizer, self.model.runner.config.n_ctx
+        tokenizer, n_ctx = self.model.tokenizer, self.model.n_ctx
         encoded = fewshot.encode_task(self.task, self.prompt, self.data.scored, shots, tokenizer, n_ctx)
         label = f"{self.task.name} {self.prompt.name} {len(encoded.shots)} shots, seed {seed}"
         scores: Scores = []
@@ -220,9 +237,9 @@ class Measurement:
         """Score every choice, or sample an answer; yields as scoring.score does."""
         if self.settings.sample is None:
             items = (*encoded.items, *encoded.content_free)
-            return scoring.score(self.model.session, encoded.prefix, items, store)
+            return scoring.score(self.model.session, encoded.prefix, items, store, self.model.model.handles)
         sampling = Sampling(temperature=self.settings.sample, seed=seed)
-        return sampling_mode.answer(self.model.session, encoded, sampling, store)
+        return sampling_mode.answer(self.model.session, encoded, sampling, store, self.model.model.handles)
 
     def _open_store(self, encoded: EncodedTask, seed: int) -> AbstractContextManager[Store]:
         """The store of one seed's batches, named by everything that their scores depend on."""

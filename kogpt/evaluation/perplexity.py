@@ -53,12 +53,12 @@ def measure(
     """
     texts = read_texts(path)
     ids = [np.array(document, dtype=np.int64) for document in model.tokenizer.encode_batch(texts)]
-    start, n_ctx = model.tokenizer.document_start, model.runner.config.n_ctx
+    start, n_ctx = model.tokenizer.document_start, model.n_ctx
     items = [_item(window) for document in ids for window in split_windows(document, start, n_ctx)]
     parts = {**model.identity, "text": [_digest(texts), len(items)], "windows": WINDOWS}
     with open_store(out, parts) as store:
         scores: scoring.Scores = []
-        for done, finished in scoring.score(model.session, ids[0][:0], items, store):
+        for done, finished in scoring.score(model.session, ids[0][:0], items, store, model.model.handles):
             if progress is not None:
                 progress(f"ppl {path.name}", done, len(items))
             scores = finished or scores

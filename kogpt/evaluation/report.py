@@ -21,7 +21,12 @@ from kogpt.evaluation.task import Prompt, Task
 from kogpt.files import atomic_write, read_json
 
 MAX_REPORT_BYTES = 2**26
-SAME_MODEL = ("model_sha256", "tokenizer_sha256", "dtype")  # what two reports of one model have in common
+SAME_MODEL = (
+    "model_sha256",
+    "tokenizer_sha256",
+    "adapter_sha256",
+    "dtype",
+)  # what two reports of one model have in common
 
 HOW_TO_READ = (
     "Scores are percent: the mean over the runs, ± the sample standard deviation over the seeds that drew the"
@@ -74,7 +79,7 @@ def require_own_report(model: EvaluatedModel, folder: Path) -> None:
     document = read_json(path, MAX_REPORT_BYTES)
     found = document.get("model")
     theirs = found if isinstance(found, dict) else {}
-    if any(theirs.get(key) != model.identity[key] for key in SAME_MODEL):
+    if any(theirs.get(key) != model.identity.get(key) for key in SAME_MODEL):
         name, dtype = str(theirs.get("name"))[:80], str(theirs.get("dtype"))[:20]
         raise InputError(
             f"{path} is the report of {name} ({dtype}), which {model.name} ({model.identity['dtype']}) would"
@@ -166,6 +171,21 @@ def as_markdown(report: Report) -> str:
         ]
         parts += ["## Bits per byte", table(("text", "bits per byte", "perplexity per token", "bytes"), rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(report: Report) -> str:
+    """One line for each result, beside the best baseline: what a command shows at its end."""
+    head = ("task", "prompt", "shots", "metric", "mean ± std [95 %]", "best baseline")
+    rows: list[Sequence[str]] = []
+    for result in report.results:
+        metric = result.task.metrics[0]
+        values = _baseline_values(report, result.task, metric)
+        best = f"{100 * max(values.values()):.1f}" if values else "-"
+        cells = (result.task.name, result.prompt.name, _shots_text(result), metric, score_text(result), best)
+        rows.append(cells)
+    for text in report.texts:
+        rows.append((text.file, "-", "-", "bits per byte", f"{text.bits_per_byte:.4f}", "-"))
+    return table(head, rows) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -346,6 +366,8 @@ def _write_items(result: Result, seed: SeedResult, folder: Path) -> Path:
                 "answer": int(seed.outcome.answers[i]),
                 "prediction": int(seed.outcome.predictions[i]),
                 "scores": seed.scores[i],
+                "grade": example.grade,
+                "score": float(seed.outcome.scores[i]),
             }
             file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
     return folder / name

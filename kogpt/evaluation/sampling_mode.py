@@ -13,7 +13,7 @@ from kogpt.evaluation import scoring
 from kogpt.evaluation.fewshot import EncodedTask, Item
 from kogpt.evaluation.scoring import Scores, Store
 from kogpt.metrics import Floats, Ints
-from kogpt.request import Request, Writing
+from kogpt.request import Request, Tuned, Writing
 from kogpt.sampling import Sampling
 from kogpt.session import Session
 
@@ -21,7 +21,7 @@ UNREADABLE = -1  # the prediction where the text begins with no choice
 
 
 def answer(
-    session: Session, encoded: EncodedTask, sampling: Sampling, store: Store
+    session: Session, encoded: EncodedTask, sampling: Sampling, store: Store, tuned: Tuned = scoring.PLAIN
 ) -> Iterator[tuple[int, Scores | None]]:
     """Sample an answer to each item; yields as scoring.score does. A row is 1 for the choice, 0 elsewhere.
 
@@ -36,10 +36,11 @@ def answer(
             " 샘플링에는 다른 --prompt를 고르세요",
         )
     labels = [choice.strip() for choice in prompt.choices]
-    with scoring.shared_prefix(session, encoded.prefix) as handle:
+    with scoring.shared_prefix(session, encoded.prefix, tuned) as handle:
 
         def compute(batch: Sequence[int]) -> Scores:
-            requests = [_request(encoded.items[i], i, sampling, handle()) for i in batch]
+            place = Tuned(handle(), tuned.adapter)
+            requests = [_request(encoded.items[i], i, sampling, place) for i in batch]
             return [_match(text, labels) for text in write_texts(session, requests)]
 
         yield from scoring.in_batches(encoded.items, store, compute)
@@ -64,11 +65,11 @@ def decide(scores: Scores) -> tuple[Ints, list[Floats]]:
     return np.array(choices, dtype=np.int64), rows
 
 
-def _request(item: Item, number: int, sampling: Sampling, prefix: int | None) -> Request:
+def _request(item: Item, number: int, sampling: Sampling, place: Tuned) -> Request:
     """The request for one answer, as long as the longest choice, with a seed of its own."""
     seed = int.from_bytes(sha256(f"{sampling.seed} {number}".encode()).digest()[:4], "big")
     writing = Writing(replace(sampling, seed=seed), max(map(len, item.choices)))
-    return Request(item.context, prefix=prefix, writing=writing, reusable=False)
+    return Request(item.context, prefix=place.prefix, adapter=place.adapter, writing=writing, reusable=False)
 
 
 def _match(text: str, choices: Sequence[str]) -> list[float]:

@@ -16,13 +16,14 @@ import numpy as np
 from kogpt.evaluation.fewshot import Item
 from kogpt.evaluation.task import Scoring
 from kogpt.metrics import Floats, Ints
-from kogpt.request import Event, Ids, Request
+from kogpt.request import Event, Ids, Request, Tuned
 from kogpt.request import Scores as TokenScores
 from kogpt.session import Session
 
 MAX_ROWS = 64  # questions in one batch
 MAX_TOKENS = 4096  # tokens of the questions and choices in one batch, unless one item has more
 
+PLAIN = Tuned()
 Scores = list[list[float]]  # item by item, choice by choice: log-likelihood in nats
 
 
@@ -37,13 +38,15 @@ class Store(Protocol):
 
 
 def score(
-    session: Session, prefix: Ids, items: Sequence[Item], store: Store
+    session: Session, prefix: Ids, items: Sequence[Item], store: Store, tuned: Tuned = PLAIN
 ) -> Iterator[tuple[int, Scores | None]]:
     """Score what the store lacks. Yields (finished items, None) after each batch, then (all, scores)."""
-    with shared_prefix(session, prefix) as handle:
+    with shared_prefix(session, prefix, tuned) as handle:
 
         def compute(batch: Sequence[int]) -> Scores:
-            events = session.ask([question(items[i].context, items[i].choices, handle()) for i in batch])
+            asked = (items[i] for i in batch)
+            requests = [question(item.context, item.choices, handle(), tuned.adapter) for item in asked]
+            events = session.ask(requests)
             return [[float(scores.logprobs.sum()) for scores in scores_of(event)] for event in events]
 
         yield from in_batches(items, store, compute)
@@ -77,16 +80,20 @@ def finish(steps: Iterator[tuple[int, Scores | None]]) -> Scores:
 
 
 @contextmanager
-def shared_prefix(session: Session, prefix: Ids) -> Iterator[Callable[[], int | None]]:
-    """A function that gives the handle of the prefix; its first call reads the prefix. None for no prefix."""
+def shared_prefix(session: Session, prefix: Ids, tuned: Tuned = PLAIN) -> Iterator[Callable[[], int | None]]:
+    """A function that gives the handle of the prefix; its first call reads the prefix, after a tuned one.
+
+    Without a prefix of its own it gives the tuned one, or None.
+    """
     handles: list[int] = []
 
     def handle() -> int | None:
         if len(prefix) and not handles:
-            [event] = session.ask([Request(prefix, keep=True, reusable=False)])
+            request = Request(prefix, prefix=tuned.prefix, adapter=tuned.adapter, keep=True, reusable=False)
+            [event] = session.ask([request])
             assert event.prefix is not None
             handles.append(event.prefix)
-        return handles[0] if handles else None
+        return handles[0] if handles else tuned.prefix
 
     try:
         yield handle
@@ -95,12 +102,12 @@ def shared_prefix(session: Session, prefix: Ids) -> Iterator[Callable[[], int | 
             session.engine.release(ready)
 
 
-def question(context: Ids, choices: Sequence[Ids], prefix: int | None) -> Request:
+def question(context: Ids, choices: Sequence[Ids], prefix: int | None, adapter: int | None = None) -> Request:
     """The request for the scores of choices. It stays out of the prefix cache; one choice needs no fork."""
     if len(choices) == 1:
-        whole = np.concatenate([context, choices[0]])
-        return Request(whole, prefix=prefix, n_scored=len(choices[0]), reusable=False)
-    return Request(context, prefix=prefix, choices=choices, reusable=False)
+        whole, n_scored = np.concatenate([context, choices[0]]), len(choices[0])
+        return Request(whole, prefix=prefix, adapter=adapter, n_scored=n_scored, reusable=False)
+    return Request(context, prefix=prefix, adapter=adapter, choices=choices, reusable=False)
 
 
 def scores_of(event: Event) -> Sequence[TokenScores]:

@@ -34,6 +34,11 @@ class Prompt:
         """Whether every item has the same choices: labels, not texts of its own."""
         return not any("{" in choice for choice in self.choices)
 
+    @property
+    def middle_grade(self) -> float:
+        """Half way between the lowest and the highest grade."""
+        return (min(self.grades) + max(self.grades)) / 2
+
     def ask(self, example: Example) -> str:
         """The question of one item, without an answer."""
         return self.question.format_map(example.fields)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -35,8 +34,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
 from kogpt.errors import CheckpointError
+from kogpt.files import cannot_write, sync
 from kogpt.training.processes import Processes
-from kogpt.training.report import cannot_write
 from kogpt.training.verdict import Best
 
 NAME = re.compile(r"step_(\d{8})")
@@ -95,7 +94,7 @@ class CheckpointWriter:
         self._pending = self._pool.submit(self._complete, copied, final, info)
 
     def finish(self) -> None:
-        """Wait until the checkpoint is whole; CheckpointError if it cannot be written. Older ones stay."""
+        """Wait until the checkpoint is whole; DiskError if it cannot be written. Older ones stay."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -297,18 +296,10 @@ def _state(module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
 
 def _rename(partial: Path, final: Path) -> None:
     for path in [*partial.iterdir(), partial]:
-        _sync(path)
+        sync(path)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 def _reason(error: BaseException) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, MissingExtra
-from kogpt.files import atomic_write
+from kogpt.files import atomic_write, explain_disk_errors
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -52,14 +50,14 @@ class Report:
         """Drop the lines that a killed run wrote after the checkpoint of `step`; all lines at step 0."""
         if self.path.exists():
             lines = [line for line in read_metrics(self.path) if step and line["step"] <= step]
-            with _writing(self.path), atomic_write(self.path) as file:
+            with atomic_write(self.path) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
         if self.tensorboard:
             self._events = _event_writer(self.path.parent / "tensorboard", step + 1)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """One line of JSON."""
-        with _writing(self.path), self.path.open("a", encoding="utf-8") as file:
+        with explain_disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._events:
             for name, value in _scalars(metrics):
@@ -92,25 +90,6 @@ class Report:
             self._events.close()
         if self.live is not None and self.live.isatty():
             self.live.write("\n")
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn a full disk and the like into CheckpointError."""
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(path, error.strerror or str(error)) from error
-
-
-def cannot_write(path: Path, reason: str) -> CheckpointError:
-    """CheckpointError with the free space of the disk of `path`: a full disk is the usual cause."""
-    free = shutil.disk_usage(path.parent).free / 1e6
-    return CheckpointError(
-        f"{path} could not be written ({free:,.0f} MB free on the disk; {reason}): make room and resume",
-        f"{path}에 쓸 수 없습니다(디스크의 남은 공간 {free:,.0f} MB; {reason}). "
-        "공간을 비우고 이어서 학습하세요",
-    )
 
 
 def _event_writer(folder: Path, first_step: int) -> SummaryWriter:

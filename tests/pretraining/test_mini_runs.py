@@ -117,3 +117,15 @@ def test_the_card_tells_the_recipe(scripts: tuple[ModuleType, ModuleType]) -> No
     assert (
         card.course_of(read_recipe(path, other))["course"] == "AdamW (0.0045); warm-up over 100 steps, cosine"
     )
+
+
+def test_the_model_is_given_its_settings_for_writing(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    """They are those of the model in the package, beside what the export wrote."""
+    own = Path(__file__).parents[2] / "kogpt" / "mini" / "generation_config.json"
+    wanted = json.loads(own.read_text(encoding="utf-8"))
+    written = {key: value for key, value in wanted.items() if key.endswith("_id")}
+    (tmp_path / own.name).write_text(json.dumps(written), encoding="utf-8")
+    scripts[1].write_defaults(tmp_path)
+    assert json.loads((tmp_path / own.name).read_text(encoding="utf-8")) == wanted

@@ -90,7 +90,7 @@ def main(folder: Path, steps: int, moment: str | None) -> None:
         if moment == "shard":
             vars(os)["fsync"] = die_while_writing
         if moment == "rename":
-            checkpoints._sync = lambda path: die() if path.name.startswith("step_00000004") else None
+            vars(checkpoints)["sync"] = lambda path: die() if path.name.startswith("step_00000004") else None
 
         agree = run._agree
 

@@ -6,7 +6,7 @@ from math import comb
 
 import pytest
 
-from kogpt.tasks.comparison import Comparison, compare
+from kogpt.comparison import Comparison, compare
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 3), (1, 9), (20, 5), (0, 12)])
