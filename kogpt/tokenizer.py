@@ -100,8 +100,9 @@ class Tokenizer:
         self._library, self._word_ids = _build(document, plain, merges, words, where)
 
     @classmethod
-    def from_file(cls, path: Path) -> Self:
+    def from_file(cls, path: str | Path) -> Self:
         """Read a tokenizer.json; the files beside it may name the special tokens. Raises TokenizerError."""
+        path = Path(path)
         try:
             file = safe_join(path.parent, path.name, TokenizerError)
             document = read_json(file, MAX_FILE_BYTES, TokenizerError)

@@ -72,11 +72,19 @@ def compare(first: Path, second: Path) -> Comparison:
         )
     compared = {(d.task, d.prompt, d.shots) for d in differences}
     left_out = [" ".join(map(str, key)) for key in {**a, **b} if key not in compared]
-    names = [
-        str(report["model"].get("name", folder))
-        for report, folder in zip(reports, (first, second), strict=True)
-    ]
-    return Comparison((names[0], names[1]), differences, left_out)
+    return Comparison(_names(reports, (first, second)), differences, left_out)
+
+
+def _names(reports: Sequence[dict[str, Any]], folders: tuple[Path, Path]) -> tuple[str, str]:
+    """The names of the models; with their precisions, or those of the folders, where they are equal."""
+    a, b = (report["model"] for report in reports)
+    for first, second in (
+        (str(a.get("name")), str(b.get("name"))),
+        (f"{a.get('name')} {a.get('dtype')}", f"{b.get('name')} {b.get('dtype')}"),
+    ):
+        if first != second:
+            return first, second
+    return str(folders[0]), str(folders[1])
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_readers() -> None:
     assert data.read_quoted_tsv(quoted) == [{"a": '그는 "빙고"라 외쳤다', "b": "y"}]
     klue = [{"guid": "g", "labels": {"label": 4.9, "real-label": 4.85}, "annotations": {"x": []}}]
     assert data.read_klue(json.dumps(klue).encode()) == [{"guid": "g", "label": "4.9", "real_label": "4.85"}]
-    with pytest.raises(ValueError, match="line 2 has 1 columns, not 2"):
+    with pytest.raises(ValueError, match="line 2 is not a row of the table: 1 columns"):
         data.read_tsv(b"a\tb\nc\n")
 
 

@@ -145,7 +145,8 @@ def test_what_a_report_holds(tmp_path: Path, tiny_tokenizer: Path) -> None:
     for part in parts:
         assert part in text
     items = (out / "items" / "nsmc.equals.3.1.jsonl").read_text().splitlines()
-    assert len(items) == 23 and set(json.loads(items[0])) == {"id", "answer", "prediction", "scores"}
+    keys = {"id", "answer", "prediction", "scores", "grade", "score"}
+    assert len(items) == 23 and set(json.loads(items[0])) == keys
     right = np.mean([json.loads(line)["answer"] == json.loads(line)["prediction"] for line in items])
     assert right == pytest.approx(values[0]), "the items give the score"
 
