@@ -1,0 +1,197 @@
+"""What tuning needs: memory by purpose, for every method, precision and size. No torch, no measurement.
+
+Arithmetic of the steps of `kogpt tune`: weights, gradients and AdamW's moments; what a pass keeps for its
+backward pass; the floats that a frozen matrix becomes for one product. tests/tuning/measure_memory.py holds
+it against real runs.
+
+Letters: L layers, E model width, F ff width, V vocabulary, H heads, r rank, P virtual tokens; bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from kogpt.config import ModelConfig
+from kogpt.quantize import GROUP
+
+METHODS = ("full", "lora", "p-tuning", "prefix")
+MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
+PROGRAM = {"cpu": 0.45e9, "cuda": 0.8e9}  # Python and torch; a CUDA context with its libraries
+USABLE = 0.94  # of a GPU's memory: the rest is lost between the allocator's blocks
+LOSS_CHUNK = 1024  # tokens whose logits exist at a time (kogpt/training/loss.py)
+LOSS_COPIES = 6  # float32 tensors of the size of a chunk's logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One way to tune: method, sizes and precisions."""
+
+    method: str
+    rows: int  # of a pass
+    width: int  # tokens of a row, virtual ones apart
+    scored: int | None = None  # learnt tokens of a pass; None: all
+    n_passes: int = 1  # of a step
+    dtype: str = "float32"  # of products
+    base_dtype: str = "float32"  # of a frozen model
+    checkpointing: bool = False
+    rank: int = 16
+    targets: tuple[str, ...] = MATRICES
+    virtual_tokens: int = 20
+    encoder: str = "mlp"
+    n_processes: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a pass that the blocks compute."""
+        before = self.virtual_tokens if self.method == "p-tuning" else 0
+        return self.rows * (self.width + before)
+
+
+def n_trained(config: ModelConfig, work: Work) -> int:
+    """Weights that learn."""
+    if work.method == "full":
+        return config.n_parameters
+    if work.method == "lora":
+        return config.n_layers * work.rank * sum(sum(_shape(config, name)) for name in work.targets)
+    if work.method == "prefix":
+        return 2 * config.n_layers * work.virtual_tokens * config.d_model
+    width = config.d_model
+    mlp = 0 if work.encoder == "none" else 2 * (width**2 + width)
+    lstm = 12 * width**2 + 16 * width if work.encoder == "lstm" else 0  # two layers, two directions
+    return work.virtual_tokens * width + mlp + lstm
+
+
+def memory(config: ModelConfig, work: Work) -> dict[str, float]:
+    """Bytes of each process by purpose, at the peak of a step."""
+    trained, share = n_trained(config, work), 1 / work.n_processes
+    kept, loss = _activations(config, work), _loss(config, work)
+    gradients = 4 * trained * share
+    # The gradients of a step's only pass are made while what the pass kept is given back.
+    head = 4 * config.n_vocab * config.d_model * share if work.method == "full" else 0.0
+    if work.n_passes == 1:
+        gradients = max(head, gradients - kept - loss)
+    return {
+        "weights": weight_bytes(config, work),
+        "optimizer": 8 * trained * share,
+        "gradients": gradients,
+        "activations": kept,
+        "working weights": _working(config, work),
+        "loss": loss,
+    }
+
+
+def peak(config: ModelConfig, work: Work) -> float:
+    """Bytes of each process at the peak of a step, beside PROGRAM."""
+    return sum(memory(config, work).values())
+
+
+def weight_bytes(config: ModelConfig, work: Work) -> float:
+    """The model and what learns beside it, as a process holds them."""
+    share = 1 / work.n_processes
+    if work.method == "full":
+        return 4 * config.n_parameters * share
+    per_weight = {"int8": 1.0, "int4": 0.5 + 1 / GROUP}.get(work.base_dtype)
+    blocks = config.n_layers * sum(n * k for n, k in _matrices(config))
+    outer = (1 if config.tied_head else 2) * config.n_vocab * config.d_model
+    vectors = config.n_parameters - blocks - outer
+    held = blocks * (per_weight or FLOAT_BYTES[work.base_dtype] * share)  # quantised ones are not shared
+    wide = 4 if work.base_dtype == "float32" else 2
+    return held + (wide * outer + 4 * vectors + 4 * n_trained(config, work)) * share
+
+
+def _activations(config: ModelConfig, work: Work) -> float:
+    """What a pass keeps, and what a block makes beside it.
+
+    By the order of a block: input of the norm in float32 with mean and deviation; what the products read,
+    where weights or factors beside them learn, once for each product under autocast; q, k, v, the result of
+    attention and its sums; GELU's input and its result.
+    """
+    c, e, f = FLOAT_BYTES[work.dtype], config.d_model, config.d_ff
+    learns = set(MATRICES) if work.method == "full" else set(work.targets if work.method == "lora" else ())
+    readers = len(learns & {"q_proj", "k_proj", "v_proj", "fc_in"})
+    read = c * e * (readers if work.dtype == "bfloat16" else min(1, readers))
+    attention = 4 * c * e + 4 * config.n_heads
+    mlp = c * f * (2 if "fc_out" in learns else 1)
+    low_rank = c * work.rank * len(learns) if work.method == "lora" else 0
+    layer = 4 * e + 8 + read + attention + mlp + low_rank
+    prefix = 2 * c * e * work.virtual_tokens * work.rows if work.method == "prefix" else 0
+    outer = 12 * e  # embedding, last norm and its result
+    working = 2 * c * f + 2 * 4 * e  # gradients inside a block
+    blocks = config.n_layers * 4 * e + layer if work.checkpointing else config.n_layers * layer
+    n_prefixes = 1 if work.checkpointing else config.n_layers
+    return work.tokens * (blocks + outer + working) + n_prefixes * prefix
+
+
+def _working(config: ModelConfig, work: Work) -> float:
+    """Floats that matrices become for products."""
+    c = FLOAT_BYTES[work.dtype]
+    largest = max(n * k for n, k in _matrices(config))
+    block = sum(n * k for n, k in _matrices(config))
+    gathered = 0.0
+    if work.n_processes > 1:  # the block at work and the next, and the outer weights
+        wide = FLOAT_BYTES.get(work.base_dtype, 0) if work.method != "full" else 4
+        gathered = wide * (2 * block + 2 * config.n_vocab * config.d_model)
+    if work.method == "full":
+        copies = 0 if work.dtype == "float32" else c * block * (1 if work.checkpointing else config.n_layers)
+        return gathered + copies
+    return gathered + (0 if work.base_dtype == work.dtype else c * largest)
+
+
+def _loss(config: ModelConfig, work: Work) -> float:
+    """Hidden states of learnt tokens and their gradients, logits of a chunk, the head in other dtypes."""
+    scored = work.rows * work.width if work.scored is None else work.scored
+    c, head = FLOAT_BYTES[work.dtype], config.n_vocab * config.d_model
+    held = 4 if work.method == "full" or work.base_dtype == "float32" else 2
+    copy = 0 if held == c else c * head
+    own = 4 * head if work.method == "full" else 0  # its gradient, and that times the loss's
+    return (
+        2 * c * scored * config.d_model
+        + 4 * LOSS_COPIES * min(scored, LOSS_CHUNK) * config.n_vocab
+        + copy
+        + own
+    )
+
+
+def _shape(config: ModelConfig, name: str) -> tuple[int, int]:
+    """Outputs and inputs of a matrix of a block."""
+    wide, narrow = config.d_ff, config.d_model
+    return {"fc_in": (wide, narrow), "fc_out": (narrow, wide)}.get(name, (narrow, narrow))
+
+
+def _matrices(config: ModelConfig) -> list[tuple[int, int]]:
+    return [_shape(config, name) for name in MATRICES]
+
+
+def ways(work: Work) -> Iterator[Work]:
+    """The same work in less and less memory: narrower bases, then blocks computed twice."""
+    bases: Iterable[str] = ("bfloat16", "int8", "int4") if work.method != "full" else ("float32",)
+    for again in (False, True):
+        for base in bases:
+            yield replace(work, base_dtype=base, checkpointing=again)
+
+
+def first_fit(config: ModelConfig, work: Work, room: float) -> Work | None:
+    """The first of the ways that fits into `room` bytes; None if none does."""
+    return next((way for way in ways(work) if peak(config, way) <= room), None)
+
+
+def options(work: Work) -> list[str]:
+    """The options of `kogpt tune` that ask for this work."""
+    found = ["--batch", str(work.rows * work.n_passes * work.n_processes), "--length", str(work.width)]
+    if work.method != "full":
+        found += ["--base-dtype", work.base_dtype]
+    return found + (["--checkpoint-blocks"] if work.checkpointing else [])
+
+
+def describe(config: ModelConfig, rows: int, width: int) -> Mapping[str, Mapping[str, float]]:
+    """Peak bytes by method and precision of products and base, of rows of `width` tokens in one pass."""
+    found: dict[str, dict[str, float]] = {}
+    for method in METHODS:
+        bases = ("float32",) if method == "full" else ("float32", "bfloat16", "int8", "int4")
+        found[method] = {
+            base: peak(config, Work(method=method, rows=rows, width=width, dtype="bfloat16", base_dtype=base))
+            for base in bases
+        }
+    return found
