@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kogpt import checkpoint, hub, native_runner
 from kogpt.cli.machine import Gpu, gpus
+from kogpt.cli.options import read_count
 from kogpt.config import SHAPES, ModelConfig
 from kogpt.errors import CheckpointError
 from kogpt.memory import USABLE_SHARE, available_memory
 from kogpt.native_runner import NativeRunner
 from kogpt.placement import Placement, cache_bytes, native_problem
+from kogpt.tuning import plan
 
 DTYPES = ("float32", "float16", "int8", "int4")  # precisions that the table has a row for
 TOKENS = 1024  # of the cache's column
@@ -29,6 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a folder, a hub name, kogpt-mini, or a shape: {', '.join(SHAPES)} (default: %(default)s)",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
+    parser.add_argument(
+        "--tune", action="store_true", help="say what tuning needs too: memory of each method and precision"
+    )
+    parser.add_argument(
+        "--batch", type=read_count, default=4, help="rows of a pass, with --tune (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--length", type=read_count, default=512, help="tokens of a row, with --tune (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -38,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     facts = describe(args.model, config, available_memory(), gpus())
     found = None if folder is None else checkpoint.stored_format(folder)
     facts["stored"] = None if found is None else {"format": found[0], "bytes": found[1]}
-    print(json.dumps(facts, ensure_ascii=False) if args.json else "\n".join(_lines(facts)))
+    if args.tune:
+        facts["tune"] = plan.describe(config, args.batch, args.length)
+    lines = _lines(facts) + (_tuning_lines(facts["tune"], args) if args.tune else [])
+    print(json.dumps(facts, ensure_ascii=False) if args.json else "\n".join(lines))
     return 0
 
 
@@ -114,6 +129,16 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     for card in facts["gpus"]:
         lines.append(f"GPU        {card['name']}, {shown_size(card['free_bytes'])} free")
     lines.append(f"runner     {_runner(facts['runner'])}")
+    return lines
+
+
+def _tuning_lines(needs: Mapping[str, Mapping[str, float]], args: argparse.Namespace) -> list[str]:
+    """Bytes of a step by method and precision of the frozen base."""
+    title = f"tuning on a GPU, {args.batch} rows of {args.length} tokens, products in bfloat16, base in"
+    lines = ["", title, "", f"{'method':10}" + "".join(f"{base:>12}" for base in plan.BASES)]
+    for method, row in needs.items():
+        cells = (shown_size(round(row[base])) if base in row else "-" for base in plan.BASES)
+        lines.append(f"{method:10}" + "".join(f"{cell:>12}" for cell in cells))
     return lines
 
 

@@ -305,6 +305,14 @@ HELP = {
     "a folder, a hub name, kogpt-mini, or a shape: kogpt-6b, kogpt-1b (default: %(default)s)": (
         "폴더, 허브 이름, kogpt-mini, 또는 크기 이름: kogpt-6b, kogpt-1b (기본값: %(default)s)"
     ),
+    "print one JSON object": "JSON 객체 하나를 출력합니다",
+    "say what tuning needs too: memory of each method and precision": (
+        "튜닝에 필요한 메모리도 방법과 정밀도별로 알립니다"
+    ),
+    "rows of a pass, with --tune (default: %(default)s)": (
+        "--tune에서 한 번에 계산할 행 수 (기본값: %(default)s)"
+    ),
+    "tokens of a row, with --tune (default: %(default)s)": "--tune에서 한 행의 토큰 수 (기본값: %(default)s)",
     "measure random weights of a named shape instead of --model": (
         "--model 대신 이 크기의 무작위 가중치를 잽니다"
     ),
@@ -473,6 +481,12 @@ HELP = {
     ),
     "precision of the frozen model (default: int8 or int4 if stored so, else that of products)": (
         "고정된 모델의 정밀도 (기본값: int8이나 int4로 저장되어 있으면 그대로, 아니면 곱셈의 정밀도)"
+    ),
+    "fall of the learning rate: along a cosine, or late and straight (default: %(default)s)": (
+        "학습률이 줄어드는 모양: 코사인, 또는 끝에서 직선으로 (기본값: %(default)s)"
+    ),
+    "gradients of a larger batch are summed over several passes (default: %(default)s)": (
+        "이보다 큰 배치의 기울기는 여러 번에 나누어 더합니다 (기본값: %(default)s)"
     ),
     "compute blocks twice: less memory, more time": "블록을 두 번 계산합니다: 메모리는 줄고 시간은 늡니다",
     "say steps, memory and time, and train nothing": "학습하지 않고 스텝 수, 메모리, 시간만 알립니다",

@@ -47,15 +47,21 @@ def run(args: argparse.Namespace) -> int:
     if find_spec("torch") is None:
         raise MissingExtra("tuning", "train")
     from kogpt.training.processes import join
+    from kogpt.training.report import METRICS, plot
     from kogpt.tuning import run as tuning
 
     data = _read(args)
     job = tuning.prepare(_settings(args), args.model, data, args.task, args.score_test)
     with join(args.device) as processes:
         if args.dry_run:
-            _tell(tuning.estimate(job, processes), args.json)
+            from kogpt.tuning.estimate import estimate
+
+            _tell(estimate(job, processes), args.json)
             return 0
         outcome = tuning.tune(job, args.out, processes, sys.stderr)
+        if not processes.is_first:
+            return 0
+    plot(args.out / METRICS, args.out / "metrics.png")
     return _say(outcome, args)
 
 
@@ -176,6 +182,19 @@ def _add_training(parser: argparse.ArgumentParser, name: str) -> None:
             help="precision of the frozen model (default: int8 or int4 if stored so, else that of products)",
         )
     group.add_argument(
+        "--schedule",
+        choices=("cosine", "wsd"),
+        default="cosine",
+        help="fall of the learning rate: along a cosine, or late and straight (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tokens-per-pass",
+        type=read_count,
+        default=4096,
+        metavar="N",
+        help="gradients of a larger batch are summed over several passes (default: %(default)s)",
+    )
+    group.add_argument(
         "--checkpoint-blocks", action="store_true", help="compute blocks twice: less memory, more time"
     )
     group.add_argument("--dry-run", action="store_true", help="say steps, memory and time, and train nothing")
@@ -269,13 +288,14 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(facts))
         return
     for name, value in facts.items():
-        if name == "memory_bytes":
-            name, value = "memory", amount(value)
+        shown = f"{value:,}" if type(value) is int else value
+        if name.endswith("_bytes"):
+            name, shown = name.removesuffix("_bytes"), amount(value)
         elif name == "seconds":
-            name, value = "time", f"{value / 60:,.1f} min"
-        else:
-            value = f"{value:,}"
-        print(f"{name.replace('_', ' ')}: {value}")
+            name, shown = "time", "unknown" if value is None else f"{value / 60:,.1f} min"
+        elif name == "instead":
+            shown = "-" if value is None else " ".join(value)
+        print(f"{name.replace('_', ' ')}: {shown}")
 
 
 def _say(outcome: Outcome, args: argparse.Namespace) -> int:

@@ -152,7 +152,10 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def plot(metrics: Path, picture: Path) -> None:
-    """Training loss and validation bits per byte against tokens, as a PNG; needs matplotlib."""
+    """Training loss and validation against tokens, as a PNG; needs matplotlib.
+
+    Validation: bits per byte of each set, or the metrics on dev of a tuning run.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -163,17 +166,25 @@ def plot(metrics: Path, picture: Path) -> None:
     trained = [line for line in lines if "loss" in line]
     left.plot([line["tokens"] / 1e6 for line in trained], [line["loss"] for line in trained], linewidth=0.7)
     left.set(xlabel="million tokens", ylabel="training loss, nats per token")
-    checked = [line for line in lines if "bits_per_byte" in line]
-    for number, name in enumerate(checked[-1]["bits_per_byte"] if checked else ()):
-        line = [(m["tokens"] / 1e6, m["bits_per_byte"].get(name)) for m in checked]
+    checked = [(line["tokens"] / 1e6, found) for line in lines if (found := _validation(line))]
+    for number, name in enumerate(checked[-1][1] if checked else ()):
+        line = [(tokens, found.get(name)) for tokens, found in checked]
         style = ("-", "--", ":")[number // 10 % 3]  # matplotlib has ten colours
         right.plot(*zip(*line, strict=True), style, marker=".", label=name)
-    right.set(xlabel="million tokens", ylabel="bits per UTF-8 byte")
+    is_pretraining = any("bits_per_byte" in line for line in lines)
+    right.set(xlabel="million tokens", ylabel="bits per UTF-8 byte" if is_pretraining else "on dev")
     if checked:
         figure.legend(fontsize="small", loc="outside right center")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=100)
+
+
+def _validation(line: Mapping[str, Any]) -> Mapping[str, float]:
+    """Bits per byte by set, or metrics on dev by name; empty for a line of a training step."""
+    dev = {name.removeprefix("dev_"): value for name, value in line.items() if name.startswith("dev_")}
+    found: Mapping[str, float] = line.get("bits_per_byte", dev)
+    return found
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ Letters: L layers, E model width, F ff width, V vocabulary, H heads, r rank, P v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kogpt.config import ModelConfig
@@ -17,6 +17,7 @@ from kogpt.quantize import GROUP
 
 METHODS = ("full", "lora", "p-tuning", "prefix")
 MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
+BASES = ("float32", "bfloat16", "int8", "int4")
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
 PROGRAM = {"cpu": 0.45e9, "cuda": 0.8e9}  # Python and torch; a CUDA context with its libraries
 USABLE = 0.94  # of a GPU's memory: the rest is lost between the allocator's blocks
@@ -101,8 +102,8 @@ def weight_bytes(config: ModelConfig, work: Work) -> float:
     return held + (wide * outer + 4 * vectors + 4 * n_trained(config, work)) * share
 
 
-def _activations(config: ModelConfig, work: Work) -> float:
-    """What a pass keeps, and what a block makes beside it.
+def kept_bytes(config: ModelConfig, work: Work) -> float:
+    """What a pass keeps for its backward pass, up to the last norm.
 
     By the order of a block: input of the norm in float32 with mean and deviation; what the products read,
     where weights or factors beside them learn, once for each product under autocast; q, k, v, the result of
@@ -115,13 +116,28 @@ def _activations(config: ModelConfig, work: Work) -> float:
     attention = 4 * c * e + 4 * config.n_heads
     mlp = c * f * (2 if "fc_out" in learns else 1)
     low_rank = c * work.rank * len(learns) if work.method == "lora" else 0
-    layer = 4 * e + 8 + read + attention + mlp + low_rank
-    prefix = 2 * c * e * work.virtual_tokens * work.rows if work.method == "prefix" else 0
-    outer = 12 * e  # embedding, last norm and its result
-    working = 2 * c * f + 2 * 4 * e  # gradients inside a block
-    blocks = config.n_layers * 4 * e + layer if work.checkpointing else config.n_layers * layer
-    n_prefixes = 1 if work.checkpointing else config.n_layers
-    return work.tokens * (blocks + outer + working) + n_prefixes * prefix
+    layer = work.tokens * (4 * e + 8 + read + attention + mlp + low_rank)
+    if work.method == "prefix":
+        layer += 2 * c * e * work.virtual_tokens * work.rows
+        layer += 4 * work.width * (work.virtual_tokens + work.width)  # the mask
+    last = work.tokens * (4 * e + 8)
+    if work.checkpointing:
+        return config.n_layers * work.tokens * 4 * e + last
+    # No gradient reaches the norm of the first block, nor its MLP, if nothing before them learns.
+    is_reached = work.method in ("full", "p-tuning")
+    first = 0 if is_reached else 4 * e + 8 + (0 if "fc_in" in learns else c * f)
+    return config.n_layers * layer - work.tokens * first + last
+
+
+def _activations(config: ModelConfig, work: Work) -> float:
+    """What a pass keeps, and what the block at work makes beside it."""
+    c = FLOAT_BYTES[work.dtype]
+    inside = work.tokens * (
+        2 * c * config.d_ff + 16 * config.d_model
+    )  # gradients, and the last norm's result
+    if work.checkpointing:
+        inside += kept_bytes(config, replace(work, checkpointing=False)) / config.n_layers
+    return kept_bytes(config, work) + inside
 
 
 def _working(config: ModelConfig, work: Work) -> float:
@@ -166,7 +182,7 @@ def _matrices(config: ModelConfig) -> list[tuple[int, int]]:
 
 def ways(work: Work) -> Iterator[Work]:
     """The same work in less and less memory: narrower bases, then blocks computed twice."""
-    bases: Iterable[str] = ("bfloat16", "int8", "int4") if work.method != "full" else ("float32",)
+    bases = BASES[1:] if work.method != "full" else BASES[:1]
     for again in (False, True):
         for base in bases:
             yield replace(work, base_dtype=base, checkpointing=again)
@@ -180,18 +196,23 @@ def first_fit(config: ModelConfig, work: Work, room: float) -> Work | None:
 def options(work: Work) -> list[str]:
     """The options of `kogpt tune` that ask for this work."""
     found = ["--batch", str(work.rows * work.n_passes * work.n_processes), "--length", str(work.width)]
+    found += ["--tokens-per-pass", str(work.rows * work.width)]
     if work.method != "full":
         found += ["--base-dtype", work.base_dtype]
     return found + (["--checkpoint-blocks"] if work.checkpointing else [])
 
 
-def describe(config: ModelConfig, rows: int, width: int) -> Mapping[str, Mapping[str, float]]:
-    """Peak bytes by method and precision of products and base, of rows of `width` tokens in one pass."""
+def command(work: Work, model: str) -> str:
+    """The command that tunes so, but for its data."""
+    launcher = f"torchrun --nproc-per-node {work.n_processes} -m " if work.n_processes > 1 else ""
+    return f"{launcher}kogpt tune {work.method} --model {model} {' '.join(options(work))}"
+
+
+def describe(config: ModelConfig, rows: int, width: int) -> dict[str, dict[str, float]]:
+    """Bytes by method and format of the base: rows of `width` tokens in one pass, products in bfloat16."""
     found: dict[str, dict[str, float]] = {}
     for method in METHODS:
-        bases = ("float32",) if method == "full" else ("float32", "bfloat16", "int8", "int4")
-        found[method] = {
-            base: peak(config, Work(method=method, rows=rows, width=width, dtype="bfloat16", base_dtype=base))
-            for base in bases
-        }
+        work = Work(method=method, rows=rows, width=width, dtype="bfloat16")
+        bases = BASES[:1] if method == "full" else BASES
+        found[method] = {base: peak(config, replace(work, base_dtype=base)) for base in bases}
     return found

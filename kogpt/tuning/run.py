@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import torch
 
 from kogpt import checkpoint, peft
 from kogpt.checkpoint import Checkpoint
-from kogpt.errors import ConfigError
+from kogpt.errors import ConfigError, NotEnoughMemory
 from kogpt.files import atomic_write, lock_folder
-from kogpt.memory import peak_memory
+from kogpt.memory import amount, available_memory
 from kogpt.model import GPTJ
 from kogpt.peft import Origin, SavedAdapter
 from kogpt.tokenizer import Tokenizer
 from kogpt.training import checkpoints
-from kogpt.training.folder import export_model, remember_start, require_training_memory
+from kogpt.training.folder import export_model, remember_start
 from kogpt.training.loop import End, Run
 from kogpt.training.objective import ComputeSettings
 from kogpt.training.optimizers import OptimizerSettings
@@ -45,14 +43,16 @@ from kogpt.tuning.methods import (
     TuningObjective,
     n_trained,
 )
-from kogpt.tuning.rows import Batches, Form, Row, encode, padded
+from kogpt.tuning.plan import Work, first_fit, options, peak
+from kogpt.tuning.rows import Batches, Form, Row, encode
+from kogpt.tuning.samples import sample_answers
 from kogpt.weights import Stored, write_safetensors
 
 # Peak learning rate of AdamW. Full: KoGPT2-subtasks's; soft prompts learn at ten times LoRA's rate
 # (PEFT's comparison of methods).
 RATES = {"full": 5e-5, "lora": 5e-4, "p-tuning": 5e-3, "prefix": 5e-3, "embed": 5e-4}
 ENCODER = "p_tuning_encoder.safetensors"
-WARMUP = 0.1  # share of the steps
+WARMUP, DECAY = 0.1, 0.3  # shares of the steps; the second is wsd's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +77,20 @@ class TuningSettings:
     dtype: str = "auto"
     base_dtype: str = "auto"  # of a frozen model, see kogpt/tuning/frozen.py
     checkpoint_blocks: bool = False
+    schedule: str = "cosine"  # of SHAPES in kogpt/training/schedule.py
+    tokens_per_pass: int = 4096  # a step of more tokens is made of several passes
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "rank", "alpha", "virtual_tokens", "checks", "patience"):
+        for name in (
+            "epochs",
+            "batch",
+            "rank",
+            "alpha",
+            "virtual_tokens",
+            "checks",
+            "patience",
+            "tokens_per_pass",
+        ):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ConfigError(
@@ -94,9 +105,15 @@ class TuningSettings:
         rate = RATES[self.method] if self.rate is None else self.rate
         decay = 0.01 if self.method == "full" else 0.0
         # The texts of a batch of pairs are compared with each other, so they share a pass.
-        tokens = 1 << 30 if self.method == "embed" else 4096
+        tokens = 1 << 30 if self.method == "embed" else self.tokens_per_pass
+        warmup = round(WARMUP * steps)
         return TrainingSettings(
-            schedule=Schedule(steps=steps, warmup_steps=round(WARMUP * steps), shape="cosine"),
+            schedule=Schedule(
+                steps=steps,
+                warmup_steps=warmup,
+                decay_steps=min(steps - warmup, round(DECAY * steps)),
+                shape=self.schedule,
+            ),
             optimizer=OptimizerSettings(name="adamw", adamw_rate=rate, adamw_decay=decay, betas=(0.9, 0.999)),
             # Rows have many lengths, each of which would be compiled.
             compute=ComputeSettings(
@@ -207,7 +224,7 @@ def build(job: Job, processes: Processes) -> TuningObjective:
     settings, stored = job.settings, job.stored
     compute = settings.training(job.batches).compute
     is_full = settings.method == "full"
-    require_training_memory(stored.config, processes, None if is_full else 0)
+    _require_room(job, processes)
     torch.manual_seed(settings.seed)
     model = meta_model(stored.config)
     if not is_full:
@@ -242,48 +259,54 @@ def _objective(model: GPTJ, settings: TuningSettings, compute: ComputeSettings) 
     return TuningObjective(model, compute)
 
 
-def estimate(job: Job, processes: Processes) -> dict[str, Any]:
-    """What a run takes, measured on two batches of it: steps, peak memory in bytes, seconds."""
-    objective = build(job, processes)
-    training = job.settings.training(job.batches)
-    order = range(job.batches.per_epoch)
-    widths = [max(len(row.ids) for row in job.batches.rows_of(step)) for step in order]
-    _gradient(job, objective, int(np.argmax(widths)), processes)
-    middle = int(np.argsort(widths)[len(widths) // 2])
-    seconds = min(_gradient(job, objective, middle, processes) for _ in range(2))
-    begin = time.monotonic()
-    sample = job.dev[:64]
-    measure(objective, sample, processes)
-    checking = (time.monotonic() - begin) * len(job.dev) / len(sample)
-    steps, trained = training.schedule.steps, n_trained(objective)
-    checks = -(-steps // training.loop.validate_every)
-    return {
-        "rows": len(job.train),
-        "dev_rows": len(job.dev),
-        "steps": steps,
-        "trained_weights": trained,
-        "memory_bytes": _peak(processes.device) + 8 * trained,  # AdamW's two moments come on top
-        "seconds": round(steps * seconds + checks * checking, 1),
-    }
-
-
-def _gradient(job: Job, objective: TuningObjective, step: int, processes: Processes) -> float:
-    """Seconds of one forward and backward pass over a batch."""
-    begin = time.monotonic()
-    inputs, targets = (
-        torch.from_numpy(ids).to(processes.device) for ids in padded(job.batches.rows_of(step))
+def work_of(job: Job, processes: Processes) -> Work:
+    """What a step of the longest rows takes, for the planner."""
+    settings, batch = job.settings, job.batches.size // processes.count
+    training = settings.training(job.batches)
+    product = training.compute.dtype_on(processes.device)
+    width = max(len(row.ids) for row in job.train)
+    rows = min(batch, max(1, training.loop.tokens_per_pass // width))
+    is_pair = settings.method == "embed"
+    is_full = settings.method == "full"
+    return Work(
+        method="lora" if is_pair else settings.method,
+        rows=rows * (2 if is_pair else 1),
+        width=width,
+        scored=rows * max(len(row.ids) - row.first for row in job.train),
+        n_passes=-(-batch // rows),
+        dtype=str(product).removeprefix("torch."),
+        base_dtype="float32" if is_full else base_dtype(settings.base_dtype, job.stored, product),
+        checkpointing=settings.checkpoint_blocks,
+        rank=settings.rank,
+        targets=settings.targets,
+        virtual_tokens=settings.virtual_tokens,
+        encoder=settings.encoder,
+        n_processes=processes.count,
     )
-    torch.autograd.backward(objective(inputs, targets))
+
+
+def free_memory(processes: Processes) -> int | None:
+    """Bytes that the device has left; None where the system does not say."""
     if processes.device.type == "cuda":
-        torch.cuda.synchronize(processes.device)
-    return time.monotonic() - begin
+        return int(torch.cuda.mem_get_info(processes.device)[0])
+    return available_memory()
 
 
-def _peak(device: torch.device) -> int:
-    """Bytes that this process held at most: on the GPU, or in memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_memory() or 0
+def _require_room(job: Job, processes: Processes) -> None:
+    """NotEnoughMemory, with options that would do, if a step does not fit."""
+    config, work, free = job.stored.config, work_of(job, processes), free_memory(processes)
+    need = peak(config, work)
+    if free is None or need <= free:
+        return
+    way = first_fit(config, work, free)
+    remedy = "a smaller model, or more GPUs under torchrun" if way is None else " ".join(options(way))
+    instead = "더 작은 모델이나 torchrun으로 더 많은 GPU" if way is None else " ".join(options(way))
+    raise NotEnoughMemory(
+        f"not enough memory: {job.settings.method} of this model needs {amount(int(need))}, "
+        f"{amount(free)} is free: use {remedy}",
+        f"메모리가 부족합니다: {amount(int(need))}가 필요하지만 {amount(free)}만 남아 있습니다. "
+        f"다음을 쓰세요: {instead}",
+    )
 
 
 def _require_shares(job: Job, processes: Processes) -> None:
@@ -336,9 +359,14 @@ def _facts(job: Job) -> dict[str, str]:
 
 
 def _validate(job: Job, run: Run, best: Best | None) -> Verdict:
-    """Dev loss decides; accuracy is told."""
-    assert isinstance(run.objective, TuningObjective)
-    found = {f"dev_{name}": value for name, value in measure(run.objective, job.dev, run.processes).items()}
+    """Dev loss decides; accuracy and a few answers are told."""
+    objective = run.objective
+    assert isinstance(objective, TuningObjective)
+    found: dict[str, Any] = {
+        f"dev_{name}": value for name, value in measure(objective, job.dev, run.processes).items()
+    }
+    if samples := sample_answers(objective, job.dev, job.tokenizer, run.processes):
+        found["samples"] = samples
     return judge(found, "dev_loss", best, job.settings.patience, lower_is_better=True)
 
 

@@ -77,7 +77,7 @@ def step(name: str) -> None:
         checkpoint_blocks=work.checkpointing,
     )
     ids = np.random.default_rng(0).integers(2, config.n_vocab, work.width + 1)
-    rows = [Row(ids, 1, (), None, "")] * settings.batch
+    rows = [Row(ids, 1, (), None, "", 0)] * settings.batch
     batches = Batches(rows, settings.batch, 0)
     stored = constant(config, work.base_dtype)
     empty: list[Row] = []

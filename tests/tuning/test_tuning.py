@@ -18,7 +18,7 @@ from kogpt.adapter import KeyValuePrefix, Lora, SoftPrompt, merged
 from kogpt.cli import main
 from kogpt.cli.tune import NAMED
 from kogpt.data_files import Table
-from kogpt.errors import ConfigError, InputError
+from kogpt.errors import ConfigError, InputError, NotEnoughMemory
 from kogpt.generation import KoGPT
 from kogpt.model import GPTJ
 from kogpt.training import checkpoints
@@ -331,7 +331,7 @@ def test_a_separable_task_is_learnt_and_the_result_is_read_back(
     assert again["loss"] == pytest.approx(outcome.metrics["dev"]["loss"], rel=2e-3)
 
 
-@pytest.mark.parametrize("method", ["lora", "p-tuning"])
+@pytest.mark.parametrize("method", ["full", "lora", "p-tuning", "prefix"])
 def test_a_stopped_run_goes_on_with_the_same_bits(
     method: str, job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None
 ) -> None:
@@ -349,11 +349,67 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     monkeypatch.undo()
     assert stopped.end is End.STOPPED and not stopped.result.exists()
     resumed = tune(anew, tmp_path / "parts", Processes())
-    for name in (peft.WEIGHTS, peft.OWN):
+    for name in ("model.safetensors",) if method == "full" else (peft.WEIGHTS, peft.OWN):
         assert (resumed.result / name).read_bytes() == (whole.result / name).read_bytes()
     assert resumed.metrics == whole.metrics
     with pytest.raises(ConfigError, match="rate"):
         tune(replace(made, settings=replace(made.settings, rate=1.0)), tmp_path / "parts", Processes())
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "p-tuning", "prefix"])
+def test_a_killed_run_goes_on_from_its_checkpoint_with_the_same_bits(
+    method: str, job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None
+) -> None:
+    """Nothing is saved at the kill: what came after the last checkpoint is done again."""
+    made = job(method, epochs=2, checks=2, patience=100)
+    whole = tune(made, tmp_path / "whole", Processes())
+    update = Run.update
+
+    def die_at_ten(self: Run, batch: Any) -> dict[str, Any]:
+        if self.step == 10:
+            self.checkpoints.finish()
+            raise SystemExit
+        return update(self, batch)
+
+    monkeypatch.setattr(Run, "update", die_at_ten)
+    with pytest.raises(SystemExit):
+        tune(made, tmp_path / "parts", Processes())
+    monkeypatch.undo()
+    last = checkpoints.latest(tmp_path / "parts")
+    assert last is not None and last.name < "step_00000010"
+    resumed = tune(job(method, epochs=2, checks=2, patience=100), tmp_path / "parts", Processes())
+    for path in whole.result.iterdir():
+        assert (resumed.result / path.name).read_bytes() == path.read_bytes(), path.name
+    assert resumed.metrics == whole.metrics
+
+
+def test_passes_of_any_size_learn_alike(job: Callable[..., Job], tmp_path: Path, no_fsync: None) -> None:
+    """Gradients of one pass, of several, and of blocks that are computed twice."""
+    found = [
+        tune(job("lora", epochs=1, checks=1, **changes), tmp_path / str(number), Processes())
+        for number, changes in enumerate(({}, {"tokens_per_pass": 64}, {"checkpoint_blocks": True}))
+    ]
+    for outcome in found[1:]:
+        assert outcome.metrics["dev"]["loss"] == pytest.approx(found[0].metrics["dev"]["loss"], rel=1e-4)
+
+
+def test_a_run_tells_what_the_model_answers(job: Callable[..., Job], tmp_path: Path, no_fsync: None) -> None:
+    made = job("lora", epochs=12, rate=3e-3, checks=1, patience=100)
+    tune(made, tmp_path / "run", Processes())
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    samples = [line["samples"] for line in lines if "samples" in line]
+    example = made.data.dev[0]
+    assert samples[-1][0]["prompt"].endswith(example.prompt) and samples[-1][0]["wanted"] in example.answer
+    assert [sample["answer"] for sample in samples[-1]] == [sample["wanted"] for sample in samples[-1]]
+
+
+def test_a_model_that_does_not_fit_is_refused_with_options_that_do(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job("lora", batch=16)
+    monkeypatch.setattr(tuning, "free_memory", lambda processes: 4_000_000)
+    with pytest.raises(NotEnoughMemory, match=r"use --batch 16 .*--base-dtype"):
+        build(made, Processes())
 
 
 def test_tuning_stops_early_and_keeps_the_best(
@@ -392,11 +448,13 @@ def test_the_command_dry_runs_tunes_and_refuses(
     out = tmp_path / "run"
     assert main(["tune", "lora", *common, "--out", str(out), "--dry-run"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["steps"] == 4 and plan["memory_bytes"] > 0 and not out.exists()
+    assert plan["steps"] == 4 and plan["memory_bytes"] > 0 and plan["fits"] and plan["seconds"] > 0
+    assert not out.exists()
     assert main(["tune", "lora", *common, "--out", str(out)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["end"] == "done" and set(found["dev"]) >= {"loss", "accuracy", "macro_f1"}
     assert found["trained_weights"] == plan["trained_weights"]
+    assert (out / "metrics.png").stat().st_size > 1000
     assert main(["tune", "lora", "--out", str(out)]) == 2
     assert main(["tune", "lora", *common, "--out", str(out), "--targets", "wte"]) == 2
     assert main(["tune", "lora", *common, "--out", str(out), "--labels", "0"]) == 2

@@ -1,0 +1,125 @@
+"""The planner against real objectives: weights, what learns, what a pass keeps; the table of the pages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kogpt.cli import main
+from kogpt.config import SHAPES, ModelConfig
+from kogpt.training.objective import ComputeSettings
+from kogpt.training.processes import Processes
+from kogpt.training.start import meta_model
+from kogpt.tuning import plan, run
+from kogpt.tuning.frozen import freeze
+from kogpt.tuning.methods import TuningObjective, n_trained
+from kogpt.tuning.plan import Work, command, first_fit, peak
+from kogpt.tuning.run import TuningSettings
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "runs"))
+import tuning_memory  # noqa: E402
+
+SMALL = ModelConfig(n_layers=3, n_heads=4, d_model=128, d_ff=480, n_vocab=640, n_ctx=256, rotary_dim=8)
+WAYS = [
+    Work(method="full", rows=4, width=96),
+    Work(method="full", rows=4, width=96, checkpointing=True),
+    Work(method="lora", rows=4, width=96),
+    Work(method="lora", rows=4, width=96, base_dtype="int4", rank=4, targets=("q_proj", "fc_out")),
+    Work(method="lora", rows=4, width=96, base_dtype="bfloat16", dtype="bfloat16"),
+    Work(method="p-tuning", rows=4, width=96, base_dtype="int8", encoder="lstm"),
+    Work(method="p-tuning", rows=4, width=96, encoder="none"),
+    Work(method="prefix", rows=4, width=96, virtual_tokens=30),
+]
+
+
+def objective(work: Work, config: ModelConfig = SMALL) -> TuningObjective:
+    """What `kogpt tune` would build, with weights of zeros and ones."""
+    settings = TuningSettings(
+        method=work.method,
+        rank=work.rank,
+        targets=work.targets,
+        virtual_tokens=work.virtual_tokens,
+        encoder=work.encoder,
+    )
+    model = meta_model(config)
+    if work.method != "full":
+        freeze(model, work.base_dtype)
+    compute = ComputeSettings(dtype=work.dtype, compile="nothing", checkpoint_blocks=work.checkpointing)
+    made = run._objective(model, settings, compute)
+    Processes().distribute(made, made.blocks())
+    with torch.no_grad():
+        for tensor in (*made.model.parameters(), *made.model.buffers()):
+            tensor.fill_(1)
+    return made
+
+
+def held_bytes(made: TuningObjective) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in (*made.parameters(), *made.buffers()))
+
+
+@pytest.mark.parametrize("work", WAYS)
+def test_weights_are_counted(work: Work) -> None:
+    made = objective(work)
+    assert plan.n_trained(SMALL, work) == n_trained(made)
+    assert plan.weight_bytes(SMALL, work) == pytest.approx(held_bytes(made), rel=0.02)  # scales of int8
+
+
+@pytest.mark.parametrize("work", WAYS)
+def test_what_a_pass_keeps_is_counted(work: Work) -> None:
+    """Against the tensors that torch keeps, each storage once; weights apart."""
+    made = objective(work)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*made.parameters(), *made.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    held: list[torch.Tensor] = []  # so that no address is used twice
+    ids = torch.randint(2, 600, (work.rows, work.width))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (held.append(t), keep(t))[1], lambda t: t):
+        hidden = made.hidden(made.embedded(ids), made.forward_pass(ids))
+    found, planned = sum(kept.values()), plan.kept_bytes(SMALL, work)
+    if work.method == "full" and work.dtype == "bfloat16":
+        planned += 2 * SMALL.n_parameters
+    assert hidden.requires_grad
+    assert planned == pytest.approx(found, rel=0.1), (planned, found)
+
+
+def test_the_pages_have_the_table_of_the_planner() -> None:
+    for locale, page in tuning_memory.PAGES.items():
+        found = tuning_memory.TABLE.search(page.read_text(encoding="utf-8"))
+        assert found is not None and found.group() == tuning_memory.table(locale), (
+            "runs/tuning_memory.py --docs"
+        )
+
+
+def test_less_room_asks_for_narrower_bases_then_for_blocks_twice() -> None:
+    work = Work(method="lora", rows=8, width=512, dtype="bfloat16")
+    found = [first_fit(SHAPES["kogpt-6b"], work, room) for room in (40e9, 27e9, 12e9, 10e9, 1e9)]
+    assert [way and (way.base_dtype, way.checkpointing) for way in found] == [
+        ("bfloat16", False),
+        ("int8", False),
+        ("int8", True),
+        ("int4", True),
+        None,
+    ]
+    assert found[2] is not None
+    assert peak(SHAPES["kogpt-6b"], found[2]) < 12e9
+    assert command(found[2], "x").endswith("--base-dtype int8 --checkpoint-blocks")
+
+
+def test_info_tells_what_tuning_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "kogpt-6b", "--tune", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["tune"]
+    assert set(found) == {"full", "lora", "p-tuning", "prefix"}
+    assert found["full"]["float32"] > 16 * 6.1e9 and found["lora"]["int4"] < found["lora"]["int8"] < 25e9
+    assert main(["info", "kogpt-6b", "--tune"]) == 0
+    assert "p-tuning" in capsys.readouterr().out
