@@ -81,6 +81,7 @@ class Origin:
     task: str | None = None
     labels: tuple[str, ...] = ()
     template: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)  # how it was tuned; JSON
 
     @classmethod
     def of(
@@ -398,12 +399,14 @@ def _read_own(folder: Path) -> tuple[Origin, str | None]:
         )
     texts = [document.get(name) for name in ("tokenizer", "task", "template")]
     model, labels, digest = document.get("model"), document.get("labels"), document.get("sha256")
+    settings = document.get("settings", {})
     sound = all(value is None or type(value) is str for value in texts) and type(digest) is str
+    sound = sound and type(settings) is dict
     if not sound or not _are_texts(labels) or not (model is None or (_are_texts(model) and len(model) == 2)):
-        raise damaged(path, "model, tokenizer, task, labels, template or sha256 is not what KoGPT writes")
+        raise damaged(path, "model, tokenizer, task, labels, template, settings or sha256 is not KoGPT's")
     tokenizer, task, template = texts
     return Origin(
-        None if model is None else (model[0], model[1]), tokenizer, task, tuple(labels), template
+        None if model is None else (model[0], model[1]), tokenizer, task, tuple(labels), template, settings
     ), digest
 
 

@@ -76,7 +76,9 @@ def main() -> None:
         return
     for locale, page in PAGES.items():
         text = page.read_text(encoding="utf-8")
-        page.write_text(TABLE.sub(lambda _, name=locale: table(name), text), encoding="utf-8")
+        found = TABLE.search(text)
+        assert found is not None, page
+        page.write_text(text[: found.start()] + table(locale) + text[found.end() :], encoding="utf-8")
 
 
 if __name__ == "__main__":

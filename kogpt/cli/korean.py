@@ -305,7 +305,6 @@ HELP = {
     "a folder, a hub name, kogpt-mini, or a shape: kogpt-6b, kogpt-1b (default: %(default)s)": (
         "폴더, 허브 이름, kogpt-mini, 또는 크기 이름: kogpt-6b, kogpt-1b (기본값: %(default)s)"
     ),
-    "print one JSON object": "JSON 객체 하나를 출력합니다",
     "say what tuning needs too: memory of each method and precision": (
         "튜닝에 필요한 메모리도 방법과 정밀도별로 알립니다"
     ),

@@ -132,9 +132,8 @@ def kept_bytes(config: ModelConfig, work: Work) -> float:
 def _activations(config: ModelConfig, work: Work) -> float:
     """What a pass keeps, and what the block at work makes beside it."""
     c = FLOAT_BYTES[work.dtype]
-    inside = work.tokens * (
-        2 * c * config.d_ff + 16 * config.d_model
-    )  # gradients, and the last norm's result
+    # Gradients of the widest step, and the last norm's result with its gradient.
+    inside: float = work.tokens * (2 * c * config.d_ff + 16 * config.d_model)
     if work.checkpointing:
         inside += kept_bytes(config, replace(work, checkpointing=False)) / config.n_layers
     return kept_bytes(config, work) + inside

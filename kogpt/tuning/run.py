@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +14,7 @@ import torch
 from kogpt import checkpoint, peft
 from kogpt.checkpoint import Checkpoint
 from kogpt.errors import ConfigError, NotEnoughMemory
-from kogpt.files import atomic_write, lock_folder
+from kogpt.files import atomic_write, explain_disk_errors, lock_folder
 from kogpt.memory import amount, available_memory
 from kogpt.model import GPTJ
 from kogpt.peft import Origin, SavedAdapter
@@ -214,6 +214,7 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
             export_model(path, job.stored.config, job.stored.folder, result)
         else:
             origin = Origin.of(job.stored, job.task, job.data.wording.labels, job.data.wording.template)
+            origin = replace(origin, settings=_recorded(job))
             _write(job, SavedAdapter(adapter, head, origin), encoder, result)
     processes.wait()
     return Outcome(end, metrics, n_trained(objective), result)
@@ -377,6 +378,12 @@ def _final(job: Job, objective: TuningObjective, processes: Processes) -> dict[s
     return {name: measure(objective, rows, processes, interval=True) for name, rows in splits.items()}
 
 
+def _recorded(job: Job) -> dict[str, Any]:
+    """The settings for kogpt_adapter.json, with what "the method's" rate is."""
+    rate = job.settings.training(job.batches).optimizer.adamw_rate
+    return {**asdict(job.settings), "rate": rate, "targets": list(job.settings.targets)}
+
+
 def _starting_text(job: Job) -> list[int]:
     """Ids of the first training rows, one after the other, as many as there are virtual tokens."""
     n = job.settings.virtual_tokens
@@ -385,10 +392,11 @@ def _starting_text(job: Job) -> list[int]:
 
 
 def _write(job: Job, saved: SavedAdapter, encoder: Mapping[str, torch.Tensor], result: Path) -> None:
-    """The adapter as a folder, and its encoder beside it."""
-    peft.save(result, saved, job.stored.config, job.base)
+    """The adapter as a folder; its encoder first, for without the adapter the folder is none."""
     state = {name: tensor.cpu().numpy() for name, tensor in encoder.items()}
     if state:
+        result.mkdir(parents=True, exist_ok=True)
         parts = {name: ("float32", array.shape) for name, array in state.items()}
-        with atomic_write(result / ENCODER) as file:
+        with explain_disk_errors(result), atomic_write(result / ENCODER) as file:
             write_safetensors(file, parts, ((name, Stored("float32", a)) for name, a in state.items()))
+    peft.save(result, saved, job.stored.config, job.base)

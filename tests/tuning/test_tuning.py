@@ -318,6 +318,8 @@ def test_a_separable_task_is_learnt_and_the_result_is_read_back(
     else:
         saved = peft.load(outcome.result, made.stored)
         assert isinstance(saved.adapter, kind)
+        settings = saved.origin.settings
+        assert (settings["method"], settings["rate"], settings["batch"]) == (method, rate, 16)
         assert saved.origin.task == "toy" and saved.origin.labels == (" 부정", " 긍정")
         assert (outcome.result / tuning.ENCODER).exists() == (method == "p-tuning")
         if not isinstance(saved.adapter, Lora):
