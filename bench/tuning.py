@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    data = read_data(Files(train=args.data, skip_bad=True), Wording("{text}\n감정:", WORDS))
+    data = read_data(Files(train=args.data), Wording("{text}\n감정:", WORDS))
     settings = TuningSettings(method=args.method, batch=args.batch, dtype="float32", truncate=True)
     job = prepare(settings, "kogpt-mini", data, None)
     with tempfile.TemporaryDirectory() as folder:

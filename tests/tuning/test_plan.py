@@ -80,11 +80,12 @@ def test_what_a_pass_keeps_is_counted(work: Work) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)
         return tensor
 
     held: list[torch.Tensor] = []  # so that no address is used twice
     ids = torch.randint(2, 600, (work.rows, work.width))
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (held.append(t), keep(t))[1], lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = made.hidden(made.embedded(ids), made.forward_pass(ids))
     found, planned = sum(kept.values()), plan.kept_bytes(SMALL, work)
     if work.method == "full" and work.dtype == "bfloat16":

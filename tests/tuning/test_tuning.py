@@ -29,6 +29,7 @@ from kogpt.tuning import run as tuning
 from kogpt.tuning.data import Choice, Example, Files, Wording, read_data, read_task
 from kogpt.tuning.measure import label_scores, measure
 from kogpt.tuning.methods import ContrastObjective, TuningObjective, n_trained
+from kogpt.tuning.plan import peak
 from kogpt.tuning.rows import Batches, Row
 from kogpt.tuning.run import Job, TuningSettings, build, prepare, tune
 from kogpt.tuning.tasks import TASKS
@@ -387,9 +388,10 @@ def test_a_killed_run_goes_on_from_its_checkpoint_with_the_same_bits(
 
 def test_passes_of_any_size_learn_alike(job: Callable[..., Job], tmp_path: Path, no_fsync: None) -> None:
     """Gradients of one pass, of several, and of blocks that are computed twice."""
+    ways: list[dict[str, Any]] = [{}, {"tokens_per_pass": 64}, {"checkpoint_blocks": True}]
     found = [
-        tune(job("lora", epochs=1, checks=1, **changes), tmp_path / str(number), Processes())
-        for number, changes in enumerate(({}, {"tokens_per_pass": 64}, {"checkpoint_blocks": True}))
+        tune(job("lora", epochs=1, checks=1, **way), tmp_path / str(number), Processes())
+        for number, way in enumerate(ways)
     ]
     for outcome in found[1:]:
         assert outcome.metrics["dev"]["loss"] == pytest.approx(found[0].metrics["dev"]["loss"], rel=1e-4)
@@ -409,7 +411,8 @@ def test_a_model_that_does_not_fit_is_refused_with_options_that_do(
     job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = job("lora", batch=16)
-    monkeypatch.setattr(tuning, "free_memory", lambda processes: 4_000_000)
+    free = int(0.9 * peak(made.stored.config, tuning.work_of(made, Processes())))
+    monkeypatch.setattr(tuning, "free_memory", lambda processes: free)
     with pytest.raises(NotEnoughMemory, match=r"use --batch 16 .*--base-dtype"):
         build(made, Processes())
 
