@@ -28,7 +28,7 @@ PROBE_KEY = b"probe"  # shorter than a digest
 PROBE = "세종대왕은 1443년에 훈민정음을 만들었다."
 SAME = 0.995  # cosine of the probe's vectors; another precision of one model stays above it
 EMBEDDED_AT_ONCE = 64
-VECTOR_WEIGHT = 0.0  # of a cosine, in standard deviations of the candidates, beside the score of words
+VECTOR_WEIGHT = 0.3  # of a cosine, in standard deviations of the candidates, beside the score of words
 
 
 @dataclass(frozen=True, slots=True, eq=False)
