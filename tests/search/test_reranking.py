@@ -94,10 +94,10 @@ def test_vectors_are_made_once_and_go_on_after_an_interruption(
 
 def test_vectors_of_another_model_or_none_are_refused(tmp_path: Path) -> None:
     Index.add(tmp_path, [Document("a", b"", [Passage("가나다", 1)])])
-    other = Embedder(as_model(Model(letters="세종대왕")))
+    other = Embedder(as_model(Model(letters="세종가나")))
     with Index.open(tmp_path) as index, pytest.raises(InputError, match="no vectors"):
         index.query("가나다", embedder=other)
-    with VectorStore.writing(tmp_path, Embedder(as_model(Model(letters="훈민정음")))):
+    with VectorStore.writing(tmp_path, Embedder(as_model(Model(letters="가나세종")))):
         pass
     with Index.open(tmp_path) as index, pytest.raises(InputError, match="another model"):
         index.query("가나다", embedder=other)
