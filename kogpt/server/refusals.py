@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kogpt.errors import KoGPTError, NotEnoughMemory
+from kogpt.errors import KoGPTError, NotEnoughMemory, SamplingError
 
 SHOWN = 200  # characters of the input that an answer may repeat
 
@@ -61,6 +61,8 @@ def refusal(error: KoGPTError, param: str | None = None) -> Refused:
 
 def failure(error: BaseException) -> Refused:
     """An answer that could not be finished; nothing of the inside is shown but our own messages."""
+    if isinstance(error, SamplingError):  # the client's grammar became too complex while it was followed
+        return Refused(str(error), status=400, code="grammar")
     if isinstance(error, KoGPTError):
         return Refused(str(error), status=500, code="failed")
     return Refused("the answer failed; the server's log says why", status=500, code="failed")

@@ -18,6 +18,8 @@ from serving import Running, serving
 from kogpt import KoGPT, checkpoint, peft
 from kogpt.adapter import Adapter, Lora, LowRank, SoftPrompt
 from kogpt.classification import WITHOUT_CONTENT
+from kogpt.errors import SamplingError
+from kogpt.grammar import Guide
 from kogpt.server import decisions
 from kogpt.server.access import Access
 from kogpt.server.ranking import QUESTION
@@ -313,6 +315,19 @@ def test_grammars_that_cannot_be_followed_are_refused(
     server: Running, field: dict[str, Any], param: str
 ) -> None:
     assert refused(server, "/v1/completions", {"prompt": "가"} | field)["param"] == param
+
+
+def test_a_grammar_that_becomes_too_complex_is_the_clients_mistake(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Guide, token: int) -> None:
+        raise SamplingError("too complex", "너무 복잡합니다")
+
+    monkeypatch.setattr(Guide, "accept", broken)
+    body = {"prompt": "가", "regex": "[가나]{3}"}
+    assert refused(server, "/v1/completions", body)["code"] == "grammar"
+    stream = httpx.post(server.url + "/v1/completions", json=body | {"stream": True}, timeout=60)
+    assert '"code": "grammar"' in stream.text and "[DONE]" not in stream.text
 
 
 # Chat templates
