@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import kogpt
 from kogpt.classification import Wording
-
-ADAPTERS = Path(kogpt.__file__).with_name("adapters")
+from kogpt.hub import ADAPTERS, adapter_names
 
 NAMED: Mapping[str, Wording] = {
     "sentiment": Wording(
@@ -55,5 +53,4 @@ NAMED: Mapping[str, Wording] = {
 
 def adapter_folder(name: str) -> Path | None:
     """The folder of the adapter of this name that is shipped for kogpt-mini, where there is one."""
-    folder = ADAPTERS / name
-    return folder if (folder / "adapter_config.json").exists() else None
+    return ADAPTERS / name if name in adapter_names() else None

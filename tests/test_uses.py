@@ -1,0 +1,62 @@
+"""The uses as their pages and notebooks show them: the seven official examples, every cell of examples/."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from kogpt import KoGPT
+
+ROOT = Path(__file__).parents[1]
+with mock.patch.object(sys, "path", [str(ROOT / "runs"), *sys.path]):
+    from uses import OFFICIAL, run_official
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def mini() -> KoGPT:
+    return KoGPT.from_pretrained(device="cpu")
+
+
+def test_the_official_examples_run(mini: KoGPT) -> None:
+    found = list(run_official(mini))
+    assert len(found) == 7
+    for example, result in found:
+        assert result.finish_reason in ("stop", "length")
+        assert result.completion_tokens <= example.settings["max_tokens"]
+
+
+@pytest.mark.parametrize("page", ["docs/uses.md", "docs/ko/uses.md"])
+def test_the_pages_show_them(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for example in OFFICIAL:
+        assert example.prompt.splitlines()[-1] in text
+        assert f"max_tokens {example.settings['max_tokens']}" in text
+    assert text.count("→") == 7 and "<!--" not in text
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: str(path.stem))
+def test_every_cell_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(notebook.parent)
+    document = json.loads(notebook.read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    cells = ["".join(cell["source"]) for cell in document["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    for cell in cells:
+        exec(compile(cell, str(notebook), "exec"), names)
+
+
+def test_there_is_a_notebook_for_each_use() -> None:
+    assert [path.stem for path in NOTEBOOKS] == [
+        "ask",
+        "classify",
+        "filter",
+        "generate",
+        "search",
+        "summarize",
+    ]
