@@ -1,32 +1,69 @@
-"""Quality against size: bits per byte of held-out text for every format that `kogpt export` writes.
+"""Quality against size: what every format that `kogpt export` writes loses against float32.
 
     python bench/quality.py --calibration TRAIN.jsonl.zst ... --score VALID.jsonl.zst ...
 
-Every format is exported to a folder of its own and scored from there by the native runner; int4 without and
-with the calibration texts. float32 is the yardstick. Calibration text must not be text that is scored:
-that no document is in both is checked.
+Bits per byte of held-out text; KL divergence from float32 in nats a token, and the share of positions with
+the same first choice, over windows of 256 tokens. Every format is exported to a folder and run from
+there by the native runner; int4 without and with the calibration texts. GGUF files run here with their
+weights unpacked to float32: llama.cpp rounds the activations of quantised files too and loses a little more.
+--quantize names llama.cpp's llama-quantize, whose Q4_0 and Q8_0 (--pure) are measured too.
+Calibration text must not be text that is scored: that no document is in both is checked.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kogpt import checkpoint
+from kogpt.checkpoint import Checkpoint
 from kogpt.engine import Engine
 from kogpt.evaluation.evaluate import EvaluatedModel
 from kogpt.evaluation.perplexity import measure, read_texts
 from kogpt.export.folder import export
+from kogpt.export.phi import export_gguf
 from kogpt.generation import KoGPT
 from kogpt.placement import Placement, load_runner
+from kogpt.runner import Chunk, Runner
 from kogpt.tokenizer import Tokenizer
 
-ROWS = ("float32", "bfloat16", "int8", "int4", "int4, calibrated")
+ROWS = ("float32", "bfloat16", "int8", "int4", "int4, calibrated", "GGUF F16", "GGUF Q8_0", "GGUF Q4_0")
+BY_LLAMA = ("llama-quantize Q8_0", "llama-quantize Q4_0")
+WINDOW = 256  # tokens
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What every format is measured on."""
+
+    model: str
+    source: Checkpoint
+    calibration: str
+    scored: dict[Path, list[str]]
+    windows: list[NDArray[np.int64]]
+    quantize: Path | None  # llama-quantize
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One row of the table."""
+
+    n_bytes: int
+    bits: list[float]  # bits per byte of each file
+    logits: list[Logits]  # of each window
 
 
 def start_of(path: Path, n_bytes: int) -> list[str]:
@@ -50,6 +87,10 @@ def main() -> None:
     parser.add_argument(
         "--kilobytes", type=int, default=100, help="scored of each file (default: %(default)s)"
     )
+    parser.add_argument(
+        "--windows", type=int, default=16, help="of 256 tokens of each file (default: %(default)s)"
+    )
+    parser.add_argument("--quantize", type=Path, metavar="PATH", help="llama.cpp's llama-quantize")
     args = parser.parse_args()
     scored = {path: start_of(path, 1000 * args.kilobytes) for path in args.score}
     calibration = [
@@ -60,31 +101,91 @@ def main() -> None:
     )
     source = checkpoint.load(args.model)
     tokenizer = Tokenizer.from_file(source.folder / "tokenizer.json")
-    print(
-        "| format | MB | "
-        + " | ".join(path.name.split(".")[0] for path in scored)
-        + " | mean | against float32 |"
-    )
-    print("|---|---:|" + "---:|" * (len(scored) + 2))
-    yardstick = 0.0
-    for row in ROWS:
-        dtype = row.split(",")[0]
+    windows = [window for texts in scored.values() for window in cut(tokenizer, texts, args.windows)]
+    task = Task(args.model, source, "\n".join(calibration), scored, windows, args.quantize)
+    names = " | ".join(path.name.split(".")[0] for path in scored)
+    print(f"| format | MB | {names} | mean | against float32 | KL | equal first choices |")
+    print("|---|---:|" + "---:|" * (len(scored) + 4))
+    yardstick: Measured | None = None
+    for row in (*ROWS, *(BY_LLAMA if args.quantize else ())):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "model"
-            export(source, dtype, folder, "\n".join(calibration) if dtype != row else None)
-            stored = checkpoint.load(folder)
-            runner = load_runner(stored, Placement("cpu", dtype))
-            measured = EvaluatedModel(args.model, KoGPT(tokenizer, Engine(runner)), {})
-            values = []
-            for path, texts in scored.items():
-                sample = Path(scratch) / f"{path.name.split('.')[0]}.jsonl"
-                sample.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
-                values.append(measure(measured, sample).bits_per_byte)
-            mean = sum(values) / len(values)
-            yardstick = yardstick or mean
-            size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
-        cells = " | ".join(f"{value:.4f}" for value in (*values, mean))
-        print(f"| {row} | {size:.1f} | {cells} | {100 * (mean / yardstick - 1):+.3f} % |", flush=True)
+            found = measure_format(row, task, Path(scratch))
+        yardstick = yardstick or found
+        print(line(row, found, yardstick), flush=True)
+
+
+def cut(tokenizer: Tokenizer, texts: Sequence[str], n_windows: int) -> Iterator[NDArray[np.int64]]:
+    """The first windows of some texts, which begin after [EOS] as documents do."""
+    ids: list[int] = []
+    for text in texts:
+        ids += [*tokenizer.document_start, *tokenizer.encode(text)]
+    for start in range(0, min(len(ids) - WINDOW, n_windows * WINDOW), WINDOW):
+        yield np.array(ids[start : start + WINDOW])
+
+
+def measure_format(row: str, task: Task, scratch: Path) -> Measured:
+    """Export, load and run one format."""
+    folder = scratch / "model"
+    kind, _, name = row.partition(" ")
+    dtype = row.split(",")[0] if row in ROWS[:5] else "float32"
+    if row in ROWS[:5]:
+        export(task.source, dtype, folder, task.calibration if dtype != row else None)
+    else:
+        export_gguf(task.source, name if kind == "GGUF" else "F16", folder)
+    if row in BY_LLAMA:
+        quantize(task, folder, name)
+    n_bytes = sum(
+        path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf")
+    )
+    stored = checkpoint.load(folder)
+    runner = load_runner(stored, Placement("cpu", dtype))
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    evaluated = EvaluatedModel(task.model, KoGPT(tokenizer, Engine(runner)), {})
+    bits = []
+    for path, texts in task.scored.items():
+        sample = scratch / f"{path.name.split('.')[0]}.jsonl"
+        sample.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+        bits.append(measure(evaluated, sample).bits_per_byte)
+    return Measured(n_bytes, bits, [logits(runner, window) for window in task.windows])
+
+
+def quantize(task: Task, folder: Path, kind: str) -> None:
+    """Replace the F16 file of a folder by what llama-quantize makes of it."""
+    assert task.quantize is not None
+    own = folder / "model.F16.gguf"
+    command = [str(task.quantize), "--pure", str(own), str(folder / f"model.{kind}.gguf"), kind]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    own.unlink()
+    (folder / "kogpt.manifest.json").unlink()
+
+
+def logits(runner: Runner, window: NDArray[np.int64]) -> Logits:
+    """(T, V) logits of one window."""
+    row = runner.open()
+    try:
+        return np.asarray(runner.forward([Chunk(row, window, len(window))])[0], np.float32)
+    finally:
+        runner.close(row)
+
+
+def line(row: str, found: Measured, yardstick: Measured) -> str:
+    """One row of the table."""
+    mean, reference = np.mean(found.bits), np.mean(yardstick.bits)
+    pairs = list(zip(yardstick.logits, found.logits, strict=True))
+    kl = np.mean([divergence(expected, logits) for expected, logits in pairs])
+    equal = np.mean([(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs])
+    cells = " | ".join(f"{value:.4f}" for value in (*found.bits, mean))
+    share = f"{100 * (mean / reference - 1):+.3f} % | {kl:.5f} | {100 * equal:.1f} %"
+    return f"| {row} | {found.n_bytes / 1e6:.1f} | {cells} | {share} |"
+
+
+def divergence(expected: Logits, found: Logits) -> float:
+    """Mean over the positions of KL(expected || found), in nats."""
+    p, q = (
+        x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+        for x in (expected.astype(np.float64), found.astype(np.float64))
+    )
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 if __name__ == "__main__":
