@@ -88,14 +88,15 @@ class Judgement:
     profanity: float
     insult: float
     profane: bool  # whether the first passes its threshold
+    insulting: bool  # whether the second does
 
 
 def judge(text: str) -> Judgement:
     """What the n-gram classifier and the words of the list say together of a text as a whole."""
     classifier = _classifier()
     shares = classifier.probabilities(text, len(find_profanity(text)))
-    profane = bool(shares[0] > classifier.thresholds[0])
-    return Judgement(float(shares[0]), float(shares[1]), profane)
+    profane, insulting = map(bool, shares > classifier.thresholds)
+    return Judgement(float(shares[0]), float(shares[1]), profane, insulting)
 
 
 @cache
