@@ -186,11 +186,12 @@ def measure_speed(args: argparse.Namespace) -> None:
         calibrated=False,
     )
     rates: dict[str, list[float]] = {"kogpt": [], "transformers": []}
+    sides: dict[str, Callable[[], list[str]]] = {
+        "kogpt": lambda: [x.label for x in model.classify(texts, plain)],
+        "transformers": lambda: loop(texts[:16]),
+    }
     for _ in range(3):
-        for name, run in (
-            ("kogpt", lambda: [x.label for x in model.classify(texts, plain)]),
-            ("transformers", lambda: loop(texts[:16])),
-        ):
+        for name, run in sides.items():
             started = time.perf_counter()
             answers = run()
             rates[name].append(len(answers) / (time.perf_counter() - started))

@@ -117,7 +117,7 @@ FOLDERS: dict[str, set[str]] = {
     "tuning": {"training"},
     "pretraining": {"training"},
     "tasks": {"search"},
-    "server": {"search"},
+    "server": {"search", "tasks"},
     "cli": {"*"},
 }
 

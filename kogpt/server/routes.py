@@ -21,6 +21,7 @@ from kogpt.server import (
     responses,
     search,
     tokens,
+    uses,
 )
 from kogpt.server.refusals import Refused
 from kogpt.server.service import Service
@@ -46,6 +47,9 @@ POSTS: dict[str, Route] = {
     "/v1/score": Route(ranking.score, ranking.ScoreBody),
     "/v1/search": Route(search.search, search.SearchBody),
     "/v1/systemone": Route(decisions.decisions, decisions.DecisionBody),
+    "/v1/classify": Route(uses.classify, uses.ClassifyBody),
+    "/v1/summarize": Route(uses.summarise, uses.SummarizeBody),
+    "/v1/filter": Route(uses.cover, uses.FilterBody),
     "/v1/messages": Route(messages.messages, messages.MessageBody, messages.error_body),
     "/v1/messages/count_tokens": Route(messages.count_tokens, messages.CountBody, messages.error_body),
     "/tokenize": Route(tokens.tokenize, tokens.TokenizeBody),

@@ -1,0 +1,54 @@
+"""/v1/classify, /v1/summarize and /v1/filter: as in Python; mistakes are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from serving import Running
+
+from kogpt import KoGPT
+from kogpt.classification import Wording
+
+TEXTS = ["하늘이 맑다", "비가 온다"]
+
+
+def post(server: Running, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60)
+
+
+@pytest.mark.parametrize("shots", [(), (("바람이 분다", 1), ("해가 뜬다", 0))])
+def test_labels_are_those_of_python(
+    server: Running, model: KoGPT, shots: tuple[tuple[str, int], ...]
+) -> None:
+    labels = ["좋음", "나쁨"]
+    examples = [{"text": text, "label": labels[label]} for text, label in shots]
+    found = post(server, "classify", input=TEXTS, labels=labels, examples=examples, instruction="나눕니다.")
+    expected = model.classify(TEXTS, Wording(tuple(labels), instruction="나눕니다.", examples=shots))
+    assert found.status_code == 200
+    for entry, answer in zip(found.json()["data"], expected, strict=True):
+        assert entry["label"] == answer.label
+        assert entry["probabilities"] == pytest.approx(answer.probabilities, abs=1e-5)
+
+
+def test_sentences_and_covered_text(server: Running) -> None:
+    found = post(server, "summarize", input="첫 문장이다. 둘째 문장이다.", sentences=1).json()
+    assert found["sentences"] == ["첫 문장이다."] and found["title"]
+    found = post(server, "filter", input="전화 010-0123-4567").json()
+    assert found["text"] == "전화 ***-****-****" and found["found"][0]["kind"] == "mobile"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("classify", {"input": "글"}),
+        ("classify", {"input": "글", "labels": ["하나"]}),
+        ("classify", {"input": [], "labels": ["가", "나"]}),
+        ("classify", {"input": "글", "labels": ["가", "나"], "examples": [{"text": "글", "label": "다"}]}),
+        ("summarize", {"input": " "}),
+        ("filter", {}),
+    ],
+)
+def test_mistakes(server: Running, path: str, body: dict[str, Any]) -> None:
+    assert post(server, path, **body).status_code == 400
