@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -18,6 +19,8 @@ from kogpt.errors import InputError, localized
 
 PREFIX = "KOGPT_"
 OTHER_VARIABLES = ("CONFIG", "DATA", "ISA", "API_KEY")  # that stand for no option
+# Kubernetes documentation, "Accessing the Service": {NAME}_SERVICE_HOST, {NAME}_PORT_80_TCP_ADDR, ...
+LINK = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?")
 OWN_OPTIONS = ("help", "version", "config")  # that a file cannot set
 SECTION_OF_PROMPT = "prompt"
 MAX_FILE_BYTES = 1 << 20
@@ -98,9 +101,14 @@ def read_defaults(words: Sequence[str]) -> Defaults:
         found.given += _read_file(found.file)
     for variable, value in sorted(os.environ.items()):
         name = variable.removeprefix(PREFIX)
-        if variable.startswith(PREFIX) and name not in OTHER_VARIABLES:
+        if variable.startswith(PREFIX) and name not in OTHER_VARIABLES and not _is_link(name, value):
             found.given.append(Given(name.lower(), value, variable))
     return found
+
+
+def _is_link(name: str, value: str) -> bool:
+    """Whether Kubernetes set this variable, for a service that is called kogpt."""
+    return bool(LINK.fullmatch(name)) or (name == "PORT" and "://" in value)
 
 
 def usual_file() -> Path:

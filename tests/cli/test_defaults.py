@@ -103,6 +103,15 @@ def test_a_variable_that_is_no_option_is_refused(
     assert cli.main(["models", "--json"]) == 0
 
 
+def test_variables_of_kubernetes_are_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service called kogpt puts them into every container."""
+    links = {"PORT": "tcp://10.0.0.1:80", "PORT_80_TCP": "tcp://10.0.0.1:80", "PORT_80_TCP_ADDR": "10.0.0.1"}
+    links |= {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80"}
+    for name, value in links.items():
+        monkeypatch.setenv(f"KOGPT_{name}", value)
+    assert defaults.read_defaults([]).given == []
+
+
 def test_options_that_repeat_are_replaced_not_extended(tmp_path: Path) -> None:
     text = 'stop = [".", "!"]\n[pretrain]\nexclude = "a"\n'
     assert read(text, "generate", "가", tmp_path=tmp_path).stop == [".", "!"]
