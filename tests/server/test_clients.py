@@ -74,7 +74,7 @@ def test_llm_writes_and_streams(server: Running, model: KoGPT, tmp_path: Path) -
             env=environment,
             capture_output=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=600,
         )
         assert done.stdout.removesuffix("\n") == wanted, done.stderr
 
@@ -87,7 +87,7 @@ def test_curl_writes_and_streams(server: Running, model: KoGPT) -> None:
 
     def curl(document: dict[str, object]) -> str:
         raw = json.dumps(document, ensure_ascii=False)
-        return subprocess.run([*command, raw], capture_output=True, check=True, timeout=60).stdout.decode()
+        return subprocess.run([*command, raw], capture_output=True, check=True, timeout=600).stdout.decode()
 
     assert json.loads(curl(body))["choices"][0]["text"] == wanted
     *lines, done = [line for line in curl(body | {"stream": True}).splitlines() if line]
