@@ -27,7 +27,7 @@ BYTES_PER_ENTRY = 3
 CHECKSUM_BYTES = 4
 HANGUL, N_SYLLABLES = ord("가"), 11_172
 SECOND = N_SYLLABLES + 1  # values of a code's second part: 0 for none, then the syllables
-# Chosen on KorQuAD, checked on TyDi (bench/search.py --choose).
+# Chosen on KorQuAD, checked on TyDi (bench/search.py choose).
 K1, B = 0.6, 0.3
 STEM_WEIGHT = 1.0  # of a stem's score, beside 1 for a 2-gram's
 

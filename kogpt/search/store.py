@@ -40,8 +40,15 @@ def open_reading(folder: Path) -> sqlite3.Connection:
             f"{folder}: 색인이 없습니다. kogpt search index DIR --out {folder} 명령으로 만드세요",
         )
     with explain_damage(folder):
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+        database = connect_reading(path)
         _require_ours(database, folder)
+    return database
+
+
+def connect_reading(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing but what a killed writer left half done, which it takes back."""
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=10)
+    database.execute("PRAGMA query_only=ON")
     return database
 
 

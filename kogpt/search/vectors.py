@@ -89,12 +89,10 @@ class VectorStore:
                 f"{folder} has no vectors: index again with --embed",
                 f"{folder}: 벡터가 없습니다. --embed로 다시 색인하세요",
             )
-        with store.explain_damage(folder):
-            uri = f"{path.absolute().as_uri()}?mode=ro"
-            with closing(sqlite3.connect(uri, uri=True, timeout=10)) as database:
-                vectors = cls(folder, database, embedder.width)
-                vectors._require_same(embedder)
-                yield vectors
+        with store.explain_damage(folder), closing(store.connect_reading(path)) as database:
+            vectors = cls(folder, database, embedder.width)
+            vectors._require_same(embedder)
+            yield vectors
 
     def read(self, digests: Sequence[bytes]) -> NDArray[np.float32]:
         """(n, width) vectors of texts. InputError where one is missing."""

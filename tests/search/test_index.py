@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -142,6 +144,32 @@ def test_queries_go_on_while_another_writes_and_a_second_writer_is_refused(tmp_p
             pass
     assert found(tmp_path, "서울") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == [store.FILE, "lock"]
+
+
+def test_a_query_takes_back_what_a_killed_writer_left_in_a_journal(tmp_path: Path) -> None:
+    Index.add(tmp_path, documents())
+    program = f"""
+import os, sqlite3
+database = sqlite3.connect({str(tmp_path / store.FILE)!r}, isolation_level=None)
+database.execute("PRAGMA cache_size=1")
+database.execute("BEGIN IMMEDIATE")
+database.execute("DELETE FROM passages")
+database.executemany("INSERT INTO passages VALUES (?, 1, 1, x'', ?)", [(i, 999 * "x") for i in range(50)])
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert (tmp_path / f"{store.FILE}-journal").stat().st_size > 0
+    assert found(tmp_path, "서울") == ["2.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_read(tmp_path: Path) -> None:
+    Index.add(tmp_path, documents())
+    (tmp_path / store.FILE).chmod(0o444)
+    tmp_path.chmod(0o555)
+    try:
+        assert found(tmp_path, "서울") == ["2.txt"]
+    finally:
+        tmp_path.chmod(0o755)
 
 
 @pytest.mark.parametrize(
