@@ -23,9 +23,9 @@ from kogpt.peft import SavedAdapter
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "kogpt" / "adapters"
-TITLE_CHARACTERS = 240  # of a text whose title is learnt
+TITLE_CHARACTERS = 200  # of a text whose title is learnt
 SHORT = 2000  # rows of sae4k, which would outnumber the others
-PASSAGE_CHARACTERS = 200  # of a text that is to be found
+PASSAGE_CHARACTERS = 120  # of a text that is to be found
 
 Row = dict[str, str]
 
@@ -84,21 +84,21 @@ RECIPES = {
         task="nsmc", options=(*SMALL, "--rows", "3200", "--dev-share", "0.05", "--batch", "16")
     ),
     "profanity": Recipe(
-        task="profanity", options=(*SMALL, "--rows", "2400", "--dev-share", "0.06", "--batch", "16")
+        task="profanity", options=(*SMALL, "--rows", "10000", "--dev-share", "0.05", "--batch", "16")
     ),
     "intent": Recipe(
-        task="intent", options=(*SMALL, "--rows", "4000", "--dev-share", "0.04", "--batch", "16")
+        task="intent", options=(*SMALL, "--rows", "20000", "--dev-share", "0.05", "--batch", "16")
     ),
     "search": Recipe(
         method="embed",
         rows=lambda folder: alike(folder, "train"),
         held_out=lambda folder: alike(folder, "test"),
-        options=(*SMALL, "--rows", "1200", "--dev-share", "0.1", "--batch", "24", "--truncate"),
+        options=(*SMALL, "--rows", "6000", "--dev-share", "0.05", "--batch", "32", "--truncate"),
     ),
     "title": Recipe(
         rows=lambda folder: titled(folder, "train"),
         held_out=lambda folder: titled(folder, "test"),
-        options=(*SMALL, "--rows", "800", "--dev-share", "0.06", "--batch", "16"),
+        options=(*SMALL, "--rows", "3000", "--dev-share", "0.05", "--batch", "16"),
     ),
 }
 

@@ -144,6 +144,15 @@ def test_scores_of_several_continuations_equal_those_of_each_alone(kogpt: KoGPT)
         kogpt.score("이 영화는", [""])
 
 
+def test_the_last_state_is_what_the_means_of_two_lengths_differ_by(kogpt: KoGPT) -> None:
+    ids = np.random.default_rng(0).integers(5, 512, size=100)  # several parts of a prompt
+    requests = [kogpt.embedding_request(ids), kogpt.embedding_request(ids[:-1])]
+    requests.append(kogpt.embedding_request(ids, last_only=True))
+    whole, shorter, last = (event.pooled for event in kogpt.session.ask(requests))
+    assert whole is not None and shorter is not None and last is not None
+    np.testing.assert_allclose(last, 100 * whole - 99 * shorter, atol=1e-3)
+
+
 def test_embeddings_have_the_models_width_and_ignore_their_neighbours(kogpt: KoGPT) -> None:
     vectors = kogpt.embed(["문장 하나", "아주 다른 문장 둘"])
     assert vectors.shape == (2, kogpt.config.d_model) and vectors.dtype == np.float32
