@@ -110,7 +110,8 @@ def test_the_scores_are_those_of_the_page(name: str) -> None:
 def test_the_tree_of_files_is_complete(name: str) -> None:
     shown = set(re.findall(r"^(kogpt/\w+(?:\.py|/))  ", text_of(name), re.MULTILINE))
     files = {f"kogpt/{path.name}" for path in (ROOT / "kogpt").glob("[a-z]*.py")}
-    folders = {f"kogpt/{path.parent.name}/" for path in (ROOT / "kogpt").glob("[a-z]*/[a-z_]*.*")}
+    inside = (path.relative_to(ROOT / "kogpt") for path in (ROOT / "kogpt").glob("[a-z]*/**/[a-z_]*.*"))
+    folders = {f"kogpt/{path.parts[0]}/" for path in inside}
     assert shown == files | folders
 
 
