@@ -180,12 +180,15 @@ class KoGPT:
         """Free the model's memory. Streams that are still read, and later calls, get a KoGPTError."""
         self.session.close()
 
-    def use_screen(self, new_screen: Callable[[], Screen]) -> None:
+    def use_screen(self, new_screen: Callable[[], Screen], logprobs: bool = False) -> None:
         """Have every later answer pass a screen before it is shown, one of its own each.
+
+        logprobs: allow them for a caller who shows none of the tokens, which no screen covers.
 
         kogpt.tasks.filter has one for profanity and personal data: use_screen(TextFilter("mask").stream).
         """
         self.session.new_screen = new_screen
+        self.session.allows_logprobs = logprobs
 
     @property
     def engine(self) -> Engine:

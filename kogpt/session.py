@@ -222,6 +222,7 @@ class Session:
         self._engine: Engine | None = engine
         self._stop_ids = frozenset((tokenizer.eos_token_id,) if stop_ids is None else stop_ids)
         self.new_screen: Callable[[], Screen] = NoScreen  # for each answer
+        self.allows_logprobs = True  # whether tokens may be named, which a screen does not cover
         self._compiler: GrammarCompiler | None = None  # of grammars, made for the first
         self._compiler_lock = Lock()
         self._driver = Lock()  # whoever holds it may use the engine
@@ -341,7 +342,7 @@ class Session:
                 " 프롬프트를 줄이거나 max_length 값을 늘리세요",
             )
         self._require_known(sampling)
-        if self.new_screen is not NoScreen and sampling.logprobs is not None:
+        if not self.allows_logprobs and sampling.logprobs is not None:
             raise SamplingError(
                 "logprobs show tokens that the filter covers: ask for no logprobs, or use no filter",
                 "logprobs에는 필터가 가린 토큰이 드러납니다. logprobs를 빼거나 필터 없이 실행하세요",

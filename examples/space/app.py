@@ -4,5 +4,8 @@ import os
 
 from kogpt import KoGPT
 from kogpt.demo.app import launch
+from kogpt.tasks.filter import TextFilter
 
-launch(KoGPT.from_pretrained(os.environ.get("KOGPT_MODEL", "kogpt-mini")))
+model = KoGPT.from_pretrained(os.environ.get("KOGPT_MODEL", "kogpt-mini"))
+model.use_screen(TextFilter("mask").stream, logprobs=True)
+launch(model)

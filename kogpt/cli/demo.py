@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from kogpt.cli.options import add_adapter_option, add_model_options, load_model, read_count
+from kogpt.cli.options import (
+    add_adapter_option,
+    add_filter_option,
+    add_model_options,
+    load_model,
+    read_count,
+)
 from kogpt.errors import MissingExtra
 
 
@@ -20,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_adapter_option(parser)
+    add_filter_option(parser, "mask")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,5 +36,9 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise MissingExtra("kogpt demo", "demo") from error
 
-    launch(load_model(args), args.host, args.port)
+    from kogpt.tasks.filter import TextFilter
+
+    model = load_model(args)
+    model.use_screen(TextFilter(args.filter).stream, logprobs=True)  # the page shows numbers, no tokens
+    launch(model, args.host, args.port)
     return 0

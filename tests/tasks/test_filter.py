@@ -237,8 +237,10 @@ def test_every_answer_passes_its_own_screen(model: KoGPT) -> None:
         assert all(text.endswith("]") for text in found)
         with pytest.raises(KoGPTError, match="logprobs"):
             model.generate("하늘이", max_tokens=2, logprobs=1)
+        model.use_screen(Shouting, logprobs=True)
+        assert model.generate("하늘이", max_tokens=2, logprobs=1).logprobs
     finally:
-        model.use_screen(NoScreen)
+        model.use_screen(NoScreen, logprobs=True)
 
 
 def test_an_answer_that_is_cut_off_frees_its_row(model: KoGPT) -> None:
@@ -248,7 +250,7 @@ def test_an_answer_that_is_cut_off_frees_its_row(model: KoGPT) -> None:
         assert result.finish_reason == "filtered" and len(result.text) <= 5
         assert model.engine.idle and model.engine.n_rows == 0
     finally:
-        model.use_screen(NoScreen)
+        model.use_screen(NoScreen, logprobs=True)
 
 
 def test_letters_fold_to_what_unicode_says() -> None:
