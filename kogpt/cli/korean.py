@@ -481,6 +481,9 @@ HELP = {
     "precision of the frozen model (default: int8 or int4 if stored so, else that of products)": (
         "고정된 모델의 정밀도 (기본값: int8이나 int4로 저장되어 있으면 그대로, 아니면 곱셈의 정밀도)"
     ),
+    "text that a prefix, or a prompt without encoder, begins from (default: the first rows)": (
+        "프리픽스나 인코더 없는 프롬프트가 시작할 글 (기본값: 처음 몇 행)"
+    ),
     "fall of the learning rate: along a cosine, or late and straight (default: %(default)s)": (
         "학습률이 줄어드는 모양: 코사인, 또는 끝에서 직선으로 (기본값: %(default)s)"
     ),

@@ -124,6 +124,11 @@ def _add_method(parser: argparse.ArgumentParser, name: str) -> None:
             metavar="N",
             help="positions before the text (default: %(default)s)",
         )
+        group.add_argument(
+            "--init-text",
+            metavar="TEXT",
+            help="text that a prefix, or a prompt without encoder, begins from (default: the first rows)",
+        )
     if name == "p-tuning":
         group.add_argument(
             "--encoder",

@@ -69,6 +69,7 @@ class TuningSettings:
     head: bool = False  # a linear layer answers instead of words
     virtual_tokens: int = 20  # of P-tuning and prefix tuning
     encoder: str = "mlp"  # of P-tuning
+    init_text: str | None = None  # that virtual tokens begin from; None: the first training rows
     checks: int = 4  # validations in an epoch
     patience: int = 4  # validations that may pass without a better one
     length: int | None = None  # tokens of a row; None: the model's context
@@ -97,6 +98,15 @@ class TuningSettings:
                     f"{name} is {value}: it must be a number above 0",
                     f"{name} 값이 {value}입니다. 0보다 큰 수를 쓰세요",
                 )
+
+        is_begun = self.method == "prefix" or (self.method == "p-tuning" and self.encoder == "none")
+        if self.init_text is not None and not (is_begun and self.init_text.strip()):
+            raise ConfigError(
+                "--init-text is empty, or begins nothing here: write a text, and use prefix, or p-tuning with "
+                "--encoder none",
+                "--init-text가 비어 있거나 이 방법에서는 쓰이지 않습니다. 글을 쓰고, prefix나 "
+                "p-tuning --encoder none과 함께 쓰세요",
+            )
 
     def training(self, batches: Batches) -> TrainingSettings:
         """The settings of the loop."""
@@ -385,9 +395,12 @@ def _recorded(job: Job) -> dict[str, Any]:
 
 
 def _starting_text(job: Job) -> list[int]:
-    """Ids of the first training rows, one after the other, as many as there are virtual tokens."""
-    n = job.settings.virtual_tokens
-    ids = list(chain.from_iterable(row.ids.tolist() for row in job.train[:n]))
+    """Ids of the given text or of the first training rows, repeated up to the number of virtual tokens."""
+    n, text = job.settings.virtual_tokens, job.settings.init_text
+    if text is None:
+        ids = list(chain.from_iterable(row.ids.tolist() for row in job.train[:n]))
+    else:
+        ids = [int(token) for token in job.tokenizer.encode(text)]
     return (ids * -(-n // len(ids)))[:n]
 
 

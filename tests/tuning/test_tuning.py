@@ -277,6 +277,22 @@ def test_a_prefix_of_a_text_equals_the_text_itself(job: Callable[..., Job]) -> N
     torch.testing.assert_close(found, whole[:, len(text) :], rtol=1e-4, atol=1e-4)
 
 
+def test_virtual_tokens_begin_from_the_text_that_is_given(job: Callable[..., Job]) -> None:
+    made = job("p-tuning", encoder="none", init_text="바다 하늘 나라 사람", virtual_tokens=3)
+    objective, ids = build(made, Processes()), made.tokenizer.encode("바다 하늘 나라 사람")[:3]
+    adapter = objective.adapter()
+    assert isinstance(adapter, SoftPrompt) and tuning._starting_text(made) == list(ids)
+    words = made.stored.floats()["transformer.wte.weight"].to("float32")[list(ids)]
+    np.testing.assert_array_equal(adapter.embeddings, words)
+    assert tuning._starting_text(job("prefix", init_text="바다", virtual_tokens=9))[:2] == list(
+        (list(made.tokenizer.encode("바다")) * 2)[:2]
+    )
+    with pytest.raises(ConfigError, match="--init-text"):
+        job("p-tuning", init_text="바다")
+    with pytest.raises(ConfigError, match="--init-text"):
+        job("prefix", init_text=" ")
+
+
 def test_a_metric_sees_its_own_rows_only(job: Callable[..., Job]) -> None:
     """What is measured on one split does not depend on what was measured before."""
     made = job()
