@@ -102,8 +102,8 @@ class TuningSettings:
         is_begun = self.method == "prefix" or (self.method == "p-tuning" and self.encoder == "none")
         if self.init_text is not None and not (is_begun and self.init_text.strip()):
             raise ConfigError(
-                "--init-text is empty, or begins nothing here: write a text, and use prefix, or p-tuning with "
-                "--encoder none",
+                "--init-text is empty, or begins nothing here: write a text, and use prefix, or p-tuning "
+                "with --encoder none",
                 "--init-text가 비어 있거나 이 방법에서는 쓰이지 않습니다. 글을 쓰고, prefix나 "
                 "p-tuning --encoder none과 함께 쓰세요",
             )
