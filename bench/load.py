@@ -238,6 +238,7 @@ def measure(servers: Sequence[Server], args: argparse.Namespace) -> list[dict[st
                 sample.rates.append(sum(s.tokens for s in seen) / seconds)
                 sample.firsts += [s.first for s in seen]
                 sample.gaps += [gap for s in seen for gap in s.gaps]
+                print(f"{server.name} {n}: {sample.rates[-1]:.1f} tokens/s", file=sys.stderr, flush=True)
     return [{"server": name, "clients": n} | sample.record() for (name, n), sample in samples.items()]
 
 
