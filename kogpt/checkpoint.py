@@ -47,7 +47,6 @@ from kogpt.hub import find_folder
 from kogpt.layout import file_layout, require_copy, require_names, select
 from kogpt.manifest import MANIFEST, Entry, digest_folder, read_manifest, to_bytes, verify
 from kogpt.quantize import EMBEDDING, FORMATS, Floats, Part, Quantized, read_statement, statement
-from kogpt.torch_archive import open_archive
 from kogpt.weights import (
     SIZES,
     WIDTHS,
@@ -155,11 +154,17 @@ def _open_shards(folder: Path, stack: ExitStack, config: ModelConfig, quantized:
     max_header = (64 << 10) + 512 * len(config.tensor_shapes())
     openers: dict[str, Callable[[Path, IO[bytes]], WeightsFile]] = {
         ".safetensors": lambda path, file: open_safetensors(path, file, max_header, quantized, copy),
-        ".bin": lambda path, file: open_archive(path, file, copy),
+        ".bin": lambda path, file: _open_archive(path, file, copy),
         ".gguf": open_gguf,
     }
     paths = [folder / name for name in names]
     return [openers[path.suffix](path, file) for path, file in zip(paths, files, strict=True)]
+
+
+def _open_archive(path: Path, file: IO[bytes], copy: bool) -> WeightsFile:
+    from kogpt.torch_archive import open_archive  # zipfile and pickletools, which other folders do not need
+
+    return open_archive(path, file, copy)
 
 
 def stored_format(folder: Path) -> tuple[str, int] | None:
