@@ -68,7 +68,7 @@ HELP = {
     ),
     "paragraphs to show (default: %(default)s)": "보여 줄 문단 수 (기본값: %(default)s)",
     "order the first ten by how likely the model finds the question after each": (
-        "처음 열 문단을 모델이 매기는 질문의 우도로 다시 정렬합니다"
+        "처음 열 문단을 모델이 매기는 질문의 가능도로 다시 정렬합니다"
     ),
     "do not compare vectors, even if INDEX holds them": "INDEX에 벡터가 있어도 비교하지 않습니다",
     "answer /v1/search from this index of kogpt search": "kogpt search의 이 색인으로 /v1/search에 답합니다",
