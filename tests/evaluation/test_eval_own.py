@@ -22,6 +22,7 @@ from kogpt.datasets import Example
 from kogpt.errors import InputError
 from kogpt.evaluation import compare, perplexity, report, tasks
 from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, identify
+from kogpt.evaluation.harness.model import KoGPTLM
 from kogpt.evaluation.own import read_task
 from kogpt.evaluation.report import Report
 from kogpt.metrics import Outcome
@@ -228,7 +229,7 @@ def test_the_interval_of_a_difference_covers_it() -> None:
 
 
 def test_a_model_with_a_lora_is_measured_as_the_merged_model(tmp_path: Path, model_folder: Path) -> None:
-    """Scored, sampled and by bits per byte."""
+    """Scored, sampled, by bits per byte and by the harness."""
     stored = checkpoint.load(model_folder)
     lora = random_lora()
     peft.save(tmp_path / "tuned", peft.SavedAdapter(lora, origin=peft.Origin.of(stored)), CONFIG)
@@ -248,8 +249,13 @@ def test_a_model_with_a_lora_is_measured_as_the_merged_model(tmp_path: Path, mod
         scored = evaluate(model, task, task.prompts[0], Settings(shots=2, seeds=(1,)))
         drawn = evaluate(model, task, task.prompts[0], Settings(sample=0.0, seeds=(1,)))
         bits = perplexity.measure(model, text).bits_per_byte
-        found.append((np.array(scored.seeds[0].scores), drawn.seeds[0].scores, bits))
+        lm = KoGPTLM(loaded)
+        pairs = [((9, 8, 7), (6, 5)), ((9, 8, 4), (6,)), ((9, 8, 4), (5,))]
+        harness = np.array([value for value, _ in lm.score(pairs)])
+        found.append((np.array(scored.seeds[0].scores), drawn.seeds[0].scores, bits, harness))
     np.testing.assert_allclose(found[1][0], found[2][0], atol=1e-3)
+    np.testing.assert_allclose(found[1][3], found[2][3], atol=1e-3)
+    assert abs(found[0][3] - found[1][3]).max() > 0.01
     assert found[1][1] == found[2][1] and math.isclose(found[1][2], found[2][2], rel_tol=1e-4)
     assert abs(found[0][0] - found[1][0]).max() > 0.01 and found[0][2] != found[1][2]
 

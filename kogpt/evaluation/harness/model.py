@@ -55,6 +55,11 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         return self.model.tokenizer.document_start[-1]
 
     @property
+    def _n_ctx(self) -> int:
+        """Positions that a tuned prefix leaves."""
+        return self.model.config.n_ctx - self.model.engine.length(self.model.handles.prefix)
+
+    @property
     def tokenizer_name(self) -> str:
         return "kogpt"
 
@@ -130,9 +135,10 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         contexts, shared = list(choices), 0
         if len(contexts) > 1:
             shared = min(n_shared(contexts[0], contexts[-1]), min(map(len, contexts)) - 1)
-        with shared_prefix(self.model.session, _ids(contexts[0][:shared])) as prefix:
+        tuned = self.model.handles
+        with shared_prefix(self.model.session, _ids(contexts[0][:shared]), tuned) as prefix:
             requests = [
-                question(_ids(context[shared:]), list(map(_ids, texts)), prefix())
+                question(_ids(context[shared:]), list(map(_ids, texts)), prefix(), tuned.adapter)
                 for context, texts in choices.items()
             ]
             events = self.model.session.ask(requests)
@@ -147,7 +153,7 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
 
     def _fitted(self, context: Sequence[int], continuation: Sequence[int]) -> Pair:
         """The end of a context, as long as fits before the continuation. PromptError if nothing fits."""
-        n_ctx = self.model.config.n_ctx
+        n_ctx = self._n_ctx
         if not 0 < len(continuation) <= n_ctx:
             raise PromptError(
                 f"a continuation has {len(continuation)} tokens, it needs 1 to {n_ctx}: shorten it, or choose"
@@ -163,11 +169,11 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
         wanted = max(1, int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)))
         temperature = float(settings.get("temperature", 1.0)) if settings.get("do_sample") else 0.0
-        n_ctx = self.model.config.n_ctx
+        n_ctx = self._n_ctx
         kept = max(n_ctx - wanted, n_ctx // 2)
         ids = self.model.tokenizer.encode_prompt(context)[-kept:] or [self.prefix_token_id]
         sampling = Sampling(temperature=temperature, stop=stops, max_tokens=min(wanted, n_ctx - len(ids)))
-        return self.model.session.request(_ids(ids), sampling)
+        return self.model.request(_ids(ids), sampling)
 
 
 def groups(contexts: Sequence[tuple[int, ...]], depth: int = 0) -> list[Sequence[tuple[int, ...]]]:
