@@ -247,7 +247,7 @@ def test_the_command_takes_an_adapter(
     if korean:
         monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
     assert main([*words, "--adapter", str(tmp_path / "gone")]) == 2
-    assert ("어댑터가 아닙니다" if korean else "holds no adapter") in capsys.readouterr().err
+    assert ("어댑터가 없습니다" if korean else "no adapter") in capsys.readouterr().err
 
 
 # What is refused
@@ -414,7 +414,7 @@ def test_a_flipped_bit_is_found(stored: Checkpoint, tmp_path: Path) -> None:
 
 def test_a_folder_without_an_adapter_says_what_to_give(stored: Checkpoint, tmp_path: Path) -> None:
     for folder in (tmp_path / "missing", tmp_path):
-        with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
+        with pytest.raises(CheckpointError, match="no adapter"):
             peft.load(folder, stored)
 
 
