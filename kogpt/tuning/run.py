@@ -249,7 +249,8 @@ def build(job: Job, processes: Processes) -> TuningObjective:
         objective, objective.blocks(), compute.dtype_on(processes.device) if is_narrowed else None
     )
     model.tie()
-    processes.gather_in(objective, objective.gathering)
+    own = [name for name in objective.gathering if hasattr(objective, name)]  # no method has all of them
+    processes.gather_in(objective, own)
     processes.fill(model, stored_rows(Checkpoint(stored.folder, stored.config, stored.floats())))
     fill_quantized(model, stored)
     values = objective.starting_values(_starting_text(job))

@@ -113,7 +113,10 @@ def test_sharding_divides_the_state_and_nothing_else() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its fake processes
 @pytest.mark.parametrize(("checkpointing", "most"), [(False, 1.15), (True, 1.45)])
-@pytest.mark.parametrize("changes", [{"n_layers": 6}, {"d_model": 384, "d_ff": 1536, "n_vocab": 4096}])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({"n_layers": 6}, marks=pytest.mark.slow), {"d_model": 384, "d_ff": 1536, "n_vocab": 4096}],
+)
 def test_torchs_own_tracker_sees_no_more_and_little_less(
     changes: dict[str, int], checkpointing: bool, most: float
 ) -> None:
