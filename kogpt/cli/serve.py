@@ -94,8 +94,7 @@ def run(args: argparse.Namespace) -> int:
     address.check(has_key=bool(keys))
     access = Access(keys, address.loopback, tuple(args.allowed_host or ()), tuple(args.cors_origin or ()))
     if args.engine == "vllm":
-        _show_access_log()
-        return serve_by_vllm(args, address, access)
+        return serve_by_vllm(args, address, access, _show_access_log)
     folders = read_adapters(args.adapters or ())
     if args.index is not None:
         _require_index(args.index)

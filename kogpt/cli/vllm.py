@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def serve_by_vllm(args: argparse.Namespace, address: Address, access: Access) -> int:
-    """Export once, start vLLM, serve in front of it until a signal comes or it ends."""
+def serve_by_vllm(
+    args: argparse.Namespace, address: Address, access: Access, show_log: Callable[[], None]
+) -> int:
+    """Export once, start vLLM, serve in front of it until a signal comes or it ends.
+
+    show_log: begins the access log, once there is something to serve.
+    """
     from kogpt.cluster.vllm import Deployment, require_vllm, running
     from kogpt.server.listen import run_front
     from kogpt.server.proxy import Front, make_proxy
@@ -69,6 +75,7 @@ def serve_by_vllm(args: argparse.Namespace, address: Address, access: Access) ->
         print("\n".join(deployment.lines()))
         return 0
     _tell_others(deployment)
+    show_log()
     with running(executable, deployment) as child:
         front = Front(f"http://127.0.0.1:{deployment.port}", deployment.name, lambda: child.poll() is None)
         print(localized(f"KoGPT listens on {address}", f"KoGPT 서버 주소: {address}"), file=sys.stderr)
