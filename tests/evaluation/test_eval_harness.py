@@ -280,3 +280,16 @@ def test_the_harness_command_knows_kogpt(tmp_path: Path, tiny_tokenizer: Path) -
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.strip() == "True"
+
+
+def test_the_harness_own_models_stay_known_beside_kogpt() -> None:
+    """The harness fills its registry only while it is empty; in a process of its own it is."""
+    code = (
+        "from kogpt.evaluation import harness; harness.register();"
+        "from lm_eval.api.registry import model_registry;"
+        "print({'kogpt', 'hf', 'local-completions'} <= set(model_registry))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "True"

@@ -25,7 +25,6 @@ from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, read_d
 PROMPT = "옛날 옛적에"
 
 
-@pytest.mark.slow  # another test of the harness in the same process leaves its registry without this model
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the harness' own, and of what it imports
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -28,6 +28,7 @@ KOBEST = ("kobest_boolq", "kobest_copa", "kobest_hellaswag", "kobest_sentineg", 
 def register() -> None:
     """Make `kogpt` known to the harness; loaded when it is used."""
     require()
+    import lm_eval.models  # first: the harness fills its registry only while that is empty  # noqa: F401
     from lm_eval.api.registry import model_registry
 
     if "kogpt" not in model_registry:
