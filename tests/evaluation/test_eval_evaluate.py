@@ -98,7 +98,6 @@ measure(make_model(Path({tokenizer!r})), Path({folder!r}), Path({out!r}))
 """
 
 
-@pytest.mark.slow  # killed after any batch, below, is the quick form
 def test_kill_minus_9_at_random_moments(tmp_path: Path, tiny_tokenizer: Path, small_batches: None) -> None:
     whole = contents(measure(make_model(tiny_tokenizer), tmp_path, tmp_path / "whole"))
     out = tmp_path / "killed"

@@ -310,7 +310,7 @@ def test_a_metric_sees_its_own_rows_only(job: Callable[..., Job]) -> None:
     [
         ("lora", Lora, 3e-3, 0.95),
         ("prefix", KeyValuePrefix, 2e-2, 0.0),  # random layers: a prefix steers them little
-        pytest.param("p-tuning", SoftPrompt, 5e-3, 0.0, marks=pytest.mark.slow),
+        ("p-tuning", SoftPrompt, 5e-3, 0.0),
         ("full", type(None), 1e-3, 0.95),
     ],
 )
