@@ -70,7 +70,7 @@ CONTEXT = 2048
 
 @dataclass(slots=True)
 class Stream:
-    """What one client saw."""
+    """The times of one client's requests."""
 
     tokens: int = 0
     first: float = 0.0  # seconds to the first text
@@ -79,7 +79,7 @@ class Stream:
 
 @dataclass(slots=True)
 class Samples:
-    """What was measured of one server with so many clients."""
+    """The measurements of one server under a number of clients."""
 
     rates: list[float] = field(default_factory=list)  # tokens/s of all clients, one for each round
     firsts: list[float] = field(default_factory=list)

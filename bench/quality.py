@@ -47,7 +47,7 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every format is measured on."""
+    """The model, and the texts that every format is scored on."""
 
     model: str
     source: Checkpoint
@@ -63,7 +63,7 @@ class Measured:
 
     n_bytes: int
     bits: list[float]  # bits per byte of each file
-    logits: list[Logits]  # of each window
+    logits: list[Logits]  # one (T, V) array for each window
 
 
 def start_of(path: Path, n_bytes: int) -> list[str]:

@@ -281,8 +281,8 @@ def write_folder(
 ) -> None:
     """Write the files of a model folder and its manifest; what is there is replaced as a whole or not at all.
 
-    writers: what writes each file, and tells its size and digest. stated: the statement about quantised
-    weights. Weights of other formats that lie there are removed.
+    writers: a function for each file; it writes the file and returns size and digest. stated: the statement
+    about quantised weights. Weights of other formats in the folder are removed.
     """
     names = [*writers, MANIFEST]
     is_new = not folder.exists()
@@ -305,7 +305,7 @@ def weights_writers(
     tensors: Mapping[str, NDArray[Any] | Stored | Quantized],
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Writer]:
-    """What writes the tensors: one file, or shards and their index; each tensor is asked for once."""
+    """The writers of one weights file, or of shards and their index. Each tensor is read once."""
     shards = _plan_shards(layout, shard_bytes)
 
     def writer(group: Mapping[str, Part]) -> Writer:
@@ -321,7 +321,7 @@ def weights_writers(
 
 
 def plain_writers(documents: Mapping[str, bytes]) -> dict[str, Writer]:
-    """What writes files whose content is known."""
+    """A writer for each of these files, by its name."""
 
     def writer(data: bytes) -> Writer:
         def write(file: IO[bytes]) -> Entry:

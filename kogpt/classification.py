@@ -64,7 +64,7 @@ class Wording:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """What is scored after the template."""
+        """The texts whose likelihoods are compared: the answer words, or the labels themselves."""
         return self.words or self.labels
 
     def ask(self, text: str) -> str:
@@ -72,7 +72,7 @@ class Wording:
         return self.template.replace(PLACE, text)
 
     def shared(self) -> str:
-        """What stands before every question."""
+        """The prefix of every question: the instruction and the examples."""
         shots = (self.ask(text) + self.answers[label] for text, label in self.examples)
         parts = [part for part in (self.instruction, *shots) if part]
         return "".join(part + self.separator for part in parts)

@@ -253,7 +253,7 @@ def model_file(folder: Path, shape: str, engine: str, dtype: str) -> Path:
         if not path.exists() and dtype in ("int8", "int4"):
             convert.quantize_gguf(model_file(folder, shape, engine, "bfloat16"), path, dtype)
         elif not path.exists():
-            convert.write_gguf(source, path, dtype)
+            convert.write_gguf_model(source, path, dtype)
         return path
     if engine == "ctranslate2":
         path = folder / f"{shape}-{dtype}.ct2"

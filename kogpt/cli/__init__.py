@@ -126,7 +126,7 @@ def _in_other_words(words: list[str]) -> list[str]:
 
 
 def parsers_by_name() -> dict[str, Callable[[], Parser]]:
-    """What makes the parser of each command, by the names that a file of defaults has for them."""
+    """The function that builds each command's parser, by the name of its table in a file of defaults."""
 
     def maker(name: str | None) -> Callable[[], Parser]:
         return lambda: command(name)[1]

@@ -15,7 +15,7 @@ from kogpt.texts import ENCODINGS, decode_argument
 if TYPE_CHECKING:
     from kogpt.tasks.answers import Evidence, Source
 
-N_PASSAGES = 10  # of an index, among which sentences are sought
+N_PASSAGES = 10  # passages of an index in which answers are sought
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -158,7 +158,7 @@ def _examples(path: str | None, labels: Sequence[str]) -> tuple[tuple[str, int],
 
 
 def _worker(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]]:
-    """What labels texts: the labels, and a classification of each text."""
+    """A function that classifies a batch of texts with a model of its own."""
     model, wording = _load(args)
 
     def work(texts: Sequence[str]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Given:
     name: str
     value: Any  # as TOML or the environment has it
     source: str
-    path: tuple[str, ...] = ()  # of the table, such as ("pretrain", "run")
+    path: tuple[str, ...] = ()  # names of the tables around it, such as ("pretrain", "run")
 
 
 @dataclass(slots=True)

@@ -227,7 +227,7 @@ def _compute_batches(args: argparse.Namespace, chosen: list[tuple[Task, list[Pro
 
 
 def _worker(args: argparse.Namespace) -> Callable[[tuple[str, str, int]], dict[str, str]]:
-    """What measures one run in a process of its own; the files of its batches by their names."""
+    """A function that measures one run with a model of its own and returns its batch files by name."""
     model = _evaluated_model(args)
 
     def work(run: tuple[str, str, int]) -> dict[str, str]:

@@ -100,7 +100,7 @@ def _run_spread(args: argparse.Namespace, prompts: _Prompts, given: dict[str, An
 
 
 def _worker(args: argparse.Namespace) -> Callable[[Asked], list[Any]]:
-    """What answers parts in a process of its own: [number in the part, record, what went wrong]."""
+    """A function that answers a part with a model of its own: [number in the part, record, error]."""
     model = load_model(args)
 
     def work(part: Asked) -> list[Any]:

@@ -134,7 +134,7 @@ def _result(ray: Any, reference: Any) -> Any:
 
 
 class _Worker:
-    """What runs in a process of its own."""
+    """The actor: one process with one model."""
 
     def __init__(self, make: Callable[[], Work]) -> None:
         self._make = make

@@ -87,10 +87,10 @@ def export_gguf(
         )
 
     def write(file: IO[bytes]) -> Entry:
-        writer = _gguf_writer(config, stored.folder.name)
+        writer = gguf_writer(config, stored.folder.name)
         writer.add_file_type(FILE_TYPES[kind])
         add_vocabulary(writer, tokenizer, config)
-        return _write_gguf(writer, file, kind, phi.shapes(config), tensors)
+        return write_gguf(writer, file, kind, phi.shapes(config), tensors)
 
     writers: dict[str, Writer] = {name: write}
     write_folder(out, writers | plain_writers(documents))
@@ -112,7 +112,7 @@ def export_lora(stored: Checkpoint, adapter: str | Path, out: Path) -> None:
     peft.save_lora(out, phi.to_lora(stored.config, saved.adapter))
 
 
-def _gguf_writer(config: ModelConfig, name: str) -> Any:
+def gguf_writer(config: ModelConfig, name: str) -> Any:
     """A writer with the shape of the model in its metadata."""
     try:
         import gguf
@@ -134,7 +134,7 @@ def _gguf_writer(config: ModelConfig, name: str) -> Any:
     return writer
 
 
-def _write_gguf(
+def write_gguf(
     writer: Any,
     file: IO[bytes],
     kind: str,

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # `bench` is no package that
 from bench.peers import __main__ as peers
 from bench.peers import convert, engines
 from bench.peers.tables import markdown
-from kogpt import checkpoint, native_runner
+from kogpt import checkpoint, native_runner, phi
 from kogpt.cli.bench import shape_config
 from kogpt.config import ModelConfig
 from kogpt.numpy_runner import NumpyRunner, rotary_table, rotate
@@ -26,7 +26,7 @@ def test_phi_layout_keeps_every_product_of_q_and_k(tiny: ModelConfig) -> None:
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((2, 5, tiny.n_heads, tiny.d_head))
     rotation = rotary_table(np.arange(5.0), tiny.rotary_dim, "float64")
-    order = convert.phi_order(tiny)
+    order = phi.row_order(tiny)
     assert sorted(order) == list(range(tiny.d_model))
 
     def half_split(x: Any) -> Any:
@@ -44,14 +44,14 @@ def test_phi_layout_keeps_every_product_of_q_and_k(tiny: ModelConfig) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gguf_holds_every_weight(tiny_folder: Path, tiny: ModelConfig, tmp_path: Path, dtype: str) -> None:
     gguf = pytest.importorskip("gguf")
-    convert.write_gguf(tiny_folder, tmp_path / "tiny.gguf", dtype)
+    convert.write_gguf_model(tiny_folder, tmp_path / "tiny.gguf", dtype)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "tiny.gguf").tensors}
-    assert len(tensors) == 5 + 11 * tiny.n_layers
+    assert len(tensors) == 5 + 14 * tiny.n_layers
     stored = checkpoint.load(tiny_folder).tensors
     q = gguf.quants.dequantize(
         tensors["blk.1.attn_q.weight"].data, tensors["blk.1.attn_q.weight"].tensor_type
     )
-    source = stored["transformer.h.1.attn.q_proj.weight"].to("float32")[convert.phi_order(tiny)]
+    source = stored["transformer.h.1.attn.q_proj.weight"].to("float32")[phi.row_order(tiny)]
     np.testing.assert_allclose(q, source, rtol=0 if dtype == "float32" else 2**-8)
     np.testing.assert_array_equal(tensors["output.bias"].data, stored["lm_head.bias"].to("float32"))
 
