@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -9,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -84,9 +86,31 @@ def test_shell_examples_are_commands_that_exist(name: str) -> None:
             if words[0] == "kogpt":
                 known = words[1] if words[1] in COMMANDS else None
                 command(known)[1].parse_args(words[2 if known else 1 :])
-            else:
+            elif words[0] != "pip":
                 assert (ROOT / words[0]).stat().st_mode & 0o111, line
             assert [w for w in line.split() if w.startswith("examples/") and not (ROOT / w).is_file()] == []
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """Every `kogpt COMMAND ...` of a page: in its blocks and within its lines."""
+    for block in re.findall(r"^```(?:bash|console|text)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            yield from (part.strip() for part in line.removeprefix("$ ").split("|"))
+    for span in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)):
+        yield " ".join(span.split())
+
+
+@pytest.mark.parametrize("name", [*READMES, *PAGES, "runs/uses.en.md", "runs/uses.ko.md"])
+def test_no_page_gives_a_command_an_option_that_it_lacks(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in commands_in(text_of(name)):
+        words = shlex.split(text.split(" > ")[0], comments=True) if text.startswith("kogpt ") else []
+        if len(words) < 3 or words[1] not in COMMANDS:
+            continue
+        with contextlib.suppress(SystemExit):  # an example within a line may leave arguments out
+            command(words[1])[1].parse_args(words[2:])
+        assert "unrecognized" not in capsys.readouterr().err, text
 
 
 @pytest.mark.parametrize("name", READMES)
