@@ -31,6 +31,8 @@ FLAGS = re.compile(r"\(\?(?!:|i\)|i:|s\)|s:)")  # groups other than these: look-
 ATOM = re.compile(
     r"\\[pPxuU]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}|\(\?[is]?:?|.", re.DOTALL
 )
+# What has to be escaped; before another character, llguidance takes a backslash for a mistake.
+SIGN = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 
 COMPILE_SECONDS, COMPILE_BYTES = 2, 1 << 30  # of processor time and address space, to compile a schema
@@ -165,7 +167,7 @@ def _regex(sampling: Sampling) -> str:
     if sampling.hangul:
         return HANGUL
     if sampling.choice:
-        return "|".join(re.sub(r"[^\w\s]", lambda found: "\\" + found[0], text) for text in sampling.choice)
+        return "|".join(SIGN.sub(r"\\\g<0>", text) for text in sampling.choice)
     assert sampling.regex is not None
     _check_repeats(sampling.regex)
     return sampling.regex

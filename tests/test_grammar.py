@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,7 +90,8 @@ def test_hangul_alone_is_written_and_whole_syllables(model: KoGPT) -> None:
 def test_the_tokens_allowed_are_those_that_a_match_begins_with(
     compiler: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
-    texts = ["가나", "가다라", "가", "값 12"]
+    signs = f"<·…“🌸\u2028\x85\0{string.punctuation}\t\n"
+    texts = ["가나", "가다라", "가", "값 12", signs]
     grammar = compiler.compile(Sampling(choice=texts))
     raw = [text.encode() for text in texts]
     plain = [token for token in range(tokenizer.n_vocab) if tokenizer.token_bytes(token)]
