@@ -27,4 +27,5 @@ def _entry(service: Service, served: Served) -> dict[str, Any]:
         "root": base,
         "parent": None if served.name == base else base,
         "max_model_len": served.model.config.n_ctx,
+        "logprobs": served.model.session.allows_logprobs,
     }

@@ -17,9 +17,11 @@ from playwright.sync_api import Browser, Page, Route, expect
 from serving import Running, serving
 
 from kogpt import KoGPT
+from kogpt.engine import Engine
 from kogpt.examples import EXAMPLES
 from kogpt.server.access import Access
 from kogpt.session import Piece, Session
+from kogpt.tasks.filter import TextFilter
 
 pytestmark = needs_chromium
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
@@ -126,7 +128,7 @@ def test_a_stream_that_breaks_off_does_not_look_finished(page: Page) -> None:
 
     page.route("**/v1/completions", cut)
     write(page)
-    expect(page.locator("#message")).to_contain_text("끊겼어요")
+    expect(page.locator("#message")).to_contain_text("끊겼습니다")
     expect(page.locator(".facts")).to_contain_text("실패")
 
 
@@ -134,7 +136,7 @@ def test_what_the_server_refuses_is_said(page: Page) -> None:
     page.click("#write")
     expect(page.locator("#message")).to_contain_text("먼저 적어")
     write(page, "글 " * 9000)
-    expect(page.locator("#message")).to_contain_text("거절했어요")
+    expect(page.locator("#message")).to_contain_text("거절했습니다")
 
 
 # Probabilities and branches
@@ -281,7 +283,7 @@ def test_both_languages_say_the_same_things(page: Page) -> None:
     assert korean.keys() == english.keys()
     for key, text in korean.items():
         assert set(holes.findall(text)) == set(holes.findall(english[key])), key
-        assert not re.search(r"십시오|합니다|[을를이가은는]\([을를이가은는]\)", text), text
+        assert not re.search(r"십시오|[어아해써예]요|[을를이가은는]\([을를이가은는]\)", text), text
 
 
 LOOKS = [("ko-KR", "light", {}), ("en-US", "dark", {}), ("ko-KR", "dark", PHONE), ("en-US", "light", PHONE)]
@@ -328,3 +330,19 @@ def test_a_key_is_asked_for_once(browser: Browser, model: KoGPT) -> None:
         page.reload()
         write(page)
         assert len(tokens(page)) > 3
+
+
+def test_a_filter_leaves_text_without_tokens(browser: Browser, model: KoGPT) -> None:
+    filtered = KoGPT(model.tokenizer, Engine(model.engine.runner))
+    filtered.use_screen(TextFilter("mask").stream)
+    with serving(filtered) as covered, opened(browser, covered.url) as page:
+        expect(page.locator("#empty")).to_contain_text("필터")
+        write(page)
+        first = page.locator(".tokens").inner_text()
+        assert first and page.locator(".token").count() == 0
+        expect(page.locator("#shade")).to_be_hidden()
+        assert violations(page) == []
+        page.click(".more")
+        finished(page)
+        expect(page.locator("#message")).to_be_hidden()
+        assert page.locator(".tokens").inner_text().startswith(first)

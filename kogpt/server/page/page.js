@@ -3,7 +3,7 @@
 
 import { call, events, hasKey, Refused, setKey } from "./server.js";
 import { TEXTS } from "./texts.js";
-import { append, branched, decoded, likelihood, newVersion, textOf } from "./versions.js";
+import { append, branched, decoded, likelihood, newVersion, textOf, unnamed } from "./versions.js";
 
 const TOP = 5; // likeliest tokens shown for each token
 const REST = 120; // milliseconds that the pointer rests on a token before its candidates show
@@ -18,6 +18,7 @@ let language = localStorage.getItem("kogpt-language") ?? (navigator.language.sta
 let running = null; // AbortController of the request in flight
 let examples = []; // {name_ko, name_en, prompt, max_tokens, temperature, top_p}
 let answers = []; // {card, index, n, prompt, promptIds, versions, shown, drawn}
+let namesTokens = true; // not where the server's filter covers text: then only the text is shown
 
 // --- language, theme, settings
 
@@ -96,7 +97,7 @@ function settings() {
     max_tokens: number("length"),
     seed: number("seed"),
     stream: true,
-    logprobs: TOP,
+    logprobs: namesTokens ? TOP : undefined,
   };
 }
 
@@ -115,6 +116,10 @@ async function listModels() {
     byId("model").replaceChildren(...data.map((model) => new Option(model.id, model.id)));
     byId("model").disabled = data.length < 2;
     byId("length").max = data[0]?.max_model_len ?? 2048;
+    namesTokens = data[0]?.logprobs ?? true;
+    document.body.classList.toggle("covered", !namesTokens);
+    if (!namesTokens) byId("empty").firstElementChild.dataset.text = "emptyCovered";
+    showTexts(byId("empty"));
   } catch (error) {
     showMessage(error instanceof Refused ? error.message : say("unreachable"));
   }
@@ -154,7 +159,8 @@ async function write() {
 async function goOn(answer) {
   const version = shownOf(answer);
   version.finish = null;
-  const prompt = [...answer.promptIds, ...version.tokens.map((token) => token.id)];
+  const ids = [...answer.promptIds, ...version.tokens.map((token) => token.id)];
+  const prompt = namesTokens ? ids : answer.prompt + textOf(version);
   await run([answer], (signal) => stream({ ...settings(), prompt, n: 1 }, [answer], signal));
 }
 
@@ -195,7 +201,7 @@ async function stream(request, shown, signal) {
     for (const choice of event.choices) {
       const answer = shown[choice.index];
       const version = shownOf(answer);
-      append(version, choice.logprobs?.content ?? []);
+      append(version, choice.logprobs ? choice.logprobs.content : unnamed(choice.text));
       version.finish = choice.finish_reason ?? version.finish;
       version.speed = (1000 * (version.tokens.length - version.before)) / (performance.now() - version.started);
       showAnswer(answer);
@@ -267,16 +273,17 @@ function drawTokens(answer, shown) {
   if (answer.drawn !== version) shown.replaceChildren();
   answer.drawn = version;
   for (const group of version.groups.slice(shown.childElementCount)) {
-    const span = tokenSpan(answer, group);
-    span.tabIndex = shown.childElementCount ? -1 : 0; // one stop for Tab; the arrow keys walk on
+    const span = namesTokens ? tokenSpan(answer, group) : document.createElement("span");
+    if (!namesTokens) span.textContent = group.text;
+    else span.tabIndex = shown.childElementCount ? -1 : 0; // one stop for Tab; the arrow keys walk on
     shown.append(span);
   }
 }
 
 function facts(version) {
   const parts = [];
-  if (version.tokens.length) parts.push(say("tokens", { count: version.tokens.length }));
-  if (version.speed) parts.push(say("speed", { rate: version.speed.toFixed(version.speed < 10 ? 1 : 0) }));
+  if (namesTokens && version.tokens.length) parts.push(say("tokens", { count: version.tokens.length }));
+  if (namesTokens && version.speed) parts.push(say("speed", { rate: version.speed.toFixed(version.speed < 10 ? 1 : 0) }));
   if (version.finish) parts.push(say(`finish_${version.finish}`));
   return parts.join(" · ");
 }

@@ -22,6 +22,9 @@ export function append(version, tokens) {
   }
 }
 
+// A piece of text of which no token is named, as `append` takes it.
+export const unnamed = (text) => (text ? [{ bytes: [...new TextEncoder().encode(text)] }] : []);
+
 // A version that keeps the tokens before `place` and has another one there.
 export function branched(version, place, token) {
   const kept = version.chosen.filter((earlier) => earlier < place);
