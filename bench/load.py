@@ -6,9 +6,9 @@
 Every client streams one answer of --tokens tokens to a prompt of its own, all at once; 1, 4, 16 and 64
 clients. Rounds take the servers in turn. Reported are medians over the rounds of the tokens per second of all
 clients together, and p50 and p99 of the time to the first text and of the gaps between events over all
-rounds. `engine` is the session without HTTP. `prefix` is the time to the first text of a prompt of 1,500
-tokens that was read before, by the time of one that was not. llama.cpp's server is that of the wheel
-xllamacpp; it reads a GGUF file that `kogpt export gguf` wrote.
+rounds. --engine adds the session without HTTP, which takes its turns too. `prefix` is the time to the first
+text of a prompt of 1,500 tokens that was read before, by the time of one that was not. llama.cpp's server is
+that of the wheel xllamacpp; it reads a GGUF file that `kogpt export gguf` wrote.
 """
 
 from __future__ import annotations
@@ -86,9 +86,11 @@ class Samples:
     gaps: list[float] = field(default_factory=list)
 
     def record(self) -> dict[str, float]:
-        """The figures of the table."""
-        return {
-            "tokens_per_second": statistics.median(self.rates),
+        """The figures of the table; of the engine only its rate."""
+        rate = {"tokens_per_second": statistics.median(self.rates)}
+        if not self.gaps:
+            return rate
+        return rate | {
             "first_p50_ms": 1000 * quantile(self.firsts, 0.5),
             "first_p99_ms": 1000 * quantile(self.firsts, 0.99),
             "gap_p50_ms": 1000 * quantile(self.gaps, 0.5),
@@ -207,22 +209,58 @@ def llama_server(path: str, port: int, rows: int) -> None:
         time.sleep(60)
 
 
-def engine_rate(folder: str, dtype: str, rows: int, tokens: int) -> float:
-    """Tokens per second of a session that writes `rows` answers at once, without HTTP."""
+def serve_lines(folder: str, dtype: str, rows: int) -> None:
+    """Write what each line of the input asks for, without HTTP; the answer is the number of tokens."""
     from kogpt import KoGPT
 
     model = KoGPT.from_pretrained(folder, dtype=dtype)
-    settings = {"temperature": 0.0, "max_tokens": tokens, "logit_bias": {1: -100.0}}
-    rates = []
-    for seed in range(4):  # the first warms up
-        wanted = prompts(rows, random.Random(seed))
+    model.engine.max_rows = rows
+    print("ready", flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        settings = {"temperature": 0.0, "max_tokens": asked["tokens"], "logit_bias": {1: -100.0}}
+        results = model.generate(asked["prompts"], settings)
+        print(sum(result.completion_tokens for result in results), flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A session in a process of its own: what the server would give if HTTP cost nothing."""
+
+    name: str
+    child: subprocess.Popen[str]
+
+    def load(self, prompts: Sequence[str], tokens: int) -> tuple[float, list[Stream]]:
+        """Seconds that all took together, and their tokens as one stream."""
+        self.child.send_signal(signal.SIGCONT)
         began = time.perf_counter()
-        written = sum(result.completion_tokens for result in model.generate(wanted, settings))
-        rates.append(written / (time.perf_counter() - began))
-    return statistics.median(rates[1:])
+        written = self._ask(json.dumps({"prompts": prompts, "tokens": tokens}))
+        seconds = time.perf_counter() - began
+        self.child.send_signal(signal.SIGSTOP)
+        return seconds, [Stream(int(written))]
+
+    def _ask(self, line: str) -> str:
+        assert self.child.stdin is not None and self.child.stdout is not None
+        self.child.stdin.write(line + "\n")
+        self.child.stdin.flush()
+        return self.child.stdout.readline()
 
 
-def measure(servers: Sequence[Server], args: argparse.Namespace) -> list[dict[str, Any]]:
+@contextmanager
+def engine(command: Sequence[str]) -> Iterator[Engine]:
+    """The session, ready."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            if child.stdout.readline() != "ready\n":
+                raise SystemExit("the engine did not start")
+            child.send_signal(signal.SIGSTOP)
+            yield Engine("engine", child)
+        finally:
+            child.kill()
+
+
+def measure(servers: Sequence[Server | Engine], args: argparse.Namespace) -> list[dict[str, Any]]:
     """A record for each server and number of clients."""
     rng = random.Random(0)
     samples = {(server.name, n): Samples() for server in servers for n in args.clients}
@@ -236,7 +274,7 @@ def measure(servers: Sequence[Server], args: argparse.Namespace) -> list[dict[st
                 seconds, seen = server.load(wanted, args.tokens)
                 sample = samples[server.name, n]
                 sample.rates.append(sum(s.tokens for s in seen) / seconds)
-                sample.firsts += [s.first for s in seen]
+                sample.firsts += [s.first for s in seen if s.first]
                 sample.gaps += [gap for s in seen for gap in s.gaps]
                 print(f"{server.name} {n}: {sample.rates[-1]:.1f} tokens/s", file=sys.stderr, flush=True)
     return [{"server": name, "clients": n} | sample.record() for (name, n), sample in samples.items()]
@@ -262,22 +300,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     if args.llama is not None:
         return llama_server(args.llama, args.port, max(CLIENTS))
+    if args.lines is not None:
+        return serve_lines(args.lines, args.type, max(CLIENTS))
     with ExitStack() as stack:
         place = args.models or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kogpt-load-")))
         folder = model_folder(place, args.shape)
-        gguf = gguf_file(place, folder, args)
+        gguf = None if args.alone else gguf_file(place, folder, args)
         if args.prepare:
             return
         python = [sys.executable, "-m"]
         serve = ["kogpt", "serve", "--port", "{port}", "--model", folder, "--dtype", args.type]
         kogpt = stack.enter_context(running("kogpt", [*python, *serve, "--rows", str(max(CLIENTS))]))
         llama = [*python, "bench.load", "--llama", str(gguf), "--port", "{port}"]
-        servers = [kogpt, stack.enter_context(running("llama.cpp", llama))]
-        records = measure(servers, args)
+        servers = [kogpt, *([] if args.alone else [stack.enter_context(running("llama.cpp", llama))])]
+        alone = [*python, "bench.load", "--lines", folder, "--type", args.type]
+        engines = [stack.enter_context(engine(alone))] if args.engine else []
+        records = measure([*servers, *engines], args)
         records += [prefix(server, args.rounds) for server in servers if args.prefix]
-    if args.engine:
-        rate = engine_rate(folder, args.type, 16, args.tokens)
-        records.append({"server": "engine", "clients": 16, "tokens_per_second": rate})
     for record in records:
         rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in record.items()}
         print(json.dumps({"shape": args.shape, "type": args.type} | rounded), flush=True)
@@ -317,10 +356,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=_numbers, default=CLIENTS, help="1,4,16,64")
     parser.add_argument("--engine", action="store_true", help="measure the session without HTTP, too")
+    parser.add_argument("--alone", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--prefix", action="store_true", help="measure a prompt that was read before, too")
     parser.add_argument("--models", type=Path, help="keep the converted models in this folder")
     parser.add_argument("--prepare", action="store_true", help="convert the models, measure nothing")
     parser.add_argument("--llama", metavar="FILE", help=argparse.SUPPRESS)  # be llama.cpp's server
+    parser.add_argument("--lines", metavar="FOLDER", help=argparse.SUPPRESS)  # be the engine
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
