@@ -47,7 +47,7 @@ class Engine:
         """Write at most `max_rows` rows at once and read `chunk_tokens` inputs a step (None: the runner's).
 
         n_vocab: only ids below it are written (None: all). max_cached: closed rows that are kept as a prefix
-        cache; close() frees them.
+        cache; close() frees them. With 0, no request begins with an earlier text.
         """
         self.runner = runner
         self.max_rows = max_rows
@@ -140,10 +140,13 @@ class Engine:
         After an interruption (Ctrl-C) the engine can go on: at most the request that was in hand fails.
         """
         self._admit()
-        parts = self._plan()
-        for batch in self._batches([part for part in parts if not part.row.task.request.pooled]):
+        pooled: list[Part] = []
+        others: list[Part] = []
+        for part in self._plan():
+            (pooled if part.row.task.request.pooled else others).append(part)
+        for batch in self._batches(others):
             self._read(batch, pooled=False)
-        self._read([part for part in parts if part.row.task.request.pooled], pooled=True)
+        self._read(pooled, pooled=True)
         events, self._events = self._events, []
         return events
 
@@ -228,8 +231,15 @@ class Engine:
                 known = NO_IDS if task.ids is None else task.ids
                 task.samplers = self._samplers(request.writing, known)
             trunk = task.reader(prefix.length)
-            self._store.open(trunk)
+            self._store.open(trunk, self._running())
             task.trunk = trunk
+
+    def _running(self) -> Iterator[Row]:
+        """A row of each request that is read or written."""
+        for task in self._live.values():
+            row = task.samples[0] if task.samples else task.trunk
+            if row is not None:
+                yield row
 
     def _samplers(self, writing: Writing, known: Ids) -> list[Sampler]:
         """One for each sample; `known`: what the repetition penalty counts as seen."""
@@ -241,9 +251,9 @@ class Engine:
 
     def _plan(self) -> list[Part]:
         """Choose what each row reads: one token per sample, then prompts within the budget, oldest first."""
-        parts = [row.next_part(1, 1) for task in self._live.values() for row in task.samples]
+        parts = [Part(row, 1, 1) for task in self._live.values() for row in task.samples]
         tokens, outputs = self.chunk_tokens, max(1, self.max_outputs - len(parts))
-        for task in list(self._live.values()):
+        for task in [task for task in self._live.values() if task.trunk is not None or task.forks]:
             if not tokens or not outputs:
                 break
             for row in self._readers(task):

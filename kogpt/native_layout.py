@@ -1,12 +1,13 @@
 """Structs of native/ as they lie in memory: what a step reads and what it answers.
 
-One struct.pack costs less than setting the fields of a ctypes.Structure, and a step of a small model takes
-less than a millisecond.
+A step of a small model takes less than a millisecond, so what passes at every step lies in array.array and is
+read by struct: both cost a fraction of numpy's views and of the fields of a ctypes.Structure.
 """
 
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -23,23 +24,27 @@ DRAW = struct.Struct("QdddqiiiiPPPPP")  # Draw of sampling.h
 FACTORS = struct.Struct("iif4xPP")  # Factors of adapter.h: index, rank, scale, a, b
 WANTED = struct.Struct("PPiiPP")  # Wanted of model.h: draws, targets, n_draws, n_targets, answers, likeliest
 TARGET = np.dtype([("output", np.int32), ("n_likeliest", np.int32), ("token", np.int64)])
-ANSWER = np.dtype([("token", np.int32), ("unused", np.int32), ("logprob", np.float64)])
-LIKELY = np.dtype([("token", np.int64), ("logprob", np.float64)])
+ANSWER = struct.Struct("i4xd")  # Answer of sampling.h: token, logprob
+ANSWERS = np.dtype([("token", np.int32), ("unused", np.int32), ("logprob", np.float64)])  # the same to numpy
+LIKELY = struct.Struct("qd")  # Likely of sampling.h: token, logprob
 NO_LOGPROBS = -1
 NO_CHANGES = (0, 0, 0, 0)  # addresses of their ids, bias, factor and minus
+NO_TARGETS = np.empty(0, TARGET)
+NOTHING_SCORED = np.empty(0), np.empty(0, np.int64)  # log-probabilities and likeliest tokens of a Chosen
 
 
 class Inputs:
     """Chunks as a step reads them; `packed` points into arrays that live as long as this."""
 
     def __init__(self, chunks: Sequence[Chunk], config: ModelConfig) -> None:
-        ids = [chunk.inputs for chunk in chunks if chunk.inputs.ndim == 1]
-        self._ids = np.concatenate(ids, dtype=np.int64) if ids else np.empty(0, np.int64)
-        if ids:
-            highest = self._ids.view(np.uint64).max()  # where a negative id is the highest
-            assert highest < config.n_vocab, highest
+        self._ids = array("Q")  # where a negative id is a high one
+        for chunk in chunks:
+            if chunk.inputs.ndim == 1:
+                self._ids.frombytes(chunk.inputs.astype(np.int64, copy=False).tobytes())
+        highest = max(self._ids, default=0)
+        assert highest < config.n_vocab, highest
         self._embeddings: list[NDArray[np.float32]] = []
-        place = address(self._ids)
+        place, _ = self._ids.buffer_info()
         packed = []
         for chunk in chunks:
             size = len(chunk.inputs)
@@ -71,48 +76,50 @@ class Question:
                 assert start <= output < end, (draw.output, end - start)
                 draws.append(self._pack(draw, output))
         self._targets, self._order = _sorted_targets(wanted, starts, ends, n_vocab)
-        self._answers = np.empty((len(draws) + len(self._targets)) * ANSWER.itemsize, np.uint8)
+        n_targets = len(self._targets)
         n_likeliest = sum(self._n_reported)
-        if len(self._targets):
+        if n_targets:
             n_likeliest += int(self._targets["n_likeliest"].sum())
-        self._likeliest = np.empty(n_likeliest * LIKELY.itemsize, np.uint8)
-        self._draws = np.frombuffer(b"".join(draws), np.uint8)
+        self._draws = array("B", b"".join(draws))
+        self._answers = array("B", bytes((len(draws) + n_targets) * ANSWER.size))
+        self._likeliest = array("B", bytes(n_likeliest * LIKELY.size))
         self.packed = WANTED.pack(
-            address(self._draws),
-            address(self._targets.view(np.uint8)),
+            self._draws.buffer_info()[0],
+            address(self._targets.view(np.uint8)) if n_targets else 0,
             len(draws),
-            len(self._targets),
-            address(self._answers),
-            address(self._likeliest),
+            n_targets,
+            self._answers.buffer_info()[0],
+            self._likeliest.buffer_info()[0],
         )
 
     def answers(self) -> list[Chosen]:
         """What the step wrote, for each chunk."""
-        pairs: list[Any] = self._likeliest.view(LIKELY).tolist()
-        answers = self._answers.view(ANSWER)
-        n_draws, n_targets = len(self._n_reported), len(self._targets)
-        drawn = self._drawn(answers[:n_draws], pairs)
-        if not n_targets:
-            nothing = np.empty(0), np.empty(0, np.int64)
-            return [Chosen([next(drawn) for _ in want.draws], *nothing) for want in self._wanted]
-        scored = np.empty(n_targets, ANSWER)
-        scored[self._order] = answers[n_draws:]
-        ends = np.empty(n_targets, np.int64)
+        pairs = list(LIKELY.iter_unpack(self._likeliest))
+        end = len(self._n_reported) * ANSWER.size
+        drawn = self._drawn(ANSWER.iter_unpack(memoryview(self._answers)[:end]), pairs)
+        if not len(self._targets):
+            return [Chosen([next(drawn) for _ in want.draws], *NOTHING_SCORED) for want in self._wanted]
+        scored = np.empty(len(self._targets), ANSWERS)
+        scored[self._order] = np.frombuffer(self._answers, ANSWERS, offset=end)
+        ends = np.empty(len(scored), np.int64)
         ends[self._order] = sum(self._n_reported) + np.cumsum(self._targets["n_likeliest"])
         result, first = [], 0
         for want in self._wanted:
-            tokens = [next(drawn) for _ in want.draws]
+            chosen = [next(drawn) for _ in want.draws]
             last = first if want.targets is None else first + len(want.targets)
-            own, places = scored[first:last], ends[first:last].tolist()
             n_top = min(want.n_top, self._n_vocab)
-            top = tuple(tuple(pairs[end - n_top : end]) for end in places) if n_top else ()
-            result.append(Chosen(tokens, own["logprob"].copy(), own["token"].astype(np.int64), top))
+            places = ends[first:last].tolist() if n_top else ()
+            top = tuple(tuple(pairs[end - n_top : end]) for end in places)
+            own = scored[first:last]
+            result.append(Chosen(chosen, own["logprob"].copy(), own["token"].astype(np.int64), top))
             first = last
         return result
 
-    def _drawn(self, answers: NDArray[Any], pairs: list[tuple[int, float]]) -> Iterator[SampledToken | None]:
+    def _drawn(
+        self, answers: Iterator[tuple[int, float]], pairs: list[tuple[int, float]]
+    ) -> Iterator[SampledToken | None]:
         start = 0
-        for (token, _, logprob), count in zip(answers.tolist(), self._n_reported, strict=True):
+        for (token, logprob), count in zip(answers, self._n_reported, strict=True):
             top = tuple(pairs[start : start + count]) if count else ()
             start += count
             yield None if token < 0 else SampledToken(token, logprob, top)
@@ -162,7 +169,7 @@ def _sorted_targets(
         assert ((part["token"] >= 0) & (part["token"] < n_vocab)).all(), n_vocab
         parts.append(part)
     if not parts:
-        return np.empty(0, TARGET), np.empty(0, np.int64)
+        return NO_TARGETS, NOTHING_SCORED[1]
     targets = np.concatenate(parts)
     order = np.argsort(targets["output"], kind="stable")
     return targets[order], order

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -273,20 +273,20 @@ class _Model:
     """The C++ model as an argument of the kernels; once it was freed no call gets as far as them."""
 
     def __init__(self, address: int) -> None:
-        self._address: int | None = address
+        self._as_parameter_ = ctypes.c_void_p(address)
 
     @property
     def freed(self) -> bool:
-        return self._address is None
+        return "_as_parameter_" not in vars(self)
 
-    @property
-    def _as_parameter_(self) -> ctypes.c_void_p:
-        if self._address is None:
+    def __getattr__(self, name: str) -> NoReturn:
+        if name == "_as_parameter_":
             raise RuntimeError("this runner's model was freed")
-        return ctypes.c_void_p(self._address)
+        raise AttributeError(name)
 
     def free(self, kernels: ctypes.CDLL) -> None:
-        created, self._address = self._address, None
+        created = self._as_parameter_
+        del self._as_parameter_
         kernels.kogpt_destroy(created)
 
 

@@ -119,5 +119,5 @@ class Event(NamedTuple):
     choices: tuple[Scores, ...] = ()
     pooled: NDArray[np.float32] | None = None  # (E,)
     prefix: int | None = None  # handle of the text that was to be kept
-    n_cached: int = 0  # inputs that the prefix cache saved from being read again
+    n_cached: int = 0  # inputs that an earlier text saved from being read again
     error: BaseException | None = None

@@ -1,14 +1,14 @@
 """The rows of a runner between requests: where a request's row comes from, and where it goes afterwards.
 
-A row begins with a prefix that was kept, with an earlier text that begins alike (prefix_cache.py), or with
-nothing. When its request ends it becomes a prefix, stays for later texts, or is closed. Where memory is short
-the prefix cache is emptied first.
+A row begins with a prefix that was kept, with an earlier text that begins alike (a closed row of
+prefix_cache.py, or one that is still read or written), or with nothing. When its request ends it becomes a
+prefix, stays for later texts, or is closed. Where memory is short the prefix cache is emptied first.
 Shapes: L layers, P prefix positions, H heads, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from kogpt.adapter import KeyValuePrefix
 from kogpt.errors import NotEnoughMemory
-from kogpt.prefix_cache import Owner, PrefixCache
+from kogpt.prefix_cache import MIN_SHARED, Match, Owner, PrefixCache, n_shared
 from kogpt.request import Ids, Request
 from kogpt.rows import NO_IDS, Row
 from kogpt.runner import Runner
@@ -37,8 +37,8 @@ class Counters:
     """What an engine has done since it was made, in tokens."""
 
     prompt: int = 0  # inputs of the requests that were admitted
-    reused: int = 0  # inputs that the prefix cache saved from being read again
-    hits: int = 0  # requests that began with a text of the prefix cache
+    reused: int = 0  # inputs that an earlier text saved from being read again
+    hits: int = 0  # requests that began with an earlier text
     written: int = 0
 
 
@@ -49,6 +49,7 @@ class RowStore:
         """max_cached: closed rows that are kept as a prefix cache."""
         self.counters = Counters()
         self._runner = runner
+        self._max_cached = max_cached
         self._cache = PrefixCache(runner, max_cached)
         self._prefixes: dict[int, Prefix] = {}
         self._released: set[int] = set()  # prefixes to free once no waiting request needs them
@@ -62,10 +63,14 @@ class RowStore:
         """How many positions a prefix takes."""
         return 0 if prefix is None else self._prefixes[prefix].length
 
-    def open(self, trunk: Row) -> None:
-        """Give the trunk of a request its handle, with as much read as is known. Raises NotEnoughMemory."""
+    def open(self, trunk: Row, running: Iterable[Row] = ()) -> None:
+        """Give the trunk of a request its handle, with as much read as is known. Raises NotEnoughMemory.
+
+        running: rows of other requests, which it may begin with as with those of the prefix cache.
+        """
         self.counters.prompt += len(trunk.task.request.inputs)
-        self._with_memory(lambda: self._open(trunk))
+        rows = list(running) if self._max_cached else []
+        self._with_memory(lambda: self._open(trunk, rows))
 
     def fork(self, handle: int) -> int:
         """A row that has read what another has. Raises NotEnoughMemory."""
@@ -91,9 +96,7 @@ class RowStore:
     def retire(self, row: Row) -> None:
         """Close a row, or leave it to the prefix cache: one of each request."""
         task = row.task
-        if task.request.reusable and task.ids is not None and row.number == 0 and not row.broken:
-            written = np.array(row.written, np.int64)
-            read = np.concatenate([task.ids, written])[: row.length]
+        if row.number == 0 and (read := _read_ids(row)) is not None:
             self._cache.put(_owner(task.request), read, row.handle)
         else:
             self._runner.close(row.handle)
@@ -135,12 +138,9 @@ class RowStore:
             self.release(prefix, ())
         self._cache.clear()
 
-    def _open(self, trunk: Row) -> None:
+    def _open(self, trunk: Row, running: Collection[Row]) -> None:
         task, request, start = trunk.task, trunk.task.request, trunk.length
-        most = start + min(trunk.first_output, len(trunk.inputs) - 1)  # something is left to read
-        match = None
-        if request.reusable and task.ids is not None:
-            match = self._cache.find(_owner(request), task.ids, most)
+        match = self._find(trunk, running)
         if match is not None and match.length > start:
             trunk.handle = self._runner.fork(match.handle, match.length)
             trunk.n_read, trunk.length = match.length - start, match.length
@@ -151,6 +151,20 @@ class RowStore:
             trunk.handle = self._runner.fork(request.prefix)
         else:
             trunk.handle = self._runner.open(request.adapter)
+
+    def _find(self, trunk: Row, running: Collection[Row]) -> Match | None:
+        """The row, closed or running, that begins with the most of what the trunk is to read."""
+        task, owner = trunk.task, _owner(trunk.task.request)
+        if not task.request.reusable or task.ids is None:
+            return None
+        most = trunk.length + min(trunk.first_output, len(trunk.inputs) - 1)  # something is left to read
+        best = self._cache.find(owner, task.ids, most)
+        for row in running:
+            read = _read_ids(row) if _owner(row.task.request) == owner else None
+            length = 0 if read is None else min(most, n_shared(read, task.ids))
+            if length >= MIN_SHARED and (best is None or length > best.length):
+                best = Match(row.handle, length)
+        return best
 
     def _with_memory(self, do: Callable[[], Answer]) -> Answer:
         """Do what takes memory; where there is too little, once more without the prefix cache."""
@@ -164,3 +178,11 @@ class RowStore:
 
 def _owner(request: Request) -> Owner:
     return Owner(request.adapter, request.namespace)
+
+
+def _read_ids(row: Row) -> Ids | None:
+    """What a row has read, as far as it may serve other texts: None where it may not."""
+    task = row.task
+    if not task.request.reusable or task.ids is None or row.broken:
+        return None
+    return np.concatenate([task.ids, np.array(row.written, np.int64)])[: row.length]

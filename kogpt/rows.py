@@ -76,7 +76,9 @@ class Part(NamedTuple):
 
     def chunk(self) -> Chunk:
         """As a runner takes it."""
-        return Chunk(self.row.handle, self.row.inputs[self.row.n_read : self.end], self.n_outputs)
+        row = self.row
+        whole = not row.n_read and self.end == len(row.inputs)  # as at every step of an answer
+        return Chunk(row.handle, row.inputs if whole else row.inputs[row.n_read : self.end], self.n_outputs)
 
     def wanted(self) -> Wanted:
         """What is to be chosen and scored from its outputs."""
@@ -106,7 +108,7 @@ class Task:
     scores: Scores | None = None  # of the inputs
     choices: list[Scores] = field(default_factory=list)
     total: Array | None = None  # (E,) sum of the hidden states read so far
-    n_cached: int = 0  # inputs that the prefix cache saved from being read
+    n_cached: int = 0  # inputs that an earlier text saved from being read
 
     @property
     def is_reading(self) -> bool:

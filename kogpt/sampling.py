@@ -196,56 +196,77 @@ class Sampler:
         seed = int.from_bytes(os.urandom(8)) >> 1 if sampling.seed is None else sampling.seed
         self._key = random_bits(seed, sample)
         self._n_vocab = n_vocab
-        self._prompt = np.unique(prompt) if sampling.repetition_penalty != 1.0 else prompt[:0]
-        self._written: Counter[int] = Counter()
+        self._changes = _ChangedTokens(sampling, prompt, n_vocab)
         self._position = 0
 
     def draw(self) -> Draw:
         """How the next token is to be chosen."""
         s = self.sampling
         return Draw(
-            key=random_bits(self._key, self._position),
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            min_p=s.min_p,
-            n_vocab=self._n_vocab,
-            logprobs=s.logprobs,
-            changes=changes(s, self._prompt, self._written, self._n_vocab),
-            allowed=None if self._guide is None else self._guide.allowed,
+            random_bits(self._key, self._position) if s.temperature else 0,
+            s.temperature,
+            s.top_k,
+            s.top_p,
+            s.min_p,
+            self._n_vocab,
+            s.logprobs,
+            self._changes.now(),
+            None if self._guide is None else self._guide.allowed,
         )
 
     def accept(self, token: int) -> None:
         """Remember the token that was chosen. SamplingError where its grammar becomes too complex."""
-        self._written[token] += 1
+        self._changes.accept(token)
         self._position += 1
         if self._guide is not None:
             self._guide.accept(token)
 
 
-def changes(
-    sampling: Sampling, prompt: Ids, written: Mapping[int, int], n_vocab: int | None = None
-) -> Changes | None:
-    """Bias and penalties after `written` (token -> how often); None where there are none.
+class _ChangedTokens:
+    """The Changes of one sample, kept up to date: building them anew costs more than a small step."""
 
-    prompt: distinct ids that count as seen.
-    """
-    s = sampling
-    penalized = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0)
-    if not s.logit_bias and not (penalized and (written or len(prompt))):
-        return None
-    new = np.fromiter(written, np.int64, len(written))
-    biased = np.fromiter(s.logit_bias, np.int64, len(s.logit_bias))
-    ids = np.unique(np.concatenate([prompt, new, biased]) if penalized else biased)
-    bias, minus, factor = np.zeros(len(ids)), np.zeros(len(ids)), np.ones(len(ids))
-    bias[ids.searchsorted(biased)] = np.fromiter(s.logit_bias.values(), np.float64, len(biased))
-    if penalized:
-        places = ids.searchsorted(new)
-        factor[ids.searchsorted(prompt)] = factor[places] = s.repetition_penalty
-        counts = np.fromiter(written.values(), np.float64, len(new))
-        minus[places] = s.presence_penalty + counts * s.frequency_penalty
-    end = len(ids) if n_vocab is None else int(ids.searchsorted(n_vocab))
-    return Changes(ids[:end], bias[:end], factor[:end], minus[:end])
+    def __init__(self, sampling: Sampling, prompt: Ids, n_vocab: int | None) -> None:
+        """prompt: the ids that the repetition penalty counts as seen."""
+        s = self._sampling = sampling
+        self._penalized = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0)
+        seen = np.unique(prompt) if s.repetition_penalty != 1.0 else prompt[:0]
+        biased = np.fromiter(s.logit_bias, np.int64, len(s.logit_bias))
+        ids = np.union1d(seen, biased)
+        ids = ids if n_vocab is None else ids[ids < n_vocab]
+        self._arrays = Changes(ids, np.zeros(len(ids)), np.ones(len(ids)), np.zeros(len(ids)))
+        self._n = len(ids)
+        self._arrays.factor[np.isin(ids, seen)] = s.repetition_penalty
+        self._arrays.bias[:] = [s.logit_bias.get(token, 0.0) for token in ids.tolist()]
+        self._places = {token: place for place, token in enumerate(ids.tolist())} if self._penalized else {}
+        self._counts: Counter[int] = Counter()
+
+    def now(self) -> Changes | None:
+        """Bias and penalties of the next token; None where there are none. Valid until `accept`."""
+        n = self._n
+        if not n:
+            return None
+        ids, bias, factor, minus = self._arrays
+        return Changes(ids[:n], bias[:n], factor[:n], minus[:n])
+
+    def accept(self, token: int) -> None:
+        """Count a token that was written."""
+        if not self._penalized:
+            return
+        s = self._sampling
+        place = self._places.setdefault(token, self._n)
+        if place == len(self._arrays.ids):
+            ids, bias, factor, minus = self._arrays
+            size = 2 * place + 64
+            self._arrays = Changes(
+                np.resize(ids, size), np.resize(bias, size), np.resize(factor, size), np.resize(minus, size)
+            )
+        ids, bias, factor, minus = self._arrays
+        if place == self._n:
+            self._n += 1
+            ids[place], bias[place] = token, 0.0
+        self._counts[token] += 1
+        factor[place] = s.repetition_penalty
+        minus[place] = s.presence_penalty + self._counts[token] * s.frequency_penalty
 
 
 def choose(logits: Array, wanted: Wanted) -> Chosen:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
+from kogpt.sampling import Changes, Sampling
 
 Matrix = NDArray[np.float64]
 
@@ -92,3 +93,31 @@ class Reference:
             pair = complex(x[i], x[i + 1]) * cmath.exp(1j * angle)
             y[i], y[i + 1] = pair.real, pair.imag
         return y
+
+
+def changes(
+    sampling: Sampling, prompt: NDArray[np.int64], written: Mapping[int, int], n_vocab: int | None = None
+) -> Changes | None:
+    """Bias and penalties after `written` (token -> how often), built anew: the twin of what a Sampler keeps.
+
+    prompt: ids that the repetition penalty counts as seen.
+    """
+    s = sampling
+    seen = set(prompt.tolist()) if s.repetition_penalty != 1 else set()
+    penalized = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0)
+    counts = dict(written) if penalized else {}
+    ids = sorted(seen | set(counts) | set(s.logit_bias))
+    ids = [token for token in ids if n_vocab is None or token < n_vocab]
+    if not ids:
+        return None
+    return Changes(
+        np.array(ids),
+        np.array([s.logit_bias.get(token, 0.0) for token in ids]),
+        np.array([s.repetition_penalty if token in seen or token in counts else 1.0 for token in ids]),
+        np.array(
+            [
+                s.presence_penalty + counts[token] * s.frequency_penalty if token in counts else 0.0
+                for token in ids
+            ]
+        ),
+    )

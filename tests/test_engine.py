@@ -460,6 +460,26 @@ def test_a_text_that_begins_like_an_earlier_one_is_not_read_again(monkeypatch: p
     assert not runner._rows
 
 
+def test_a_text_that_begins_like_a_running_one_is_not_read_again() -> None:
+    runner = make_runner(NumpyRunner)
+    engine = Engine(runner, max_cached=4)
+    tokens: dict[tuple[int, int], list[int]] = {}
+    first = engine.add(request(30, limit=12))
+    for _ in range(5):
+        collect(engine.step(), tokens)
+    turn = np.concatenate([prompt(30), tokens[first, 0], prompt(6, 1)])
+    second = engine.add(Request(turn, writing=Writing(SEEDED, 12)))
+    collect(engine.step(), tokens)
+    assert engine.counters.hits == 1 and engine.counters.reused == 34, "the newest token is read now"
+    other = engine.add(Request(turn, writing=Writing(SEEDED, 12), namespace="someone else"))
+    while not engine.idle:
+        collect(engine.step(), tokens)
+    assert tokens[second, 0] == tokens[other, 0] == slow_tokens(turn, SEEDED, 12)
+    assert tokens[first, 0] == slow_tokens(prompt(30), GREEDY, 12) and engine.counters.hits == 1
+    engine.close()
+    assert not runner._rows
+
+
 def test_the_prefix_cache_gives_way_where_memory_is_short() -> None:
     runner = make_runner(Short)
     engine = Engine(runner, max_cached=4)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import TINY, plain, random_tensors
 from numpy.typing import NDArray
+from reference import changes
 from runners import stored
 
 from kogpt import checkpoint, memory, native_runner
@@ -34,7 +35,7 @@ from kogpt.numpy_runner import NumpyRunner
 from kogpt.quantize import Quantized
 from kogpt.rounding import nearest
 from kogpt.runner import Array, Chunk, Runner
-from kogpt.sampling import Draw, SampledToken, Sampling, Wanted, candidates, changes, exp, gumbel, sample
+from kogpt.sampling import Draw, SampledToken, Sampling, Wanted, candidates, exp, gumbel, sample
 
 pytestmark = pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
 

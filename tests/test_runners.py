@@ -15,7 +15,7 @@ from conftest import TINY, random_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from reference import Reference
+from reference import Reference, changes
 from runners import KINDS, Kind, pretend_free, stored
 
 from kogpt import numpy_runner
@@ -24,7 +24,7 @@ from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Chunk, Runner
-from kogpt.sampling import Draw, Sampling, Wanted, changes, choose
+from kogpt.sampling import Draw, Sampling, Wanted, choose
 from kogpt.torch_runner import TorchRunner
 
 Ids = NDArray[np.int64]

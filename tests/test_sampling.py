@@ -7,6 +7,7 @@ import math
 import pickle
 import time
 import tracemalloc
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import changes
 
 from kogpt.errors import SamplingError
 from kogpt.sampling import (
@@ -27,7 +29,6 @@ from kogpt.sampling import (
     Wanted,
     candidates,
     changed,
-    changes,
     choose,
     exp,
     gumbel,
@@ -290,6 +291,35 @@ def test_the_largest_bias_and_penalty_stay_finite() -> None:
 def test_a_sampler_counts_what_it_accepts() -> None:
     logits = np.array([1.0, 0.9, 0.8], np.float32)
     assert write(logits, Sampling(temperature=0, frequency_penalty=0.15), 6) == [0, 1, 0, 2, 1, 0]
+
+
+@given(
+    st.sampled_from([1.0, 1.3]),
+    st.sampled_from([(0.0, 0.0), (0.4, 0.0), (0.0, 0.3)]),
+    st.dictionaries(st.integers(0, 12), st.floats(-3, 3), max_size=3),
+    st.lists(st.integers(0, 12), max_size=5),
+    st.lists(st.integers(0, 9), max_size=90),
+)
+def test_a_sampler_keeps_what_counting_anew_gives(
+    repetition: float,
+    penalties: tuple[float, float],
+    bias: dict[int, float],
+    prompt: list[int],
+    written: list[int],
+) -> None:
+    presence, frequency = penalties
+    s = Sampling(
+        repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias
+    )
+    sampler = Sampler(s, np.array(prompt, np.int64), n_vocab=10)
+    for token in written:
+        sampler.accept(token)
+    found, wanted = sampler.draw().changes, changes(s, np.array(prompt, np.int64), Counter(written), 10)
+    assert (found is None) == (wanted is None)
+    if found is not None and wanted is not None:
+        order = found.ids.argsort()
+        for got, expected in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(got[order], expected)
 
 
 def test_a_mask_leaves_only_what_it_allows() -> None:
