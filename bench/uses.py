@@ -27,7 +27,7 @@ from kogpt import KoGPT
 from kogpt.classification import Wording
 from kogpt.tasks.named import NAMED, adapter_folder
 from kogpt.tasks.personal import find_personal
-from kogpt.tasks.profanity import find_profanity, judge
+from kogpt.tasks.profanity import Judgement, find_profanity, judge, log_odds, weighs_adapter
 from kogpt.tasks.sentences import split_sentences
 from kogpt.tasks.summaries import Writer, make_title, summarize
 
@@ -59,16 +59,25 @@ def measure_filter(args: argparse.Namespace) -> None:
     praise = [r["document"] for r in read(args.data / "nsmc_test.tsv.gz") if r["label"] == "1"][:5000]
     profane = ["3" in r["labels"].split(",") for r in comments]
     insulting = [r["label"] == "1" for r in posts]
-    judged = [judge(row["text"]) for row in posts]
-    said = [judge(row["text"]).profane for row in comments]
+    judged, said = judge_all([row["text"] for row in posts]), judge_all([row["text"] for row in comments])
     words = [bool(find_profanity(row["text"])) for row in comments]
-    show("profanity, K-MHaS test, F1 (words alone)", f"{f1(profane, said):.3f} ({f1(profane, words):.3f})")
+    profane_f1 = f1(profane, [x.profane for x in said])
+    show("profanity, K-MHaS test, F1 (words alone)", f"{profane_f1:.3f} ({f1(profane, words):.3f})")
     show("insult, Curse-detection-data test, F1", f"{f1(insulting, [x.insulting for x in judged]):.3f}")
     for name, texts in (("clean HateScore", clean), ("positive NSMC", praise)):
-        alarms = statistics.mean(judge(text).profane for text in texts)
+        alarms = statistics.mean(x.profane for x in judge_all(texts))
         covered = statistics.mean(bool(find_profanity(text)) for text in texts)
         show(f"alarms on {name} (texts with a covered word)", f"{alarms:.2%} ({covered:.2%})")
     measure_personal(args.personal)
+
+
+def judge_all(texts: Sequence[str]) -> list[Judgement]:
+    """What words and n-grams say of each text, and the adapter too once profanity.npz weighs it."""
+    folder = adapter_folder("profanity")
+    if folder is None or not weighs_adapter():
+        return [judge(text) for text in texts]
+    found = KoGPT.from_pretrained(adapter=folder).classify(texts)
+    return [judge(text, log_odds(each)) for text, each in zip(texts, found, strict=True)]
 
 
 def measure_personal(maker: Path) -> None:

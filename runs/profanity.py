@@ -1,11 +1,13 @@
 """Trains kogpt/tasks/profanity.npz: what the filter knows beside its words.
 
-    python runs/profanity.py DATA [--out FILE]
+    python runs/profanity.py DATA [--adapter profanity] [--out FILE]
 
 DATA is a folder with the training parts of K-MHaS, Curse-detection-data, BEEP! and NSMC (.tsv.gz). Nothing of
 a test part is read. Every comment has three n-gram scores, each learnt from one set and its label alone, and
 the number of its swear words; two small logistic models join them, one for each of the labels that are
-reported: K-MHaS's "profanity" and Curse-detection-data's label.
+reported: K-MHaS's "profanity" and Curse-detection-data's label. With --adapter two more join them with what
+that adapter says of the comments, as `judge(text, odds)` uses it. The adapter has learnt a part of these
+comments once; its weight may be a little too high for that.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.svm import LinearSVC
 
-from kogpt.tasks.ngrams import BUCKETS, NgramClassifier, features
-from kogpt.tasks.profanity import find_profanity
+from kogpt import KoGPT
+from kogpt.tasks.ngrams import BUCKETS, Joint, NgramClassifier, features
+from kogpt.tasks.profanity import MAX_WORDS, find_profanity, log_odds
 
 C = 1.0  # of the SVMs
 N_PRAISE = 10_000  # positive reviews, which are taken for clean
@@ -75,7 +78,17 @@ def unit(weighted: Any) -> Any:
     return (sparse.diags(1 / np.maximum(lengths, 1e-12)) @ weighted).tocsr()
 
 
-def train(data: Path) -> NgramClassifier:
+def adapter_odds(adapter: str, sets: dict[str, Labelled]) -> dict[str, Floats]:
+    """What an adapter of kogpt-mini says of each text, by set."""
+    model = KoGPT.from_pretrained(adapter=adapter)
+    return {
+        name: np.array([log_odds(found) for found in model.classify(texts)])
+        for name, (texts, _) in sets.items()
+        if name != "hate"
+    }
+
+
+def train(data: Path, adapter: str | None = None) -> NgramClassifier:
     """The classifier, its weights rounded to 8 bits."""
     sets = load(data)
     counts = {name: matrix(texts) for name, (texts, _) in sets.items()}
@@ -98,6 +111,7 @@ def train(data: Path) -> NgramClassifier:
             held[name] = cross_val_predict(LinearSVC(C=C), x, y, cv=folds, method="decision_function")
         print(name, "trained", flush=True)
     scales = np.abs(weights).max(axis=0) / 127
+    parts = Parts(sets, inputs, weights, biases, held)
     return NgramClassifier(
         OUTPUTS,
         steps,
@@ -105,7 +119,8 @@ def train(data: Path) -> NgramClassifier:
         np.round(weights / scales).astype(np.int8),
         scales.astype(np.float32),
         biases.astype(np.float32),
-        *join(Parts(sets, inputs, weights, biases, held)),
+        join(parts),
+        None if adapter is None else join(parts, adapter_odds(adapter, sets)),
     )
 
 
@@ -120,16 +135,18 @@ class Parts:
     held: dict[str, Floats]  # an output's scores of its own texts and of praise, each by an SVM without it
 
 
-def join(parts: Parts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Coefficients (2, K + 2) of the logistic models, and thresholds with the best F1 on training text."""
+def join(parts: Parts, odds: dict[str, Floats] | None = None) -> Joint:
+    """The logistic models, with an adapter's log-odds where given; thresholds have the best F1 on train."""
     coefficients, thresholds = [], []
     for name in OUTPUTS[:2]:
         (own_texts, own_labels), (praise, clean) = parts.sets[name], parts.sets["praise"]
         x = sparse.vstack([parts.inputs[name], parts.inputs["praise"]]).tocsr()
         scores = x @ parts.weights + parts.biases
         scores[:, OUTPUTS.index(name)] = parts.held[name]
-        n_words = [min(len(find_profanity(text)), 3) for text in (*own_texts, *praise)]
+        n_words = [min(len(find_profanity(text)), MAX_WORDS) for text in (*own_texts, *praise)]
         columns, y = np.column_stack([scores, n_words]), np.concatenate([own_labels, clean])
+        if odds is not None:
+            columns = np.column_stack([columns, np.concatenate([odds[name], odds["praise"]])])
         model = LogisticRegression(C=10, max_iter=1000).fit(columns, y)
         folds = StratifiedKFold(5, shuffle=True, random_state=1)
         p = cross_val_predict(model, columns, y, cv=folds, method="predict_proba")[: len(own_texts), 1]
@@ -138,7 +155,7 @@ def join(parts: Parts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         print(name, "F1 of cross-validation", f1(own_labels, p > best), "at", best, flush=True)
         coefficients.append([*model.coef_[0], model.intercept_[0]])
         thresholds.append(best)
-    return np.array(coefficients, np.float32), np.array(thresholds, np.float32)
+    return Joint(np.array(coefficients, np.float32), np.array(thresholds, np.float32))
 
 
 def f1(answers: Flags, said: Flags) -> float:
@@ -151,8 +168,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("kogpt/tasks/profanity.npz"))
+    parser.add_argument("--adapter", help="of kogpt-mini: a folder, or a name")
     args = parser.parse_args()
-    train(args.data).save(args.out)
+    train(args.data, args.adapter).save(args.out)
 
 
 if __name__ == "__main__":

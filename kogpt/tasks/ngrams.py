@@ -11,7 +11,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,22 @@ def _hashes(text: str, lengths: range, salt: int) -> list[NDArray[np.uint64]]:
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """Logistic models of what is known of a text: of K-MHaS's label (profane) and of Curse's (insulting).
+
+    Inputs: the K scores, the number of swear words, the log-odds of an adapter where there is one, and 1.
+    """
+
+    coefficients: Floats  # (2, K + 2), with an adapter (2, K + 3)
+    thresholds: Floats  # (2,) probabilities from which on a text counts
+
+    def probabilities(self, inputs: Floats) -> Floats:
+        """(2,) how likely each label is."""
+        total = self.coefficients @ np.append(inputs, np.float32(1))
+        return (1 / (1 + np.exp(-total))).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
 class NgramClassifier:
     """K scores of a text: above 0 where its classifier says yes."""
 
@@ -62,8 +78,8 @@ class NgramClassifier:
     weights: NDArray[np.int8]  # (B, K)
     scales: Floats  # (K,) of the weights
     biases: Floats  # (K,)
-    joined: Floats  # (2, K + 2) logistic models of the K scores, the number of swear words, and 1
-    thresholds: Floats  # (2,) probabilities from which on a text counts
+    joint: Joint
+    joint_with_adapter: Joint | None = None  # None: the file was trained without one
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -76,12 +92,17 @@ class NgramClassifier:
                 file["weights"],
                 file["scales"],
                 file["biases"],
-                file["joined"],
-                file["thresholds"],
+                Joint(file["joined"], file["thresholds"]),
+                Joint(file["adapter_joined"], file["adapter_thresholds"])
+                if "adapter_joined" in file
+                else None,
             )
 
     def save(self, path: Path) -> None:
         """Write a compressed .npz."""
+        more: dict[str, Any] = {}
+        if (other := self.joint_with_adapter) is not None:
+            more = {"adapter_joined": other.coefficients, "adapter_thresholds": other.thresholds}
         np.savez_compressed(
             path,
             names=np.array(self.names),
@@ -90,8 +111,9 @@ class NgramClassifier:
             weights=self.weights,
             scales=self.scales,
             biases=self.biases,
-            joined=self.joined,
-            thresholds=self.thresholds,
+            joined=self.joint.coefficients,
+            thresholds=self.joint.thresholds,
+            **more,
         )
 
     def scores(self, text: str) -> Floats:
@@ -101,9 +123,3 @@ class NgramClassifier:
         values /= max(float(np.linalg.norm(values)), 1e-12)
         found: Floats = (values @ self.weights[buckets].astype(np.float32)) * self.scales + self.biases
         return found
-
-    def probabilities(self, text: str, n_words: int) -> Floats:
-        """(2,) how likely a text is profane (K-MHaS's label), and insulting (Curse's)."""
-        inputs = np.append(self.scores(text), np.array([min(n_words, 3), 1], np.float32))
-        shares: Floats = 1 / (1 + np.exp(-(self.joined @ inputs)))
-        return shares

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kogpt.classification import Classification
+from kogpt.errors import InputError
 from kogpt.tasks.folding import ALIKE, FINALS, INITIALS, VOWELS, Folded, fold, letters_of
 from kogpt.tasks.ngrams import NgramClassifier
 from kogpt.tasks.spans import Span, without_overlaps
@@ -25,6 +27,9 @@ WORDS = Path(__file__).with_name("words.tsv")
 CLASSIFIER = Path(__file__).with_name("profanity.npz")
 MAX_GAP = 3  # characters between two of a word
 LONGEST = 48  # characters of the longest disguised word
+ADAPTER = "profanity"  # of kogpt-mini
+MAX_WORDS = 3  # swear words of a text that count
+MAX_ODDS = 12.0  # log-odds of an adapter
 MIN_KEYS = 5  # keys of a word that is written in the other layout
 
 # Words of the language that hold a swear word's letters.
@@ -91,12 +96,35 @@ class Judgement:
     insulting: bool  # whether the second does
 
 
-def judge(text: str) -> Judgement:
-    """What the n-gram classifier and the words of the list say together of a text as a whole."""
+def judge(text: str, odds: float | None = None) -> Judgement:
+    """What the n-gram classifier and the words of the list say together of a text as a whole.
+
+    odds: what the profanity adapter says of it besides, see `log_odds`. InputError where profanity.npz does
+    not know how to weigh an adapter.
+    """
     classifier = _classifier()
-    shares = classifier.probabilities(text, len(find_profanity(text)))
-    profane, insulting = map(bool, shares > classifier.thresholds)
+    joint = classifier.joint if odds is None else classifier.joint_with_adapter
+    if joint is None:
+        command = f"runs/profanity.py DATA --adapter {ADAPTER}"
+        raise InputError(
+            f"{CLASSIFIER.name} was trained without an adapter: run {command}",
+            f"{CLASSIFIER.name}에 어댑터의 비중이 없습니다. 다음을 실행하세요: {command}",
+        )
+    known = [min(len(find_profanity(text)), MAX_WORDS), *([] if odds is None else [odds])]
+    shares = joint.probabilities(np.append(classifier.scores(text), np.array(known, np.float32)))
+    profane, insulting = map(bool, shares > joint.thresholds)
     return Judgement(float(shares[0]), float(shares[1]), profane, insulting)
+
+
+def weighs_adapter() -> bool:
+    """Whether `judge` takes the odds of the profanity adapter."""
+    return _classifier().joint_with_adapter is not None
+
+
+def log_odds(found: Classification) -> float:
+    """The odds of the second of two labels, the profane one, within the reach of float32."""
+    clean, profane = found.probabilities.values()
+    return float(np.clip(np.log(profane + 1e-9) - np.log(clean + 1e-9), -MAX_ODDS, MAX_ODDS))
 
 
 @cache
