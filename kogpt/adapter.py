@@ -81,6 +81,13 @@ def require_lora_fits(lora: Lora, config: ModelConfig) -> None:
             )
 
 
+def unchanged(config: ModelConfig) -> Lora:
+    """A LoRA that changes nothing: what a head needs to be an adapter for PEFT, which knows none without."""
+    width = config.d_model
+    update = LowRank(np.zeros((1, width), np.float32), np.zeros((width, 1), np.float32), scale=1.0)
+    return Lora({"transformer.h.0.attn.q_proj": update})
+
+
 def merged(tensors: Mapping[str, Stored], lora: Lora) -> Mapping[str, Stored]:
     """A model's tensors with a LoRA added, float32 where one is; each is computed when it is asked for."""
     return _Merged(tensors, lora)

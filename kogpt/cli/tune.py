@@ -101,7 +101,7 @@ def _add_data(parser: argparse.ArgumentParser, method: str) -> None:
 
 def _add_method(parser: argparse.ArgumentParser, name: str) -> None:
     group = parser.add_argument_group("method")
-    if name == "lora":
+    if name != "embed":
         group.add_argument(
             "--head", action="store_true", help="answer by a linear head, of labels or scores, not by words"
         )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kogpt import metrics
 from kogpt.metrics import METRICS, Floats, Metric, Outcome
 from kogpt.training.processes import Processes
-from kogpt.tuning.methods import ContrastObjective, HeadObjective, TuningObjective
+from kogpt.tuning.methods import ContrastObjective, TuningObjective
 from kogpt.tuning.rows import Ids, Row, at_the_end, padded
 
 TOKENS_PER_PASS = 8192
@@ -37,7 +37,7 @@ def measure(
     if isinstance(objective, ContrastObjective):
         return _measure_pairs(objective, rows, processes)
     found: dict[str, float]
-    if isinstance(objective, HeadObjective):
+    if objective.score is not None:
         outputs, items = _head_outputs(objective, rows, processes)
         found, outcome = _judge_head(outputs, items)
     else:
@@ -63,7 +63,7 @@ def _labelled(labels: Sequence[int], guesses: Sequence[int]) -> Outcome:
 
 
 def _head_outputs(
-    objective: HeadObjective, rows: Sequence[Row], processes: Processes
+    objective: TuningObjective, rows: Sequence[Row], processes: Processes
 ) -> tuple[Floats, list[Row]]:
     """Outputs of the head (items, outputs), the mean over the orders of a pair; a row of each item."""
     assert objective.score is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,11 @@ Places = tuple[Tensor, Tensor]  # (M,) rows and (M,) positions
 
 
 class TuningObjective(Objective):
-    """All weights learn, by the loss of the answers; the head runs on scored positions only."""
+    """All weights learn, by the loss of the answers; the head runs on scored positions only.
+
+    After `add_head` a linear head on the last hidden state answers instead of words, as in transformers'
+    GPTJForSequenceClassification: one output for each label, or a single one for a grade.
+    """
 
     n_virtual = 0  # positions before every text
     # What reads weights outside of `forward`: among several processes these gather them as `forward` does.
@@ -42,10 +46,39 @@ class TuningObjective(Objective):
         super().__init__(model, compute)
         self.score: nn.Linear | None = None  # a head that answers instead of words
 
+    def add_head(self, n_outputs: int) -> None:
+        """Begin with a head of small random weights."""
+        self.score = nn.Linear(self.model.config.d_model, n_outputs, bias=False)
+        nn.init.normal_(self.score.weight, std=0.02)
+
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """As Objective's; the other positions have no part in it, and get no logits."""
+        """As Objective's; the other positions have no part in it, and get no logits.
+
+        Of a head: cross-entropy of labels, or squared error of grades, summed.
+        """
+        if self.score is not None:
+            return self._head_loss(hidden, targets)
         scored = targets != IGNORED
         return super().loss(hidden[:, -targets.shape[1] :][scored][None], targets[scored][None])
+
+    def _head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        outputs, wanted = self._outputs(hidden, targets), targets[_scored(targets)]
+        words = self.model.lm_head
+        # In full tuning the head of words learns nothing, but its optimizer state has to be there.
+        nothing = sum((0 * weight.sum() for weight in words.parameters() if weight.requires_grad), start=0.0)
+        if wanted.is_floating_point():
+            return F.mse_loss(outputs[:, 0], wanted, reduction="sum") + nothing
+        return F.cross_entropy(outputs, wanted, reduction="sum") + nothing
+
+    def _outputs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        assert self.score is not None
+        outputs: Tensor = self.score(hidden[:, -targets.shape[1] :][_scored(targets)].float())
+        return outputs
+
+    def answers(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Outputs of the head at the scored positions of (B, T) ids: (N, outputs) float32."""
+        hidden = self.hidden(self.embedded(inputs), self.forward_pass(inputs))
+        return self._outputs(hidden, targets)
 
     def likelihoods(self, inputs: Tensor, places: Places, wanted: Tensor) -> Tensor:
         """Log-likelihood of `wanted`, (M,) ids, after M places in (B, T) ids: (M,), nats."""
@@ -149,36 +182,6 @@ class LoraObjective(TuningObjective):
                 for name, update in zip(self.names, self._by_matrix.values(), strict=True)
             }
         )
-
-
-class HeadObjective(LoraObjective):
-    """LoRA, and a linear head on the last hidden state: as transformers' GPTJForSequenceClassification.
-
-    One output for each label, or a single one for a grade.
-    """
-
-    def add_head(self, n_outputs: int) -> Self:
-        """Begin with a head of small random weights."""
-        self.score = nn.Linear(self.model.config.d_model, n_outputs, bias=False)
-        nn.init.normal_(self.score.weight, std=0.02)
-        return self
-
-    def answers(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Outputs at the scored positions of (B, T) ids: (N, outputs) float32."""
-        hidden = self.hidden(self.embedded(inputs), self.forward_pass(inputs))
-        return self._outputs(hidden, targets)
-
-    def _outputs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        assert self.score is not None
-        outputs: Tensor = self.score(hidden[_scored(targets)].float())
-        return outputs
-
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of labels, or squared error of grades, summed."""
-        outputs, wanted = self._outputs(hidden, targets), targets[_scored(targets)]
-        if wanted.is_floating_point():
-            return F.mse_loss(outputs[:, 0], wanted, reduction="sum")
-        return F.cross_entropy(outputs, wanted, reduction="sum")
 
 
 def _scored(targets: Tensor) -> Tensor:

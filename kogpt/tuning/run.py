@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import torch
 
 from kogpt import checkpoint, peft
+from kogpt.adapter import unchanged
 from kogpt.checkpoint import Checkpoint
 from kogpt.errors import ConfigError, NotEnoughMemory
 from kogpt.files import atomic_write, explain_disk_errors, lock_folder
@@ -36,7 +37,6 @@ from kogpt.tuning.measure import measure
 from kogpt.tuning.methods import (
     MATRICES,
     ContrastObjective,
-    HeadObjective,
     LoraObjective,
     PrefixObjective,
     PromptObjective,
@@ -191,7 +191,8 @@ def prepare(
 def tune(job: Job, folder: Path, processes: Processes, live: TextIO | None = None) -> Outcome:
     """Tune until the schedule ends, dev stops improving or a signal comes; continues the run in `folder`.
 
-    Afterwards `folder`/adapter or `folder`/model holds the best checkpoint. InputError while another run uses
+    Afterwards `folder`/adapter or `folder`/model holds the best checkpoint; of full tuning with a head both,
+    the head being an adapter that changes nothing else. InputError while another run uses
     `folder`, ConfigError for a run that began otherwise. Several processes tune together.
     """
     if not processes.is_first:
@@ -222,12 +223,20 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
         report.write({"step": run.step, "tokens": run.tokens, "seconds": run.seconds, **metrics})
         if adapter is None:
             export_model(path, job.stored.config, job.stored.folder, result)
+            if head is not None:
+                tuned = checkpoint.load(result)
+                saved = SavedAdapter(unchanged(tuned.config), head, _origin(job, tuned))
+                peft.save(folder / "adapter", saved, tuned.config, str(result))
         else:
-            origin = Origin.of(job.stored, job.task, job.data.wording.labels, job.data.wording.template)
-            origin = replace(origin, settings=_recorded(job))
-            _write(job, SavedAdapter(adapter, head, origin), encoder, result)
+            _write(job, SavedAdapter(adapter, head, _origin(job, job.stored)), encoder, result)
     processes.wait()
     return Outcome(end, metrics, n_trained(objective), result)
+
+
+def _origin(job: Job, stored: Checkpoint) -> Origin:
+    """What the adapter's folder says of the model that it is for, and of how it was tuned."""
+    wording = job.data.wording
+    return replace(Origin.of(stored, job.task, wording.labels, wording.template), settings=_recorded(job))
 
 
 def build(job: Job, processes: Processes) -> TuningObjective:
@@ -241,7 +250,7 @@ def build(job: Job, processes: Processes) -> TuningObjective:
     if not is_full:
         freeze(model, base_dtype(settings.base_dtype, stored, compute.dtype_on(processes.device)))
     objective = _objective(model, settings, compute)
-    if isinstance(objective, HeadObjective):
+    if settings.head:
         objective.add_head(len(job.data.wording.labels) or 1)
     # Weights of full tuning travel in the dtype of products; a frozen base has its own.
     is_narrowed = is_full and processes.device.type == "cuda"
@@ -261,7 +270,7 @@ def build(job: Job, processes: Processes) -> TuningObjective:
 
 
 def _objective(model: GPTJ, settings: TuningSettings, compute: ComputeSettings) -> TuningObjective:
-    kinds = {"lora": HeadObjective if settings.head else LoraObjective, "embed": ContrastObjective}
+    kinds = {"lora": LoraObjective, "embed": ContrastObjective}
     if kind := kinds.get(settings.method):
         return kind(model, compute, settings.rank, settings.alpha, settings.targets)
     if settings.method == "p-tuning":
@@ -347,8 +356,8 @@ def _require_meant(settings: TuningSettings, data: Data) -> None:
         )
     if data.graded and not settings.head:
         raise ConfigError(
-            "these rows have scores, which a head learns: use lora with --head",
-            "점수는 헤드가 배웁니다. lora와 --head를 쓰세요",
+            "these rows have scores, which a head learns: add --head",
+            "점수는 헤드가 배웁니다. --head를 붙이세요",
         )
 
 

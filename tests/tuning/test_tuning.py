@@ -580,6 +580,19 @@ def test_grades_are_learnt_in_both_orders(tiny_folder: Path, tmp_path: Path, no_
         prepare(replace(settings, head=False), str(tiny_folder), data, None)
 
 
+@pytest.mark.parametrize("method", ["full", "p-tuning", "prefix"])
+def test_a_head_learns_beside_every_method(
+    method: str, job: Callable[..., Job], tiny_folder: Path, tmp_path: Path, no_fsync: None
+) -> None:
+    made = job(method, head=True, epochs=4, rate=1e-2, patience=100, checks=1)
+    outcome = tune(made, tmp_path / "run", Processes())
+    model = outcome.result if method == "full" else tiny_folder
+    served = KoGPT.from_pretrained(model, adapter=tmp_path / "run" / "adapter")
+    found = served.label_scores([example.text for example in made.data.dev]).argmax(axis=1)
+    right = float(np.mean(found == [example.label for example in made.data.dev]))
+    assert right == pytest.approx(outcome.metrics["dev"]["accuracy"], abs=0.04) and right >= 0.7
+
+
 def slow_contrast(vectors: list[np.ndarray[Any, Any]], temperature: float) -> float:
     """InfoNCE of pairs (0, 1), (2, 3), ..., one text after the other."""
     units = [vector / np.linalg.norm(vector) for vector in vectors]
