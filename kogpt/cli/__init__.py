@@ -12,7 +12,6 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
@@ -145,6 +144,8 @@ def command(name: str | None) -> tuple[ModuleType, Parser]:
         path, summary = COMMANDS[name]
         parser = Parser(prog=f"kogpt {name}", description=f"{summary[0].upper()}{summary[1:]}.")
     else:
+        from difflib import get_close_matches
+
         close = get_close_matches(name, [*COMMANDS, *ALIASES], n=1)
         remedy = ("generate TEXT, to continue a text", "generate TEXT (글을 이어 쓰기)")
         en, ko = (close[0], close[0]) if close else remedy

@@ -7,10 +7,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from kogpt.cli.options import add_adapter_option, add_filter_option, add_model_options, load_model, read_count
-from kogpt.cli.texts import read_whole
+from kogpt.cli.options import load_model, read_count
+from kogpt.cli.texts import add_text_options, read_whole
 from kogpt.errors import InputError, localized
-from kogpt.texts import ENCODINGS, decode_argument
+from kogpt.texts import decode_argument
 
 if TYPE_CHECKING:
     from kogpt.tasks.answers import Evidence, Source
@@ -28,13 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-k", type=read_count, default=3, metavar="N", help="sentences to show (default: %(default)s)"
     )
     parser.add_argument("--no-answer", action="store_true", help="show the sentences only; needs no model")
-    parser.add_argument(
-        "--encoding", choices=ENCODINGS, default="auto", help="encoding of the input (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_model_options(parser)
-    add_adapter_option(parser)
-    add_filter_option(parser)
+    add_text_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from kogpt.cli.options import add_model_options, placement_from, read_count, rea
 from kogpt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from kogpt.adapter import Lora
     from kogpt.cli.speed import BenchSettings
     from kogpt.config import ModelConfig
     from kogpt.placement import Placement
@@ -41,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=RUNNERS,
         default="auto",
         help="what does the arithmetic (default: %(default)s)",
+    )
+    lora = group.add_mutually_exclusive_group()
+    lora.add_argument(
+        "--adapter", metavar="NAME", help="measure a LoRA too, a copy for each row: a folder, or a name"
+    )
+    lora.add_argument(
+        "--lora-rank", type=read_count, metavar="R", help="the same for random weights of this rank"
     )
     group.add_argument("--threads", type=read_count, metavar="N", help="CPU threads (default: all)")
     group.add_argument(
@@ -84,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     threads = args.threads or usable_cpus()
     runner, seconds = _load(args, placement)
     device = placement.torch_device() if runner.name == "torch" else "cpu"
-    plan = _plan(args, runner.config, threads, device)
+    plan = replace(_plan(args, runner.config, threads, device), lora=_lora(args, runner.config))
     facts = {
         "shape": args.shape or args.model,
         "dtype": runner.dtype,
@@ -134,6 +142,28 @@ def _load(args: argparse.Namespace, placement: Placement) -> tuple[Runner, float
     return runner, time.perf_counter() - started
 
 
+def _lora(args: argparse.Namespace, config: ModelConfig) -> Lora | None:
+    """The LoRA to measure. ConfigError for an adapter of another kind, or for a shape without weights."""
+    if args.lora_rank is not None:
+        from kogpt.cli.speed import random_lora
+
+        return random_lora(config, args.lora_rank)
+    if args.adapter is None:
+        return None
+    from kogpt import checkpoint, peft
+    from kogpt.adapter import Lora
+
+    found = None if args.shape else peft.load(args.adapter, checkpoint.load(args.model, args.revision))
+    if found is None or not isinstance(found.adapter, Lora):
+        raise ConfigError(
+            f"--adapter {args.adapter}: only a LoRA of --model costs time at every token; for a --shape use"
+            " --lora-rank",
+            f"--adapter {args.adapter}: 토큰마다 시간이 드는 --model의 LoRA만 잴 수 있습니다. --shape에는"
+            " --lora-rank를 쓰세요",
+        )
+    return found.adapter
+
+
 def _plan(args: argparse.Namespace, config: ModelConfig, threads: int, device: str) -> BenchSettings:
     """ConfigError if the model's context is too short for what is asked."""
     from kogpt.cli.speed import BenchSettings
@@ -175,6 +205,12 @@ def _records(
             "matrix_bfloat16_gflop_s": _rounded(medians["bfloat16"], 1e9),
             "peak_memory_bytes": memory,
         }
+        through = medians.get(f"adapters {rows}")
+        if through is not None:
+            record |= {
+                "adapters_decode_tokens_per_second": _rounded(through),
+                "adapters_cost": _rounded(decode / through - 1),
+            }
         records.append({**facts, **record})
     return records
 
@@ -195,6 +231,9 @@ def _lines(records: list[dict[str, Any]], config: ModelConfig) -> list[str]:
     for record in records:
         speed, share = record["decode_tokens_per_second"], record["share_of_bandwidth"]
         rows.append((f"decode x {record['rows']}", f"{speed:,.1f} tokens/s{share:>9.0%} of the bandwidth"))
+        if "adapters_cost" in record:
+            speed, cost = record["adapters_decode_tokens_per_second"], record["adapters_cost"]
+            rows.append((f"  {record['rows']} adapters", f"{speed:,.1f} tokens/s{cost:>+9.1%} of the time"))
     rows += [
         ("peak memory", "unknown" if memory is None else f"{memory / 1e9:.2f} GB"),
         ("machine reads", f"{one['read_bandwidth_gb_s']:.1f} GB/s"),

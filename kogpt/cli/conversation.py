@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,15 +20,15 @@ TEMPERATURE, LENGTH = 0.8, 128  # the original's numbers
 ROOM = 64  # tokens that the default length leaves for an answer at least
 
 
-@dataclass(slots=True)
 class Conversation:
     """Texts that were written, and the settings that the user chose."""
 
-    model_name: str
-    chosen: dict[str, Any]
-    own: Mapping[str, Any] = field(default_factory=dict)  # the model's settings, once it is loaded
-    written: list[str] = field(default_factory=list)
-    answered: dict[str, Any] = field(default_factory=dict)  # numbers that were typed as answers
+    def __init__(self, model_name: str, chosen: dict[str, Any]) -> None:
+        self.model_name = model_name
+        self.chosen = chosen
+        self.own: Mapping[str, Any] = {}  # the model's settings, once it is loaded
+        self.written: list[str] = []
+        self.answered: dict[str, Any] = {}  # numbers that were typed as answers
 
     def temperature(self) -> float:
         """The value in the parentheses of the question: what was answered last, else what was chosen."""

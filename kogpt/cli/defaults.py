@@ -10,17 +10,15 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kogpt.errors import InputError, localized
 
 PREFIX = "KOGPT_"
 OTHER_VARIABLES = ("CONFIG", "DATA", "ISA", "API_KEY")  # that stand for no option
 # Kubernetes documentation, "Accessing the Service": {NAME}_SERVICE_HOST, {NAME}_PORT_80_TCP_ADDR, ...
-LINK = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?")
+LINK = r"SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?"
 OWN_OPTIONS = ("help", "version", "config")  # that a file cannot set
 SECTION_OF_PROMPT = "prompt"
 MAX_FILE_BYTES = 1 << 20
@@ -45,8 +43,7 @@ before a variable, a variable before the file, the file before what is built in.
 Commands = Mapping[str, Callable[[], argparse.ArgumentParser]]  # name of a command -> makes its parser
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(NamedTuple):
     """One value for an option, and where it was found."""
 
     name: str
@@ -55,12 +52,12 @@ class Given:
     path: tuple[str, ...] = ()  # names of the tables around it, such as ("pretrain", "run")
 
 
-@dataclass(slots=True)
 class Defaults:
     """Every value that the file and the environment give, in the order in which later ones win."""
 
-    file: Path | None = None
-    given: list[Given] = field(default_factory=list)
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self.given: list[Given] = []
 
     def apply(self, parser: argparse.ArgumentParser, name: str, commands: Commands) -> None:
         """Make the values the defaults of the command `name` and of those below it. InputError.
@@ -108,7 +105,7 @@ def read_defaults(words: Sequence[str]) -> Defaults:
 
 def _is_link(name: str, value: str) -> bool:
     """Whether Kubernetes set this variable, for a service that is called kogpt."""
-    return bool(LINK.fullmatch(name)) or (name == "PORT" and "://" in value)
+    return bool(re.fullmatch(LINK, name)) or (name == "PORT" and "://" in value)
 
 
 def usual_file() -> Path:
@@ -187,6 +184,8 @@ def _known_options(path: tuple[str, ...], commands: Commands) -> set[str]:
 
 def _no_table(path: tuple[str, ...], source: str, known: Sequence[str]) -> InputError:
     shown = ".".join(path)[:60]
+    from difflib import get_close_matches
+
     nearest = next(iter(get_close_matches(path[-1], known, n=1)), ", ".join(known))
     return InputError(
         f"{source}: there is no command for the table [{shown}], did you mean {nearest}?",
@@ -197,6 +196,8 @@ def _no_table(path: tuple[str, ...], source: str, known: Sequence[str]) -> Input
 def _require_known(given: Given, known: set[str]) -> None:
     if given.name in known:
         return
+    from difflib import get_close_matches
+
     shown = given.source if given.source.startswith(PREFIX) else given.name
     close = get_close_matches(given.name, sorted(known), n=1)
     nearest = close[0] if close else ", ".join(sorted(known)[:5]) + ", ..."

@@ -316,6 +316,10 @@ HELP = {
         "--model 대신 이 크기의 무작위 가중치를 잽니다"
     ),
     "what does the arithmetic (default: %(default)s)": "계산을 맡을 러너 (기본값: %(default)s)",
+    "measure a LoRA too, a copy for each row: a folder, or a name": (
+        "LoRA도 잽니다 (행마다 따로 하나씩): 폴더 또는 이름"
+    ),
+    "the same for random weights of this rank": "무작위 가중치로 된 이 랭크의 LoRA를 잽니다",
     "CPU threads (default: all)": "CPU 스레드 수 (기본값: 모두)",
     "numbers of texts to decode at once (default: %(default)s)": (
         "한꺼번에 쓸 글의 수들 (기본값: %(default)s)"

@@ -6,13 +6,11 @@ Generation options are the fields of Sampling. None has a default: what is not g
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from kogpt.errors import KoGPTError, localized
-from kogpt.texts import decode, decode_argument, read_bytes
 
 if TYPE_CHECKING:
     from kogpt.generation import KoGPT
@@ -44,8 +42,6 @@ SETTINGS: dict[str, tuple[type, str]] = {
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
 FILTERS = ("off", "mask", "block")  # a test compares them with kogpt.tasks.filter
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
-
-logger = logging.getLogger(__name__)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +133,9 @@ def device_from(args: argparse.Namespace) -> str:
         )
     if gpus():
         return "cuda:all"
-    logger.warning(
+    import logging
+
+    logging.getLogger(__name__).warning(
         localized(
             "--model_parallel has no effect: this machine has no GPU",
             "GPU가 없어 --model_parallel 옵션은 효과가 없습니다",
@@ -160,6 +158,8 @@ def add_generation_options(parser: argparse.ArgumentParser, names: Collection[st
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Sampling that the options state; SamplingError if a value is out of range."""
+    from kogpt.texts import decode_argument  # 10 ms, which --help does not need
+
     values = {name: getattr(args, name, None) for name in SETTINGS}
     given = {name: value for name, value in values.items() if value is not None}
     for name in ("stop", "choice"):
@@ -196,6 +196,8 @@ def _schema(text: str) -> str:
     """A schema that is given itself, or the file that holds it."""
     if text.lstrip().startswith("{"):
         return text
+    from kogpt.texts import decode, read_bytes
+
     return decode(read_bytes(text), text)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kogpt.errors import localized
-from kogpt.texts import decode, decode_argument
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -42,6 +41,8 @@ class Pipe:
         line = b"" if sys.stdin is None else sys.stdin.buffer.readline()
         if not line:
             raise EOFError
+        from kogpt.texts import decode
+
         return decode(line, localized("standard input", "표준 입력")).removesuffix("\n").removesuffix("\r")
 
 
@@ -70,6 +71,8 @@ class Terminal:
     def ask(self, question: str, keep: bool = False) -> str:
         session = self._prompts if keep else self._numbers
         typed = session.prompt(question, pre_run=self._watch)
+        from kogpt.texts import decode_argument
+
         return decode_argument(typed, localized("what was typed", "입력한 글"))
 
     def _watch(self) -> None:

@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from kogpt.adapter import Lora, LowRank
 from kogpt.checkpoint import Stored
 from kogpt.cli import limits
 from kogpt.cli.progress import Progress
@@ -39,13 +40,14 @@ class BenchSettings:
     rounds: int
     threads: int
     device: str  # "cpu", or "cuda..." for the limits of a GPU
+    lora: Lora | None = None  # decoding through it is measured too, each row with a copy of its own
 
 
 def measure(runner: Runner, plan: BenchSettings) -> dict[str, float | None]:
     """Medians over the rounds by name; None for what cannot be measured here.
 
     read (bytes/s), float32 and bfloat16 (operations/s), first (s), prefill (tokens/s), and for each number of
-    rows `decode N` (tokens/s of all rows together).
+    rows `decode N` (tokens/s of all rows together); with a LoRA also `adapters N`, each row with its own.
     """
     limit_tasks, tasks = _limit_tasks(runner, plan), _tasks(runner, plan)
     samples: dict[str, list[float | None]] = defaultdict(list)
@@ -79,11 +81,11 @@ def prefill_seconds(runner: Runner, n_tokens: int) -> float:
         runner.close(row)
 
 
-def decode_seconds(runner: Runner, n_rows: int, n_tokens: int) -> float:
-    """In which each of `n_rows`, after a short prompt, writes `n_tokens` greedily."""
+def decode_seconds(runner: Runner, n_rows: int, n_tokens: int, adapters: Sequence[int] = ()) -> float:
+    """In which each of `n_rows`, after a short prompt, writes `n_tokens` greedily; adapters: one a row."""
     n_prompt = min(FIRST_TOKENS, runner.config.n_ctx - n_tokens)
     prompts = _random_ids(runner, n_rows * n_prompt).reshape(n_rows, n_prompt)
-    rows = [runner.open() for _ in range(n_rows)]
+    rows = [runner.open(adapter) for adapter in adapters] or [runner.open() for _ in range(n_rows)]
     try:
         tokens = _greedy(runner.forward([Chunk(row, ids) for row, ids in zip(rows, prompts, strict=True)]))
         started = time.perf_counter()
@@ -102,6 +104,26 @@ def read_bytes(config: ModelConfig, dtype: str) -> int:
     if not config.tied_head:
         matrices -= config.n_vocab * config.d_model
     return int(matrices * BYTES[dtype])
+
+
+def random_lora(config: ModelConfig, rank: int) -> Lora:
+    """A LoRA on all six matrices of every block that changes little."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        name.removesuffix(".weight"): shape
+        for name, shape in config.tensor_shapes().items()
+        if ".h." in name and len(shape) == 2
+    }
+    return Lora(
+        {
+            name: LowRank(
+                0.02 * rng.standard_normal((rank, k), np.float32),
+                0.02 * rng.standard_normal((n, rank), np.float32),
+                scale=1.0,
+            )
+            for name, (n, k) in shapes.items()
+        }
+    )
 
 
 def random_tensors(config: ModelConfig, dtype: str) -> Mapping[str, Stored]:
@@ -152,6 +174,9 @@ def _tasks(runner: Runner, plan: BenchSettings) -> dict[str, Callable[[], float]
     }
     for rows in plan.rows:
         tasks[f"decode {rows}"] = partial(_decode_rate, runner, rows, plan.new_tokens)
+        if plan.lora is not None:
+            adapters = [runner.add_adapter(plan.lora) for _ in range(rows)]
+            tasks[f"adapters {rows}"] = partial(_decode_rate, runner, rows, plan.new_tokens, adapters)
     return tasks
 
 
@@ -159,8 +184,8 @@ def _prefill_rate(runner: Runner, n_tokens: int) -> float:
     return n_tokens / prefill_seconds(runner, n_tokens)
 
 
-def _decode_rate(runner: Runner, n_rows: int, n_tokens: int) -> float:
-    return n_rows * n_tokens / decode_seconds(runner, n_rows, n_tokens)
+def _decode_rate(runner: Runner, n_rows: int, n_tokens: int, adapters: Sequence[int] = ()) -> float:
+    return n_rows * n_tokens / decode_seconds(runner, n_rows, n_tokens, adapters)
 
 
 def _greedy(outputs: Sequence[Array]) -> list[int]:

@@ -7,10 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from kogpt.cli.options import add_adapter_option, add_filter_option, add_model_options, load_model, read_count
-from kogpt.cli.texts import read_whole
+from kogpt.cli.options import load_model, read_count
+from kogpt.cli.texts import add_text_options, read_whole
 from kogpt.errors import localized
-from kogpt.texts import ENCODINGS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument(
         "--abstract", action="store_true", help="have the model write one line instead; it may be wrong"
     )
-    parser.add_argument(
-        "--encoding", choices=ENCODINGS, default="auto", help="encoding of the input (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_model_options(parser)
-    add_adapter_option(parser)
-    add_filter_option(parser)
+    add_text_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

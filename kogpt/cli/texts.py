@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kogpt.cli.options import add_adapter_option, add_filter_option, add_model_options
 from kogpt.cli.reading import RECORDS
 from kogpt.errors import InputError, localized
 from kogpt.texts import ENCODINGS, decode, decode_argument, format_of, read_bytes, read_records, text_lines
@@ -43,6 +44,19 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name of the right label's column (default: %(default)s)",
     )
+    _add_encoding(parser)
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """--encoding, --json, and the options of a model that reads one text and writes another."""
+    _add_encoding(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_model_options(parser)
+    add_adapter_option(parser)
+    add_filter_option(parser)
+
+
+def _add_encoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoding", choices=ENCODINGS, default="auto", help="encoding of the input (default: %(default)s)"
     )

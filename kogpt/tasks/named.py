@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kogpt.classification import Wording
-from kogpt.hub import ADAPTERS, adapter_names
+from kogpt.hub import adapter_names, find_adapter
 
 NAMED: Mapping[str, Wording] = {
     "sentiment": Wording(
@@ -53,4 +53,4 @@ NAMED: Mapping[str, Wording] = {
 
 def adapter_folder(name: str) -> Path | None:
     """The folder of the adapter of this name that is shipped for kogpt-mini, where there is one."""
-    return ADAPTERS / name if name in adapter_names() else None
+    return find_adapter(name) if name in adapter_names() else None

@@ -96,6 +96,20 @@ def test_json_has_one_object_per_number_of_rows(
         assert record["peak_memory_bytes"] is None or record["peak_memory_bytes"] > 20e6
 
 
+def test_a_lora_of_each_row_is_measured_beside_the_plain_model(
+    tiny_folder: Path, known_machine: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", "--model", str(tiny_folder), *SMALL, "--lora-rank", "2"]
+    assert main([*words, "--json"]) == 0
+    for record in map(json.loads, capsys.readouterr().out.splitlines()):
+        plain, through = record["decode_tokens_per_second"], record["adapters_decode_tokens_per_second"]
+        assert record["adapters_cost"] == pytest.approx(plain / through - 1, abs=0.01)
+    assert main(words) == 0
+    assert "2 adapters" in capsys.readouterr().out
+    assert main(["bench", "--shape", "mini", "--adapter", "sentiment"]) == 2
+    assert "--lora-rank" in capsys.readouterr().err
+
+
 def test_text_tells_the_same(
     tiny_folder: Path, known_machine: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
