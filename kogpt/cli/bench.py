@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     from kogpt.cli.speed import measure
     from kogpt.memory import usable_cpus
 
+    if args.shape and args.adapter:
+        raise _no_lora(args.adapter)
     placement = replace(placement_from(args), threads=args.threads, runner=args.runner)
     threads = args.threads or usable_cpus()
     runner, seconds = _load(args, placement)
@@ -143,7 +145,7 @@ def _load(args: argparse.Namespace, placement: Placement) -> tuple[Runner, float
 
 
 def _lora(args: argparse.Namespace, config: ModelConfig) -> Lora | None:
-    """The LoRA to measure. ConfigError for an adapter of another kind, or for a shape without weights."""
+    """The LoRA to measure. ConfigError for an adapter of another kind."""
     if args.lora_rank is not None:
         from kogpt.cli.speed import random_lora
 
@@ -153,15 +155,18 @@ def _lora(args: argparse.Namespace, config: ModelConfig) -> Lora | None:
     from kogpt import checkpoint, peft
     from kogpt.adapter import Lora
 
-    found = None if args.shape else peft.load(args.adapter, checkpoint.load(args.model, args.revision))
-    if found is None or not isinstance(found.adapter, Lora):
-        raise ConfigError(
-            f"--adapter {args.adapter}: only a LoRA of --model costs time at every token; for a --shape use"
-            " --lora-rank",
-            f"--adapter {args.adapter}: 토큰마다 시간이 드는 --model의 LoRA만 잴 수 있습니다. --shape에는"
-            " --lora-rank를 쓰세요",
-        )
-    return found.adapter
+    found = peft.load(args.adapter, checkpoint.load(args.model, args.revision)).adapter
+    if not isinstance(found, Lora):
+        raise _no_lora(args.adapter)
+    return found
+
+
+def _no_lora(adapter: str) -> ConfigError:
+    return ConfigError(
+        f"--adapter {adapter}: only a LoRA of --model costs time at every token; a --shape takes --lora-rank",
+        f"--adapter {adapter}: 토큰마다 시간이 드는 --model의 LoRA만 잴 수 있습니다. --shape에는"
+        " --lora-rank를 쓰세요",
+    )
 
 
 def _plan(args: argparse.Namespace, config: ModelConfig, threads: int, device: str) -> BenchSettings:

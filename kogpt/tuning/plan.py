@@ -23,6 +23,10 @@ PROGRAM = {"cpu": 0.45e9, "cuda": 0.8e9}  # Python and torch; a CUDA context wit
 USABLE = 0.94  # of a GPU's memory: the rest is lost between the allocator's blocks
 LOSS_CHUNK = 1024  # tokens whose logits exist at a time (kogpt/training/loss.py)
 LOSS_COPIES = 6  # float32 tensors of the size of a chunk's logits
+# On a CPU malloc keeps blocks that were freed, in holes between those that live: this share of what a pass
+# keeps (0.44 to 0.98 in tests/tuning/measure_memory.py). Larger blocks than HEAP_BLOCK go back at once.
+HEAP_SHARE = 0.65
+HEAP_BLOCK = 32 << 20  # DEFAULT_MMAP_THRESHOLD_MAX of glibc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +87,12 @@ def memory(config: ModelConfig, work: Work) -> dict[str, float]:
     }
 
 
-def peak(config: ModelConfig, work: Work) -> float:
-    """Bytes of each process at the peak of a step, beside PROGRAM."""
-    return sum(memory(config, work).values())
+def peak(config: ModelConfig, work: Work, device: str = "cuda") -> float:
+    """Bytes of each process at the peak of a step, beside PROGRAM; device: "cuda" or "cpu"."""
+    total = sum(memory(config, work).values())
+    if device == "cpu" and 4 * work.tokens * config.d_model <= HEAP_BLOCK:
+        total += HEAP_SHARE * _activations(config, work)
+    return total
 
 
 def weight_bytes(config: ModelConfig, work: Work) -> float:
@@ -187,9 +194,9 @@ def ways(work: Work) -> Iterator[Work]:
             yield replace(work, base_dtype=base, checkpointing=again)
 
 
-def first_fit(config: ModelConfig, work: Work, room: float) -> Work | None:
+def first_fit(config: ModelConfig, work: Work, room: float, device: str = "cuda") -> Work | None:
     """The first of the ways that fits into `room` bytes; None if none does."""
-    return next((way for way in ways(work) if peak(config, way) <= room), None)
+    return next((way for way in ways(work) if peak(config, way, device) <= room), None)
 
 
 def options(work: Work) -> list[str]:

@@ -316,10 +316,11 @@ def free_memory(processes: Processes) -> int | None:
 def _require_room(job: Job, processes: Processes) -> None:
     """NotEnoughMemory, with options that would do, if a step does not fit."""
     config, work, free = job.stored.config, work_of(job, processes), free_memory(processes)
-    need = peak(config, work)
+    device = processes.device.type
+    need = peak(config, work, device)
     if free is None or need <= free:
         return
-    way = first_fit(config, work, free)
+    way = first_fit(config, work, free, device)
     remedy = "a smaller model, or more GPUs under torchrun" if way is None else " ".join(options(way))
     instead = "더 작은 모델이나 torchrun으로 더 많은 GPU" if way is None else " ".join(options(way))
     raise NotEnoughMemory(

@@ -52,7 +52,7 @@ def measured(name: str) -> tuple[float, float]:
 def planned(name: str) -> float:
     """Bytes beside the program's own."""
     shape, work = CASES[name]
-    return peak(CONFIGS[shape], Work(**work))
+    return peak(CONFIGS[shape], Work(**work), "cpu")
 
 
 def step(name: str) -> None:
