@@ -427,7 +427,7 @@ def test_a_model_that_does_not_fit_is_refused_with_options_that_do(
     job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = job("lora", batch=16)
-    free = int(0.9 * peak(made.stored.config, tuning.work_of(made, Processes())))
+    free = int(0.9 * peak(made.stored.config, tuning.work_of(made, Processes()), "cpu"))
     monkeypatch.setattr(tuning, "free_memory", lambda processes: free)
     with pytest.raises(NotEnoughMemory, match=r"use --batch 16 .*--base-dtype"):
         build(made, Processes())
