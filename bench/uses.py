@@ -76,7 +76,7 @@ def judge_all(texts: Sequence[str]) -> list[Judgement]:
     folder = adapter_folder("profanity")
     if folder is None or not weighs_adapter():
         return [judge(text) for text in texts]
-    found = KoGPT.from_pretrained(adapter=folder).classify(texts)
+    found = KoGPT.from_pretrained(adapter=folder).classify(list(texts))
     return [judge(text, log_odds(each)) for text, each in zip(texts, found, strict=True)]
 
 
