@@ -1,0 +1,223 @@
+"""The three steps of a layer, and quantised products, by the kernels of gpu_kernels.py and gpu_linear.py.
+
+    places = steps.prepare(table, positions)        # once for a pass
+    h, q = steps.qkv(x, layer)                      # ln_1; q, k, v; rotation; k and v into the cache
+    attended, inner = steps.attention_fc_in(h, q, layer)
+    x = steps.out(x, attended, inner, layer)        # x + out_proj + fc_out
+
+Launches only: nothing waits for the device or comes from the host, so a pass can be captured as a graph. On a
+CPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1): so they are tested without a card, beside
+the same steps in plain torch. No card has run them yet: what they compile to was read, their speed was not
+measured.
+Shapes: B rows that read one token each, W blocks of a table, H heads, D head width, R rotary width, E model
+width, F MLP width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+from kogpt import gpu_kernels as kernels
+from kogpt.config import ModelConfig
+from kogpt.gpu_linear import linear_kernel, unpack_kernel
+from kogpt.gpu_tiles import Tile, Tiles, row_tile
+from kogpt.model import Block, Linear, Rotation
+from kogpt.torch_cache import BLOCK
+from kogpt.torch_linear import QuantizedLinear
+
+# Rows from which weights are unpacked once and multiplied by the library: a prompt's, not a step's.
+LIBRARY_ROWS = 257
+UNPACKED = Tile(64, 128, 1, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What the steps of one layer read besides x."""
+
+    block: Block  # weights; its projections may be quantised
+    cache: Tensor  # (2, blocks, BLOCK, H, D): keys, then values
+    rotation: Rotation  # (B, 1, R) each, float32, contiguous
+    slots: Tensor  # (B,) int64: the place of each row's new position in cache.flatten(1, 2)
+    table: Tensor  # (B, W) int64: the blocks of each row
+    positions: Tensor  # (B,) int64 of the new tokens; a row attends to as many cached positions and its own
+    places: Any  # what `prepare` gave
+
+
+@dataclass(slots=True)
+class Scratch:
+    """What the kernels of one pass hand to one another."""
+
+    sums: Tensor  # (parts, B, 2) float32 of x, for the next LayerNorm
+    chunks: Tensor  # (B, H, chunks, D + 2) float32: what each attention program found
+    done: Tensor  # (B, H) int32: how many of them are done, 0 between launches
+    summed: bool = False  # whether `sums` are those of the current x
+
+
+class GpuSteps:
+    """The steps of a layer for one model shape on one card."""
+
+    def __init__(self, config: ModelConfig, tiles: Tiles) -> None:
+        assert fits(config), config
+        self._config = config
+        self._tiles = tiles
+
+    def prepare(self, table: Tensor, positions: Tensor) -> Scratch:
+        """Scratch of a pass; table (B, W), positions (B,)."""
+        config, n_rows = self._config, len(positions)
+        chunks = triton.cdiv(table.shape[1] * BLOCK, kernels.CHUNK.value)
+        # As many parts as the smallest tile of out_kernel makes: the tile is known when a layer is.
+        sums = torch.empty((triton.cdiv(config.d_model, 16), n_rows, 2), device=table.device)
+        found = torch.empty((n_rows, config.n_heads, chunks, config.d_head + 2), device=table.device)
+        done = torch.zeros((n_rows, config.n_heads), dtype=torch.int32, device=table.device)
+        return Scratch(sums, found, done)
+
+    def qkv(self, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """LayerNorm, q, k, v, rotation; keys and values into the cache. (B, E) -> h (B, E), q (B, H, D)."""
+        config, attn, norm = self._config, layer.block.attn, layer.block.ln_1
+        e = config.d_model
+        weights = [_weight(linear) for linear in (attn.q_proj, attn.k_proj, attn.v_proj)]
+        form = _form(attn.q_proj)
+        tile = self._tiles.of("qkv", form, (3 * e, e))
+        width = self._tiles.of("out", _form(attn.out_proj), (e, e + config.d_ff)).outputs
+        if not layer.places.summed:
+            self._sum(x, layer.places, width)
+        h, q = torch.empty_like(x), x.new_empty((len(x), config.n_heads, config.d_head))
+        rows = row_tile(len(x), form)
+        kernels.qkv_kernel[3 * triton.cdiv(e, tile.outputs), triton.cdiv(len(x), rows)](
+            x,
+            (layer.places.sums, norm.weight, norm.bias, norm.eps),
+            tuple(weights),
+            layer.rotation,
+            q,
+            h,
+            layer.cache,
+            layer.slots,
+            len(x),
+            layer.cache.stride(0),
+            (e, config.d_head, config.rotary_dim),
+            _shape(tile, rows),
+            form,
+            width,
+            num_warps=tile.warps,
+        )
+        return h, q
+
+    def attention_fc_in(self, h: Tensor, q: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Attention over the cached positions (B, E), beside fc_in and GELU (B, F)."""
+        config, fc_in = self._config, layer.block.mlp.fc_in
+        form = _form(fc_in)
+        tile = self._tiles.of("attention_fc_in", form, (config.d_ff, config.d_model))
+        rows = row_tile(len(h), form)
+        attended, inner = torch.empty_like(h), h.new_empty((len(h), config.d_ff))
+        chunks = layer.places.chunks.shape[2]
+        products = triton.cdiv(config.d_ff, tile.outputs) * triton.cdiv(len(h), rows)
+        kernels.attention_fc_in_kernel[(len(h) * config.n_heads * chunks + products,)](
+            h,
+            q,
+            layer.cache,
+            layer.table,
+            layer.positions,
+            (layer.places.chunks, layer.places.done),
+            _weight(fc_in),
+            fc_in.bias,
+            attended,
+            inner,
+            len(h),
+            layer.cache.stride(0),
+            (config.d_model, config.d_head, config.d_ff),
+            _shape(tile, rows),
+            form,
+            layer.table.shape[1],
+            num_warps=tile.warps,
+        )
+        return attended, inner
+
+    def out(self, x: Tensor, attended: Tensor, inner: Tensor, layer: Layer) -> Tensor:
+        """x + out_proj(attended) + fc_out(inner), (B, E); its sums for the next LayerNorm."""
+        config, out_proj, fc_out = self._config, layer.block.attn.out_proj, layer.block.mlp.fc_out
+        e, form = config.d_model, _form(out_proj)
+        tile = self._tiles.of("out", form, (e, e + config.d_ff))
+        rows = row_tile(len(x), form)
+        y = torch.empty_like(x)
+        kernels.out_kernel[triton.cdiv(e, tile.outputs), triton.cdiv(len(x), rows)](
+            x,
+            attended,
+            inner,
+            (_weight(out_proj), _weight(fc_out)),
+            fc_out.bias,
+            y,
+            layer.places.sums,
+            len(x),
+            (e, config.d_head, config.d_ff),
+            _shape(tile, rows),
+            form,
+            num_warps=tile.warps,
+        )
+        layer.places.summed = True
+        return y
+
+    def product(self, x: Tensor, linear: Linear) -> Tensor:
+        """x W^T + bias; (B, K) -> (B, N). A Product of torch_linear.py, and for floats the same kernel."""
+        (n, k), form = (linear.out_features, linear.in_features), _form(linear)
+        if isinstance(linear, QuantizedLinear) and len(x) >= LIBRARY_ROWS:
+            return F.linear(x, unpacked(linear, x.dtype), linear.bias)
+        tile, rows = self._tiles.of("linear", form, (n, k)), row_tile(len(x), form)
+        x, y = x.contiguous(), x.new_empty((len(x), n))
+        if len(x):
+            linear_kernel[(triton.cdiv(n, tile.outputs) * triton.cdiv(len(x), rows),)](
+                x,
+                _weight(linear),
+                linear.bias,
+                y,
+                len(x),
+                n,
+                k,
+                _shape(tile, rows),
+                form,
+                num_warps=tile.warps,
+            )
+        return y
+
+    def _sum(self, x: Tensor, scratch: Scratch, width: int) -> None:
+        rows = row_tile(len(x), "float")
+        grid = triton.cdiv(x.shape[1], width), triton.cdiv(len(x), rows)
+        kernels.sums_kernel[grid](x, scratch.sums, len(x), x.shape[1], (width, rows), num_warps=1)
+
+
+def fits(config: ModelConfig) -> bool:
+    """Whether the kernels can compute a shape: a pair that is rotated must not straddle two heads."""
+    return config.d_head % 2 == 0
+
+
+def unpacked(linear: QuantizedLinear, dtype: torch.dtype) -> Tensor:
+    """The weights as floats, (N, K); held for one product only."""
+    n, k = linear.out_features, linear.in_features
+    y = torch.empty((n, k), dtype=dtype, device=linear.weight.device)
+    tile = UNPACKED
+    unpack_kernel[triton.cdiv(n, tile.outputs), triton.cdiv(k, tile.inputs)](
+        _weight(linear), y, n, k, _shape(tile, 1), linear.format, num_warps=tile.warps
+    )
+    return y
+
+
+def _form(linear: Linear) -> str:
+    return linear.format if isinstance(linear, QuantizedLinear) else "float"
+
+
+def _weight(linear: Linear) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """codes, groups, scales and entries for the kernels; what a format lacks is never read."""
+    w = linear.weight
+    if not isinstance(linear, QuantizedLinear):
+        return w, w, w, w
+    return w, linear.groups, linear.scales, linear.entries
+
+
+def _shape(tile: Tile, rows: int) -> tuple[Any, ...]:
+    """TILE of the kernels."""
+    return tile.outputs, rows, tile.inputs, tile.stages

@@ -1,0 +1,153 @@
+"""Which tiles the kernels use on which card: defaults by format, until `tune` has measured better ones.
+
+    {"version": 1, "cards": {"NVIDIA H200": {"qkv int8 12288x4096": [32, 128, 5, 2]}}}
+
+Two files have this form: one is shipped with the package, for cards that were measured (none yet), and one
+lies in the user's cache folder, written by `tune`; the second wins. Loading a model never measures anything.
+A tile does not depend on the number of rows, so neither do the bits of a row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kogpt.errors import localized
+from kogpt.files import atomic_write
+
+SHIPPED = Path(__file__).with_name("gpu_tiles.json")
+VERSION = 1
+KERNELS = ("qkv", "attention_fc_in", "out", "linear")
+FORMATS = ("float", "int8", "int4")
+MIN_INPUTS = {"float": 16, "int8": 16, "int4": 32}  # tensor cores take 16 at a time; int4: of even and of odd
+
+logger = logging.getLogger(__name__)
+
+
+class Tile(NamedTuple):
+    """What one program computes and how; each a power of two but `stages`."""
+
+    outputs: int
+    inputs: int  # read at a time
+    stages: int  # of the loop: tiles on their way from memory
+    warps: int
+
+
+# A row of a tile is 128 bytes. Two warps and 32 outputs: codes go from shared memory to registers 8 bytes
+# wide on the way to the tensor cores; with 64 outputs on Hopper it is 2 bytes (read in the compiled code).
+DEFAULTS = {"float": Tile(64, 64, 5, 4), "int8": Tile(32, 128, 5, 2), "int4": Tile(32, 256, 4, 2)}
+# The sum over all inputs ends in E outputs only: small tiles, so that every processor has one.
+OUT = {"float": Tile(32, 128, 5, 4), "int8": Tile(32, 128, 6, 2), "int4": Tile(32, 256, 4, 2)}
+CANDIDATES = tuple(
+    Tile(outputs, inputs, stages, warps)
+    for outputs in (16, 32, 64, 128)
+    for inputs in (64, 128, 256)
+    for stages, warps in ((3, 4), (5, 4), (4, 2), (6, 2), (4, 8))
+)
+
+
+class Tiles:
+    """The tiles of one card."""
+
+    def __init__(self, measured: Mapping[str, Tile] | None = None) -> None:
+        self._measured = dict(measured or {})
+
+    def of(self, kernel: str, form: str, shape: tuple[int, int]) -> Tile:
+        """The tile for a kernel on a matrix (N, K) in a format."""
+        assert kernel in KERNELS and form in FORMATS, (kernel, form)
+        if (found := self._measured.get(key(kernel, form, shape))) is not None:
+            return found
+        tile = (OUT if kernel == "out" else DEFAULTS)[form]
+        widest = 1 << max(0, shape[1] - 1).bit_length()  # no wider than the matrix, for small models
+        return tile._replace(inputs=max(MIN_INPUTS[form], min(tile.inputs, widest)))
+
+
+def key(kernel: str, form: str, shape: tuple[int, int]) -> str:
+    return f"{kernel} {form} {shape[0]}x{shape[1]}"
+
+
+def row_tile(n_rows: int, form: str) -> int:
+    """Rows of one program: all up to a limit, so that weights are read once."""
+    widest = 32 if form == "int4" else 64  # shared memory: INPUTS numbers of every row
+    return min(widest, max(16, 1 << (n_rows - 1).bit_length()))
+
+
+def load(card: str) -> Tiles:
+    """The tiles of a card by its name; defaults where nobody measured it."""
+    measured: dict[str, Tile] = {}
+    for path in (SHIPPED, own_file()):
+        measured |= read(path).get(card, {})
+    return Tiles(measured)
+
+
+def own_file() -> Path:
+    """Where `tune` keeps what it measured."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kogpt" / "gpu_tiles.json"
+
+
+def read(path: Path) -> dict[str, dict[str, Tile]]:
+    """Tiles by card and key; none from a missing file, and a warning about one that is not of this form."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["version"] != VERSION:
+            raise ValueError(f"version {document['version']}")
+        return {
+            card: {name: _checked(values) for name, values in tiles.items()}
+            for card, tiles in document["cards"].items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        logger.warning(
+            localized(
+                f"tiles of the GPU kernels cannot be read from {path} ({error}): using the defaults",
+                f"GPU 커널의 타일 설정 파일을 읽을 수 없어 기본값을 씁니다: {path} ({error})",
+            )
+        )
+        return {}
+
+
+def tune(card: str, jobs: Iterable[Job], file: Path | None = None) -> dict[str, tuple[Tile, float]]:
+    """Measure all candidates for all jobs and keep the fastest in the file; tile and seconds by key."""
+    best: dict[str, tuple[Tile, float]] = {}
+    for job in jobs:
+        timed = [(seconds, tile) for tile in CANDIDATES if (seconds := job.seconds(tile)) is not None]
+        if timed:
+            seconds, tile = min(timed)
+            best[job.key] = tile, seconds
+            keep(card, {job.key: tile}, file or own_file())
+    return best
+
+
+class Job(NamedTuple):
+    """One kernel on one shape, to be tuned."""
+
+    key: str
+    seconds: Callable[[Tile], float | None]  # of a launch; None: the card cannot run this tile
+
+
+def keep(card: str, tiles: Mapping[str, Tile], path: Path) -> None:
+    """Add tiles to a file."""
+    cards: dict[str, dict[str, Tile]] = read(path)
+    cards[card] = cards.get(card, {}) | dict(tiles)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = json.dumps({"version": VERSION, "cards": cards}, indent=1)
+    with atomic_write(path) as file:
+        file.write(document.encode())
+
+
+def _checked(values: Any) -> Tile:
+    """A tile whose numbers a kernel can have; ValueError, TypeError."""
+    tile = Tile(*values)
+    whole = all(type(value) is int for value in tile)
+    powers = whole and all(n > 0 and n & (n - 1) == 0 for n in (tile.outputs, tile.inputs, tile.warps))
+    if not powers or not (16 <= tile.outputs <= 256 and 16 <= tile.inputs <= 1024 and tile.warps <= 16):
+        raise ValueError(f"tile {values}")
+    if not 1 <= tile.stages <= 16:
+        raise ValueError(f"stages {tile.stages}")
+    return tile

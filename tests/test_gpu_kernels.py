@@ -1,0 +1,304 @@
+"""The Triton kernels beside their twins in plain torch: in Triton's interpreter, and compiled on a GPU.
+
+Shapes are small because the interpreter runs one program after the other in numpy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+CARD = torch.cuda.is_available()
+if not CARD:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+pytest.importorskip("triton", reason="the kernels need triton: pip install 'kogpt[triton]'")
+
+from kogpt import gpu_linear, gpu_steps  # noqa: E402
+from kogpt.config import ModelConfig  # noqa: E402
+from kogpt.gpu_steps import GpuSteps, Layer  # noqa: E402
+from kogpt.gpu_tiles import Tile, Tiles, key  # noqa: E402
+from kogpt.model import GPTJ, Block, Linear, rotary_table, rotate  # noqa: E402
+from kogpt.quantize import FORMATS, Quantized, parts, table  # noqa: E402
+from kogpt.torch_cache import BLOCK, Paged, attend_paged  # noqa: E402
+from kogpt.torch_linear import QuantizedLinear, plain_product  # noqa: E402
+
+DEVICE = torch.device("cuda" if CARD else "cpu")
+Words = NDArray[np.uint32]
+# E and F end within a tile, R < D, and 20 dimensions of a head are no power of two. Two chunks of keys.
+ODD = ModelConfig(n_layers=2, n_heads=2, d_model=40, d_ff=70, n_vocab=50, n_ctx=320, rotary_dim=4)
+HEAD_256 = ModelConfig(n_layers=1, n_heads=1, d_model=256, d_ff=32, n_vocab=50, n_ctx=64, rotary_dim=64)
+HEAD_64 = ModelConfig(n_layers=1, n_heads=2, d_model=128, d_ff=32, n_vocab=50, n_ctx=64, rotary_dim=64)
+DTYPES = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+
+
+class PlainSteps:
+    """The twins of the kernels: the same steps in plain torch."""
+
+    def prepare(self, table: Tensor, positions: Tensor) -> Paged:
+        return Paged.of(table, positions[:, None])
+
+    def qkv(self, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        h, attn = layer.block.ln_1(x), layer.block.attn
+        q, k, v = (
+            linear(h).view(len(x), -1, attn.d_head) for linear in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
+        q, k = rotate(q, layer.rotation), rotate(k, layer.rotation)
+        layer.cache.flatten(1, 2).index_copy_(1, layer.slots, torch.stack((k, v)))
+        return h, q
+
+    def attention_fc_in(self, h: Tensor, q: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        attended = attend_paged(q[:, :, None], layer.cache, layer.places).reshape(h.shape)
+        return attended, F.gelu(layer.block.mlp.fc_in(h), approximate="tanh")
+
+    def out(self, x: Tensor, attended: Tensor, inner: Tensor, layer: Layer) -> Tensor:
+        return x + layer.block.attn.out_proj(attended) + layer.block.mlp.fc_out(inner)
+
+
+Steps = PlainSteps | GpuSteps
+
+
+def codes(form: str, n: int, k: int, seed: int = 0) -> Quantized:
+    """Random bytes of a format: every code and group scale occurs."""
+    rng = np.random.default_rng(seed)
+    kinds = parts("w", form, (n, k))
+    low = -127 if form == "int8" else 0
+    array = rng.integers(low, 128 if form == "int8" else 256, kinds["w"][1][1:])
+    groups = rng.integers(0, 256, kinds["w.groups"][1]).astype(np.uint8) if form == "int4" else None
+    scales = (0.01 + 0.02 * rng.random(n)).astype(np.float32) / k**0.5
+    return Quantized(form, (n, k), array.astype(np.int8 if form == "int8" else np.uint8), groups, scales)
+
+
+def quantized(form: str, n: int, k: int, bias: bool = True, product: Any = plain_product) -> QuantizedLinear:
+    b = torch.randn(n, generator=torch.Generator().manual_seed(1)) if bias else None
+    return QuantizedLinear(codes(form, n, k), b, DEVICE, product)
+
+
+@dataclass
+class Case:
+    """A layer of one model with a cache that holds texts of the given lengths, less one token each."""
+
+    config: ModelConfig
+    model: GPTJ
+    lengths: list[int]
+
+    def layer(self, steps: Steps, cache: Tensor, number: int = 0) -> Layer:
+        width = self.config.n_ctx // BLOCK
+        blocks = torch.arange(1, 1 + len(self.lengths) * width, device=DEVICE).view(-1, width)
+        table = blocks.flip(1).contiguous()
+        positions = torch.tensor(self.lengths, device=DEVICE) - 1
+        own = table.gather(1, (positions // BLOCK)[:, None])[:, 0]
+        rotation = rotary_table(positions, self.config.rotary_dim, torch.float32)
+        return Layer(
+            block_of(self.model, number),
+            cache,
+            (rotation[0].contiguous(), rotation[1].contiguous()),
+            own * BLOCK + positions % BLOCK,
+            table,
+            positions,
+            steps.prepare(table, positions),
+        )
+
+    def cache(self, dtype: torch.dtype) -> Tensor:
+        n_blocks = 1 + len(self.lengths) * self.config.n_ctx // BLOCK
+        shape = (2, n_blocks, BLOCK, self.config.n_heads, self.config.d_head)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(DEVICE, dtype)
+
+
+def block_of(model: GPTJ, number: int) -> Block:
+    block = model.transformer.h[number]
+    assert isinstance(block, Block)
+    return block
+
+
+def made(config: ModelConfig, form: str, lengths: list[int], dtype: torch.dtype = torch.float32) -> Case:
+    torch.manual_seed(0)
+    model = GPTJ(config)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    for norm in (block_of(model, number).ln_1 for number in range(config.n_layers)):
+        torch.nn.init.normal_(norm.weight, 1.0, 0.1)
+        torch.nn.init.normal_(norm.bias)
+    model = model.to(DEVICE, dtype).requires_grad_(False)
+    if form != "float":
+        for name, module in list(model.named_modules()):
+            if isinstance(module, Linear) and name.startswith("transformer.h."):
+                n, k = module.out_features, module.in_features
+                model.set_submodule(
+                    name, QuantizedLinear(codes(form, n, k), module.bias, DEVICE, plain_product)
+                )
+    return Case(config, model, lengths)
+
+
+def tiles(config: ModelConfig, form: str, outputs: int = 32, inputs: int = 32) -> Tiles:
+    """Small tiles for every kernel, so that a small shape takes several programs and turns of the loop."""
+    e, f = config.d_model, config.d_ff
+    shapes = {"qkv": (3 * e, e), "attention_fc_in": (f, e), "out": (e, e + f)}
+    return Tiles({key(kernel, form, shape): Tile(outputs, inputs, 2, 2) for kernel, shape in shapes.items()})
+
+
+def run(case: Case, steps: Steps, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Every output of every step of all layers, and the caches."""
+    x = torch.randn(len(case.lengths), case.config.d_model, generator=torch.Generator().manual_seed(2))
+    x = (3 * x + 1).to(DEVICE, dtype)
+    places = None
+    for number in range(case.config.n_layers):
+        cache = case.cache(dtype)
+        layer = case.layer(steps, cache, number)
+        places = layer.places if places is None else places
+        layer = replace(layer, places=places)
+        h, q = steps.qkv(x, layer)
+        attended, inner = steps.attention_fc_in(h, q, layer)
+        x = steps.out(x, attended, inner, layer)
+        yield from (h, q, cache[0], cache[1], attended, inner, x)
+
+
+def compare(case: Case, steps: Steps, dtype: str) -> None:
+    kind = getattr(torch, dtype)
+    with torch.inference_mode():
+        pairs = zip(run(case, steps, kind), run(case, PlainSteps(), kind), strict=True)
+        for i, (found, expected) in enumerate(pairs):
+            error = (found.float() - expected.float()).norm() / expected.float().norm()
+            assert error <= DTYPES[dtype], (i, error)
+
+
+def steps_of(config: ModelConfig, form: str) -> GpuSteps:
+    return GpuSteps(config, tiles(config, form))
+
+
+@pytest.mark.parametrize("form", ["float", *FORMATS])
+def test_a_layer_is_that_of_plain_torch(form: str) -> None:
+    config = ODD if form == "float" else replace(ODD, n_layers=1)  # two: the sums of the first are read
+    compare(made(config, form, [1, 257]), steps_of(config, form), "float32")
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "length"),
+    [(HEAD_256, "float16", 64), (HEAD_64, "float16", 33), (HEAD_64, "bfloat16", 32)],
+    ids=["256", "64", "bfloat16"],
+)
+def test_a_layer_in_16_bits(config: ModelConfig, dtype: str, length: int) -> None:
+    if dtype == "bfloat16" and not CARD:
+        pytest.skip("Triton's interpreter takes the bits of bfloat16 for integers")
+    case = made(config, "float", [length], getattr(torch, dtype))
+    compare(case, GpuSteps(config, tiles(config, "float", 128, 128)), dtype)
+
+
+def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it() -> None:
+    config = replace(ODD, n_layers=1, n_heads=1, n_ctx=288)
+    case = made(config, "int4", [31, 257, 2])
+    steps = steps_of(config, "int4")
+    x = torch.randn(3, config.d_model, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    with torch.inference_mode():
+        layer = case.layer(steps, case.cache(torch.float32))
+        whole = whole_layer(steps, x, layer)
+        assert not layer.places.done.any()
+        row = torch.tensor([1], device=DEVICE)
+        own = replace(
+            layer,
+            rotation=(layer.rotation[0][row], layer.rotation[1][row]),
+            slots=layer.slots[row],
+            table=layer.table[row],
+            positions=layer.positions[row],
+            places=steps.prepare(layer.table[row], layer.positions[row]),
+        )
+        alone = whole_layer(steps, x[row], own)
+    for together, single in zip(whole, alone, strict=True):
+        assert torch.equal(together[row], single)
+
+
+def whole_layer(steps: Steps, x: Tensor, layer: Layer) -> tuple[Tensor, ...]:
+    h, q = steps.qkv(x, layer)
+    attended, inner = steps.attention_fc_in(h, q, layer)
+    return h, q, attended, inner, steps.out(x, attended, inner, layer)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_codes_are_read_as_files_hold_them(form: str) -> None:
+    linear, expected = quantized(form, 19, 75), codes(form, 19, 75).unpack()
+    plain = linear.integers().float() * linear.scales[:, None]
+    assert np.array_equal(plain.cpu().numpy(), expected)
+    assert np.array_equal(gpu_steps.unpacked(linear, torch.float32).cpu().numpy(), expected)
+    assert linear.nbytes == codes(form, 19, 75).nbytes
+
+
+@pytest.mark.parametrize("form", ["float", *FORMATS])
+def test_a_product_is_that_of_plain_torch(form: str) -> None:
+    steps = GpuSteps(ODD, Tiles({key("linear", form, (39, 75)): Tile(32, 32, 2, 2)}))
+    linear = quantized(form, 39, 75) if form != "float" else Linear(75, 39, device=DEVICE)
+    x = torch.randn(17, 75, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    with torch.inference_mode():
+        found, one = steps.product(x, linear), steps.product(x[4:5], linear)
+        torch.testing.assert_close(found, linear(x), rtol=1e-5, atol=1e-5)
+        assert torch.equal(found[4:5], one)
+        assert steps.product(x[:0], linear).shape == (0, 39)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_many_rows_go_through_the_library(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_steps, "LIBRARY_ROWS", 2)
+    steps = GpuSteps(ODD, Tiles())
+    linear = quantized(form, 20, 33, product=steps.product)
+    x = torch.randn(2, 3, 33, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    torch.testing.assert_close(linear(x), plain_product(x.flatten(0, 1), linear).view(2, 3, 20))
+
+
+def permuted(low: Words, high: Words, selector: Words) -> Words:
+    """PTX's prmt.b32: byte i of the result is the one of (low, high) that four bits of the selector name."""
+    both = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+    found = np.zeros_like(low)
+    for i in range(4):
+        place = selector >> np.uint32(4 * i) & np.uint32(15)
+        assert (place < 8).all(), "the fourth bit would repeat a sign"
+        byte = both >> (place.astype(np.uint64) * np.uint64(8)) & np.uint64(255)
+        found |= byte.astype(np.uint32) << np.uint32(8 * i)
+    return found
+
+
+def subtracted(x: Words, y: Words) -> Words:
+    difference: Words = (x.view(np.float16) - y.view(np.float16)).view(np.uint32)
+    return difference
+
+
+OPERATIONS: dict[str, Callable[..., Words]] = {
+    "and.b32": np.bitwise_and,
+    "or.b32": np.bitwise_or,
+    "shr.u32": np.right_shift,
+    "prmt.b32": permuted,
+    "sub.rn.f16x2": subtracted,
+    "mov.b32": lambda x: x,
+}
+
+
+def test_the_instructions_look_up_every_code_under_every_group_scale() -> None:
+    rng = np.random.default_rng(0)
+    entries = table()
+    words = (entries.astype(np.int16) + 128).astype(np.uint8).view(np.uint32)  # (256, 4)
+    pairs = np.concatenate([np.arange(256), rng.integers(0, 256, 256)]).astype(np.uint8)
+    size, four = (x.ravel() for x in np.meshgrid(np.arange(256), np.arange(len(pairs) // 4)))
+    read = pairs.reshape(-1, 4)[four]  # four bytes of codes
+    registers = {"$4": np.ascontiguousarray(read).view(np.uint32)[:, 0]}
+    registers |= {f"${5 + 4 * i}": np.ascontiguousarray(words[size, i]) for i in range(4)}
+    for line in gpu_linear.LOOK_UP.value.replace("{", "").replace("}", "").split(";"):
+        name, *operands = line.replace(",", " ").split() or [""]
+        if name in OPERATIONS:
+            values = [
+                registers[operand] if operand in registers else np.full(len(size), int(operand, 0), np.uint32)
+                for operand in operands[1:]
+            ]
+            registers[operands[0]] = OPERATIONS[name](*values)
+        else:
+            assert name in ("", ".reg"), line
+    even = np.stack([registers["$0"], registers["$1"]], 1).view(np.float16)
+    odd = np.stack([registers["$2"], registers["$3"]], 1).view(np.float16)
+    assert np.array_equal(even, entries[size[:, None], read & 15])
+    assert np.array_equal(odd, entries[size[:, None], read >> 4])
