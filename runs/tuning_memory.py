@@ -30,6 +30,7 @@ HEADS = {
     "en": "| GPU | needs, each | command |",
     "ko": "| GPU | GPU마다 필요 | 명령 |",
 }
+NOTHING = {"en": "{}: does not fit", "ko": "{}: 들어가지 않습니다"}
 
 
 def find(config: ModelConfig, method: str, gigabytes: int) -> Work | None:
@@ -45,14 +46,14 @@ def find(config: ModelConfig, method: str, gigabytes: int) -> Work | None:
     return None
 
 
-def rows(config: ModelConfig) -> list[str]:
+def rows(config: ModelConfig, locale: str) -> list[str]:
     """A line of the table for each size of GPU and each method."""
     lines = []
     for gigabytes in GIGABYTES:
         for method in METHODS:
             way = find(config, method, gigabytes)
             if way is None:
-                lines.append(f"| {gigabytes} GB | - | {method}: - |")
+                lines.append(f"| {gigabytes} GB | - | {NOTHING[locale].format(method)} |")
                 continue
             need = (peak(config, way) + PROGRAM["cuda"]) / 2**30
             count = f"{way.n_processes} x " if way.n_processes > 1 else ""
@@ -62,7 +63,7 @@ def rows(config: ModelConfig) -> list[str]:
 
 def table(locale: str) -> str:
     """The table in Markdown."""
-    return "\n".join([HEADS[locale], "|---|---:|---|", *rows(SHAPES["kogpt-6b"])]) + "\n"
+    return "\n".join([HEADS[locale], "|---|---:|---|", *rows(SHAPES["kogpt-6b"], locale)]) + "\n"
 
 
 def main() -> None:
