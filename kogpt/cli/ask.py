@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"question": question, "evidence": found, "answer": said}, ensure_ascii=False))
     elif said is not None:
         _warn(args.model)
-        print(f"\n{localized('Answer', '답')} ({args.model}): {said}")
+        nothing = localized("(nothing)", "(쓴 것이 없습니다)")
+        print(f"\n{localized('Answer', '답')} ({args.model}): {said or nothing}")
     return 0
 
 
