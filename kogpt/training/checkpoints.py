@@ -278,6 +278,11 @@ def _remove_old(folder: Path, keep: int, best: Best | None) -> None:
             shutil.rmtree(path)
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint by its name."""
+    return int(path.name.removeprefix("step_"))
+
+
 def _name(step: int) -> str:
     return f"step_{step:08d}"
 

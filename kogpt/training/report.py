@@ -84,6 +84,12 @@ class Report:
         self.live.write(f"\r{line:<78}" if self.live.isatty() else line + "\n")
         self.live.flush()
 
+    def tell(self, line: str) -> None:
+        """Show on a line of its own what takes time now."""
+        if self.live is not None:
+            self.live.write(f"\r{line:<78}\n" if self.live.isatty() else line + "\n")
+            self.live.flush()
+
     def end(self) -> None:
         """End the live line and the event file."""
         if self._events:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from kogpt import checkpoint, peft
 from kogpt.adapter import unchanged
 from kogpt.checkpoint import Checkpoint
-from kogpt.errors import ConfigError, NotEnoughMemory
+from kogpt.errors import ConfigError, NotEnoughMemory, localized
 from kogpt.files import atomic_write, explain_disk_errors, lock_folder
 from kogpt.memory import amount, available_memory
 from kogpt.model import GPTJ
@@ -209,7 +209,8 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
     run = Run(folder, objective, training, processes, report, _identity(job))
     run.resume()
     remember_start(run, _facts(job))
-    end = run.train(job.batches, lambda step, best: _validate(job, run, best))
+    measured: dict[int, dict[str, float]] = {}  # of dev, by step
+    end = run.train(job.batches, lambda step, best: _validate(job, run, best, measured))
     result = folder / ("model" if job.settings.method == "full" else "adapter")
     if end is End.STOPPED:
         return Outcome(end, {}, n_trained(objective), result)
@@ -217,7 +218,7 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
     path = checkpoints.best(folder)
     assert path is not None  # the last step is saved
     checkpoints.restore(path, objective, run.optimizers, run.identity, processes)
-    metrics = _final(job, objective, processes)
+    metrics = _final(job, objective, run, measured.get(checkpoints.step_of(path)))
     adapter, encoder, head = objective.adapter(), objective.encoder_state(), objective.head()
     if processes.is_first:
         report.write({"step": run.step, "tokens": run.tokens, "seconds": run.seconds, **metrics})
@@ -380,23 +381,31 @@ def _facts(job: Job) -> dict[str, str]:
     return facts | {"init": str(job.stored.folder), "init_sha256": checkpoint.digest(job.stored.folder)}
 
 
-def _validate(job: Job, run: Run, best: Best | None) -> Verdict:
+def _validate(job: Job, run: Run, best: Best | None, measured: dict[int, dict[str, float]]) -> Verdict:
     """Dev loss decides; accuracy and a few answers are told."""
     objective = run.objective
     assert isinstance(objective, TuningObjective)
-    found: dict[str, Any] = {
-        f"dev_{name}": value for name, value in measure(objective, job.dev, run.processes).items()
-    }
+    measured[run.step] = _measure("dev", job.dev, objective, run)
+    found: dict[str, Any] = {f"dev_{name}": value for name, value in measured[run.step].items()}
     if samples := sample_answers(objective, job.dev, job.tokenizer, run.processes):
         found["samples"] = samples
     return judge(found, "dev_loss", best, job.settings.patience, lower_is_better=True)
 
 
-def _final(job: Job, objective: TuningObjective, processes: Processes) -> dict[str, dict[str, float]]:
+def _final(
+    job: Job, objective: TuningObjective, run: Run, dev: dict[str, float] | None
+) -> dict[str, dict[str, float]]:
     """Metrics of dev, and of test where that is wanted; each is computed from its own rows only."""
     objective.eval()
-    splits = {"dev": job.dev} | ({"test": job.test} if job.test else {})
-    return {name: measure(objective, rows, processes, interval=True) for name, rows in splits.items()}
+    found = {"dev": dev or _measure("dev", job.dev, objective, run)}
+    return found | ({"test": _measure("test", job.test, objective, run)} if job.test else {})
+
+
+def _measure(split: str, rows: Sequence[Row], objective: TuningObjective, run: Run) -> dict[str, float]:
+    run.report.tell(
+        localized(f"measuring {split}: {len(rows):,} rows ...", f"{split} 행 {len(rows):,}개를 재는 중 ...")
+    )
+    return measure(objective, rows, run.processes, interval=True)
 
 
 def _recorded(job: Job) -> dict[str, Any]:

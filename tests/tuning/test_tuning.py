@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -434,14 +434,28 @@ def test_a_model_that_does_not_fit_is_refused_with_options_that_do(
 
 
 def test_tuning_stops_early_and_keeps_the_best(
-    job: Callable[..., Job], tmp_path: Path, no_fsync: None
+    job: Callable[..., Job], tmp_path: Path, no_fsync: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    calls: list[int] = []
+
+    def count(
+        objective: TuningObjective, rows: Sequence[Row], *args: Any, **options: Any
+    ) -> dict[str, float]:
+        calls.append(len(rows))
+        return measure(objective, rows, *args, **options)
+
+    monkeypatch.setattr(tuning, "measure", count)
     made = job("full", epochs=50, rate=0.05, patience=1, checks=1)  # far too fast: dev gets worse
     outcome = tune(made, tmp_path / "run", Processes())
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line["dev_loss"] for line in lines if "dev_loss" in line]
     assert outcome.end is End.ENOUGH
     assert outcome.metrics["dev"]["loss"] == pytest.approx(min(losses), rel=1e-4)
+    assert calls == [len(made.dev)] * len(losses)  # the best is not measured twice
+    kept = build(replace(made, stored=checkpoint.load(outcome.result)), Processes())
+    assert measure(kept, made.dev)["loss"] == pytest.approx(
+        min(losses), rel=1e-2
+    )  # its weights are in float16
 
 
 def test_plain_text_and_completions_are_learnt_whole(tmp_path: Path, tiny_folder: Path) -> None:
