@@ -114,7 +114,9 @@ def training_step(data: Path, section: str, environment: dict[str, str]) -> floa
             words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
         )
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return statistics.median(line["seconds_per_step"] for line in lines[2:] if "seconds_per_step" in line)
+    return statistics.median(
+        float(line["seconds_per_step"]) for line in lines[2:] if "seconds_per_step" in line
+    )
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
