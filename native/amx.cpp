@@ -12,6 +12,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "codebook.h"
 #include "kernels.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -36,6 +37,7 @@ inline I16 dot64(I16 a, const std::int8_t*, const std::int8_t*) { return a; }
 inline std::int32_t sum(const I16&) { return 0; }
 
 #include "generic.inl"
+#include "tiles.inl"
 #include "rows.inl"
 #include "avx512_many.inl"
 
@@ -103,7 +105,7 @@ void prepare_tiles(const float* x, std::size_t ld, int m0, int m1, const Acts& a
         round_token(token, acts.kp, reinterpret_cast<std::uint16_t*>(scratch + at));
       } else {
         acts.token(m + i) =
-            quantize_token(token, acts.kp, reinterpret_cast<std::int8_t*>(scratch + at),
+            quantize_token(token, acts.kp, acts.format, reinterpret_cast<std::int8_t*>(scratch + at),
                            reinterpret_cast<std::int8_t*>(high + at), acts.blocks(m + i), maxima);
         outliers |= acts.token(m + i).outliers;
       }
@@ -204,8 +206,10 @@ void emit(const Linear& w, const Acts& acts, const unsigned char* low, const uns
     if constexpr (kFormat == Format::bf16) {
       finish(F16{_mm512_castsi512_ps(lows[c])}, o, m + c, n, w.n);
     } else {
-      __m512 y = _mm512_cvtepi32_ps(lows[c]);
-      if (high != nullptr) y = _mm512_fmadd_ps(_mm512_set1_ps(kHighStep), _mm512_cvtepi32_ps(highs[c]), y);
+      __m512i total = lows[c];
+      if (high != nullptr)
+        total = _mm512_add_epi32(total, _mm512_mullo_epi32(_mm512_set1_epi32(kHighStep), highs[c]));
+      const __m512 y = _mm512_cvtepi32_ps(total);
       const __m512 scale =
           _mm512_mul_ps(_mm512_set1_ps(acts.token(m + c).scale), _mm512_loadu_ps(w.scale + n));
       finish(F16{_mm512_mul_ps(y, scale)}, o, m + c, n, w.n);
@@ -488,8 +492,8 @@ std::size_t scratch_tiles(int kp, int d) {
 
 }  // namespace
 
-const Kernels kAmx = {"amx",       layer_norm,  prepare_tiles, linear_tiles, compress,      expand,
-                      store_rows,  attend_rows, scratch_tiles, quantize_row, search_scales, pack_panel,
-                      unpack_tile, widen,       highest,       scale,        screen,        weigh};
+const Kernels kAmx = {"amx",      layer_norm,  prepare_tiles, linear_tiles, compress,      expand,
+                      store_rows, attend_rows, scratch_tiles, quantize_row, search_scales, pack_panel,
+                      unpack,     widen,       highest,       scale,        screen,        weigh};
 
 }  // namespace kogpt

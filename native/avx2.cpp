@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "codebook.h"
 #include "kernels.h"
 
 namespace kogpt {
@@ -48,6 +49,10 @@ struct F16 {
     const __m256i words = _mm256_permute4x64_epi64(pairs, 0xD8);
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
+  void store16(std::int16_t* p) const {
+    const __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(pairs, 0xD8));
   }
 };
 
@@ -126,46 +131,36 @@ inline float sum(const F16& x) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-// See kTile4: 32 inputs of one output at a time.
-inline void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
-  static_assert(kGroup == 32 && kDepth == 64);
-  const std::uint8_t* scales = tile + kTile8 / 2;
-  for (int i = 0; i < 2 * kPanel; ++i) {
-    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 16 * i));
-    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(codes), _mm_srli_epi16(codes, 4), 1);
-    const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + scales[i] * kCodes));
-    const __m256i values =
-        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(row), _mm256_and_si256(both, _mm256_set1_epi8(15)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i % kPanel * kDepth + i / kPanel * kGroup), values);
-  }
-}
-
 #include "generic.inl"
+#include "avx2_ints.inl"
 #include "avx2_many.inl"
 #include "avx2_few.inl"
 
-inline bool is_many(const Acts& acts) {
-  return acts.m >= (acts.format == Format::i8 || acts.format == Format::i4 ? kManyInts : kMany);
-}
+inline bool is_packed(Format format) { return format == Format::i8 || format == Format::i4; }
 
 void prepare(const float* x, std::size_t ld, int m0, int m1, const Acts& acts, unsigned char* scratch) {
-  (is_many(acts) ? prepare_stripes : prepare_rows)(x, ld, m0, m1, acts, scratch);
+  if (is_packed(acts.format)) return prepare_ints(x, ld, m0, m1, acts, scratch);
+  if (acts.m >= kMany) return prepare_stripes(x, ld, m0, m1, acts);
+  prepare_rows(x, ld, m0, m1, acts, scratch);
 }
 
 void linear(const Linear& w, const Acts& acts, int n0, int n1, const Output& o, unsigned char* scratch) {
-  (is_many(acts) ? linear_stripes : linear_few)(w, acts, n0, n1, o, scratch);
+  if (w.format == Format::i8) return linear_ints<Tile8>(w, acts, n0, n1, o, scratch);
+  if (w.format == Format::i4) return linear_ints<Tile4>(w, acts, n0, n1, o, scratch);
+  if (acts.m >= kMany) return linear_stripes(w, acts, n0, n1, o, scratch);
+  linear_few(w, acts, n0, n1, o);
 }
 
 std::size_t scratch_bytes(int kp, int d) {
   const std::size_t rows = scratch_rows(kp, d),
                     stripe = static_cast<std::size_t>(kp) * kPanel * sizeof(float);
-  return rows > stripe ? rows : stripe;
+  return std::max({rows, stripe, kTiles * kTile8});
 }
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2",      layer_norm,  prepare,       linear,       compress,      expand,
-                       store_rows,  attend_rows, scratch_bytes, quantize_row, search_scales, pack_panel,
-                       unpack_tile, widen,       highest,       scale,        screen,        weigh};
+const Kernels kAvx2 = {"avx2",     layer_norm,  prepare,       linear,       compress,      expand,
+                       store_rows, attend_rows, scratch_bytes, quantize_row, search_scales, pack_pairs,
+                       unpack,     widen,       highest,       scale,        screen,        weigh};
 
 }  // namespace kogpt

@@ -25,6 +25,7 @@ constexpr bool kHalfProducts = true;
 #include "avx512.inl"
 
 #include "generic.inl"
+#include "tiles.inl"
 #include "avx512_many.inl"
 #include "avx512_few.inl"
 
@@ -44,8 +45,8 @@ std::size_t scratch_bytes(int kp, int d) {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512",    layer_norm,  prepare,       linear,       compress,      expand,
-                         store_rows,  attend_rows, scratch_bytes, quantize_row, search_scales, pack_panel,
-                         unpack_tile, widen,       highest,       scale,        screen,        weigh};
+const Kernels kAvx512 = {"avx512",   layer_norm,  prepare,       linear,       compress,      expand,
+                         store_rows, attend_rows, scratch_bytes, quantize_row, search_scales, pack_panel,
+                         unpack,     widen,       highest,       scale,        screen,        weigh};
 
 }  // namespace kogpt

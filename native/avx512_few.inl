@@ -134,26 +134,7 @@ inline void sum_tiles8(const unsigned char* tiles, const std::int8_t* x, std::si
 }
 
 // int4: four registers of four outputs each, a lane of 16 bytes to an output, so that one table register
-// serves both halves of a byte. A row of kTable is made where it is used, which is faster than fetching it:
-// codebook x scale / 127, rounded, is vpmulhrsw of the scale with the codebook in units of 127 / 2^15.
-constexpr int table_factor(int code) {
-  const int entry = kCodebook[static_cast<std::size_t>(code)] * 32768;
-  return (entry + (entry >= 0 ? 63 : -63)) / 127;
-}
-
-constexpr bool factors_make_the_table() {
-  for (int scale = 0; scale < 128; ++scale) {
-    for (int code = 0; code < kCodes; ++code) {
-      const int up = (table_factor(code) * scale + 0x4000) >> 15,
-                down = (table_factor(code) * -scale + 0x4000) >> 15;
-      if (up != kTable[static_cast<std::size_t>(scale * kCodes + code)]) return false;
-      if (down != kTable[static_cast<std::size_t>((scale + 128) * kCodes + code)]) return false;
-    }
-  }
-  return true;
-}
-static_assert(factors_make_the_table());
-
+// serves both halves of a byte. A row of kTable is made where it is used, see table_factor.
 inline __m512i codebook_half(int half) {
   alignas(16) std::int16_t entries[8];
   for (int i = 0; i < 8; ++i) entries[i] = static_cast<std::int16_t>(table_factor(8 * half + i));
@@ -269,11 +250,15 @@ inline void few_tiles(const Linear& w, const Acts& acts, int n, int m, bool fetc
   if (outliers) sum(acts.high(m), false, high, [&](const auto& add) { outlier_blocks(acts, m, C, add); });
   for (int c = 0; c < C; ++c) {
     const Token& token = acts.token(m + c);
-    const auto real = [](__m512i sums, std::int32_t inputs) {
-      return _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(kOffset * inputs)));
+    const auto less_offset = [](__m512i sums, std::int32_t inputs) {
+      return _mm512_sub_epi32(sums, _mm512_set1_epi32(kOffset * inputs));
     };
-    __m512 y = real(low[c], token.low_sum);
-    if (outliers) y = _mm512_fmadd_ps(_mm512_set1_ps(kHighStep), real(high[c], token.high_sum), y);
+    __m512i total = less_offset(low[c], token.low_sum);
+    if (outliers) {
+      const __m512i steps = less_offset(high[c], token.high_sum);
+      total = _mm512_add_epi32(total, _mm512_mullo_epi32(_mm512_set1_epi32(kHighStep), steps));
+    }
+    const __m512 y = _mm512_cvtepi32_ps(total);
     const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(token.scale), _mm512_loadu_ps(w.scale + n));
     finish(F16{_mm512_mul_ps(y, scale)}, o, m + c, n, w.n);
   }

@@ -137,13 +137,13 @@ template <int C>
 inline void int_stripe(__m512 (&sums)[C][kPanels], const Linear& w, const unsigned char* stripe,
                        const Acts& acts, int n, int m) {
   const auto kp = static_cast<std::size_t>(acts.kp);
-  __m512i whole[C][kPanels];
+  __m512i whole[C][kPanels], total[C][kPanels];
   const auto less_offset = [&](int c, int v, std::int32_t sum) {
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(whole[c][v], _mm512_set1_epi32(128 * sum)));
+    return _mm512_sub_epi32(whole[c][v], _mm512_set1_epi32(128 * sum));
   };
   add_steps<IntStep, C, true>(whole, stripe, reinterpret_cast<const unsigned char*>(acts.low(m)), kp, kp / 4);
   for (int c = 0; c < C; ++c) {
-    for (int v = 0; v < kPanels; ++v) sums[c][v] = less_offset(c, v, acts.token(m + c).low_sum);
+    for (int v = 0; v < kPanels; ++v) total[c][v] = less_offset(c, v, acts.token(m + c).low_sum);
   }
   if (has_outliers(acts, m, C)) {
     clear<IntStep, C>(whole);
@@ -154,10 +154,13 @@ inline void int_stripe(__m512 (&sums)[C][kPanels], const Linear& w, const unsign
     });
     for (int c = 0; c < C; ++c) {
       for (int v = 0; v < kPanels; ++v) {
-        const __m512 steps = less_offset(c, v, acts.token(m + c).high_sum);
-        sums[c][v] = _mm512_fmadd_ps(_mm512_set1_ps(kHighStep), steps, sums[c][v]);
+        const __m512i steps = less_offset(c, v, acts.token(m + c).high_sum);
+        total[c][v] = _mm512_add_epi32(total[c][v], _mm512_mullo_epi32(_mm512_set1_epi32(kHighStep), steps));
       }
     }
+  }
+  for (int c = 0; c < C; ++c) {
+    for (int v = 0; v < kPanels; ++v) sums[c][v] = _mm512_cvtepi32_ps(total[c][v]);
   }
   for (int v = 0; v < kPanels && n + v * kPanel < w.n; ++v) {
     const __m512 scale = _mm512_loadu_ps(w.scale + n + v * kPanel);

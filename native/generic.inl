@@ -67,15 +67,24 @@ inline F16 magnitude(const F16& x) { return most(x, mul(x, F16::splat(-1.0f))); 
 
 inline F16 within(const F16& x, float limit) { return most(least(x, F16::splat(limit)), F16::splat(-limit)); }
 
-// One token of kp inputs in two planes, see Acts; all of both is written. maxima: room for kp / kDepth.
+// How the integers of a token are made: integer = x * inverse, rounded; 0 where the token is no numbers.
+struct Measure {
+  float scale, inverse;
+};
+
+// The scale of a token of kp inputs; maxima: room for kp / kDepth.
 //
-// The scale is that of the largest value if this is at most kBulk times the median of the blocks' largest
-// values (of 2048 normal values it is 1.4 times that median), else that of kBulk times the median.
-Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high, std::uint64_t* blocks,
-                     float* maxima) {
-  constexpr float kBulk = 4.0f;
+// int8: the largest value becomes kReach. Eight bits of each input would cost three times what eight bits of
+// the weights do (KL divergence of kogpt-mini's logits, notes/log.md).
+// int4, whose weights cost far more: the largest value becomes 127, if it is at most kBulk times the median
+// of the blocks' largest values (of 2048 normal values it is 1.4 times that median), else kBulk times the
+// median. Blocks beyond that alone have a high plane.
+//
+// Either way sums of products with weights of at most 127 fit 32 bits, whatever the weights.
+inline Measure measure_token(const float* x, int kp, Format format, float* maxima) {
+  constexpr float kBulk = 4.0f, kLargestSum = 16.8e6f;  // of the integers' sizes: 2^31 / 127, less roundings
   const int n_blocks = kp / kDepth;
-  float highest = 0;
+  float highest = 0, total = 0;
   F16 nothing = F16::zero();  // times an infinity or what is not a number: not a number
   for (int i = 0; i < n_blocks; ++i) {
     F16 top = F16::zero();
@@ -86,29 +95,48 @@ Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high
     }
     maxima[i] = largest(top);
     highest = maxima[i] > highest ? maxima[i] : highest;
+    total += maxima[i];
   }
-  for (int word = 0; word < (n_blocks + 63) / 64; ++word) blocks[word] = 0;
+  if (sum(nothing) != 0.0f) return {kNotANumber, 0.0f};
+  float scale = highest / kReach;
+  if (format == Format::i4) {
+    // A comparison of our own makes a copy of nth_element of our own: the linker must not take another set's.
+    const auto less = [](float one, float other) { return one < other; };
+    std::nth_element(maxima, maxima + n_blocks / 2, maxima + n_blocks, less);
+    const float bulk = kBulk * maxima[n_blocks / 2];
+    const float coarse = (highest <= bulk ? highest : bulk) / kLargest;
+    scale = coarse > scale ? coarse : scale;
+  }
+  const float fit = total * (kDepth / kLargestSum);
+  scale = fit > scale ? fit : scale;
+  return {scale, highest > kFaintest ? 1.0f / scale : 0.0f};
+}
+
+// 16 inputs as integers of at most kReach.
+inline F16 to_integers(const float* x, const F16& inverse) {
+  return within(whole(mul(F16::load(x), inverse)), kReach);
+}
+
+// One token of kp inputs in two planes, see Acts; all of both is written. maxima: room for kp / kDepth.
+Token quantize_token(const float* x, int kp, Format format, std::int8_t* low, std::int8_t* high,
+                     std::uint64_t* blocks, float* maxima) {
+  const Measure measure = measure_token(x, kp, format, maxima);
+  for (int word = 0; word < (kp / kDepth + 63) / 64; ++word) blocks[word] = 0;
   std::memset(high, 0, static_cast<std::size_t>(kp));
-  if (sum(nothing) != 0.0f) {  // no integers can say it: the scale does, to whoever looks at the outputs
+  if (!(measure.scale == measure.scale)) {  // no integers can say it: the scale does, to whoever looks
     std::memset(low, 0, static_cast<std::size_t>(kp));
     return {kNotANumber, 0, 0, false};
   }
-  // A comparison of our own makes a copy of nth_element of our own: the linker must not take another set's.
-  const auto less = [](float one, float other) { return one < other; };
-  std::nth_element(maxima, maxima + n_blocks / 2, maxima + n_blocks, less);
-  const float bulk = kBulk * maxima[n_blocks / 2];
-  const float reach = highest / (kHighStep + 1);  // of the high plane
-  const float unit = highest <= bulk ? highest : bulk > reach ? bulk : reach;
-  const F16 inverse = F16::splat(highest > kFaintest ? kLargest / unit : 0.0f);
+  const F16 inverse = F16::splat(measure.inverse);
   F16 low_sum = F16::zero(), high_sum = F16::zero();
   bool outliers = false;
   for (int i = 0; i < kp; i += kDepth) {
     F16 values[kDepth / 16], top = F16::zero();
     for (int j = 0; j < kDepth / 16; ++j) {
-      values[j] = whole(mul(F16::load(x + i + 16 * j), inverse));
+      values[j] = to_integers(x + i + 16 * j, inverse);
       top = most(top, magnitude(values[j]));
     }
-    if (highest > unit && largest(top) > kLargest) {
+    if (largest(top) > kLargest) {
       outliers = true;
       blocks[i / kDepth / 64] |= std::uint64_t{1} << (i / kDepth % 64);
       for (int j = 0; j < kDepth / 16; ++j) {
@@ -125,7 +153,7 @@ Token quantize_token(const float* x, int kp, std::int8_t* low, std::int8_t* high
     }
   }
   // Sums of whole numbers below 2^24 are exact.
-  return {unit / kLargest, static_cast<std::int32_t>(sum(low_sum)), static_cast<std::int32_t>(sum(high_sum)),
+  return {measure.scale, static_cast<std::int32_t>(sum(low_sum)), static_cast<std::int32_t>(sum(high_sum)),
           outliers};
 }
 
@@ -134,7 +162,7 @@ void prepare_rows(const float* x, std::size_t ld, int m0, int m1, const Acts& ac
   for (int m = m0; m < m1; ++m) {
     const float* row = x + static_cast<std::size_t>(m) * ld;
     if (acts.format == Format::i8 || acts.format == Format::i4) {
-      acts.token(m) = quantize_token(row, acts.kp, acts.low(m), acts.high(m), acts.blocks(m),
+      acts.token(m) = quantize_token(row, acts.kp, acts.format, acts.low(m), acts.high(m), acts.blocks(m),
                                      reinterpret_cast<float*>(scratch));
     } else if (acts.format == Format::bf16 && kHalfProducts) {
       auto* out = reinterpret_cast<std::uint16_t*>(acts.data) + static_cast<std::size_t>(m) * kp;
@@ -281,23 +309,6 @@ float quantize_row(Format format, float* row, int kp, const float* importance, s
                               : quantize_row4(row, kp, importance, codes, groups);
 }
 
-// 16 outputs, codes (16, kp) and group scales (16, kp / 32), to tiles.
-void pack_panel(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp,
-                unsigned char* tiles) {
-  for (int k = 0; k < kp; k += kDepth, tiles += format == Format::i8 ? kTile8 : kTile4) {
-    if (format == Format::i8) {
-      for (int n = 0; n < kPanel; ++n) std::memcpy(tiles + n * kDepth, codes + n * kp + k, kDepth);
-      continue;
-    }
-    for (int i = 0; i < 2 * kPanel; ++i) {
-      const int n = i % kPanel, first = k + i / kPanel * kGroup;
-      const std::uint8_t* row = codes + n * kp + first;
-      for (int j = 0; j < 16; ++j) tiles[16 * i + j] = static_cast<unsigned char>(row[j] | row[16 + j] << 4);
-      tiles[kTile8 / 2 + i] = groups[n * (kp / kGroup) + first / kGroup];
-    }
-  }
-}
-
 // ---- projections ----
 
 // 16 outputs of one token to where they go.
@@ -323,31 +334,6 @@ inline F16 load_weight(const void* w, std::size_t i) {
   if constexpr (kFormat == Format::f32) return F16::load(static_cast<const float*>(w) + i);
   if constexpr (kFormat == Format::f16) return F16::load_f16(static_cast<const std::uint16_t*>(w) + i);
   if constexpr (kFormat == Format::bf16) return F16::load_bf16(static_cast<const std::uint16_t*>(w) + i);
-}
-
-// See kTile4. The tables are read 16 bytes at a time by the vector versions.
-[[maybe_unused]] void unpack_plain(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
-  const std::uint8_t* scales = tile + kTile8 / 2;
-  for (int group = 0; group < kDepth / kGroup; ++group) {
-    for (int n = 0; n < kPanel; ++n) {
-      const std::uint8_t* codes = tile + (group * kPanel + n) * kGroup / 2;
-      for (int i = 0; i < kGroup; ++i) {
-        const int code = codes[i % 16] >> (i / 16 * 4) & 15;
-        out[n * kDepth + group * kGroup + i] = table[scales[group * kPanel + n] * kCodes + code];
-      }
-    }
-  }
-}
-
-// The int8 tiles of panel n / 16: as stored, or unpacked from int4 into scratch.
-inline const std::int8_t* panel_tiles(const Linear& w, int n, unsigned char* scratch) {
-  const auto tiles = static_cast<std::size_t>(w.kp / kDepth);
-  const auto panel = static_cast<std::size_t>(n / kPanel);
-  if (w.format == Format::i8) return static_cast<const std::int8_t*>(w.w) + panel * tiles * kTile8;
-  const std::uint8_t* packed = static_cast<const std::uint8_t*>(w.w) + panel * tiles * kTile4;
-  auto* out = reinterpret_cast<std::int8_t*>(scratch);
-  for (std::size_t i = 0; i < tiles; ++i) unpack_tile(packed + i * kTile4, w.table, out + i * kTile8);
-  return out;
 }
 
 #include "attention.inl"

@@ -36,11 +36,12 @@ struct Kernels {
   // The best scales for up to 16 groups of 32 values in units of their outputs' scales; importance of group g
   // at g * ld, or nullptr.
   void (*search)(const float* x, const float* importance, std::size_t ld, int count, std::uint8_t* scales);
-  // 16 outputs, codes (16, kp) and group scales (16, kp / 32), to tiles.
+  // 16 outputs, codes (16, kp) and group scales (16, kp / 32), to tiles of kTile8 or kTile4 bytes. What lies
+  // where in a tile is the set's own.
   void (*pack)(Format format, const std::uint8_t* codes, const std::uint8_t* groups, int kp,
                unsigned char* tiles);
-  // One int4 tile to int8, see kTile4.
-  void (*unpack)(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
+  // One tile to its weights (16, 64), without their outputs' scales.
+  void (*unpack)(Format format, const std::uint8_t* tile, std::int8_t* out);
   // n values of a stored format to float32.
   void (*widen)(Format from, const void* source, std::size_t n, float* out);
   // Passes over a vocabulary, see sampling.inl.

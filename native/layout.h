@@ -23,8 +23,8 @@ enum class Format : int { f32 = 0, f16 = 1, bf16 = 2, i8 = 3, i4 = 4 };
 
 // y = W x. W lies as
 //   f32, f16, bf16   (N, Kp) row by row, often borrowed from the mapped file
-//   i8               (ceil(N / 16), Kp / 64, 16, 64): each 16 x 64 tile is 1 KB in a row
-//   i4               (ceil(N / 16), Kp / 64) tiles of kTile4 bytes, see unpack_tile()
+//   i8               (ceil(N / 16), Kp / 64) tiles of kTile8 bytes
+//   i4               (ceil(N / 16), Kp / 64) tiles of kTile4 bytes
 struct Linear {
   Format format = Format::f32;
   int n = 0;
@@ -35,9 +35,10 @@ struct Linear {
   const std::int8_t* table = nullptr;  // i4: codebook.h; integer = table[group scale][code]
 };
 
-// One int4 tile, 16 outputs x 64 inputs: codes (2 groups, 16 outputs, 16 bytes), byte i of a group holding
-// inputs i (low four bits) and 16 + i (high), so that 64 bytes are one group of four outputs, each in a lane
-// with its own table; then the group scales, (2 groups, 16 outputs).
+// A tile is 16 outputs x 64 inputs, in an order that suits the set (AVX2: avx2_ints.inl). Elsewhere int8
+// tiles are (16, 64), and int4 tiles codes (2 groups, 16 outputs, 16 bytes), byte i of a group holding inputs
+// i (low four bits) and 16 + i (high), so that 64 bytes are one group of four outputs, each in a lane with
+// its own table; then the group scales, (2 groups, 16 outputs).
 constexpr int kTile8 = kPanel * kDepth;
 constexpr int kTile4 = kTile8 / 2 + kPanel * (kDepth / kGroup);
 
@@ -51,6 +52,7 @@ struct Token {
 
 constexpr int kHighStep = 254;  // so that low and high both lie within [-127, 127]
 constexpr int kLargest = 127;
+constexpr int kReach = kHighStep * kLargest + kLargest;  // fits 16 bits
 
 constexpr std::size_t kAbreast =
     6;  // tokens that a set may lay out side by side, the last of them perhaps nobody's
@@ -66,12 +68,12 @@ constexpr std::size_t narrow_bytes(std::size_t m, std::size_t kp) {
 //   bf16       bfloat16 (m, kp); float32 where there are no bfloat16 products
 //   i8, i4     int8, plane `low` (m, kp), then plane `high` (m, kp), tokens (m), a bitmap of blocks for each,
 //   and `wide`
-// An instruction set may lay out the first three, and the planes, in another order: it is the only one that
-// reads them.
+// An instruction set may lay out the first three, and the planes, in another order, or have the integers as
+// they are in `wide` and no planes: it is the only one that reads them.
 //
-// A few features of a large model are far larger than the others (LLM.int8(), arXiv 2208.07339). The scale of
-// a token fits the others; `high` is zero but in the blocks of kDepth inputs that hold larger values, and
-// only there does its product cost anything. The bitmap names those blocks.
+// `high` is zero, and its product costs nothing, but in the blocks of kDepth inputs that the bitmap names. In
+// int8 those are nearly all. In int4 they are the blocks with the few features of a large model that are far
+// larger than the others (LLM.int8(), arXiv 2208.07339).
 struct Acts {
   Format format = Format::f32;
   int m = 0;
@@ -91,7 +93,7 @@ struct Acts {
                                                    static_cast<std::size_t>(m) * sizeof(Token));
     return first + static_cast<std::size_t>(token) * static_cast<std::size_t>(words());
   }
-  // Room for `low` in 16 bits, as a set lays it out that multiplies such.
+  // Room for low + kHighStep * high in 16 bits, as a set lays them out that multiplies such.
   unsigned char* wide() const {
     return data + narrow_bytes(static_cast<std::size_t>(m), static_cast<std::size_t>(kp));
   }

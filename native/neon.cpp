@@ -7,6 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "codebook.h"
 #include "kernels.h"
 
 namespace kogpt {
@@ -30,12 +31,13 @@ inline I16 dot64(I16 a, const std::int8_t* w, const std::int8_t* x) {
 }
 
 #include "generic.inl"
+#include "tiles.inl"
 #include "rows.inl"
 
 }  // namespace
 
-const Kernels kNeon = {"neon",      layer_norm,  prepare_rows, linear_rows,  compress,      expand,
-                       store_rows,  attend_rows, scratch_rows, quantize_row, search_scales, pack_panel,
-                       unpack_tile, widen,       highest,      scale,        screen,        weigh};
+const Kernels kNeon = {"neon",     layer_norm,  prepare_rows, linear_rows,  compress,      expand,
+                       store_rows, attend_rows, scratch_rows, quantize_row, search_scales, pack_panel,
+                       unpack,     widen,       highest,      scale,        screen,        weigh};
 
 }  // namespace kogpt

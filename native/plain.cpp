@@ -5,6 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "codebook.h"
 #include "kernels.h"
 
 namespace kogpt {
@@ -165,6 +166,7 @@ inline std::int32_t sum(const I16& a) {
 void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out);
 
 #include "generic.inl"
+#include "tiles.inl"
 #include "rows.inl"
 
 void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t* out) {
@@ -173,8 +175,8 @@ void unpack_tile(const std::uint8_t* tile, const std::int8_t* table, std::int8_t
 
 }  // namespace
 
-const Kernels kPlain = {"plain",     layer_norm,  prepare_rows, linear_rows,  compress,      expand,
-                        store_rows,  attend_rows, scratch_rows, quantize_row, search_scales, pack_panel,
-                        unpack_tile, widen,       highest,      scale,        screen,        weigh};
+const Kernels kPlain = {"plain",    layer_norm,  prepare_rows, linear_rows,  compress,      expand,
+                        store_rows, attend_rows, scratch_rows, quantize_row, search_scales, pack_panel,
+                        unpack,     widen,       highest,      scale,        screen,        weigh};
 
 }  // namespace kogpt

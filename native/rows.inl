@@ -46,9 +46,12 @@ inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& act
   const std::int8_t* lines = tiles + column * kDepth;
   I16 sums[kRows][C] = {};
   for (std::size_t i = 0; i < steps; ++i) int_step<C>(sums, lines + i * kTile8, acts.low(m) + i * kDepth, kp);
+  const auto whole_sum = [&](const I16& lanes, std::int32_t inputs) {
+    return static_cast<std::uint32_t>(sum(lanes) - kOffset * inputs);
+  };
+  std::uint32_t total[kRows][C];  // modulo 2^32; the sum of both planes fits
   for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < C; ++c)
-      y[c][column + r] = static_cast<float>(sum(sums[r][c]) - kOffset * acts.token(m + c).low_sum);
+    for (int c = 0; c < C; ++c) total[r][c] = whole_sum(sums[r][c], acts.token(m + c).low_sum);
   }
   if (has_outliers(acts, m, C)) {
     I16 high[kRows][C] = {};
@@ -56,14 +59,15 @@ inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& act
       int_step<C>(high, lines + i * kTile8, acts.high(m) + i * kDepth, kp);
     });
     for (int r = 0; r < kRows; ++r) {
-      for (int c = 0; c < C; ++c) {
-        const auto steps_of = static_cast<float>(sum(high[r][c]) - kOffset * acts.token(m + c).high_sum);
-        y[c][column + r] = std::fma(static_cast<float>(kHighStep), steps_of, y[c][column + r]);
-      }
+      for (int c = 0; c < C; ++c)
+        total[r][c] += kHighStep * whole_sum(high[r][c], acts.token(m + c).high_sum);
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < C; ++c) y[c][column + r] *= acts.token(m + c).scale * w.scale[n + column + r];
+    for (int c = 0; c < C; ++c) {
+      y[c][column + r] = static_cast<float>(static_cast<std::int32_t>(total[r][c])) *
+                         (acts.token(m + c).scale * w.scale[n + column + r]);
+    }
   }
 }
 
