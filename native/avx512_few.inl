@@ -247,7 +247,13 @@ inline void few_tiles(const Linear& w, const Acts& acts, int n, int m, bool fetc
     for (std::size_t i = 0; i < steps; ++i) add(i);
   });
   const bool outliers = has_outliers(acts, m, C);
-  if (outliers) sum(acts.high(m), false, high, [&](const auto& add) { outlier_blocks(acts, m, C, add); });
+  if (outliers) {
+    sum(acts.high(m), false, high, [&](const auto& add) {
+      outlier_blocks(acts, m, C, [&](std::size_t first, std::size_t count) {
+        for (std::size_t i = first; i < first + count; ++i) add(i);
+      });
+    });
+  }
   for (int c = 0; c < C; ++c) {
     const Token& token = acts.token(m + c);
     const auto less_offset = [](__m512i sums, std::int32_t inputs) {

@@ -147,10 +147,10 @@ inline void int_stripe(__m512 (&sums)[C][kPanels], const Linear& w, const unsign
   }
   if (has_outliers(acts, m, C)) {
     clear<IntStep, C>(whole);
-    outlier_blocks(acts, m, C, [&](std::size_t i) {
-      add_steps<IntStep, C, false>(whole, stripe + i * kDepth * kStripe,
-                                   reinterpret_cast<const unsigned char*>(acts.high(m) + i * kDepth), kp,
-                                   kDepth / 4);
+    outlier_blocks(acts, m, C, [&](std::size_t first, std::size_t count) {
+      add_steps<IntStep, C, false>(whole, stripe + first * kDepth * kStripe,
+                                   reinterpret_cast<const unsigned char*>(acts.high(m) + first * kDepth), kp,
+                                   count * kDepth / 4);
     });
     for (int c = 0; c < C; ++c) {
       for (int v = 0; v < kPanels; ++v) {

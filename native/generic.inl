@@ -180,14 +180,23 @@ inline bool has_outliers(const Acts& acts, int m, int count) {
   return found;
 }
 
-// f(block) for each block of kDepth inputs in which one of `count` tokens has outliers.
+// f(first, count) for each run of blocks of kDepth inputs in which one of the tokens has outliers.
 template <class F>
-inline void outlier_blocks(const Acts& acts, int m, int count, const F& f) {
+inline void outlier_blocks(const Acts& acts, int m, int tokens, const F& f) {
+  std::size_t first = 0, count = 0;
   for (int word = 0; word < acts.words(); ++word) {
     std::uint64_t bits = 0;
-    for (int c = 0; c < count; ++c) bits |= acts.blocks(m + c)[word];
-    for (; bits != 0; bits &= bits - 1) f(static_cast<std::size_t>(64 * word + std::countr_zero(bits)));
+    for (int c = 0; c < tokens; ++c) bits |= acts.blocks(m + c)[word];
+    for (; bits != 0; bits &= bits - 1) {
+      const auto block = static_cast<std::size_t>(64 * word + std::countr_zero(bits));
+      if (count > 0 && block != first + count) {
+        f(first, count);
+        count = 0;
+      }
+      if (count++ == 0) first = block;
+    }
   }
+  if (count > 0) f(first, count);
 }
 
 // ---- weights ----

@@ -55,8 +55,9 @@ inline void int_block(const Linear& w, const std::int8_t* tiles, const Acts& act
   }
   if (has_outliers(acts, m, C)) {
     I16 high[kRows][C] = {};
-    outlier_blocks(acts, m, C, [&](std::size_t i) {
-      int_step<C>(high, lines + i * kTile8, acts.high(m) + i * kDepth, kp);
+    outlier_blocks(acts, m, C, [&](std::size_t first, std::size_t count) {
+      for (std::size_t i = first; i < first + count; ++i)
+        int_step<C>(high, lines + i * kTile8, acts.high(m) + i * kDepth, kp);
     });
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < C; ++c)
