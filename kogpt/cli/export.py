@@ -25,6 +25,7 @@ FORMATS = {  # -> what it is
     "phi": "the layout of Phi, for vLLM and transformers",
     "gguf": "one file for llama.cpp, Ollama and LM Studio",
     "peft": "the LoRA of --adapter for a model in the layout of Phi",
+    "gguf-lora": "the same as one file for llama.cpp and Ollama",
 }
 # Format -> its types, the default first.
 TYPES = {
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.calibration is not None:
         text = decode(read_bytes(args.calibration), args.calibration)
     stored = checkpoint.load(args.model, args.revision)
-    if args.format == "peft":
+    if args.format in ("peft", "gguf-lora"):
         return _export_adapter(args, stored)
     if args.adapter is not None:
         from kogpt.export.folder import with_lora
@@ -116,14 +117,15 @@ def _write(
 
 
 def _export_adapter(args: argparse.Namespace, stored: Checkpoint) -> int:
-    from kogpt.export.phi import export_lora
+    from kogpt.export.phi import export_gguf_lora, export_lora
 
     if args.adapter is None:
         raise KoGPTError(
-            "the format peft rewrites an adapter: name its folder with --adapter",
-            "peft 형식은 어댑터를 다시 씁니다. --adapter로 어댑터 폴더를 지정하세요",
+            f"the format {args.format} rewrites an adapter: name its folder with --adapter",
+            f"{args.format} 형식은 어댑터를 다시 씁니다. --adapter로 어댑터 폴더를 지정하세요",
         )
-    export_lora(stored, args.adapter, args.out)
+    writers = {"peft": export_lora, "gguf-lora": export_gguf_lora}
+    writers[args.format](stored, args.adapter, args.out)
     _say(
         f"{args.out}: a LoRA for the model in the layout of Phi",
         f"{args.out}: Phi 구조의 모델에 쓰는 LoRA 어댑터",

@@ -399,11 +399,13 @@ HELP = {
         "int4: 4.25 bits per weight, for KoGPT only; int8: 8 bits per weight, for KoGPT only; float16: for"
         " KoGPT and transformers; bfloat16: for KoGPT and transformers; float32: for KoGPT and transformers;"
         " phi: the layout of Phi, for vLLM and transformers; gguf: one file for llama.cpp, Ollama and LM"
-        " Studio; peft: the LoRA of --adapter for a model in the layout of Phi"
+        " Studio; peft: the LoRA of --adapter for a model in the layout of Phi; gguf-lora: the same as one"
+        " file for llama.cpp and Ollama"
     ): (
         "int4: 가중치마다 4.25비트, KoGPT 전용; int8: 가중치마다 8비트, KoGPT 전용; float16, bfloat16,"
         " float32: KoGPT와 transformers용; phi: vLLM과 transformers용 Phi 구조; gguf: llama.cpp, Ollama,"
-        " LM Studio용 파일 하나; peft: --adapter의 LoRA를 Phi 구조의 모델에 맞게 다시 쓴 것"
+        " LM Studio용 파일 하나; peft: --adapter의 LoRA를 Phi 구조의 모델에 맞게 다시 쓴 것; gguf-lora: 같은"
+        " LoRA를 담은 llama.cpp, Ollama용 파일 하나"
     ),
     (
         "of the weights (phi: float16, bfloat16, float32; gguf: F16, BF16, F32, Q8_0, Q4_0; default: the"

@@ -102,6 +102,33 @@ def export_lora(stored: Checkpoint, adapter: str | Path, out: Path) -> None:
     CheckpointError for an adapter of another kind, which has no such form or needs none: soft prompts carry
     over as they are.
     """
+    peft.save_lora(out, phi.to_lora(stored.config, _plain_lora(stored, adapter)))
+
+
+def export_gguf_lora(stored: Checkpoint, adapter: str | Path, out: Path) -> None:
+    """Write the LoRA of a folder as adapter.gguf, for llama.cpp beside the model's own GGUF file.
+
+    Errors as of `export_lora`; MissingExtra without `gguf`. Form: llama.cpp's convert_lora_to_gguf.py. Its
+    one alpha for all modules stays 0, "no further scale", and each module's own goes into its b.
+    """
+    factors: dict[str, Stored] = {}
+    for module, update in phi.to_lora(stored.config, _plain_lora(stored, adapter)).updates.items():
+        name = gguf_file.to_name(f"{module}.weight")
+        factors[f"{name}.lora_a"] = Stored("float32", update.a)
+        factors[f"{name}.lora_b"] = Stored("float32", np.float32(update.scale) * update.b)
+    shapes = {name: factor.array.shape for name, factor in factors.items()}
+
+    def write(file: IO[bytes]) -> Entry:
+        writer = _new_writer()
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", 0.0)
+        return write_gguf(writer, file, "F32", shapes, factors, str)
+
+    write_folder(out, {"adapter.gguf": write})
+
+
+def _plain_lora(stored: Checkpoint, adapter: str | Path) -> Lora:
     saved = peft.load(adapter, stored)
     if not isinstance(saved.adapter, Lora) or saved.head is not None:
         raise CheckpointError(
@@ -109,17 +136,22 @@ def export_lora(stored: Checkpoint, adapter: str | Path, out: Path) -> None:
             " both layouts as they are",
             f"{adapter}: 헤드가 없는 LoRA만 다시 씁니다. 가상 토큰 어댑터는 그대로 쓸 수 있습니다",
         )
-    peft.save_lora(out, phi.to_lora(stored.config, saved.adapter))
+    return saved.adapter
 
 
-def gguf_writer(config: ModelConfig, name: str) -> Any:
-    """A writer with the shape of the model in its metadata."""
+def _new_writer() -> Any:
+    """A writer of the architecture phi2 without metadata."""
     try:
         import gguf
     except ImportError:
         raise MissingExtra("kogpt export gguf", "gguf") from None
     logging.getLogger("gguf").setLevel(logging.WARNING)
-    writer = gguf.GGUFWriter(None, "phi2")
+    return gguf.GGUFWriter(None, "phi2")
+
+
+def gguf_writer(config: ModelConfig, name: str) -> Any:
+    """A writer with the shape of the model in its metadata."""
+    writer = _new_writer()
     # llama.cpp takes a name with phi3 in it for another model.
     writer.add_name("kogpt" if "phi" in name.lower() else name)
     writer.add_context_length(config.n_ctx)
@@ -140,8 +172,12 @@ def write_gguf(
     kind: str,
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, Stored | Quantized],
+    to_name: Callable[[str], str] = gguf_file.to_name,
 ) -> Entry:
-    """Write header and tensors through the gguf package, one tensor at a time; size and digest."""
+    """Write header and tensors through the gguf package, one tensor at a time; size and digest.
+
+    to_name: the name in the file of a key of `shapes` and `tensors`.
+    """
     import gguf
     from gguf.gguf_writer import WriterState
 
@@ -150,7 +186,7 @@ def write_gguf(
         type_ = gguf.GGMLQuantizationType[kinds[name]]
         n_block, n_bytes = gguf.GGML_QUANT_SIZES[type_]
         size = math.prod(shape) // n_block * n_bytes
-        writer.add_tensor_info(gguf_file.to_name(name), shape, np.dtype(np.float32), size, type_)
+        writer.add_tensor_info(to_name(name), shape, np.dtype(np.float32), size, type_)
     writer.fout, writer.state = [file], WriterState.EMPTY  # it would open a path, and not the file's own
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -220,19 +220,44 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert found.largest == 0 and found.n_equal == found.n_tokens
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """llama.cpp's server with kogpt-mini in float32."""
+def llama_server(file: Path, lora: Path | None = None) -> Any:
+    """llama.cpp's server with a GGUF file and a LoRA."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
-    out = tmp_path_factory.mktemp("llama") / "mini"
-    export_gguf(checkpoint.load("kogpt-mini"), "F32", out)
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(out / "model.F32.gguf")
+    parameters.model.path = str(file)
     parameters.n_ctx = parameters.n_batch = 512
     parameters.n_parallel = parameters.cpuparams.n_threads = 1  # its threads spin while they wait
     parameters.cpuparams_batch.n_threads = 1
     parameters.warmup = False
-    server = xllamacpp.Server(parameters)
+    if lora is not None:
+        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora))]
+    return xllamacpp.Server(parameters)
+
+
+def test_llama_cpp_writes_the_same_with_a_lora(folder: Path, tmp_path: Path) -> None:
+    lora = random_lora(MODULES)
+    peft.save(tmp_path / "lora", SavedAdapter(lora), TINY)
+    command = ["export", "gguf-lora", "--model", str(folder), "--out", str(tmp_path / "out")]
+    assert main([*command, "--adapter", str(tmp_path / "lora")]) == 0
+    export_gguf(checkpoint.load(folder), "F32", tmp_path / "base")
+    own = KoGPT.from_pretrained(folder, device="cpu", dtype="float32", adapter=tmp_path / "lora")
+    expected = own.generate(PROMPTS[0], Sampling(temperature=0, max_tokens=24)).text
+    settings = {"prompt": own.tokenizer.encode(PROMPTS[0]), "max_tokens": 24, "temperature": 0}
+    texts = []
+    for adapter in (None, tmp_path / "out" / "adapter.gguf"):
+        server = llama_server(tmp_path / "base" / "model.F32.gguf", adapter)
+        texts.append(server.handle_completions(settings | {"repeat_penalty": 1.0})["choices"][0]["text"])
+        del server
+    plain, tuned = (text.rstrip("\ufffd") for text in texts)
+    assert tuned == expected.rstrip("\ufffd") != plain
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """llama.cpp's server with kogpt-mini in float32."""
+    out = tmp_path_factory.mktemp("llama") / "mini"
+    export_gguf(checkpoint.load("kogpt-mini"), "F32", out)
+    server = llama_server(out / "model.F32.gguf")
     yield server
     del server
 
