@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kogpt.cli import main
+from kogpt.cli import main, workers
 from kogpt.cluster.pool import Kept, Pool, spread
 from kogpt.errors import KoGPTError, PromptError
 
@@ -123,6 +123,55 @@ def test_generate_and_classify_print_what_one_process_prints(
     alone = capsys.readouterr().out
     assert main([*command, "--workers", "2", "--ray", "auto"]) == 0
     assert capsys.readouterr().out == alone
+
+
+TASK = """
+data = "data.tsv"
+label = "label"
+prompt = "{document}\\n정답:"
+labels = { "0" = " 부정", "1" = " 긍정" }
+metric = ["accuracy", "macro_f1"]
+"""
+
+
+def test_eval_reports_what_one_process_reports(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        "document\tlabel",
+        *(f"글 {n}은 {'좋다' if n % 3 else '싫다'}\t{int(n % 3 > 0)}" for n in range(30)),
+    ]
+    (tmp_path / "data.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "own.toml").write_text(TASK, encoding="utf-8")
+    command = [
+        "eval",
+        str(tmp_path / "own.toml"),
+        "--shots",
+        "0,1",
+        "--seeds",
+        "1",
+        "--limit",
+        "8",
+        "--no-tfidf",
+        "--json",
+    ]
+    command += ["--model", str(tiny_folder), "--device", "cpu"]
+    made: list[str] = []
+
+    def watched(*args: Any) -> Iterator[Any]:
+        for files in workers.spread(*args):
+            made.extend(files)
+            yield files
+
+    monkeypatch.setattr("kogpt.cli.eval.spread", watched)
+    assert main([*command, "--out", str(tmp_path / "alone")]) == 0
+    alone = capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "spread"), "--workers", "2", "--ray", "auto"]) == 0
+    assert capsys.readouterr().out == alone and '"own"' in alone
+    for path in (tmp_path / "alone").glob("**/*.[cj]s*"):
+        twin = tmp_path / "spread" / path.relative_to(tmp_path / "alone")
+        assert twin.read_bytes() == path.read_bytes(), path
+    assert sorted(made) == sorted(path.name for path in (tmp_path / "alone" / "batches").glob("*.jsonl"))
 
 
 def test_options_that_need_workers_say_so(tmp_path: Path) -> None:
