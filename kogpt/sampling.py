@@ -150,6 +150,7 @@ class Draw(NamedTuple):
     changes: Changes | None = None
     allowed: NDArray[np.uint32] | None = None  # bit t % 32 of word t // 32: token t may be chosen; None: all
     output: int = -1  # index of the output among those of the chunk
+    following: int | None = None  # key of the sample's next draw, if nothing else of that will differ
 
 
 class Guide(Protocol):
@@ -202,8 +203,10 @@ class Sampler:
     def draw(self) -> Draw:
         """How the next token is to be chosen."""
         s = self.sampling
+        penalized = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0)
+        steady = self._guide is None and not penalized
         return Draw(
-            random_bits(self._key, self._position) if s.temperature else 0,
+            self._key_at(self._position),
             s.temperature,
             s.top_k,
             s.top_p,
@@ -212,7 +215,12 @@ class Sampler:
             s.logprobs,
             self._changes.now(),
             None if self._guide is None else self._guide.allowed,
+            following=self._key_at(self._position + 1) if steady else None,
         )
+
+    def _key_at(self, position: int) -> int:
+        """Of the noise of a position; 0 where none is drawn."""
+        return random_bits(self._key, position) if self.sampling.temperature else 0
 
     def accept(self, token: int) -> None:
         """Remember the token that was chosen. SamplingError where its grammar becomes too complex."""

@@ -1,7 +1,8 @@
 """Keys and values of every row on torch devices, in blocks that rows share; native/cache.h does the same.
 
 A layer's cache is one tensor of blocks of 32 positions. A row is a length and a block table: the numbers of
-its blocks in the order of its text. Block 0 is the null block: it holds zeros and nobody writes to it.
+its blocks in the order of its text. Block 0 is the null block and belongs to nobody: its slot 0 holds zeros,
+and rows that a static pass has too many write to its slot 31 (torch_pass.py).
 
 An example with blocks of 4 positions. Row 0 has read "abcdef"; row 1 was forked after "abcd" and has read
 "xyz":
@@ -21,7 +22,7 @@ reads
 block 1, which row 0 holds too: row 1 first copies block 1 into a free block (copy on write).
 
 No operation on one row moves keys or values of another. Growing the pool does: graphs captured on its
-addresses have to be captured again.
+addresses have to be captured again, so on a GPU it begins with room for one text of n_ctx tokens.
 Shapes: L layers, P given positions, T new positions of a row, B rows, S gathered positions, H heads, D head
 width.
 """
@@ -42,6 +43,7 @@ from torch.nn import functional as F
 from kogpt.config import ModelConfig
 from kogpt.memory import USABLE_SHARE, available_memory, require_memory
 from kogpt.runner import Array
+from kogpt.torch_transfer import to_device
 
 BLOCK = 32  # positions
 
@@ -61,11 +63,15 @@ class PagedCache:
     def __init__(self, config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> None:
         """`devices`: one for each layer."""
         self.rows: dict[int, Row] = {}
+        self.generation = 0  # how often the pool has grown: recorded passes hold the addresses of `layers`
         # (2, blocks, BLOCK, H, D) for each layer: keys, then values.
         shape = (2, 1, BLOCK, config.n_heads, config.d_head)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for device in devices]
         self.position_values = config.d_model  # of the keys, or the values, of one position in one layer
         self._n_ctx = config.n_ctx
+        self._least = (
+            blocks_for(config.n_ctx) if devices[0].type == "cuda" else 1
+        )  # blocks of the first growth
         self._holders = [1]  # rows that hold each block; nobody gives the null block back
         self._free: list[int] = []
         self._layers_on = Counter(devices)
@@ -108,6 +114,10 @@ class PagedCache:
         fitting = self._fitting_blocks()
         return None if fitting is None else BLOCK * (len(self._free) + fitting)
 
+    def has_free(self, sizes: Sequence[tuple[int, int]]) -> bool:
+        """Whether `reserve` would find room without growing the pool."""
+        return sum(self._missing(self.rows[row], size) for row, size in sizes) <= len(self._free)
+
     @torch.inference_mode()
     def reserve(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Make the next positions of rows writable, (row, T) each; `advance` counts them as read.
@@ -136,12 +146,10 @@ class PagedCache:
         assert start + n_new <= self._n_ctx, (start, n_new)
         self.reserve([(row, n_new)])
         positions = np.arange(start, start + n_new)
-        slots = torch.from_numpy(
-            block_table([self.rows[row]])[0, positions // BLOCK] * BLOCK + positions % BLOCK
-        )
+        slots = block_table([self.rows[row]])[0, positions // BLOCK] * BLOCK + positions % BLOCK
         for layer, k, v in zip(self.layers, keys, values, strict=True):
-            both = torch.from_numpy(np.stack([k, v])).to(layer)
-            layer.flatten(1, 2).index_copy_(1, slots.to(layer.device), both)
+            both = to_device(np.stack([k, v]), layer.device).to(layer.dtype)
+            layer.flatten(1, 2).index_copy_(1, to_device(slots, layer.device), both)
         self.advance([(row, n_new)])
 
     def _missing(self, row: Row, size: int) -> int:
@@ -189,7 +197,8 @@ class PagedCache:
         if missing <= 0:
             return
         n_blocks, fitting = len(self._holders), self._fitting_blocks()
-        grown = n_blocks + max(missing, n_blocks if fitting is None else min(n_blocks, fitting))
+        wished = max(n_blocks, self._least)
+        grown = n_blocks + max(missing, wished if fitting is None else min(wished, fitting))
         for device, n_layers in self._layers_on.items():
             n_bytes = self._block_bytes * (n_layers * (grown - n_blocks) + grown)
             tokens = BLOCK * (grown - 1)
@@ -202,6 +211,7 @@ class PagedCache:
         for i, old in enumerate(self.layers):
             self.layers[i] = old.new_empty((2, grown, *old.shape[2:]))
             self.layers[i][:, :n_blocks] = old
+        self.generation += 1
         self._holders += [0] * (grown - n_blocks)
         self._free += range(grown - 1, n_blocks - 1, -1)  # the lowest is taken first
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from kogpt.adapter import Lora
 from kogpt.memory import require_memory
 from kogpt.model import GPTJ, Linear
 from kogpt.torch_cache import free_bytes
+from kogpt.torch_transfer import to_device
 
 Factors = tuple[Tensor, Tensor]  # (A, r, K) and (A, N, r); the second includes the scale
 
@@ -30,6 +32,7 @@ class LoraStack:
 
     def __init__(self, model: GPTJ) -> None:
         self.handles: set[int] = set()
+        self.generation = 0  # how often factors were replaced: recorded passes hold their addresses
         self._linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
         self._factors: dict[Linear, Factors] = {}  # of the matrices that some adapter changes
 
@@ -59,7 +62,8 @@ class LoraStack:
         """Places in the stack of the adapters of B rows, (B,) on the device; None if no row has one."""
         if all(handle is None for handle in adapters):
             return None
-        return torch.tensor([0 if handle is None else handle + 1 for handle in adapters]).to(device)
+        places = [0 if handle is None else handle + 1 for handle in adapters]
+        return to_device(np.array(places), device)
 
     def update(self, linear: Linear, x: Tensor, places: Tensor) -> Tensor | None:
         """What the adapters at (B,) places add to linear(x); (B, T, K) -> (B, T, N), None: nothing."""
@@ -81,6 +85,8 @@ class LoraStack:
             needed[linear.weight.device] += n_values * linear.weight.itemsize
         for device, n_bytes in needed.items():
             require_memory(n_bytes, f"an adapter on {device}", f"어댑터({device})", free_bytes(device))
+        held_shapes = {linear: a.shape[:2] for linear, (a, _) in self._factors.items()}
+        self.generation += held_shapes != shapes
         for linear, (places, r) in shapes.items():
             none = linear.weight.new_zeros((0, 0, 0))
             a, b = self._factors.get(linear, (none, none))

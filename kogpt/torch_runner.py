@@ -1,19 +1,20 @@
 """GPT-J on torch, GPU or CPU: model.py, a paged cache (torch_cache.py) and LoRA for each row (torch_lora.py).
 
-The new positions of all rows are packed into one (1, N, E) batch, so rows of unequal length need no padding
-and a step reads every weight once. Only attention and LoRA are split, into groups of rows that read equally
-many new positions: decoding rows form one group, a prompt mostly one of its own.
+Rows that read one token take a static pass (torch_decoder.py). What else is read is packed into one
+(1, N, E) batch, so rows of unequal length need no padding. Only attention and LoRA are split there, into
+groups of rows that read equally many new positions: a prompt is mostly a group of its own.
 On several devices the layers are split into stages that run one after the other, each beside its part of
-the cache: memory adds up, speed does not.
+the cache: memory adds up, speed does not, and static passes are not recorded.
 Shapes: N new positions of all rows, T those of one row, S cached positions, B rows of a group, H heads,
 D head width, K inputs of a matrix, E model width, V vocabulary, M outputs wanted.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -39,7 +40,7 @@ from kogpt.runner import (
     require_dtype,
     split_outputs,
 )
-from kogpt.sampling import Chosen, Wanted
+from kogpt.sampling import Chosen, SampledToken, Wanted
 from kogpt.torch_cache import (
     BLOCK,
     Paged,
@@ -50,8 +51,11 @@ from kogpt.torch_cache import (
     blocks_for,
     free_bytes,
 )
+from kogpt.torch_decoder import ROWS, CudaGraphs, Decoder, Step, is_plain
 from kogpt.torch_lora import LoraStack
+from kogpt.torch_pass import MAX_GATHERED, PLAIN, Stage, StaticModel
 from kogpt.torch_sampling import choose_all
+from kogpt.torch_transfer import to_device
 
 DTYPES = {
     "float64": torch.float64,
@@ -59,11 +63,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Prompt tokens of one step. An H100 reads 256 tokens of the 6B shape in 35 ms, of which launching kernels
-# takes 19 ms or more (notes/log.md, 2026-11-26).
-GPU_PREFILL_TOKENS = 1024
-# Values of the keys that one group of rows gathers from the cache: 128 MB in 16 bits, and as much for values.
-MAX_GATHERED = 2**26
+# Prompt tokens of one step: the longest text of the 6B shape. At 60 % of an H100's measured matrix product
+# they take 57 ms, for which other rows wait.
+GPU_PREFILL_TOKENS = 2048
 
 
 class TorchRunner:
@@ -100,6 +102,7 @@ class TorchRunner:
         devices_of_layers = [stage.device for stage in self._stages for _ in stage.layers]
         self._cache = PagedCache(config, DTYPES[dtype], devices_of_layers)
         self._loras = LoraStack(self._model)
+        self._decoder = self._new_decoder()
 
     @classmethod
     def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
@@ -122,15 +125,18 @@ class TorchRunner:
         return self._cache.fork(row, self.length(row) if length is None else length)
 
     def close(self, row: int) -> None:
+        self._decoder.forget(row)
         self._cache.close(row)
 
     def length(self, row: int) -> int:
         return self._cache.row(row).length
 
     def truncate(self, row: int, length: int) -> None:
+        self._decoder.forget(row)
         self._cache.truncate(row, length)
 
     def load_cache(self, row: int, keys: Array, values: Array) -> None:
+        self._decoder.forget(row)
         self._cache.load(row, keys, values)
 
     def room(self) -> int | None:
@@ -138,30 +144,84 @@ class TorchRunner:
 
     @torch.inference_mode()
     def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
-        logits = _widened(self._head(self._trunk(chunks)))
-        return choose_all(logits, [chunk.n_outputs for chunk in chunks], wanted)
+        self._reserve(chunks)
+        steps = [i for i, both in enumerate(zip(chunks, wanted, strict=True)) if self._is_drawn_step(*both)]
+        if len(steps) > ROWS[-1]:
+            steps = []  # `forward` splits them
+        rest = [i for i in range(len(chunks)) if i not in set(steps)]
+        wait: Callable[[], list[int]] = list
+        if steps:
+            draws = [wanted[i].draws[0] for i in steps]
+            wait = self._decoder.draw(_step([chunks[i] for i in steps]), draws, ahead=not rest)
+        answers: dict[int, Chosen] = {}
+        if rest:
+            some = [chunks[i] for i in rest]
+            found = choose_all(
+                _widened(self._logits(some)), [c.n_outputs for c in some], [wanted[i] for i in rest]
+            )
+            answers = dict(zip(rest, found, strict=True))
+        for i, token in zip(steps, wait(), strict=True):
+            drawn = SampledToken(token, math.nan, ()) if token >= 0 else None
+            answers[i] = Chosen([drawn], np.empty(0), np.empty(0, np.int64))
+        return [answers[i] for i in range(len(chunks))]
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
-        return split_outputs(_to_numpy(self._head(self._trunk(chunks))), chunks)
+        self._reserve(chunks)
+        return split_outputs(_to_numpy(self._logits(chunks)), chunks)
 
     @torch.inference_mode()
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
+        self._reserve(chunks)
         return split_outputs(_to_numpy(self._trunk(chunks)), chunks)
+
+    def _new_decoder(self) -> Decoder:
+        model = StaticModel(self._model, self._cache, self._loras, self._stages, PLAIN)
+        [*devices] = {stage.device for stage in self._stages}
+        recorded = len(devices) == 1 and devices[0].type == "cuda"
+        return Decoder(model, self._cache, CudaGraphs(devices[0]) if recorded else None)
+
+    def _reserve(self, chunks: Sequence[Chunk]) -> None:
+        """Make room for all that is to be read, or for nothing of it."""
+        check_chunks(self, chunks)
+        self._cache.reserve([(chunk.row, len(chunk.inputs)) for chunk in chunks])
+
+    def _is_step(self, chunk: Chunk) -> bool:
+        """Whether a static pass can read it: one token, after which an output is wanted."""
+        return chunk.inputs.shape == (1,) and chunk.n_outputs == 1
+
+    def _is_drawn_step(self, chunk: Chunk, want: Wanted) -> bool:
+        """And draw from it."""
+        draws_one = len(want.draws) == 1 and want.targets is None
+        return draws_one and self._is_step(chunk) and is_plain(want.draws[0])
+
+    def _logits(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Read the chunks; (M, V), the wanted outputs of all of them end to end."""
+        steps = [chunk for chunk in chunks if self._is_step(chunk)]
+        rest = [chunk for chunk in chunks if not self._is_step(chunk)]
+        if not steps:
+            return self._head(self._trunk(rest))
+        found = self._decoder.logits(_step(steps))
+        if not rest:
+            return found
+        both = torch.cat([found, self._head(self._trunk(rest))])
+        starts = np.cumsum([0, *(chunk.n_outputs for chunk in (*steps, *rest))])
+        first = {chunk.row: start for chunk, start in zip((*steps, *rest), starts[:-1], strict=True)}
+        places = [first[chunk.row] + np.arange(chunk.n_outputs) for chunk in chunks]
+        return both[to_device(np.concatenate(places), both.device)]
 
     def _trunk(self, chunks: Sequence[Chunk]) -> Tensor:
         """Read the chunks; (M, E), the wanted outputs of all of them end to end."""
-        check_chunks(self, chunks)
+        for chunk in chunks:
+            self._decoder.forget(chunk.row)
         sizes = [(chunk.row, len(chunk.inputs)) for chunk in chunks]
-        self._cache.reserve(sizes)
-        # All before the first kernel is launched: a copy to a device waits for the work queued there.
         passes = [CachedPass(self._cache, self._loras, sizes, stage.device) for stage in self._stages]
         x = self._embed(chunks)
         for stage, run in zip(self._stages, passes, strict=True):
             x = self._model.blocks(x.to(stage.device), run.positions, run, stage.layers)
         x = self._model.norm(x)
         self._cache.advance(sizes)
-        return x[0, torch.from_numpy(output_places(chunks)).to(x.device)]
+        return x[0, to_device(output_places(chunks), x.device)]
 
     def _head(self, hidden: Tensor) -> Tensor:
         """(M, E) -> (M, V); M may be 0, for which some kernels are not made."""
@@ -171,21 +231,13 @@ class TorchRunner:
         """(1, N, E): the embeddings of all ids by one look-up; soft prompts are written over theirs."""
         ids = [c.inputs if c.inputs.ndim == 1 else np.zeros(len(c.inputs), np.int64) for c in chunks]
         device = self._stages[0].device
-        x = self._model.embed(torch.from_numpy(np.concatenate(ids)).to(device)[None])
+        x = self._model.embed(to_device(np.concatenate(ids), device)[None])
         start = 0
         for chunk in chunks:
             if chunk.inputs.ndim == 2:
-                x[0, start : start + len(chunk.inputs)] = torch.tensor(chunk.inputs, device=device)
+                x[0, start : start + len(chunk.inputs)] = to_device(np.array(chunk.inputs), device)
             start += len(chunk.inputs)
         return x
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A device and the blocks that it holds; the first also has the embedding, the last ln_f and the head."""
-
-    device: torch.device
-    layers: range
 
 
 def split_layers(config: ModelConfig, n: int) -> list[range]:
@@ -212,11 +264,7 @@ class Group:
 
 
 class CachedPass(ForwardPass):
-    """One pass over the layers of one device: cache, attention and LoRA of the new positions of each row.
-
-    Three small tensors say everything: block table, positions and rows of the new tokens. With a fixed number
-    of rows and blocks they can be the inputs of a captured graph.
-    """
+    """One pass over the layers of one device: cache, attention and LoRA of the new positions of each row."""
 
     def __init__(
         self, cache: PagedCache, loras: LoraStack, sizes: Sequence[tuple[int, int]], device: torch.device
@@ -227,10 +275,9 @@ class CachedPass(ForwardPass):
         rows = [cache.row(row) for row, _ in sizes]
         new = [np.arange(row.length, row.length + size) for row, (_, size) in zip(rows, sizes, strict=True)]
         owners = np.repeat(np.arange(len(rows)), [size for _, size in sizes])
-        # One copy to the device for both, (2, N): copies wait for the work that is queued.
-        places = torch.from_numpy(np.stack([np.concatenate(new), owners])).to(device)
+        places = to_device(np.stack([np.concatenate(new), owners]), device)  # (2, N)
         self.positions, owner = places[0], places[1]
-        table = torch.from_numpy(block_table(rows)).to(device)
+        table = to_device(block_table(rows), device)
         self._slots = table[owner, self.positions // BLOCK] * BLOCK + self.positions % BLOCK  # (N,)
         self._groups = list(self._grouped(rows, [size for _, size in sizes], table))
 
@@ -293,6 +340,11 @@ def split_rows(sizes: Sequence[int], ends: Sequence[int], limit: int) -> Iterato
             yield slice(first, i)
             first, highest = i, end
     yield slice(first, len(sizes))
+
+
+def _step(chunks: Sequence[Chunk]) -> Step:
+    """Chunks of one id each."""
+    return Step([chunk.row for chunk in chunks], [int(chunk.inputs[0]) for chunk in chunks])
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ Shapes: M outputs, R draws, V vocabulary, C changed logits of all draws, K targe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kogpt.sampling import GOLDEN, LOG2_HIGH, LOG2_LOW, Chosen, Draw, SampledToken, Wanted
+from kogpt.torch_transfer import to_device
 
 MAX_VALUES = 2**24  # logits handled at a time: every float64 intermediate of them takes 128 MB
 
@@ -48,9 +50,60 @@ def sample_all(logits: Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> li
     tokens: list[SampledToken | None] = []
     for start in range(0, len(draws), step):
         some = slice(start, start + step)
-        own = logits[torch.tensor(rows[some], device=logits.device)]
+        own = logits[to_device(np.array(rows[some], np.int64), logits.device)]
         tokens += _sample(own.double(), draws[some])
     return tokens
+
+
+class Settings(NamedTuple):
+    """How each of R rows is drawn, on the device: (R, 1), int64 and float64."""
+
+    key: Tensor  # the bits of Draw.key
+    top_k: Tensor
+    limit: Tensor  # tokens from here on are never chosen
+    temperature: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+
+class DrawKind(NamedTuple):
+    """What any of the rows asks for. Operations that none of them needs are left out."""
+
+    random: bool  # a temperature above 0
+    filtered: bool  # and top-k, top-p or min-p
+
+    @classmethod
+    def of(cls, draws: Sequence[Draw]) -> Self:
+        """The kind of these draws together."""
+        random = [draw for draw in draws if draw.temperature > 0]
+        return cls(bool(random), any(d.top_k > 0 or d.top_p < 1.0 or d.min_p > 0.0 for d in random))
+
+
+def settings_columns(draws: Sequence[Draw], n_logits: int) -> dict[str, NDArray[Any]]:
+    """The fields of Settings, (R,) each, on the host."""
+    ints = [(_signed(d.key), d.top_k, min(d.n_vocab or n_logits, n_logits)) for d in draws]
+    floats = [(d.temperature, d.top_p, d.min_p) for d in draws]
+    columns = (*np.array(ints, np.int64).T, *np.array(floats, np.float64).T)
+    return dict(zip(Settings._fields, columns, strict=True))
+
+
+def draw_ids(
+    logits: Tensor, settings: Settings, kind: DrawKind, change: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """A token for each row of (R, V) float64 logits, (R,); -1 where a logit that counts is not finite.
+
+    change: bias, penalties and masks, (R, V) -> (R, V). Nothing else here comes from the host: the operations
+    are the same for any settings of a kind, so a captured graph may hold them.
+    """
+    beyond = torch.arange(logits.shape[-1], device=logits.device) >= settings.limit
+    finite = (logits.isfinite() | beyond).all(-1)
+    scores = logits.masked_fill(beyond, -math.inf)
+    if change is not None:
+        scores = change(scores)
+    ids = scores.argmax(-1)
+    if kind.random:
+        ids = torch.where(settings.temperature[:, 0] > 0, _sample_randomly(scores, settings, kind), ids)
+    return torch.where(finite, ids, -1)
 
 
 def log(x: Tensor) -> Tensor:
@@ -91,17 +144,16 @@ def gumbel(keys: Tensor, ids: Tensor) -> Tensor:
 def _sample(logits: Tensor, draws: Sequence[Draw]) -> list[SampledToken | None]:
     """(R, V) float64 logits -> a token for each draw; None where a logit that counts is not finite."""
     n_logits = logits.shape[-1]
-    limits = [min(draw.n_vocab or n_logits, n_logits) for draw in draws]
-    beyond = torch.arange(n_logits, device=logits.device) >= _column(limits, logits)
-    finite = (logits.isfinite() | beyond).all(-1)
-    logits = logits.masked_fill(beyond, -math.inf)
-    scores = _masked(_changed(logits, draws), draws, limits)
-    ids = scores.argmax(-1)
-    if random := [i for i, draw in enumerate(draws) if draw.temperature > 0]:
-        rows = torch.tensor(random, device=logits.device)
-        ids[rows] = _sample_randomly(scores[rows], [draws[i] for i in random])
-    found = torch.where(finite, ids, -1)
-    logprobs, tops = _opinions(logits, ids, draws, limits)
+    columns = settings_columns(draws, n_logits)
+    limits: list[int] = columns["limit"].tolist()
+    settings = Settings(*(to_device(column[:, None], logits.device) for column in columns.values()))
+
+    def change(scores: Tensor) -> Tensor:
+        return _masked(_changed(scores, draws), draws, limits)
+
+    found = draw_ids(logits, settings, DrawKind.of(draws), change)
+    beyond = torch.arange(n_logits, device=logits.device) >= settings.limit
+    logprobs, tops = _opinions(logits.masked_fill(beyond, -math.inf), found.clamp(min=0), draws, limits)
     return [
         SampledToken(token, logprob, top) if token >= 0 else None
         for token, logprob, top in zip(found.tolist(), logprobs, tops, strict=True)
@@ -118,7 +170,7 @@ def _changed(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     if not parts:
         return logits
     # (5, C) in one copy to the device; float64 holds rows and ids exactly.
-    packed = torch.from_numpy(np.concatenate(parts, axis=1)).to(logits.device)
+    packed = to_device(np.concatenate(parts, axis=1), logits.device)
     rows, ids, (bias, factor, minus) = packed[0].long(), packed[1].long(), packed[2:]
     values = logits[rows, ids] + bias
     scores = logits.clone()
@@ -133,9 +185,10 @@ def _masked(scores: Tensor, draws: Sequence[Draw], limits: Sequence[int]) -> Ten
         return scores
     words = np.stack([_words(draws[i], limits[i], scores.shape[-1]) for i in rows])
     ids = torch.arange(scores.shape[-1], device=scores.device)
-    bits = torch.from_numpy(words).to(scores.device)[:, ids // 32] >> ids % 32 & 1  # (R', V)
+    bits = to_device(words, scores.device)[:, ids // 32] >> ids % 32 & 1  # (R', V)
+    places = to_device(np.array(rows), scores.device)
     masked = scores.clone()
-    masked[rows] = scores[rows].masked_fill(bits == 0, -math.inf)
+    masked[places] = scores[places].masked_fill(bits == 0, -math.inf)
     return masked
 
 
@@ -150,41 +203,38 @@ def _words(draw: Draw, limit: int, n_logits: int) -> NDArray[np.int64]:
     return words
 
 
-def _sample_randomly(scores: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """(R, V) scores and draws of a temperature above 0 -> (R,) ids."""
-    scaled = (scores - scores.amax(-1, keepdim=True)) / _column([d.temperature for d in draws], scores)
-    kept = _top_k(scaled, scaled > -math.inf, [draw.top_k for draw in draws])
-    if any(draw.top_p < 1.0 or draw.min_p > 0.0 for draw in draws):
+def _sample_randomly(scores: Tensor, settings: Settings, kind: DrawKind) -> Tensor:
+    """(R, V) scores -> (R,) ids; any id where the temperature is 0."""
+    temperature = torch.where(settings.temperature > 0, settings.temperature, 1.0)
+    scaled = (scores - scores.amax(-1, keepdim=True)) / temperature
+    kept = scaled > -math.inf
+    if kind.filtered:
+        kept = _top_k(scaled, kept, settings.top_k)
         weights = torch.where(kept, exp(scaled), 0.0)
-        if rows := [i for i, draw in enumerate(draws) if draw.top_p < 1.0]:
-            kept[rows] = _nucleus(weights[rows], kept[rows], [draws[i].top_p for i in rows])
-        kept &= weights >= _column([draw.min_p for draw in draws], scores)
-    keys = _column([_signed(draw.key) for draw in draws], scores)
-    noise = gumbel(keys, torch.arange(scores.shape[-1], device=scores.device))
+        kept = torch.where(settings.top_p < 1.0, _nucleus(weights, kept, settings.top_p), kept)
+        kept = kept & (weights >= settings.min_p)
+    noise = gumbel(settings.key, torch.arange(scores.shape[-1], device=scores.device))
     return torch.where(kept, scaled + noise, -math.inf).argmax(-1)
 
 
-def _top_k(scaled: Tensor, kept: Tensor, sizes: Sequence[int]) -> Tensor:
+def _top_k(scaled: Tensor, kept: Tensor, sizes: Tensor) -> Tensor:
     """The kept tokens of each row, (R, V), less all but the `size` likeliest; of equals the first stay."""
-    rows = [i for i, size in enumerate(sizes) if 0 < size < scaled.shape[-1]]
-    if not rows:
-        return kept
-    own, size = scaled[rows], _column([sizes[i] for i in rows], scaled)
-    last = own.topk(max(sizes[i] for i in rows)).values.gather(1, size - 1)  # the score of place `size`
-    above, equal = own > last, (own == last) & kept[rows]
-    kept[rows] = above | (equal & (equal.cumsum(-1) <= size - above.sum(-1, keepdim=True)))
-    return kept
+    n = scaled.shape[-1]
+    size = torch.where((sizes > 0) & (sizes < n), sizes, n)
+    last = scaled.sort(dim=-1, descending=True).values.gather(1, size - 1)  # the score of place `size`
+    above, equal = scaled > last, (scaled == last) & kept
+    return above | (equal & (equal.cumsum(-1) <= size - above.sum(-1, keepdim=True)))
 
 
-def _nucleus(weights: Tensor, kept: Tensor, top_p: Sequence[float]) -> Tensor:
+def _nucleus(weights: Tensor, kept: Tensor, top_p: Tensor) -> Tensor:
     """sampling._nucleus of each row, (R, V)."""
     shares = weights / weights.cumsum(-1)[:, -1:]
-    least = _column([1.0 - p for p in top_p], weights) / kept.sum(-1, keepdim=True)
+    least = (1.0 - top_p) / kept.sum(-1, keepdim=True)
     possible = kept & (shares >= torch.minimum(least, shares.amax(-1, keepdim=True)))
     best, order = shares.masked_fill(~possible, 0.0).sort(dim=-1, descending=True, stable=True)
     places = torch.arange(weights.shape[-1], device=weights.device)
     inside = places < possible.sum(-1, keepdim=True)
-    below = inside & (best.cumsum(-1) < _column(top_p, weights))
+    below = inside & (best.cumsum(-1) < top_p)
     chosen = inside & (places <= below.sum(-1, keepdim=True))
     return torch.zeros_like(kept).scatter_(1, order, chosen)
 
@@ -197,8 +247,9 @@ def _opinions(
     tops: list[Top] = [()] * len(draws)
     asked = [i for i, draw in enumerate(draws) if draw.logprobs is not None]
     if asked:
-        own = torch.log_softmax(logits[asked], -1)
-        found = own.gather(1, ids[asked][:, None])[:, 0].tolist()
+        places = to_device(np.array(asked), logits.device)
+        own = torch.log_softmax(logits[places], -1)
+        found = own.gather(1, ids[places][:, None])[:, 0].tolist()
         likeliest = _likeliest(own, [min(draws[i].logprobs or 0, limits[i]) for i in asked])
         for i, logprob, top in zip(asked, found, likeliest, strict=True):
             logprobs[i], tops[i] = logprob, top
@@ -215,8 +266,8 @@ def _scored(
     top: list[Top] = []
     for start in range(0, len(rows), step):
         some = slice(start, start + step)
-        own = logits[torch.from_numpy(rows[some]).to(logits.device)]
-        targets = torch.from_numpy(want.targets[some]).to(logits.device)
+        own = logits[to_device(rows[some], logits.device)]
+        targets = to_device(want.targets[some], logits.device)
         finite = own.isfinite().all(-1, keepdim=True)
         all_logprobs = torch.log_softmax(torch.where(finite, own, 0).double(), -1)
         found = torch.where(finite, all_logprobs.gather(1, targets[:, None]), math.nan)
@@ -231,11 +282,6 @@ def _likeliest(logprobs: Tensor, sizes: Sequence[int]) -> list[Top]:
     values, ids = logprobs.topk(min(max(sizes), logprobs.shape[-1]))
     rows = zip(ids.tolist(), values.tolist(), sizes, strict=True)
     return [tuple(zip(row_ids[:n], row_values[:n], strict=True)) for row_ids, row_values, n in rows]
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    """(R, 1) on the device of `like`: int64 of ints, float64 of floats."""
-    return torch.from_numpy(np.array(values))[:, None].to(like.device)
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

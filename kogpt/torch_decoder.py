@@ -1,0 +1,248 @@
+"""Decoding steps on one device: which pass a step takes, when it is recorded, and what runs ahead.
+
+A step of n rows takes the pass of the next size in ROWS. It runs graph-free at first, so that nothing is
+waited for before the first token, and is recorded once its kind has come CAPTURE_AFTER times. Recording is
+behind one seam, `Capture`: CUDA graphs here, an imitation in the tests.
+
+While the host reads the tokens of step n, the device computes step n + 1: right after a recorded step, the
+same rows are launched again with the tokens that it drew, which the host does not know yet. If the next call
+asks for rows, tokens and settings as guessed, or for some of them, its answer is on the way; else what was
+computed is forgotten: it wrote behind the rows' ends only.
+Shapes: n rows, B rows of the pass, V vocabulary, W blocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kogpt.sampling import Draw
+from kogpt.torch_cache import PagedCache, Row, blocks_for
+from kogpt.torch_pass import Buffers, StaticModel, pack_inputs
+from kogpt.torch_sampling import DrawKind, settings_columns
+from kogpt.torch_transfer import Reading, queue_copy
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CAPTURE_AFTER = 3  # graph-free steps of a kind; recording the 6B shape takes as long as some five of them
+MIN_WIDTH = 4  # blocks of the narrowest table
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], None]], Replay]  # runs what it is given, and records it
+
+
+class CudaGraphs:
+    """A Capture by CUDA graphs, which share one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], None]) -> Replay:
+        with torch.cuda.device(self._device):
+            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                run()  # libraries make their handles and workspaces here, which may not be recorded
+            current.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads of a server may use CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                run()
+        return graph.replay
+
+
+class Recorder:
+    """Passes by their key: run graph-free, then recorded, then replayed."""
+
+    def __init__(self, capture: Capture | None) -> None:
+        """capture: None where nothing is ever recorded."""
+        self._capture = capture
+        self._counts: Counter[Hashable] = Counter()
+        self._replays: dict[Hashable, Replay] = {}
+
+    def run(self, key: Hashable, run: Callable[[], None]) -> bool:
+        """Run a pass; whether it was replayed."""
+        if key in self._replays:
+            self._replays[key]()
+            return True
+        self._counts[key] += 1
+        if self._capture is None or self._counts[key] <= CAPTURE_AFTER:
+            run()
+            return False
+        self._replays[key] = self._capture(run)
+        return False
+
+    def forget(self) -> None:
+        """Drop all recordings: an address in them is no longer right."""
+        self._replays.clear()
+
+
+class Step(NamedTuple):
+    """One more token of each of n rows: an id, or -1 - place of one that the last step drew."""
+
+    rows: Sequence[int]
+    tokens: Sequence[int]
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step whose tokens are drawn, or are being drawn, on the device."""
+
+    rows: list[Row]
+    lengths: list[int]  # of the rows without it
+    draws: Sequence[Draw]
+    ids: Reading
+    tokens: list[int]  # what its rows read; empty until the host knows
+
+
+class Decoder:
+    """The static passes of one device."""
+
+    def __init__(self, model: StaticModel, cache: PagedCache, capture: Capture | None) -> None:
+        """capture: None where nothing can be recorded: every step is graph-free, and nothing runs ahead."""
+        config = model.model.config
+        self._model = model
+        self._cache = cache
+        self._recorder = Recorder(capture)
+        self._buffers: dict[int, Buffers] = {}
+        self._n_ctx, self._n_vocab = config.n_ctx, config.n_vocab
+        self._previous = torch.zeros(ROWS[-1], dtype=torch.int64, device=model.stages[0].device)
+        self._addresses = model.addresses()
+        self._ahead: Launched | None = None
+        self._replayed = False  # whether the last pass was
+
+    def forget(self, row: int) -> None:
+        """A row is closed, cut or read in another way: nothing that was guessed about it holds."""
+        if self._ahead is not None and any(self._cache.row(row) is other for other in self._ahead.rows):
+            self._ahead = None
+
+    def logits(self, step: Step) -> Tensor:
+        """(n, V) logits after one more token of each row, which then count as read."""
+        self._ahead = None
+        self._cache.reserve([(row, 1) for row in step.rows])  # all or none
+        parts = []
+        for start in range(0, len(step.rows), ROWS[-1]):
+            part = Step(step.rows[start : start + ROWS[-1]], step.tokens[start : start + ROWS[-1]])
+            buffers, _ = self._read(part, {})
+            parts.append(buffers.logits[: len(part.rows)].clone())
+        self._cache.advance([(row, 1) for row in step.rows])
+        return torch.cat(parts)
+
+    def draw(self, step: Step, draws: Sequence[Draw], ahead: bool) -> Callable[[], list[int]]:
+        """As `logits`, and a token of each row; what waits for them. -1 where logits were not finite.
+
+        At most ROWS[-1] rows, and draws for which `is_plain` holds. ahead: whether to guess the next step.
+        """
+        places = self._guessed(step, draws)
+        launched = self._ahead
+        if places is None or launched is None:
+            places, launched = list(range(len(draws))), self._launch(step, draws)
+        self._cache.advance([(row, 1) for row in step.rows])
+        following = self._guess(step.rows, places, draws) if ahead else None
+        self._ahead = following
+        ids, order = launched.ids, places
+
+        def wait() -> list[int]:
+            found = ids.result().tolist()
+            tokens = [int(found[place]) for place in order]
+            if following is not None:
+                following.tokens = tokens
+            return tokens
+
+        return wait
+
+    def _guessed(self, step: Step, draws: Sequence[Draw]) -> list[int] | None:
+        """The places of these rows in the step that ran ahead; None unless it is what they ask for."""
+        ahead = self._ahead
+        if ahead is None:
+            return None
+        places = {id(row): place for place, row in enumerate(ahead.rows)}
+        found = []
+        for handle, token, draw in zip(step.rows, step.tokens, draws, strict=True):
+            row = self._cache.row(handle)
+            place = places.get(id(row), -1)
+            if (
+                place < 0
+                or not ahead.tokens
+                or (row.length, token) != (ahead.lengths[place], ahead.tokens[place])
+            ):
+                return None
+            if draw._replace(following=None) != ahead.draws[place]._replace(following=None):
+                return None
+            found.append(place)
+        return found
+
+    def _guess(self, rows: Sequence[int], places: Sequence[int], draws: Sequence[Draw]) -> Launched | None:
+        """Launch the next step of these rows, whose tokens lie at `places` of what was drawn last."""
+        if not self._replayed or any(draw.following is None for draw in draws):
+            return None
+        sizes = [(row, 1) for row in rows]
+        if any(self._cache.row(row).length >= self._n_ctx for row in rows) or not self._cache.has_free(sizes):
+            return None
+        step = Step(rows, [-1 - place for place in places])
+        return self._launch(step, [draw._replace(key=draw.following or 0, following=None) for draw in draws])
+
+    def _launch(self, step: Step, draws: Sequence[Draw]) -> Launched:
+        """Queue a step and its draws."""
+        self._ahead = None
+        self._cache.reserve([(row, 1) for row in step.rows])
+        buffers, self._replayed = self._read(step, settings_columns(draws, self._n_vocab))
+        kind = DrawKind.of(draws)
+        key = ("draw", buffers.n_rows, kind)
+        self._recorder.run(key, lambda: self._model.draw(buffers, kind))
+        self._previous[: buffers.n_rows].copy_(buffers.ids)
+        rows = [self._cache.row(row) for row in step.rows]
+        return Launched(rows, [row.length for row in rows], draws, Reading(buffers.ids), [])
+
+    def _read(self, step: Step, columns: Mapping[str, NDArray[Any]]) -> tuple[Buffers, bool]:
+        """Queue a pass over reserved rows, ROWS[-1] at most; its buffers, and whether it was replayed."""
+        rows = [self._cache.row(row) for row in step.rows]
+        adapters = [0 if row.adapter is None else row.adapter + 1 for row in rows]
+        fields = {
+            "token": np.array(step.tokens, np.int64),
+            "position": np.array([row.length for row in rows]),
+            "adapter": np.array(adapters),
+            **columns,
+        }
+        n_rows = next(size for size in ROWS if size >= len(rows))
+        width = self._width(max(row.length for row in rows) + 1)
+        table = np.zeros((len(rows), width), np.int64)
+        for own, row in zip(table, rows, strict=True):
+            own[: len(row.blocks)] = row.blocks
+        buffers = self._buffers_of(n_rows)
+        packed = pack_inputs(fields, table, n_rows)
+        queue_copy(packed, buffers.inputs[: len(packed)])
+        if self._model.addresses() != self._addresses:
+            self._recorder.forget()
+            self._addresses = self._model.addresses()
+        adapted = any(adapters)
+        replayed = self._recorder.run(
+            ("read", n_rows, width, adapted),
+            lambda: self._model.read(buffers, self._previous, width, adapted),
+        )
+        return buffers, replayed
+
+    def _width(self, length: int) -> int:
+        """Blocks of the table of a pass whose longest row has `length` positions."""
+        widest = blocks_for(self._n_ctx)
+        if self._model.steps.by_length:
+            return widest
+        return min(widest, max(MIN_WIDTH, 1 << (blocks_for(length) - 1).bit_length()))
+
+    def _buffers_of(self, n_rows: int) -> Buffers:
+        if n_rows not in self._buffers:
+            width = blocks_for(self._n_ctx)
+            self._buffers[n_rows] = Buffers(n_rows, width, self._n_vocab, self._model)
+        return self._buffers[n_rows]
+
+
+def is_plain(draw: Draw) -> bool:
+    """Whether a recorded pass can draw it: it knows no bias, penalties, masks and log-probabilities."""
+    return draw.changes is None and draw.allowed is None and draw.logprobs is None

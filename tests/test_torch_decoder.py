@@ -1,0 +1,339 @@
+"""Static passes: what is recorded once holds for any texts, and a step that runs ahead changes no token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, random_tensors
+from runners import stored
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from kogpt import torch_decoder, torch_pass
+from kogpt.adapter import Lora, LowRank
+from kogpt.engine import Engine
+from kogpt.numpy_runner import NumpyRunner
+from kogpt.request import Request, Writing
+from kogpt.runner import Chunk, Runner
+from kogpt.sampling import Sampler, Sampling, Wanted
+from kogpt.torch_cache import BLOCK
+from kogpt.torch_runner import TorchRunner
+
+TENSORS = {name: stored(array) for name, array in random_tensors(TINY).items()}
+IDS = np.random.default_rng(1).integers(0, TINY.n_vocab, (8, 100))
+# What makes the host wait, or a shape depend on values.
+REFUSED = {
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "masked_select",
+    "unique",
+    "_unique2",
+    "repeat_interleave",
+}
+
+
+class Tape(TorchDispatchMode):
+    """Records operations with their numbers and does them again on the tensors of now, as a CUDA graph."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        assert name not in REFUSED, name
+        masks = [x for x in torch.utils._pytree.tree_leaves(args[1:]) if isinstance(x, torch.Tensor)]
+        assert not (name.startswith("index") and any(mask.dtype == torch.bool for mask in masks)), name
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        made: dict[int, torch.Tensor] = {}
+
+        def now(x: Any) -> Any:
+            return made.get(id(x), x) if isinstance(x, torch.Tensor) else x
+
+        with torch.inference_mode():
+            for func, args, kwargs, result in self.calls:
+                again = func(*tree_map(now, args), **tree_map(now, kwargs))
+                pairs = zip(_leaves(result), _leaves(again), strict=True)
+                made |= {id(old): new for old, new in pairs if old is not new}
+
+
+def _leaves(x: Any) -> list[Any]:
+    return list(torch.utils._pytree.tree_leaves(x))
+
+
+class Tapes:
+    """A Capture that counts what it records and replays."""
+
+    def __init__(self) -> None:
+        self.n_recorded = 0
+        self.n_replayed = 0
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.n_recorded += 1
+        run()  # as CudaGraphs: recording comes after a run
+        with Tape() as tape:
+            run()
+
+        def replay() -> None:
+            self.n_replayed += 1
+            tape.replay()
+
+        return replay
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_decoder, "CAPTURE_AFTER", 1)
+
+
+def recorded(tapes: Tapes | None = None, dtype: str = "float32") -> TorchRunner:
+    runner = TorchRunner(TINY, TENSORS, dtype)
+    runner._decoder._recorder = torch_decoder.Recorder(tapes or Tapes())
+    return runner
+
+
+def write(runner: Runner, prompts: Sequence[Any], n: int, samplers: Sequence[Sampler]) -> list[list[int]]:
+    """Write n tokens after each prompt, all rows at once, as the engine drives a runner."""
+    rows = [runner.open() for _ in prompts]
+    chunks = [Chunk(row, ids) for row, ids in zip(rows, prompts, strict=True)]
+    texts: list[list[int]] = [[] for _ in prompts]
+    for _ in range(n):
+        chosen = runner.draw(chunks, [Wanted([sampler.draw()]) for sampler in samplers])
+        tokens = [found.tokens[0] for found in chosen]
+        for text, sampler, token in zip(texts, samplers, tokens, strict=True):
+            assert token is not None
+            text.append(token.token)
+            sampler.accept(token.token)
+        chunks = [Chunk(row, np.array(text[-1:])) for row, text in zip(rows, texts, strict=True)]
+    for row in rows:
+        runner.close(row)
+    return texts
+
+
+def samplers(n: int, **settings: Any) -> list[Sampler]:
+    return [Sampler(Sampling(seed=i, **settings), IDS[0, :0], 0, TINY.n_vocab - 9) for i in range(n)]
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.9},
+    {"temperature": 1.3, "top_k": 30, "top_p": 0.9, "min_p": 0.01},
+    {"temperature": 0.8, "repetition_penalty": 1.3},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_recorded_steps_write_what_the_numpy_runner_writes(settings: dict[str, Any], n_rows: int) -> None:
+    prompts = [IDS[i, : 60 + i] for i in range(n_rows)]  # a border of blocks lies ahead
+    tapes = Tapes()
+    found = write(recorded(tapes), prompts, 9, samplers(n_rows, **settings))
+    assert found == write(NumpyRunner(TINY, TENSORS), prompts, 9, samplers(n_rows, **settings))
+    assert tapes.n_replayed >= 5
+
+
+def test_tokens_do_not_depend_on_the_number_of_rows() -> None:
+    prompts = [IDS[i, : 5 + 9 * i] for i in range(5)]
+    runner = recorded()
+    together = write(runner, prompts, 8, samplers(5, temperature=0.7))
+    for i, prompt in enumerate(prompts):
+        assert write(runner, [prompt], 8, samplers(5, temperature=0.7)[i : i + 1]) == [together[i]]
+
+
+def test_graph_free_and_recorded_steps_give_the_same_bits() -> None:
+    runner, plain = recorded(), TorchRunner(TINY, TENSORS)
+    for some in (runner, plain):
+        some.forward([Chunk(some.open(), IDS[i, : 10 + i], 0) for i in range(3)])
+    for t in range(20, 24):
+        chunks = [Chunk(i, IDS[i, t : t + 1]) for i in range(3)]
+        for one, other in zip(runner.forward(chunks), plain.forward(chunks), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_pass_is_the_same_for_any_texts() -> None:
+    """Every operation, shape and number of two steps of other rows, lengths and adapters."""
+    runner = TorchRunner(TINY, TENSORS)
+    name = "transformer.h.1.mlp.fc_in"
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(s).astype(np.float32) for s in ((2, TINY.d_model), (TINY.d_ff, 2)))
+    adapters = [None, runner.add_adapter(Lora({name: LowRank(a, b, 1.0)}))]
+    rows = [runner.open(adapters[i % 2]) for i in range(4)]
+    runner.forward([Chunk(row, IDS[i, : 7 * i + 3], 0) for i, row in enumerate(rows)])
+    traces = []
+    for some, t in ((rows[:3], 29), (rows[:3], 30), (rows[1:], 31)):  # the first makes the buffers
+        with torch.inference_mode(), Tape() as tape:
+            runner._decoder.logits(torch_decoder.Step(some, IDS[0, t : t + 3].tolist()))
+        traces.append([_described(call) for call in tape.calls if call[0]._schema.name != "aten::clone"])
+    assert traces[1] == traces[2]
+
+
+def _described(call: Any) -> Any:
+    func, args, kwargs, _ = call
+
+    def shown(x: Any) -> Any:
+        return (tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else x
+
+    return str(func), str(tree_map(shown, args)), str(tree_map(shown, kwargs))
+
+
+def test_rows_that_are_not_there_leave_no_trace() -> None:
+    """A pass of three rows has a fourth, whose numbers may be anything: nobody reads them."""
+    runner = TorchRunner(TINY, TENSORS)
+    with torch.inference_mode():
+        runner._model.transformer.wte.weight = torch.nn.Parameter(
+            runner._model.transformer.wte.weight.clone(), requires_grad=False
+        )
+        runner._model.transformer.wte.weight[0] = torch.nan
+    rows = [runner.open() for _ in range(3)]
+    for t in range(3):
+        logits = runner.forward([Chunk(row, IDS[i, t : t + 1] % 500 + 1) for i, row in enumerate(rows)])
+        assert all(np.isfinite(x).all() for x in logits)
+    null = runner._cache.layers[0][:, 0]
+    assert not null[:, : BLOCK - 1].any()
+
+
+# Ahead
+
+
+@contextmanager
+def counted(runner: TorchRunner) -> Iterator[list[int]]:
+    """The passes that are launched, by their number of rows."""
+    launched: list[int] = []
+    read = runner._decoder._read
+
+    def counting(step: Any, columns: Any) -> Any:
+        launched.append(len(step.rows))
+        return read(step, columns)
+
+    runner._decoder._read = counting  # type: ignore[method-assign]
+    yield launched
+
+
+def test_every_pass_but_the_last_is_used() -> None:
+    runner = recorded()
+    write(runner, [IDS[0, :9]], 6, samplers(1))  # records
+    with counted(runner) as launched:
+        write(runner, [IDS[1, :9]], 9, samplers(1))
+    assert len(launched) == 9  # 8 steps after the prompt, and the one that nobody asked for
+
+
+def test_rows_that_come_go_fork_and_are_cut_find_no_stale_step() -> None:
+    """Against the numpy runner, step by step, in an order that makes most guesses wrong."""
+    torch_runner, numpy_runner = recorded(), NumpyRunner(TINY, TENSORS)
+    rng = np.random.default_rng(3)
+    texts: dict[int, Sampler] = {}
+    last: dict[int, int] = {}
+    for step in range(30):
+        if len(texts) < 4 and step % 5 == 0:
+            rows = [r.open() for r in (torch_runner, numpy_runner)]
+            assert rows[0] == rows[1]
+            texts[rows[0]] = samplers(4, temperature=0.8)[step % 4]
+            last[rows[0]] = int(rng.integers(0, 500))
+        if step % 7 == 3:
+            row = int(rng.choice(list(texts)))
+            cut = int(rng.integers(0, 2))
+            for r in (torch_runner, numpy_runner):
+                r.truncate(row, max(0, r.length(row) - cut))
+        if step % 11 == 10:
+            row = int(rng.choice(list(texts)))
+            for r in (torch_runner, numpy_runner):
+                r.close(row)
+            del texts[row], last[row]
+        if step % 13 == 12 and texts:
+            parent = int(rng.choice(list(texts)))
+            children = [r.fork(parent) for r in (torch_runner, numpy_runner)]
+            texts[children[0]], last[children[0]] = samplers(9, temperature=0.8)[step % 9], last[parent]
+        chunks = [Chunk(row, np.array([last[row]])) for row in texts]
+        wanted = [Wanted([sampler.draw()]) for sampler in texts.values()]
+        found, right = (r.draw(chunks, wanted) for r in (torch_runner, numpy_runner))
+        for row, one, other in zip(texts, found, right, strict=True):
+            assert one.tokens[0] is not None and other.tokens[0] is not None
+            assert one.tokens[0].token == other.tokens[0].token, (step, row)
+            last[row] = one.tokens[0].token
+            texts[row].accept(last[row])
+
+
+def test_the_context_may_be_filled() -> None:
+    runner = recorded()
+    prompt = np.concatenate([IDS[0], IDS[1, : TINY.n_ctx - 108]])
+    found = write(runner, [prompt], 9, samplers(1, temperature=0.0))
+    assert found == write(NumpyRunner(TINY, TENSORS), [prompt], 9, samplers(1, temperature=0.0))
+
+
+def test_an_engine_writes_the_same_with_and_without() -> None:
+    def texts(runner: Runner) -> dict[tuple[int, int], list[int]]:
+        engine = Engine(runner, max_cached=4)
+        for i in range(3):
+            sampling = Sampling(temperature=0.9, seed=i, n=1 + i % 2)
+            engine.add(Request(IDS[i, : 6 + 11 * i], writing=Writing(sampling, 4 + 2 * i, frozenset({7}))))
+        found: dict[tuple[int, int], list[int]] = {}
+        while not engine.idle:
+            for event in engine.step():
+                if event.token is not None:
+                    found.setdefault((event.request, event.sample), []).append(event.token.token)
+        engine.close()
+        return found
+
+    tapes = Tapes()
+    assert texts(recorded(tapes)) == texts(NumpyRunner(TINY, TENSORS))
+    assert tapes.n_replayed > 3
+
+
+def test_recordings_are_made_again_when_the_cache_or_an_adapter_moves() -> None:
+    tapes = Tapes()
+    runner = recorded(tapes)
+    write(runner, [IDS[0, :9]], 5, samplers(1))
+    before = tapes.n_recorded
+    write(runner, [IDS[0, :9]], 3, samplers(1))
+    assert tapes.n_recorded == before
+    runner._cache._require_free(len(runner._cache._free) + 1)  # grows
+    assert write(runner, [IDS[1, :9]], 5, samplers(1)) == write(
+        NumpyRunner(TINY, TENSORS), [IDS[1, :9]], 5, samplers(1)
+    )
+    assert tapes.n_recorded > before
+
+
+def test_tables_are_as_wide_as_the_longest_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_decoder, "MIN_WIDTH", 1)
+    decoder = TorchRunner(TINY, TENSORS)._decoder
+    assert [decoder._width(n) for n in (1, 32, 33, 64, 65, 128)] == [1, 1, 2, 2, 4, 4]
+    decoder._model.steps = torch_pass.PLAIN._replace(by_length=True)
+    assert decoder._width(1) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_cuda_graphs_write_what_the_numpy_runner_writes(settings: dict[str, Any]) -> None:
+    runner = TorchRunner(TINY, TENSORS, "float32", "cuda")
+    prompts = [IDS[i, : 40 + 9 * i] for i in range(5)]
+    for _ in range(2):
+        found = write(runner, prompts, 40, samplers(5, **settings))
+        assert found == write(NumpyRunner(TINY, TENSORS), prompts, 40, samplers(5, **settings))
+    assert runner._decoder._recorder._replays
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_a_step_makes_the_host_wait_for_nothing_but_its_tokens() -> None:
+    runner = TorchRunner(TINY, TENSORS, "float16", "cuda")
+    write(runner, [IDS[0, :9]], 12, samplers(1))
+    row = runner.open()
+    step = torch_decoder.Step([row], [5])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            wait = runner._decoder.draw(step, [samplers(1)[0].draw()], ahead=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert 0 <= wait()[0] < TINY.n_vocab
