@@ -24,9 +24,11 @@ from kogpt.cli import limits
 from kogpt.cli.progress import Progress
 from kogpt.config import ModelConfig
 from kogpt.native_runner import BYTES
-from kogpt.runner import Array, Chunk, Runner
+from kogpt.runner import Chunk, Runner
+from kogpt.sampling import Draw, Wanted
 
 FIRST_TOKENS = 32  # prompt of the time to the first token, and what a row has read before it decodes
+GREEDY = Draw(key=0, following=0)
 NOISE = 1_000_003  # prime, so that no two rows of a matrix made by repeating it are equal
 
 
@@ -74,8 +76,8 @@ def prefill_seconds(runner: Runner, n_tokens: int) -> float:
         started = time.perf_counter()
         for begin in range(0, n_tokens, step):
             end = min(begin + step, n_tokens)
-            outputs = runner.forward([Chunk(row, ids[begin:end], int(end == n_tokens))])
-        _greedy(outputs)
+            wanted = [Wanted([GREEDY] if end == n_tokens else [])]
+            runner.draw([Chunk(row, ids[begin:end], int(end == n_tokens))], wanted)
         return time.perf_counter() - started
     finally:
         runner.close(row)
@@ -87,15 +89,22 @@ def decode_seconds(runner: Runner, n_rows: int, n_tokens: int, adapters: Sequenc
     prompts = _random_ids(runner, n_rows * n_prompt).reshape(n_rows, n_prompt)
     rows = [runner.open(adapter) for adapter in adapters] or [runner.open() for _ in range(n_rows)]
     try:
-        tokens = _greedy(runner.forward([Chunk(row, ids) for row, ids in zip(rows, prompts, strict=True)]))
+        tokens = greedy(runner, [Chunk(row, ids) for row, ids in zip(rows, prompts, strict=True)])
         started = time.perf_counter()
         for _ in range(n_tokens):
             chunks = [Chunk(row, np.array([token])) for row, token in zip(rows, tokens, strict=True)]
-            tokens = _greedy(runner.forward(chunks))
+            tokens = greedy(runner, chunks)
         return time.perf_counter() - started
     finally:
         for row in rows:
             runner.close(row)
+
+
+def greedy(runner: Runner, chunks: Sequence[Chunk]) -> list[int]:
+    """The likeliest token after each chunk, chosen as the engine has it chosen: logits may stay on a GPU."""
+    drawn = [chosen.tokens[0] for chosen in runner.draw(chunks, [Wanted([GREEDY])] * len(chunks))]
+    assert all(token is not None for token in drawn), "random weights make finite logits"
+    return [token.token for token in drawn if token is not None]
 
 
 def read_bytes(config: ModelConfig, dtype: str) -> int:
@@ -186,10 +195,6 @@ def _prefill_rate(runner: Runner, n_tokens: int) -> float:
 
 def _decode_rate(runner: Runner, n_rows: int, n_tokens: int, adapters: Sequence[int] = ()) -> float:
     return n_rows * n_tokens / decode_seconds(runner, n_rows, n_tokens, adapters)
-
-
-def _greedy(outputs: Sequence[Array]) -> list[int]:
-    return [int(logits[-1].argmax()) for logits in outputs]
 
 
 def _random_ids(runner: Runner, n: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from kogpt.cli.speed import BenchSettings
 from kogpt.config import ModelConfig
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.runner import Chunk, Runner
+from kogpt.sampling import Chosen, Wanted, choose
 
 SMALL = ["--runner", "numpy", "--rounds", "1", "--rows", "1,2", "--new-tokens", "2", "--prompt-tokens", "9"]
 NAMES = [
@@ -49,10 +50,11 @@ class Recorder:
     def length(self, row: int) -> int:
         return self.lengths[row]
 
-    def forward(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
+    def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
         self.calls.append([(chunk.row, len(chunk.inputs), chunk.n_outputs) for chunk in chunks])
         self.seen += [chunk.inputs for chunk in chunks]
-        return [np.eye(1, self.config.n_vocab, 1, np.float32).repeat(chunk.n_outputs, 0) for chunk in chunks]
+        one = np.eye(1, self.config.n_vocab, 1, np.float32)
+        return [choose(one.repeat(c.n_outputs, 0), want) for c, want in zip(chunks, wanted, strict=True)]
 
 
 class HereAndNow:
