@@ -54,6 +54,13 @@ FONTS = (
     "Malgun Gothic",
     "sans-serif",
 )
+# Gradio's own colours of labels and hints are too light to read for many (WCAG 2.2, 1.4.3).
+CONTRAST = {
+    "block_title_text_color": "*primary_700",
+    "block_label_text_color": "*primary_700",
+    "block_info_text_color": "*neutral_600",
+    "body_text_color_subdued": "*neutral_600",
+}
 WAITING = 64  # requests in the queue; more are refused
 Shown = tuple[str, list[tuple[str, float]]]
 
@@ -64,7 +71,7 @@ def launch(model: KoGPT, host: str | None = None, port: int | None = None) -> No
     build(model, say).launch(
         server_name=host,
         server_port=port,
-        theme=gr.themes.Soft(primary_hue="indigo", font=FONTS, font_mono=FONTS),
+        theme=gr.themes.Soft(primary_hue="indigo", font=FONTS, font_mono=FONTS).set(**CONTRAST),
         i18n=say,
         share=False,
         ssr_mode=False,
