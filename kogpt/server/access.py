@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,7 +41,7 @@ class Access:
 
     def check_host(self, header: str) -> None:
         """403 for a host name that this server does not have (DNS rebinding)."""
-        name = (urlsplit(f"//{header}").hostname or "").rstrip(".").lower()
+        name = (_split(f"//{header}").hostname or "").rstrip(".").lower()
         if name in self.hosts or (not self.hosts and not self.loopback) or is_local(name):
             return
         raise Refused(
@@ -52,7 +52,7 @@ class Access:
         """403 for a page of another origin, unless it is allowed."""
         if origin is None or origin in self.origins:
             return
-        if urlsplit(origin).netloc.lower() == host.lower() and origin != "null":
+        if _split(origin).netloc.lower() == host.lower() and origin != "null":
             return
         raise Refused("pages of that origin may not ask: see --cors-origin", status=403, code="origin")
 
@@ -71,6 +71,14 @@ class Access:
                 headers=challenge,
             )
         return f"key-{found.index(True) + 1}"
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a URL; all empty where it is none, such as one with half of a pair of brackets."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def is_local(name: str) -> bool:

@@ -119,6 +119,8 @@ RAW: dict[str, tuple[bytes, int]] = {
     "a chunk of no size": (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + BODY, 400),
     "no host": (b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n", 403),
     "two hosts": (GET + b"Host: evil.test\r\nConnection: close\r\n\r\n", 403),
+    "half an address": (b"GET /v1/models HTTP/1.1\r\nHost: [::1\r\nConnection: close\r\n\r\n", 403),
+    "an origin of half an address": (GET + b"Origin: http://[::1\r\nConnection: close\r\n\r\n", 403),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10, 400),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "a NUL in a header": (GET + b"X: a\x00b\r\n\r\n", 400),
