@@ -23,8 +23,8 @@ COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)  # the interpreter k
 
 # Four bytes of codes to eight float16. A group's 16 entries are the bytes of four registers: a permutation
 # takes those of the codes' low three bits from both halves, another chooses the half by the fourth bit. With
-# the byte 0x64 before it, entry + 128 is the float16 1,024 + 128 + entry. The four bytes belong to one group:
-# tiles lie along the inputs, so that the first of four equal registers is read.
+# the byte 0x64 before it, entry + 128 is the float16 1,024 + 128 + entry. Which four bytes come together is
+# the compiler's choice, on Hopper those of two outputs: each byte is looked up in the table of its own group.
 LOOK_UP = tl.constexpr("""
 {
     .reg .b32 low, half, t, u, a, b, high, bias;
@@ -35,11 +35,19 @@ LOOK_UP = tl.constexpr("""
     prmt.b32 t, $5, $9, low;
     prmt.b32 u, $13, $17, low;
     prmt.b32 a, t, u, half;
+    prmt.b32 t, $6, $10, low;
+    prmt.b32 u, $14, $18, low;
+    prmt.b32 t, t, u, half;
+    prmt.b32 a, a, t, 0x7610;
     shr.u32 low, low, 16;
     shr.u32 half, half, 16;
-    prmt.b32 t, $5, $9, low;
-    prmt.b32 u, $13, $17, low;
+    prmt.b32 t, $7, $11, low;
+    prmt.b32 u, $15, $19, low;
     prmt.b32 b, t, u, half;
+    prmt.b32 t, $8, $12, low;
+    prmt.b32 u, $16, $20, low;
+    prmt.b32 t, t, u, half;
+    prmt.b32 b, b, t, 0x7610;
     mov.b32 high, 0x64646464;
     mov.b32 bias, 0x64806480;
     prmt.b32 t, a, high, 0x4240;
@@ -101,7 +109,7 @@ def _nibbles(
         words = entries.to(tl.pointer_type(tl.int32)) + sizes * 4
         even, odd = tl.inline_asm_elementwise(
             LOOK_UP,
-            "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
+            "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
             [
                 both,
                 _spread(tl.load(words), INPUTS),

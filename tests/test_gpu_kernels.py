@@ -283,11 +283,11 @@ def test_the_instructions_look_up_every_code_under_every_group_scale() -> None:
     rng = np.random.default_rng(0)
     entries = table()
     words = (entries.astype(np.int16) + 128).astype(np.uint8).view(np.uint32)  # (256, 4)
-    pairs = np.concatenate([np.arange(256), rng.integers(0, 256, 256)]).astype(np.uint8)
-    size, four = (x.ravel() for x in np.meshgrid(np.arange(256), np.arange(len(pairs) // 4)))
-    read = pairs.reshape(-1, 4)[four]  # four bytes of codes
-    registers = {"$4": np.ascontiguousarray(read).view(np.uint32)[:, 0]}
-    registers |= {f"${5 + 4 * i}": np.ascontiguousarray(words[size, i]) for i in range(4)}
+    # Every byte of codes under every group scale, four at a time, each of another group.
+    order = rng.permutation(256 * 256).reshape(-1, 4)
+    size, read = order // 256, (order % 256).astype(np.uint8)
+    registers = {"$4": read.copy().view(np.uint32)[:, 0]}
+    registers |= {f"${5 + 4 * i + j}": words[size[:, j], i] for i in range(4) for j in range(4)}
     for line in gpu_linear.LOOK_UP.value.replace("{", "").replace("}", "").split(";"):
         name, *operands = line.replace(",", " ").split() or [""]
         if name in OPERATIONS:
@@ -300,5 +300,5 @@ def test_the_instructions_look_up_every_code_under_every_group_scale() -> None:
             assert name in ("", ".reg"), line
     even = np.stack([registers["$0"], registers["$1"]], 1).view(np.float16)
     odd = np.stack([registers["$2"], registers["$3"]], 1).view(np.float16)
-    assert np.array_equal(even, entries[size[:, None], read & 15])
-    assert np.array_equal(odd, entries[size[:, None], read >> 4])
+    assert np.array_equal(even, entries[size, read & 15])
+    assert np.array_equal(odd, entries[size, read >> 4])
