@@ -33,6 +33,7 @@ from kogpt.numpy_runner import NumpyRunner
 from kogpt.request import Request, Writing
 from kogpt.runner import Chunk, Runner
 from kogpt.sampling import Sampling
+from kogpt.torch_pass import Steps
 from kogpt.torch_runner import TorchRunner
 
 DTYPES = ("float16", "int8", "int4")
@@ -119,18 +120,21 @@ def main() -> None:
         ours(report, config, dtype, args)
         gc.collect()  # its graphs and weights
     theirs(report, config, args)
+    if device.type == "cuda":
+        with_kernels(report, config, args)  # last: a faulty kernel spoils the context of the rest
     print("\n" + "\n".join(report.table()))
 
 
-def equal_ids(device: str, n_rows: int) -> float:
-    """The share of greedy ids that are the numpy runner's, in float32."""
+def equal_ids(device: str, n_rows: int, dtype: str = "float32", steps: Steps | None = None) -> float:
+    """The share of greedy ids that are the numpy runner's."""
     tensors = speed.random_tensors(SMALL, "float32")
     prompts = [np.random.default_rng(i).integers(0, SMALL.n_vocab, 9 + 13 * i) for i in range(n_rows)]
-    found = [
-        greedy(runner, prompts, 32)
-        for runner in (TorchRunner(SMALL, tensors, "float32", device), NumpyRunner(SMALL, tensors, "float32"))
-    ]
-    return float(np.mean(np.array(found[0]) == np.array(found[1])))
+    runner = TorchRunner(SMALL, tensors, dtype, device)
+    if steps is not None:
+        runner.use_steps(steps)
+    found = greedy(runner, prompts, 32)
+    wanted = greedy(NumpyRunner(SMALL, tensors, "float32"), prompts, 32)
+    return float(np.mean(np.array(found) == np.array(wanted)))
 
 
 def greedy(runner: Runner, prompts: Sequence[Any], n_tokens: int) -> list[list[int]]:
@@ -183,13 +187,35 @@ def ours(report: Report, config: ModelConfig, dtype: str, args: argparse.Namespa
     report.measure(dtype, "whole run, tokens/s", partial(whole_run, runner))
 
 
-def share(report: Report, runner: Runner, dtype: str, ms: float, device: str) -> None:
+def with_kernels(report: Report, config: ModelConfig, args: argparse.Namespace) -> None:
+    """The steps of one row to many by the kernels of gpu_steps.py, beside plain torch in the same graphs."""
+    from kogpt import gpu_tiles
+    from kogpt.gpu_steps import GpuSteps
+
+    def steps_of(of: ModelConfig) -> Steps:
+        kernels = GpuSteps(of, gpu_tiles.load(torch.cuda.get_device_name(args.device)))
+        return Steps(kernels.prepare, kernels.qkv, kernels.attention_fc_in, kernels.out, by_length=True)
+
+    column = "float16, kernels"
+    name = "ids of the numpy runner, 3 rows"
+    report.measure(column, name, lambda: equal_ids(args.device, 3, "float16", steps_of(SMALL)))
+    gc.collect()
+    runner = TorchRunner(config, speed.random_tensors(config, "int8"), "float16", args.device)
+    runner.use_steps(steps_of(config))
+    for rows in args.rows:
+        report.measure(column, f"{rows} rows, ms a step", partial(step_ms, runner, rows, args.rounds))
+    one = report.figures.get((column, "1 rows, ms a step"))
+    if isinstance(one, float):
+        share(report, runner, column, one, args.device)
+
+
+def share(report: Report, runner: Runner, column: str, ms: float, device: str) -> None:
     """The bandwidth, measured now, and which part of it a step of one row reads weights at."""
     reads = [limits.gpu_read_bandwidth(limits.MAX_READ, device) for _ in range(7)]
     bandwidth = statistics.median(reads)
-    report.add(dtype, "GPU reads, GB/s", float(f"{bandwidth / 1e9:.4g}"))
-    n_bytes = speed.read_bytes(runner.config, dtype)
-    report.add(dtype, "share of bandwidth, 1 row", float(f"{n_bytes / (ms / 1e3) / bandwidth:.3g}"))
+    report.add(column, "GPU reads, GB/s", float(f"{bandwidth / 1e9:.4g}"))
+    n_bytes = speed.read_bytes(runner.config, runner.dtype)
+    report.add(column, "share of bandwidth, 1 row", float(f"{n_bytes / (ms / 1e3) / bandwidth:.3g}"))
 
 
 def step_ms(runner: Runner, rows: int, rounds: int) -> float:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kogpt.sampling import Draw
 from kogpt.torch_cache import PagedCache, Row, blocks_for
-from kogpt.torch_pass import Buffers, StaticModel, pack_inputs
+from kogpt.torch_pass import Buffers, StaticModel, Steps, pack_inputs
 from kogpt.torch_sampling import DrawKind, settings_columns
 from kogpt.torch_transfer import Reading, queue_copy
 
@@ -117,6 +117,12 @@ class Decoder:
         self._addresses = model.addresses()
         self._ahead: Launched | None = None
         self._replayed = False  # whether the last pass was
+
+    def use(self, steps: Steps) -> None:
+        """Compute the layers by other functions from now on."""
+        self._model.steps = steps
+        self._recorder.forget()
+        self._ahead = None
 
     def forget(self, row: int) -> None:
         """A row is closed, cut or read in another way: nothing that was guessed about it holds."""

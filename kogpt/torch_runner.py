@@ -53,7 +53,7 @@ from kogpt.torch_cache import (
 )
 from kogpt.torch_decoder import ROWS, CudaGraphs, Decoder, Step, is_plain
 from kogpt.torch_lora import LoraStack
-from kogpt.torch_pass import MAX_GATHERED, PLAIN, Stage, StaticModel
+from kogpt.torch_pass import MAX_GATHERED, PLAIN, Stage, StaticModel, Steps
 from kogpt.torch_sampling import choose_all
 from kogpt.torch_transfer import to_device
 
@@ -141,6 +141,10 @@ class TorchRunner:
 
     def room(self) -> int | None:
         return self._cache.room()
+
+    def use_steps(self, steps: Steps) -> None:
+        """Compute the layers of decoding steps by other functions, such as the kernels of gpu_steps.py."""
+        self._decoder.use(steps)
 
     @torch.inference_mode()
     def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:

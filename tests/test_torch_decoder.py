@@ -311,6 +311,20 @@ def test_tables_are_as_wide_as_the_longest_row(monkeypatch: pytest.MonkeyPatch) 
     assert decoder._width(1) == 4
 
 
+def test_other_steps_take_over_at_once() -> None:
+    used = []
+
+    def out(*args: Any) -> torch.Tensor:
+        used.append(args)
+        return torch_pass.out(*args)
+
+    runner = recorded()
+    write(runner, [IDS[0, :9]], 5, samplers(1))
+    runner.use_steps(torch_pass.PLAIN._replace(out=out, by_length=True))
+    found = write(runner, [IDS[1, :9]], 5, samplers(1))
+    assert found == write(NumpyRunner(TINY, TENSORS), [IDS[1, :9]], 5, samplers(1)) and used
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("settings", SETTINGS)
