@@ -193,7 +193,9 @@ def with_kernels(report: Report, config: ModelConfig, args: argparse.Namespace) 
     from kogpt.gpu_steps import GpuSteps
 
     def steps_of(of: ModelConfig) -> Steps:
-        kernels = GpuSteps(of, gpu_tiles.load(torch.cuda.get_device_name(args.device)))
+        kernels: Any = GpuSteps(
+            of, gpu_tiles.load(torch.cuda.get_device_name(args.device))
+        )  # its Layer lacks `project` alone
         return Steps(kernels.prepare, kernels.qkv, kernels.attention_fc_in, kernels.out, by_length=True)
 
     column = "float16, kernels"
