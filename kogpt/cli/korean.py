@@ -558,6 +558,7 @@ HELP = {
         "GPU 최고 성능 중 쓴다고 볼 비율 (기본값: %(default)s)"
     ),
     "optimizer (default: %(default)s)": "옵티마이저 (기본값: %(default)s)",
+    "keep an average of the weights too": "가중치의 평균도 함께 둡니다",
     "figures of your own GPUs, instead of the built-in ones": "내장 값 대신 쓸, 가진 GPU의 수치",
     "peak per GPU in dense bfloat16 TFLOP/s": "GPU마다의 최고 성능, 밀집 bfloat16 TFLOP/s",
     "memory per GPU in GB": "GPU마다의 메모리, GB",

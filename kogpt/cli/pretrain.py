@@ -228,8 +228,12 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         "--mfu", type=float, default=0.4, help="share of the GPU's peak to assume (default: %(default)s)"
     )
     parser.add_argument(
-        "--optimizer", choices=("muon", "adamw"), default="muon", help="optimizer (default: %(default)s)"
+        "--optimizer",
+        choices=("muon", "normuon", "adamw"),
+        default="muon",
+        help="optimizer (default: %(default)s)",
     )
+    parser.add_argument("--average", action="store_true", help="keep an average of the weights too")
     own = parser.add_argument_group("figures of your own GPUs, instead of the built-in ones")
     own.add_argument("--tflops", type=float, help="peak per GPU in dense bfloat16 TFLOP/s")
     own.add_argument("--memory", type=float, metavar="GB", help="memory per GPU in GB")
@@ -252,6 +256,7 @@ def _plan(args: argparse.Namespace) -> int:
         batch_tokens=args.batch_tokens,
         mfu=args.mfu,
         optimizer=args.optimizer,
+        averages=args.average,
     )
     found = planner.best_plans(job, args.gpus)
     if args.json:

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.errors import ConfigError
+from kogpt.pretraining.epochs import Epochs
 from kogpt.pretraining.shards import Shards
 from kogpt.training.loop import Batch
+
+ORDERS = ("random", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +39,22 @@ class Stage:
 
 
 class Mixture:
-    """Random windows of several sources, drawn with replacement by the sources' weights."""
+    """Windows of several sources by the sources' weights.
 
-    def __init__(self, sources: Mapping[str, Source], stages: Sequence[Stage], seed: int, root: Path) -> None:
+    order: "random" draws with replacement; "epochs" reads each window of a source once an epoch, see
+    kogpt/pretraining/epochs.py. ConfigError for an unknown order, and for sources and stages that do not fit.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        stages: Sequence[Stage],
+        seed: int,
+        root: Path,
+        order: str = "random",
+    ) -> None:
         _require(sources, stages)
+        require_order(order)
         self.names = list(sources)
         self.shards = [Shards(root / source.shards) for source in sources.values()]
         if len({shards.index.tokenizer_sha256 for shards in self.shards}) > 1:
@@ -52,6 +67,7 @@ class Mixture:
         self.weights = [source.weight / total for source in sources.values()]
         self.stages = sorted(stages, key=lambda stage: stage.first_step)
         self.seed = seed
+        self._epochs = Epochs(self.shards, self.weights, seed) if order == "epochs" else None
 
     def verify(self, rank: int, count: int) -> None:
         """Read this process's share of the shards; InputError for one that differs from its index."""
@@ -60,10 +76,27 @@ class Mixture:
 
     def stage(self, step: int) -> Stage:
         """The stage that step number `step` belongs to."""
-        return [stage for stage in self.stages if stage.first_step <= step][-1]
+        return stage_at(self.stages, step)
 
     def batch(self, step: int) -> Batch:
         """The windows of step number `step`, counted from 0."""
+        return self._random(step) if self._epochs is None else self._in_epochs(step, self._epochs)
+
+    def _in_epochs(self, step: int, epochs: Epochs) -> Batch:
+        stage = self.stage(step)
+        change, first = rows_before(self.stages, step)
+        rows = np.empty((stage.rows, stage.length + 1), dtype=np.int64)
+        origins = []
+        windows = epochs.windows(range(first, first + stage.rows), stage.length, change)
+        for row, (source, pieces) in zip(rows, windows, strict=True):
+            filled = 0
+            for start, length in pieces:
+                row[filled : filled + length] = self.shards[source].window(start, length)
+                filled += length
+            origins.append(f"{self.names[source]} at {pieces[0][0]}")
+        return Batch(rows[:, :-1], rows[:, 1:], tuple(origins))
+
+    def _random(self, step: int) -> Batch:
         stage = self.stage(step)
         rng = np.random.default_rng((self.seed, step))
         chosen = rng.choice(len(self.shards), size=stage.rows, p=self.weights)
@@ -79,6 +112,36 @@ class Mixture:
         )
         origins = tuple(f"{self.names[s]} at {start}" for s, start in zip(chosen, starts, strict=True))
         return Batch(rows[:, :-1], rows[:, 1:], origins)
+
+
+def rows_before(stages: Sequence[Stage], step: int) -> tuple[int, int]:
+    """How often the length changed up to `step`, and the rows read since then.
+
+    stages: sorted by their first step.
+    """
+    change = rows = 0
+    for number, stage in enumerate(stages):
+        if stage.first_step > step:
+            break
+        if number and stage.length != stages[number - 1].length:
+            change, rows = change + 1, 0
+        end = stages[number + 1].first_step if number + 1 < len(stages) else step
+        rows += stage.rows * (min(end, step) - stage.first_step)
+    return change, rows
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage that step number `step` belongs to; stages: sorted by their first step."""
+    return [stage for stage in stages if stage.first_step <= step][-1]
+
+
+def require_order(order: str) -> None:
+    """ConfigError for a name that is not in ORDERS."""
+    if order not in ORDERS:
+        raise ConfigError(
+            f"order {order!r} is unknown: choose one of {', '.join(ORDERS)}",
+            f"알 수 없는 순서입니다: {order!r}. {', '.join(ORDERS)} 중에서 고르세요",
+        )
 
 
 def _window(shards: Shards, start: int, length: int) -> NDArray[np.int64]:

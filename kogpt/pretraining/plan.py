@@ -52,6 +52,7 @@ USABLE = 0.9  # of a GPU's memory: the rest is the context, fragments and NCCL's
 STATE_BYTES = {
     "adamw": 8,
     "muon": 4,
+    "normuon": 4,  # and one number a row
 }  # per parameter: two moments, or one; Muon is for the blocks' matrices only
 GATHERED_BYTES = 2  # per parameter: weights travel in bfloat16
 REDUCED_BYTES = 4  # per parameter: gradients travel in float32
@@ -72,6 +73,7 @@ class Job:
     batch_tokens: int = 2**22  # per step, all GPUs together
     mfu: float = 0.4  # of the peak, while nothing is recomputed and nobody waits for the network
     optimizer: str = "muon"
+    averages: bool = False  # an average of the weights is kept
 
     def __post_init__(self) -> None:
         positive = {"GPUs": self.n_gpus, "tokens": self.tokens, "batch tokens": self.batch_tokens}
@@ -80,7 +82,7 @@ class Job:
         if not 0 < self.mfu <= 1:
             raise _impossible("MFU", self.mfu, "above 0 and at most 1", "0보다 크고 1 이하인 값")
         if self.optimizer not in STATE_BYTES:
-            raise _impossible("optimizer", self.optimizer, " or ".join(STATE_BYTES), ", ".join(STATE_BYTES))
+            raise _impossible("optimizer", self.optimizer, ", ".join(STATE_BYTES), ", ".join(STATE_BYTES))
         least = self.n_gpus * self.config.n_ctx
         if self.batch_tokens < least:
             raise _impossible(
@@ -132,7 +134,7 @@ class Plan:
         As many matrices at a time as there are GPUs, the largest first, and all wait for the largest of them
         (kogpt/training/optimizers.py). What is element by element, and so all of AdamW, is left out.
         """
-        if self.job.optimizer != "muon":
+        if self.job.optimizer == "adamw":
             return 0.0
         longest = muon_matrices(self.job.config)[:: self.job.n_gpus]
         moved = 2 * EXCHANGED_BYTES * sum(rows * columns for rows, columns in longest)
@@ -221,6 +223,8 @@ def memory(job: Job, rows: int, checkpointing: bool) -> dict[str, float]:
     vectors = config.n_layers * (2 * config.d_model + config.d_ff + config.d_model)
     matrices = config.n_layers * block - vectors
     state = STATE_BYTES[job.optimizer] * matrices + STATE_BYTES["adamw"] * (outer + vectors)
+    if job.optimizer == "normuon":
+        state += 4 * sum(rows for rows, _ in muon_matrices(config))
     layer = rows * config.n_ctx * activation_bytes(config)
     inputs = rows * config.n_ctx * 4 * config.d_model * config.n_layers
     if job.n_gpus > 1:
@@ -233,6 +237,7 @@ def memory(job: Job, rows: int, checkpointing: bool) -> dict[str, float]:
         "weights": 4 * config.n_parameters * share,
         "gradients": 4 * config.n_parameters * share,
         "optimizer": state * share,
+        **({"average": 4 * config.n_parameters * share} if job.averages else {}),
         "working weights": working,
         "activations": inputs + layer if checkpointing else config.n_layers * layer,
         "loss": _loss_bytes(config, rows),
@@ -295,7 +300,8 @@ def describe(job: Job) -> str:
     return "\n".join(
         [
             f"{config.n_parameters:,} parameters, context {config.n_ctx}, {flops:.1f} GFLOP per token; "
-            f"{job.tokens / 1e9:.0f} x 10^9 tokens, {job.batch_tokens:,} a step; optimizer {job.optimizer}.",
+            f"{job.tokens / 1e9:.0f} x 10^9 tokens, {job.batch_tokens:,} a step; optimizer {job.optimizer}"
+            f"{', an average of the weights' if job.averages else ''}.",
             f"A GPU: {one.peak / 1e12:.0f} TFLOP/s, {one.memory / 1e9:.0f} GB, {one.link / 1e9:.0f} GB/s to "
             f"the others of its node of {GPUS_PER_NODE}, {one.network / 1e9:.0f} GB/s to other nodes, "
             f"{one.dollars:.2f} dollars an hour.",

@@ -17,7 +17,7 @@ steps = 1000
 warmup_steps = 50
 [validation]
 wiki = "valid_wiki.jsonl.zst"
-[optimizer], [compute], [loop]               # optional; fields as in kogpt/training
+[optimizer], [compute], [loop], [average]    # optional; fields as in kogpt/training
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kogpt.errors import ConfigError
-from kogpt.pretraining.mixture import Source, Stage
+from kogpt.pretraining.mixture import Source, Stage, require_order
 from kogpt.training.settings import TrainingSettings, from_table, read_toml
 
 
@@ -56,6 +56,7 @@ class Recipe(TrainingSettings):
     validation: Mapping[str, str] = field(default_factory=dict)
     validation_bytes: int = 100_000  # read of each validation file
     seed: int = 0
+    order: str = "random"  # of the windows, see Mixture
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.init is None):
@@ -67,6 +68,14 @@ class Recipe(TrainingSettings):
             raise ConfigError(
                 f"seed is {self.seed}: it must be 0 or more, and below 2^63",
                 f"seed 값이 {self.seed}입니다. 0 이상 2^63 미만의 수를 쓰세요",
+            )
+        require_order(self.order)
+        if self.average and self.average.first_due > self.schedule.steps:
+            raise ConfigError(
+                f"the first average is due at step {self.average.first_due}, after the last, "
+                f"{self.schedule.steps}: lower average.first_step or average.every, or leave [average] out",
+                f"첫 평균은 {self.average.first_due}단계인데 마지막 단계가 {self.schedule.steps}입니다. "
+                "average.first_step이나 average.every를 줄이거나 [average]를 빼세요",
             )
         if self.validation_bytes < 1:
             raise ConfigError(

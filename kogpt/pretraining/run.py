@@ -69,7 +69,7 @@ def _pretrain(
 ) -> End:
     inputs = _read_inputs(recipe, root, processes)
     config, start = inputs.config, inputs.start
-    require_training_memory(config, processes)
+    require_training_memory(config, processes, averages=recipe.average is not None)
     torch.manual_seed(recipe.seed)
     objective = _distribute(recipe, config, processes)
     dtype = recipe.compute.dtype_on(processes.device)
@@ -91,7 +91,7 @@ def _read_inputs(recipe: Recipe, root: Path, processes: Processes) -> Inputs:
     """ConfigError or InputError for files that are damaged or do not fit together."""
     _require_rows(recipe, processes.count)
     tokenizer = Tokenizer.from_file(tokenizer_file(recipe, root))
-    mixture = Mixture(recipe.sources, recipe.stages, recipe.seed, root)
+    mixture = Mixture(recipe.sources, recipe.stages, recipe.seed, root, recipe.order)
     _require_tokenizer(tokenizer_file(recipe, root), mixture.tokenizer_sha256)
     mixture.verify(processes.rank, processes.count)
     start = find_start(recipe.init, root) if recipe.init else None

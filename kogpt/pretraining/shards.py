@@ -26,6 +26,7 @@ INDEX = "index.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 TOKENS_PER_SHARD = 2**26  # 128 MiB of uint16
 READ_BYTES = 1 << 20  # whole ids of either type
+READ_TOKENS = 1 << 24  # compared at a time
 
 Ids = NDArray[np.integer[Any]]
 
@@ -137,6 +138,21 @@ class Shards:
             filled += len(piece)
             part += 1
         return out
+
+    def documents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each document starts, and its tokens with [EOS]; (D,) both.
+
+        The last token of the shards is [EOS]. Reads everything once, in order.
+        """
+        eos, first = self._parts[-1][-1], 0
+        ends = []
+        for part in self._parts:
+            for start in range(0, len(part), READ_TOKENS):
+                ends.append(np.flatnonzero(part[start : start + READ_TOKENS] == eos) + first + start + 1)
+            first += len(part)
+        found = np.concatenate(ends).astype(np.int64)
+        starts = np.concatenate(([0], found[:-1]))
+        return starts, found - starts
 
     def verify(self) -> None:
         """Compare size, SHA-256 and ids of every shard with the index; InputError for the first that differs.

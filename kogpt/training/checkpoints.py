@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 
 from kogpt.errors import CheckpointError
 from kogpt.files import cannot_write, sync
+from kogpt.training.averaging import Average
 from kogpt.training.processes import Processes
 from kogpt.training.verdict import Best
 
@@ -58,6 +59,16 @@ class CheckpointInfo:
     identity: Mapping[str, Any]  # of model, tokenizer and optimizer, see Run
     best: Best | None = None  # validation up to this step
     enough: bool = False  # validation ended the run
+    averaged: int = 0  # weights in the average; 0: there is none
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What learns, and what it keeps of its past."""
+
+    module: nn.Module
+    optimizers: list[Optimizer]
+    average: Average | None = None
 
 
 class CheckpointWriter:
@@ -73,7 +84,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
         _ignore_warning()  # for the whole process: the writing threads outlive any context
 
-    def begin(self, module: nn.Module, optimizers: list[Optimizer], info: CheckpointInfo) -> None:
+    def begin(self, learner: Learner, info: CheckpointInfo) -> None:
         """Copy the state of the run, then write it in the background; every process must call this.
 
         Waits for the checkpoint before it and raises what `finish` raises.
@@ -85,7 +96,7 @@ class CheckpointWriter:
             shutil.rmtree(partial, ignore_errors=True)
         self.processes.wait()
         copied = async_save(
-            _state(module, optimizers),
+            _state(learner, info.averaged > 0),
             checkpoint_id=partial,
             process_group=self._group,
             no_dist=self._group is None,
@@ -159,19 +170,17 @@ def verify(path: Path, processes: Processes | None = None) -> CheckpointInfo:
 
 
 def restore(
-    path: Path,
-    module: nn.Module,
-    optimizers: list[Optimizer],
-    identity: Mapping[str, Any],
-    processes: Processes,
+    path: Path, learner: Learner, identity: Mapping[str, Any], processes: Processes
 ) -> CheckpointInfo:
     """Load a checkpoint into module, optimizers and torch's random generators; frozen parameters stay.
 
-    CheckpointError if it is damaged, or of another model or optimizer than `identity` says.
+    An average goes on from that of the checkpoint, or begins where it has none. CheckpointError for a
+    checkpoint that is damaged, or of another model or optimizer than `identity` says.
     """
     info = verify(path, processes)
     _require_same(path, info.identity, identity)
-    state = _state(module, optimizers)
+    averaged = info.averaged if learner.average else 0
+    state = _state(learner, averaged > 0)
     try:
         # A run that began on a CPU has no generator of a GPU in its checkpoint.
         if "rng.cuda" not in FileSystemReader(path).read_metadata().state_dict_metadata:
@@ -181,12 +190,14 @@ def restore(
     except (OSError, ValueError, RuntimeError, KeyError, CheckpointException) as error:
         raise _damaged(path, error) from error
     set_state_dict(
-        module,
-        optimizers,
+        learner.module,
+        learner.optimizers,
         model_state_dict=state["module"],
         optim_state_dict=state["optimizers"],
         options=TRAINED,
     )
+    if learner.average:
+        learner.average.count = averaged  # its weights were read in place
     torch.set_rng_state(state["rng"]["cpu"])
     if "cuda" in state["rng"]:
         torch.cuda.set_rng_state(state["rng"]["cuda"])
@@ -251,15 +262,18 @@ def _digests(folder: Path) -> dict[str, str]:
 class SavedTensors(Mapping[str, NDArray[np.float32]]):
     """The weights of a checkpoint by name; each is read when it is asked for."""
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> None:
+    def __init__(
+        self, path: Path, shapes: Mapping[str, tuple[int, ...]], prefix: str = "", part: str = "module"
+    ) -> None:
         self.path = path
         self.shapes = shapes  # by name, without `prefix`
         self.prefix = prefix  # of the names in the checkpoint
+        self.part = part  # "module", or "average" of a checkpoint that has one
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         tensor = torch.empty(self.shapes[name])
         with _quiet():
-            state = {"module": {self.prefix + name: tensor}}
+            state = {self.part: {self.prefix + name: tensor}}
             state_dict_loader.load(state, checkpoint_id=self.path, no_dist=True)
         return tensor.numpy()
 
@@ -291,12 +305,16 @@ def _whole(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step_*") if NAME.fullmatch(path.name)]
 
 
-def _state(module: nn.Module, optimizers: list[Optimizer]) -> dict[str, Any]:
-    weights, learning = get_state_dict(module, optimizers, options=TRAINED)
+def _state(learner: Learner, with_average: bool) -> dict[str, Any]:
+    weights, learning = get_state_dict(learner.module, learner.optimizers, options=TRAINED)
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
-    return {"module": weights, "optimizers": learning, "rng": rng}
+    state = {"module": weights, "optimizers": learning, "rng": rng}
+    if with_average:
+        assert learner.average is not None
+        state["average"] = learner.average.weights
+    return state
 
 
 def _rename(partial: Path, final: Path) -> None:

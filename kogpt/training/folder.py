@@ -18,14 +18,17 @@ from kogpt.training.processes import Processes
 from kogpt.training.report import METRICS, read_metrics
 
 
-def require_training_memory(config: ModelConfig, processes: Processes, n_trained: int | None = None) -> None:
+def require_training_memory(
+    config: ModelConfig, processes: Processes, n_trained: int | None = None, averages: bool = False
+) -> None:
     """NotEnoughMemory if weights, gradients and one moment do not fit, in float32; a lower bound.
 
-    n_trained: parameters that get gradients; None: all. Each process holds its share.
+    n_trained: parameters that get gradients; None: all. averages: they are averaged too. Each process holds
+    its share.
     """
     free = torch.cuda.mem_get_info(processes.device)[0] if processes.device.type == "cuda" else None
     trained = config.n_parameters if n_trained is None else n_trained
-    n_bytes = (4 * config.n_parameters + 8 * trained) // processes.count
+    n_bytes = (4 * config.n_parameters + (12 if averages else 8) * trained) // processes.count
     require_memory(n_bytes, "training this model", "이 모델의 학습", free)
 
 
@@ -75,10 +78,11 @@ def require_checkpoint(folder: Path) -> Path:
 
 
 def export_model(path: Path, config: ModelConfig, tokenizer: Path, out: Path, dtype: str = "float16") -> None:
-    """Write the model of a run's checkpoint as a model folder; CheckpointError if it is damaged.
+    """Write the model of a run's checkpoint as a model folder: averaged weights where it has them.
 
+    CheckpointError if it is damaged.
     tokenizer: a tokenizer.json, or a folder that has one.
     """
-    checkpoints.verify(path)
-    tensors = checkpoints.SavedTensors(path, config.tensor_shapes(), "model.")
+    part = "average" if checkpoints.verify(path).averaged else "module"
+    tensors = checkpoints.SavedTensors(path, config.tensor_shapes(), "model.", part)
     checkpoint.save(out, config, tensors, dtype, tokenizer)

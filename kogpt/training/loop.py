@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -27,9 +27,10 @@ from torch.optim import Optimizer
 
 from kogpt.errors import KoGPTError
 from kogpt.training import checkpoints
+from kogpt.training.averaging import Average
 from kogpt.training.loss import IGNORED
 from kogpt.training.objective import Objective
-from kogpt.training.optimizers import build_optimizers, set_rate
+from kogpt.training.optimizers import build_optimizers, hyperparameters, set_hyperparameters
 from kogpt.training.processes import Processes
 from kogpt.training.report import Report
 from kogpt.training.settings import TrainingSettings
@@ -93,6 +94,8 @@ class Run:
         self.processes = processes
         self.report = report
         self.optimizers = _build_optimizers(objective, settings, processes.device)
+        self.peaks = hyperparameters(self.optimizers)
+        self.average = Average(objective, settings.average) if settings.average else None
         self.identity = {**identity, "optimizer": settings.optimizer.name}
         self.checkpoints = checkpoints.CheckpointWriter(folder, settings.loop.keep, processes)
         self.step = 0  # updates made
@@ -111,10 +114,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = checkpoints.latest(self.folder)
         if path is not None:
-            rates = _hyperparameters(self.optimizers)
-            info = checkpoints.restore(path, self.objective, self.optimizers, self.identity, self.processes)
-            for group, wanted in zip(_param_groups(self.optimizers), rates, strict=True):
-                group.update(wanted)
+            info = checkpoints.restore(path, self.learner, self.identity, self.processes)
             self.step, self.tokens, self.seconds = info.step, info.tokens, info.seconds
             self.best, self.enough = info.best, info.enough
         if self.processes.is_first:
@@ -158,20 +158,22 @@ class Run:
         norm = _value(nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.loop.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(self.step, loss, norm, batch.origins)
-        factor = self.settings.schedule.factor(self.step)
-        set_rate(self.optimizers, factor)
+        factors = self.settings.schedule.factors(self.step)
+        set_hyperparameters(self.optimizers, self.peaks, factors)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         lengths = batch.lengths()
         self.step += 1
+        if self.average and self.average.settings.is_due(self.step):
+            self.average.add(self.objective)
         self.tokens += int(lengths.sum())
         taken = time.monotonic() - begin
         self.seconds += taken
         return {
             "loss": loss,
             "gradient_norm": norm,
-            "rate": factor,
+            "rate": factors.muon,
             "seconds_per_step": taken,
             "tokens_per_second": int(lengths.sum()) / taken,
             "targets_per_second": n_targets / taken,
@@ -180,10 +182,16 @@ class Run:
 
     def save(self) -> None:
         """Begin a checkpoint of this step; `checkpoints.finish` waits for it."""
+        averaged = self.average.count if self.average else 0
         info = checkpoints.CheckpointInfo(
-            self.step, self.tokens, self.seconds, self.identity, self.best, self.enough
+            self.step, self.tokens, self.seconds, self.identity, self.best, self.enough, averaged
         )
-        self.checkpoints.begin(self.objective, self.optimizers, info)
+        self.checkpoints.begin(self.learner, info)
+
+    @property
+    def learner(self) -> checkpoints.Learner:
+        """What a checkpoint holds."""
+        return checkpoints.Learner(self.objective, self.optimizers, self.average)
 
     def _passes(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's rows in passes of similar length, longest first; each is cut to its longest row.
@@ -213,7 +221,7 @@ class Run:
     def _validate(self, validate: Validate) -> bool:
         """Validate and remember the verdict, which is the first process's; whether it was better."""
         self.objective.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._averaged():
             verdict = validate(self.step, self.best)
         self.objective.train()
         self._write(verdict.metrics)
@@ -225,6 +233,20 @@ class Run:
             self.best = replace(self.best, misses=self.best.misses + 1)
         self.enough = enough > 0
         return better > 0
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the averaged weights in the objective, once there are any."""
+        if not (self.average and self.average.count):
+            yield
+            return
+        self.processes.let_go(self.objective)
+        self.average.exchange(self.objective)
+        try:
+            yield
+        finally:
+            self.processes.let_go(self.objective)
+            self.average.exchange(self.objective)
 
     def _agree(self, saved_at: float) -> tuple[bool, bool]:
         """Whether to stop, if any process was asked; whether to save, by the first process's clock."""
@@ -265,19 +287,6 @@ def _build_optimizers(
     trained = [id(parameter) for parameter in objective.parameters() if parameter.requires_grad]
     assert sorted(named) == sorted(trained), "every trainable parameter belongs to exactly one group"
     return build_optimizers(groups, settings.optimizer, settings.compute.dtype_on(device))
-
-
-def _param_groups(optimizers: Iterable[Optimizer]) -> Iterator[dict[str, Any]]:
-    for optimizer in optimizers:
-        yield from optimizer.param_groups
-
-
-def _hyperparameters(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
-    """Rates, decay, betas and the like of every group."""
-    return [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in _param_groups(optimizers)
-    ]
 
 
 def _value(norm: Tensor) -> float:

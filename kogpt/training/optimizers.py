@@ -18,8 +18,10 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import AdamW, Optimizer
 
 from kogpt.errors import ConfigError
+from kogpt.training.schedule import Factors
 
-OPTIMIZERS = ("muon", "adamw")
+OPTIMIZERS = ("muon", "normuon", "adamw")
+TINY = 1e-30  # instead of a division by zero, where a whole matrix of gradients is zero
 TOGETHER = 2**25  # elements per batched product; small matrices one by one would wait for kernel launches
 
 
@@ -27,7 +29,8 @@ TOGETHER = 2**25  # elements per batched product; small matrices one by one woul
 class OptimizerSettings:
     """Peak learning rates and decay; with the name "adamw" every parameter learns by AdamW.
 
-    ConfigError for rates or decay that are not finite or below 0, and betas outside [0, 1).
+    "normuon" is Muon whose rows are brought to one size, see `Muon`. ConfigError for rates or decay that are
+    not finite or below 0, and betas outside [0, 1).
     """
 
     name: str = "muon"
@@ -36,6 +39,8 @@ class OptimizerSettings:
     adamw_decay: float = 0.0
     muon_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
+    row_beta: float = 0.95  # what NorMuon's mean square of a row keeps of itself
+    muon_cautious: bool = False  # Muon's decay spares weights that the update enlarges
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -50,6 +55,8 @@ class OptimizerSettings:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             shown = list(self.betas)  # TOML's form
             raise _impossible("betas", shown, "two numbers from 0 to below 1", "0 이상 1 미만의 수 두 개")
+        if not 0 <= self.row_beta < 1:
+            raise _impossible("row_beta", self.row_beta, "a number from 0 to below 1", "0 이상 1 미만의 수")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +65,17 @@ class ParameterGroup:
 
     name: str
     parameters: list[nn.Parameter]
-    rule: str  # of OPTIMIZERS; "muon" means AdamW where the settings choose AdamW for everything
+    rule: str  # "muon" or "adamw"; where the settings choose AdamW for everything, "muon" means AdamW too
     decay: bool = True  # by the rule's decay
 
 
 class Muon(torch.optim.Muon):
     """torch's Muon with products in `dtype` (torch's own are in bfloat16), and for sharded matrices.
 
-    matrices: parameters or param_groups, as torch's optimizers take them.
+    matrices: parameters or param_groups, as torch's optimizers take them. By the name "normuon" each row of
+    an update is divided by the root of its running mean square (NorMuon, arXiv 2510.05491, algorithm 1). The
+    matrix then gets back its norm, where the paper sets one, so that Muon's rates hold. With `muon_cautious`
+    the decay spares what the update enlarges (arXiv 2510.12402, algorithm 1).
     """
 
     def __init__(
@@ -76,6 +86,7 @@ class Muon(torch.optim.Muon):
     ) -> None:
         super().__init__(matrices, lr=settings.muon_rate, weight_decay=settings.muon_decay)
         self.dtype = dtype
+        self.settings = settings
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures here
@@ -88,8 +99,10 @@ class Muon(torch.optim.Muon):
                     found = _orthogonal_rows(weights, ahead, group)
                 else:
                     found = list(orthogonalize(torch.stack(ahead), group))
+                if self.settings.name == "normuon":
+                    found = self._even_rows(weights, found)
                 for weight, update in zip(weights, found, strict=True):
-                    _apply(weight, update, group)
+                    _apply(weight, update, group, self.settings.muon_cautious)
 
     def _nesterov(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
         """Nesterov momentum in `dtype`; of a sharded matrix, the rows that this process holds."""
@@ -97,8 +110,26 @@ class Muon(torch.optim.Muon):
         assert gradient is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        mean = _local(state["momentum_buffer"]).lerp_(_local(gradient), 1 - group["momentum"])
-        return _local(gradient).lerp(mean, group["momentum"]).to(self.dtype)
+        mean = local(state["momentum_buffer"]).lerp_(local(gradient), 1 - group["momentum"])
+        return local(gradient).lerp(mean, group["momentum"]).to(self.dtype)
+
+    def _even_rows(self, weights: Sequence[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
+        """Rows of like size, in float32, in matrices of the same norms; updates: rows of this process."""
+        even, norms = [], []
+        for weight, update in zip(weights, updates, strict=True):
+            state, rows = self.state[weight], update.float()
+            if "row_square" not in state:
+                assert weight.grad is not None
+                state["row_square"] = torch.zeros_like(weight.grad[:, :1])
+            square = local(state["row_square"])  # (M, 1)
+            square.lerp_(rows.square().mean(1, keepdim=True), 1 - self.settings.row_beta)
+            even.append(rows / square.sqrt().clamp(min=TINY))
+            norms.append(torch.stack([rows.square().sum(), even[-1].square().sum()]))
+        totals = torch.stack(norms)  # (K, 2)
+        if isinstance(weights[0], DTensor):
+            dist.all_reduce(totals, group=weights[0].device_mesh.get_group())
+        factors = (totals[:, 0] / totals[:, 1].clamp(min=TINY)).sqrt()
+        return [rows * factor for rows, factor in zip(even, factors, strict=True)]
 
 
 def _rounds(weights: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
@@ -146,14 +177,14 @@ def _orthogonal_rows(
     return [found.view_as(rows) for found, rows in zip(back.split_with_sizes(held), ahead, strict=False)]
 
 
-def _apply(weight: Tensor, update: Tensor, group: Mapping[str, Any]) -> None:
+def _apply(weight: Tensor, update: Tensor, group: Mapping[str, Any], cautious: bool) -> None:
     rate = group["lr"] * math.sqrt(max(1, weight.shape[0] / weight.shape[1]))
-    held = _local(weight)
-    held.mul_(1 - group["lr"] * group["weight_decay"])
+    held, decay = local(weight), group["lr"] * group["weight_decay"]
+    held.mul_(1 - decay * (update * held >= 0) if cautious else 1 - decay)
     held.add_(update, alpha=-rate)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """The rows of a tensor that this process holds; all rows of a plain tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -183,7 +214,7 @@ def build_optimizers(
     adamw: list[dict[str, Any]] = []
     muon: list[dict[str, Any]] = []
     for group in groups:
-        by_muon = settings.name == "muon" and group.rule == "muon"
+        by_muon = settings.name != "adamw" and group.rule == "muon"
         decay = settings.muon_decay if by_muon else settings.adamw_decay
         if group.parameters:
             param_group = {"params": group.parameters, "weight_decay": decay if group.decay else 0.0}
@@ -199,11 +230,24 @@ def build_optimizers(
     return optimizers
 
 
-def set_rate(optimizers: list[Optimizer], factor: float) -> None:
-    """Set every group's learning rate to `factor` times its peak."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = factor * group["peak"]
+def hyperparameters(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
+    """Rates, decay, betas and the like of every group."""
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    ]
+
+
+def set_hyperparameters(
+    optimizers: Iterable[Optimizer], peaks: Sequence[Mapping[str, Any]], factors: Factors
+) -> None:
+    """Set every group to its `peaks`, the learning rate and the decay times their factors."""
+    groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
+    for (optimizer, group), peak in zip(groups, peaks, strict=True):
+        factor = factors.muon if isinstance(optimizer, Muon) else factors.adamw
+        decay = factors.weight_decay * peak["weight_decay"]
+        group.update({**peak, "lr": factor * peak["peak"], "weight_decay": decay})
 
 
 def _impossible(name: str, value: object, rule: str, rule_ko: str) -> ConfigError:

@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kogpt.errors import ConfigError
+from kogpt.training.averaging import AverageSettings
 from kogpt.training.objective import ComputeSettings
 from kogpt.training.optimizers import OptimizerSettings
 from kogpt.training.schedule import Schedule
@@ -53,6 +54,7 @@ class TrainingSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
+    average: AverageSettings | None = None  # None: the newest weights are validated and exported
 
 
 def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:

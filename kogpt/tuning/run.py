@@ -217,7 +217,7 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
     processes.wait()  # the first process names the last checkpoint
     path = checkpoints.best(folder)
     assert path is not None  # the last step is saved
-    checkpoints.restore(path, objective, run.optimizers, run.identity, processes)
+    checkpoints.restore(path, run.learner, run.identity, processes)
     metrics = _final(job, objective, run, measured.get(checkpoints.step_of(path)))
     adapter, encoder, head = objective.adapter(), objective.encoder_state(), objective.head()
     if processes.is_first:

@@ -23,7 +23,7 @@ from torch import Tensor
 from kogpt.errors import CheckpointError, DiskError
 from kogpt.model import ForwardPass
 from kogpt.training import checkpoints
-from kogpt.training.loop import Batch, End, Run, TrainingStopped
+from kogpt.training.loop import Batch, Batches, End, Run, TrainingStopped
 from kogpt.training.loss import IGNORED
 from kogpt.training.objective import ComputeSettings, Objective
 from kogpt.training.optimizers import OptimizerSettings, ParameterGroup
@@ -53,10 +53,24 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_process(folder: Path, **settings: Any) -> End:
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def everything(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `unbroken`, with everything that a recipe can switch on."""
+    folder = tmp_path_factory.mktemp("everything")
+    settings, batches = toy.everything(text)
+    assert in_process(folder, batches, **settings) is End.DONE
+    return folder
+
+
+def in_process(folder: Path, batches: Batches = toy.batch, **settings: Any) -> End:
     run = toy.make_run(folder, **settings)
     run.resume()
-    return run.train(toy.batch)
+    return run.train(batches)
 
 
 def child(folder: Path, steps: int, moment: str = "", **environment: str) -> subprocess.Popen[str]:
@@ -87,6 +101,11 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert losses(folder) == losses(other)
+    counts = {checkpoints.verify(path).averaged for path in map(checkpoints.latest, (folder, other)) if path}
+    assert len(counts) == 1
+    if counts != {0}:
+        mine, theirs = toy.weights(folder, "average"), toy.weights(other, "average")
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_training_lowers_the_loss_and_moves_every_weight(unbroken: Path) -> None:
@@ -150,18 +169,23 @@ def test_a_run_in_float32_resumes_bit_for_bit(unbroken: Path, tmp_path: Path) ->
     assert not all(torch.equal(mine[name], other[name]) for name in mine)  # bfloat16's
 
 
-@pytest.mark.parametrize(("moment", "survivor"), [("shard", 2), ("rename", 2), ("update", 4)])
+@pytest.mark.parametrize(
+    ("moment", "survivor", "whole"),
+    [("shard", 2, "unbroken"), ("rename", 2, "unbroken"), ("update", 4, "everything")],
+)
 def test_a_kill_at_any_moment_leaves_the_last_whole_checkpoint(
-    moment: str, survivor: int, unbroken: Path, tmp_path: Path
+    moment: str, survivor: int, whole: str, text: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    process = child(tmp_path, 5, moment)
+    expected: Path = request.getfixturevalue(whole)
+    settings, batches = toy.everything(text) if whole == "everything" else ({}, toy.batch)
+    process = child(tmp_path, 5, moment, **({"TOY_TEXT": str(text)} if settings else {}))
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     newest = checkpoints.latest(tmp_path)
     assert newest is not None and newest.name == f"step_{survivor:08d}"
-    assert in_process(tmp_path) is End.DONE
+    assert in_process(tmp_path, batches, **settings) is End.DONE
     assert not list(tmp_path.glob("*.partial"))
-    assert_same_run(tmp_path, unbroken)
+    assert_same_run(tmp_path, expected)
 
 
 def test_a_full_disk_is_one_clear_line_and_harms_no_older_checkpoint(tmp_path: Path) -> None:
@@ -223,6 +247,7 @@ def test_a_damaged_checkpoint_is_named(unbroken: Path, tmp_path: Path) -> None:
         ("identity", {"optimizer": "muon", "n_layer": 3}),
         ("best", {"step": 1, "metrics": {}, "misses": 0}),
         ("enough", True),
+        ("averaged", 3),
         ("digest", "0" * 64),
     ],
 )
@@ -331,28 +356,32 @@ def test_a_run_of_a_cpu_goes_on_where_there_is_a_gpu(tmp_path: Path, monkeypatch
     assert toy.make_run(tmp_path).resume() and not changed
 
 
-def test_two_processes_train_the_same_model_and_resume_bit_for_bit(unbroken: Path, tmp_path: Path) -> None:
-    def pair(name: str, steps: int, moment: str = "") -> Path:
+def test_two_processes_train_the_same_model_and_resume_bit_for_bit(
+    everything: Path, text: Path, tmp_path: Path
+) -> None:
+    def pair(name: str, steps: int, moment: str = "", status: int = 0) -> Path:
         port = 20_000 + os.getpid() % 20_000
         world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        world |= {"TOY_TEXT": str(text)}
         processes = [child(tmp_path / name, steps, moment, RANK=str(rank), **world) for rank in range(2)]
         for process in processes:
             _, message = process.communicate()
-            assert process.returncode == 0, message
+            assert process.returncode == status, message
         return tmp_path / name
 
     whole = pair("whole", 99)
-    broken = pair("broken", 3)  # SIGTERM reaches both; they stop after the same step
+    broken = pair("broken", 5, "update", -signal.SIGKILL)
     stopped = checkpoints.latest(broken)
     assert stopped is not None and stopped.name == "step_00000004"
     assert_same_run(pair("broken", 99), whole)
     apart = checkpoints.latest(pair("apart", 3, "apart"))
     assert apart is not None and apart.name == "step_00000004"
     for name in ("loss", "gradient_norm"):  # Muon and AdamW would not notice a gradient of half the length
-        assert logged(whole, name) == pytest.approx(logged(unbroken, name), rel=1e-2)
-    alone = toy.weights(unbroken)
-    for name, value in toy.weights(whole).items():
-        torch.testing.assert_close(value, alone[name], atol=0.02, rtol=0.1)
+        assert logged(whole, name) == pytest.approx(logged(everything, name), rel=1e-2)
+    for part in ("module", "average"):
+        alone = toy.weights(everything, part)
+        for name, value in toy.weights(whole, part).items():
+            torch.testing.assert_close(value, alone[name], atol=0.02, rtol=0.1)
 
 
 def test_validation_runs_when_due_and_at_the_end(tmp_path: Path) -> None:

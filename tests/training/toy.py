@@ -4,6 +4,9 @@ shard     SIGKILL when the checkpoint of step 4 is half written
 rename    SIGKILL when it is written but has not got its name
 update    SIGKILL in the step after, with the checkpoint in its place
 apart     SIGTERM, to the first process when the others have gone on into the next step
+
+With TOY_TEXT, a folder of `make_text`, in its environment it is a run with everything that a recipe can switch
+on: `everything`.
 """
 
 from __future__ import annotations
@@ -21,12 +24,16 @@ import torch
 
 from kogpt.config import ModelConfig
 from kogpt.model import GPTJ
+from kogpt.pretraining.mixture import Mixture, Source, Stage
+from kogpt.pretraining.shards import Index, write_index, write_shard
 from kogpt.training import checkpoints
-from kogpt.training.loop import Batch, Run
+from kogpt.training.averaging import AverageSettings
+from kogpt.training.loop import Batch, Batches, Run
 from kogpt.training.objective import ComputeSettings, Objective
+from kogpt.training.optimizers import OptimizerSettings
 from kogpt.training.processes import Processes, join
 from kogpt.training.report import Report
-from kogpt.training.schedule import Schedule
+from kogpt.training.schedule import Cooldown, Schedule
 from kogpt.training.settings import LoopSettings, TrainingSettings
 
 SHAPE = ModelConfig(n_layers=2, n_heads=2, d_model=32, d_ff=64, n_vocab=96, n_ctx=32, rotary_dim=8)
@@ -36,6 +43,39 @@ STEPS = 6
 def batch(step: int) -> Batch:
     rows = np.random.default_rng((7, step)).integers(5, SHAPE.n_vocab, (8, 17))
     return Batch(rows[:, :-1], rows[:, 1:], tuple(f"noise {step}:{row}" for row in range(8)))
+
+
+def make_text(folder: Path) -> Path:
+    """Shards of two sources, read several times by a run of the toy."""
+    rng = np.random.default_rng(5)
+    for name, n_documents in (("large", 12), ("small", 2)):
+        (folder / name).mkdir(parents=True)
+        texts = [
+            np.append(rng.integers(5, SHAPE.n_vocab, rng.integers(3, 40)), 1) for _ in range(n_documents)
+        ]
+        shard = write_shard(folder / name, 0, texts, "uint16")
+        write_index(folder / name, Index("uint16", "t" * 64, (shard,)))
+    return folder
+
+
+def everything(text: Path) -> tuple[dict[str, Any], Batches]:
+    """Settings of a run with all that a recipe can switch on, and its batches, which grow and get shorter."""
+    settings = {
+        "schedule": Schedule(
+            steps=STEPS,
+            warmup_steps=1,
+            decay_steps=3,
+            power=1.2,
+            adamw=Cooldown(decay_steps=2),
+            weight_decay=((0.0, 1.0), (1.0, 0.0)),
+        ),
+        "optimizer": OptimizerSettings(name="normuon", muon_cautious=True, adamw_decay=0.1),
+        "average": AverageSettings(first_step=1, every=2, decay=0.6),
+    }
+    sources = {"large": Source(shards="large", weight=3.0), "small": Source(shards="small")}
+    stages = [Stage(length=16, rows=4), Stage(length=16, rows=8, first_step=2)]
+    stages.append(Stage(length=8, rows=8, first_step=4))
+    return settings, Mixture(sources, stages, 3, text, "epochs").batch
 
 
 def make_run(folder: Path, processes: Processes | None = None, **settings: Any) -> Run:
@@ -63,11 +103,11 @@ def make_run(folder: Path, processes: Processes | None = None, **settings: Any) 
     return Run(folder, objective, chosen, processes, report, {})
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Those of the newest checkpoint."""
+def weights(folder: Path, part: str = "module") -> dict[str, torch.Tensor]:
+    """Those of the newest checkpoint, or their average."""
     path = checkpoints.latest(folder)
     assert path is not None
-    found = checkpoints.SavedTensors(path, SHAPE.tensor_shapes(), "model.")
+    found = checkpoints.SavedTensors(path, SHAPE.tensor_shapes(), "model.", part)
     return {"model." + name: torch.from_numpy(value) for name, value in found.items()}
 
 
@@ -85,7 +125,9 @@ def die_while_writing(file: int, sync: Callable[[int], None] = os.fsync) -> None
 def main(folder: Path, steps: int, moment: str | None) -> None:
     torch.set_num_threads(1)
     with join("cpu") as processes:
-        run = make_run(folder, processes)
+        text = os.environ.get("TOY_TEXT")
+        settings, read = everything(Path(text)) if text else ({}, batch)
+        run = make_run(folder, processes, **settings)
         run.resume()
         if moment == "shard":
             vars(os)["fsync"] = die_while_writing
@@ -107,7 +149,7 @@ def main(folder: Path, steps: int, moment: str | None) -> None:
             if step == steps and not (moment == "apart" and processes.is_first):
                 run.checkpoints.finish()
                 os.kill(os.getpid(), signal.SIGKILL if moment == "update" else signal.SIGTERM)
-            return batch(step)
+            return read(step)
 
         run.train(batches)
 

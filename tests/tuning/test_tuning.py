@@ -536,7 +536,7 @@ def test_an_adapter_serves_the_scores_that_it_was_measured_by(
         Report(tmp_path / "run"),
         tuning._identity(made),
     )
-    checkpoints.restore(path, objective, run.optimizers, run.identity, Processes())
+    checkpoints.restore(path, run.learner, run.identity, Processes())
     slow = label_scores(objective, made.dev[:4], Processes())
     assert guesses == [int(np.argmax(scores)) for scores in slow]
     np.testing.assert_allclose(found, slow, rtol=1e-3, atol=2e-3)
