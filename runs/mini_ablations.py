@@ -1,12 +1,13 @@
 """Ablations of kogpt-mini: short runs of a recipe, each with something changed.
 
-    python runs/mini_ablations.py WORK [NAME ...] [--recipe runs/mini.toml] [--tokens N] [--jobs N]
+    python runs/mini_ablations.py WORK [NAME ...] [--recipe runs/mini3.toml] [--tokens N] [--jobs N]
 
-WORK is that of runs/mini.sh, with its shards; a run with another vocabulary wants WORK/tokenizer16k and
-WORK/shards16k, from `runs/mini_tokenizer.py CORPUS WORK/tokenizer16k 16384` and the packing of runs/mini.sh.
-Every run has its folder in WORK/ablations, is resumed if it was stopped, and ends as a line of JSON in
-WORK/ablations.jsonl: bits per byte of a sample of each validation set. At the end what is known of this
-recipe, so many tokens and such steps is printed as a table.
+WORK is that of runs/mini.sh, with its shards; a run of mini.toml with another vocabulary wants those of
+mini3.toml too. `plain` is the recipe without the techniques of `Ablations.techniques`. Each of them is added
+to it alone, then all together, with two seeds; `--techniques` leaves everything else out. Every run has its
+folder in WORK/ablations, is resumed if it was stopped, and ends as a line of JSON in WORK/ablations.jsonl:
+bits per byte of a sample of each validation set. At the end what is known of this recipe, so many tokens and
+such steps is printed as a table.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ SHAPES = {
         "tied head, 9 layers": shape(9, 512, 2048, tied=True),
         "vocabulary 16,384, tied": {"model.tied_head": "true"},  # as many weights as the recipe's
     },
+    "mini3": {},
+    "mini_tiny": {},
     "mini_cpu": {
         "384 wide, 4 layers": shape(4, 384, 1536),
         "320 wide, 8 layers": shape(8, 320, 1280),
@@ -66,6 +69,19 @@ SHAPES = {
         "vocabulary 16,384, tied": {"model.tied_head": "true"},
     },
 }
+
+
+# What a recipe says where it switches nothing on. No line switches [average] off: the recipes here have none.
+PLAIN = {
+    "order": '"random"',
+    "optimizer.name": '"muon"',
+    "optimizer.muon_cautious": "false",
+    "optimizer.muon_decay": "0.1",
+    "schedule.weight_decay": "[[0.0, 1.0]]",
+    "schedule.power": "1.0",
+}
+DECAY_TO_0 = {"schedule.weight_decay": "[[0.0, 1.0], [1.0, 0.0]]"}
+SEEDS = {"": {}, ", seed 2": {"seed": "2"}}
 
 
 class Ablations:
@@ -78,6 +94,56 @@ class Ablations:
         self.document: dict[str, Any] = tomllib.loads(recipe.read_text(encoding="utf-8"))
 
     def all(self) -> dict[str, Changes]:
+        """By name: those of the recipe, then of techniques that it may switch on."""
+        return self.of_recipe() | self.of_techniques()
+
+    def of_techniques(self) -> dict[str, Changes]:
+        """By name: none, each alone, and all together; each with two seeds."""
+        alone = self.techniques()
+        together = {name: value for changes in alone.values() for name, value in changes.items()}
+        runs = {"plain": {}, **alone, "together": together}
+        return {
+            f"{name}{suffix}": self.pace() | PLAIN | changes | seed
+            for name, changes in runs.items()
+            for suffix, seed in SEEDS.items()
+        }
+
+    def techniques(self) -> dict[str, Changes]:
+        """By name; of two that set the same, the later one is in `together`."""
+        steps = self.tokens // self.step_tokens
+        after = steps - steps // 25
+        tail = f"{{ first_step = {round(0.75 * steps)}, every = {max(1, steps // 100)}, decay = 1.0 }}"
+        ema = f"{{ every = 1, decay = {1 - 1 / max(2, 0.05 * steps):.4f} }}"
+        split = f"{{ decay_steps = {round(0.4 * after)}, power = 1.2 }}"
+        return {
+            "cautious decay": {"optimizer.muon_cautious": "true"},
+            "decay .4, cautious, to 0": {
+                **DECAY_TO_0,
+                "optimizer.muon_decay": "0.4",
+                "optimizer.muon_cautious": "true",
+            },
+            "mean of the last quarter": {"average": tail},
+            "exponential mean": {"average": ema},
+            "in epochs": {"order": '"epochs"'},
+            "cooldown of power 1.2": {"schedule.power": "1.2"},
+            "cooldowns apart": {
+                "schedule.decay_steps": str(round(0.8 * after)),
+                "schedule.power": "1.2",
+                "schedule.adamw": split,
+            },
+            "normuon": {"optimizer.name": '"normuon"'},
+            "rows grow": self.growing(),
+        }
+
+    def growing(self) -> Changes:
+        """Steps of half, once and twice the rows, for a quarter, a half and a quarter of the tokens."""
+        length = self.document["stages"][0]["length"]
+        rows, quarter = self.step_tokens // length, self.tokens // self.step_tokens // 4
+        starts = ((rows // 2, 0), (rows, 2 * quarter), (2 * rows, 4 * quarter))
+        stages = [f"{{ length = {length}, rows = {n}, first_step = {start} }}" for n, start in starts]
+        return {"stages": f"[{', '.join(stages)}]", "schedule.steps": str(4 * quarter + quarter // 2)}
+
+    def of_recipe(self) -> dict[str, Changes]:
         """By name: the recipe itself first, twice more with other seeds, to see what chance alone does."""
         return {
             "recipe": self.pace(),
@@ -114,15 +180,17 @@ class Ablations:
 
     def shapes(self) -> dict[str, Changes]:
         """Other models by name, one of them with another tokenizer and its shards."""
-        found = dict(SHAPES[self.recipe.stem])
-        found["vocabulary 16,384, tied"] |= {
+        larger = {
             "tokenizer": '"tokenizer16k"',
             **{
                 f"sources.{name}.shards": f'"{source["shards"].replace("shards/", "shards16k/")}"'
                 for name, source in self.document["sources"].items()
             },
         }
-        return found
+        return {
+            name: changes | (larger if name.startswith("vocabulary") else {})
+            for name, changes in SHAPES[self.recipe.stem].items()
+        }
 
     def mix(self, power: float) -> Changes:
         """Every source's weight to a power: below 1 the small ones gain, above 1 the large one."""
@@ -143,7 +211,8 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--recipe", type=Path, default=RUNS / "mini.toml", help="or runs/mini_cpu.toml")
+    parser.add_argument("--recipe", type=Path, default=RUNS / "mini3.toml", help="(default: runs/mini3.toml)")
+    parser.add_argument("--techniques", action="store_true", help="only those, and the plain recipe")
     parser.add_argument("--tokens", type=int, default=24_576_000, help="of each run (default: %(default)s)")
     parser.add_argument("--step-tokens", type=int, default=32_768, help="of each step (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
@@ -152,7 +221,8 @@ def main() -> None:
         parser.error(f"--recipe {args.recipe}: there are {', '.join(f'runs/{name}.toml' for name in SHAPES)}")
     if not args.work.is_dir():
         parser.error(f"{args.work} is no folder: runs/mini.sh makes it")
-    planned = Ablations(args.recipe, args.tokens, args.step_tokens).all()
+    ablations = Ablations(args.recipe, args.tokens, args.step_tokens)
+    planned = ablations.of_techniques() if args.techniques else ablations.all()
     if unknown := [name for name in args.names if name not in planned]:
         parser.error(f"there is no {unknown[0]!r}, but {', '.join(map(repr, planned))}")
     try:

@@ -2,9 +2,10 @@
 
     python runs/mini_card.py RECIPE RUN CORPUS --ngram ngram.json --machine "2 cores of ..."
 
-Bits per UTF-8 byte on every valid_*.jsonl.zst of CORPUS beside `xz -9e` on the same bytes and what
-runs/ngram.py has measured, the course of the loss from RUN/metrics.jsonl, and samples as they come, into
-RUN/model. Every other number of the card is made here, but for the licences' table.
+Bits per UTF-8 byte on every valid_*.jsonl.zst of CORPUS beside those of the edition that the package has
+(--beside), `xz -9e` on the same bytes and what runs/ngram.py has measured, the course of the loss from
+RUN/metrics.jsonl, and samples as they come, into RUN/model. Every other number of the card is made here.
+RUN/figures.json keeps what was measured.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from kogpt.training.report import METRICS, plot, read_metrics
 from kogpt.training.validation import bits_per_byte
 
 MEASURED = ("kowiki", "law", "nsmc", "msdocs")  # whose mean is quoted
+FIGURES = "figures.json"  # in the folder of the run
 
 DEFAULTS = {"repetition_penalty": 1.2}  # with which its texts no longer loop, at temperature 0 either
 SAMPLING = Sampling(temperature=0.8, top_p=0.95, max_tokens=64)
@@ -56,6 +58,22 @@ PROMPTS = (
     "축구 국가대표팀은",
 )
 
+SOURCES = {  # what it is, and its licence
+    "kowiki": ("Korean Wikipedia, dump of about January 2023", "CC BY-SA 3.0"),
+    "kowiki2": ("further articles of the same dump", "CC BY-SA 3.0"),
+    "nsmc": ("Naver movie reviews", "CC0 1.0"),
+    "law": ("acts and presidential decrees of Korea", "public domain (Copyright Act, article 7)"),
+    "msdocs": ("Microsoft documentation in Korean", "CC BY 4.0"),
+    "devdocs": ("programming books and guides in Korean", "CC BY 4.0, CC BY-SA 4.0, MIT, Apache 2.0"),
+    "pydocs": ("Python documentation in Korean", "PSF licence, CC0"),
+    "bible": ("Korean Bible, 1961", "public domain"),
+    "klue_sents": ("sentences of KLUE dev sets", "CC BY-SA 4.0"),
+    "chat": ("questions and answers, songys/Chatbot_data", "MIT"),
+    "pytorch": ("PyTorch tutorials in Korean", "BSD 3-Clause"),
+    "novels": ("short stories of the 1920s and 1930s", "public domain"),
+}
+MODEL = Path(__file__).parents[1] / "kogpt" / "mini"
+
 TEMPLATE = Path(__file__).with_suffix(".md")
 
 
@@ -66,16 +84,19 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--ngram", type=Path, required=True, help="what runs/ngram.py wrote")
     parser.add_argument("--machine", required=True)
+    parser.add_argument("--beside", type=Path, default=MODEL, help="model folder (default: the package's)")
     args = parser.parse_args()
     model, metrics = args.run / "model", args.run / METRICS
     first, *_, last = read_metrics(metrics)
     recipe = read_recipe(args.recipe)
     if last["step"] != recipe.schedule.steps:
         raise SystemExit(f"{args.run} made {last['step']} steps, {args.recipe} says {recipe.schedule.steps}")
-    rows = measure(model, sorted(args.corpus.glob("valid_*.jsonl.zst")))
+    rows = measure_beside(model, args.beside, sorted(args.corpus.glob("valid_*.jsonl.zst")))
     ngram = json.loads(args.ngram.read_text(encoding="utf-8"))
     for name, row in rows.items():
         row["kneser_ney"] = ngram["bits_per_byte"][name]
+    figures = {"sets": rows, "mean": mean_of(rows), "beside": mean_of(rows, "beside")}
+    (args.run / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     plot(metrics, model / "loss.png")
     start = (
         f"{first['init']}, SHA-256 {first['init_sha256'][:16]}..." if "init" in first else "random weights"
@@ -116,13 +137,24 @@ def course_of(recipe: Recipe) -> dict[str, Any]:
         parts.append("cosine")
     else:
         parts += [f"{stable} at the peak"] if stable else []
-        parts.append(f"linear decay over {schedule.decay_steps}")
+        shape = "linear decay" if schedule.power == 1 else f"decay of power {schedule.power}"
+        parts.append(f"{shape} over {schedule.decay_steps}")
+    if schedule.adamw:
+        parts.append(f"AdamW's of power {schedule.adamw.power} over {schedule.adamw.decay_steps}")
+    if recipe.order == "epochs":
+        parts.append("each window once an epoch")
+    if recipe.average:
+        parts.append(f"weights averaged from step {recipe.average.first_due}")
     rules = f"AdamW ({rule.adamw_rate})"
-    if rule.name == "muon":
-        rules = f"Muon (matrices of the blocks, {rule.muon_rate}) and AdamW (the rest, {rule.adamw_rate})"
+    if rule.name != "adamw":
+        name = {"muon": "Muon", "normuon": "NorMuon"}[rule.name]
+        rules = f"{name} (matrices of the blocks, {rule.muon_rate}) and AdamW (the rest, {rule.adamw_rate})"
     total = sum(source.weight for source in recipe.sources.values())
     return {
-        "share": {name: f"{100 * source.weight / total:.2g} %" for name, source in recipe.sources.items()},
+        "data": "\n".join(
+            f"| {SOURCES[name][0]} ({name}) | {SOURCES[name][1]} | {100 * source.weight / total:.2g} % |"
+            for name, source in recipe.sources.items()
+        ),
         "windows": ", then ".join(f"{stage.length:,}" for stage in recipe.stages),
         "course": f"{rules}; {', '.join(parts)}",
     }
@@ -150,10 +182,21 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
     return rows
 
 
+def measure_beside(model: Path, beside: Path, files: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """As `measure`, with `beside`, the other model's bits per byte of the same bytes."""
+    rows, other = measure(model, files), measure(beside, files)
+    return {name: {**row, "beside": other[name]["bits_per_byte"]} for name, row in rows.items()}
+
+
+def mean_of(rows: Mapping[str, Mapping[str, float]], column: str = "bits_per_byte") -> float:
+    """Of the sets whose mean is quoted."""
+    return sum(rows[name][column] for name in MEASURED) / len(MEASURED)
+
+
 def card(folder: Path, rows: dict[str, dict[str, float]], facts: dict[str, Any]) -> str:
     """The text of README.md."""
     config = checkpoint.load(folder).config
-    columns = ("bits_per_byte", "kneser_ney", "xz")
+    columns = ("bits_per_byte", "beside", "kneser_ney", "xz")
     table = [
         f"| {name} | {row['bytes']:,} | {' | '.join(f'{row[column]:.3f}' for column in columns)} |"
         for name, row in rows.items()
@@ -165,7 +208,8 @@ def card(folder: Path, rows: dict[str, dict[str, float]], facts: dict[str, Any])
         bytes_per_token=_total(rows, "bytes") / _total(rows, "tokens"),
         **facts,
         table="\n".join(table),
-        mean=sum(rows[name]["bits_per_byte"] for name in MEASURED) / len(MEASURED),
+        mean=mean_of(rows),
+        beside=mean_of(rows, "beside"),
         sampling=SAMPLING,
         samples="\n".join(samples(folder)),
     )

@@ -50,7 +50,11 @@ def sample(corpus: Path) -> Iterator[str]:
                     break
 
 
+def write_tokenizer(corpus: Path, out: Path, vocabulary: int = KEPT) -> None:
+    """Train and write into the folder `out`; a vocabulary below KEPT is for trials on little text."""
+    trained = train_tokenizer(sample(corpus), TRAINED if vocabulary >= KEPT else vocabulary)
+    save_tokenizer(smaller(trained, vocabulary), out, CONTEXT)
+
+
 if __name__ == "__main__":
-    corpus, out = map(Path, sys.argv[1:3])
-    kept = int(sys.argv[3]) if len(sys.argv) > 3 else KEPT
-    save_tokenizer(smaller(train_tokenizer(sample(corpus), TRAINED), kept), out, CONTEXT)
+    write_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:4]))

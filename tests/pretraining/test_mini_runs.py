@@ -6,13 +6,16 @@ import json
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from kogpt.config import ModelConfig
 from kogpt.pretraining.recipe import read_recipe
+from kogpt.pretraining.shards import Index, Shard, write_index
 
 RUNS = Path(__file__).parents[2] / "runs"
 LINE = {"bits_per_byte": dict.fromkeys(("kowiki", "law", "nsmc", "msdocs", "chat"), 1.0), "mean": 1.0}
@@ -25,22 +28,26 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, Modul
     import mini_card
 
     yield mini_ablations, mini_card
-    for name in ("mini_ablations", "mini_card"):
+    for name in [name for name in sys.modules if name.startswith("mini_")]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["mini", "mini_cpu"])
+@pytest.mark.parametrize("name", ["mini3", "mini", "mini_cpu", "mini_tiny"])
 def test_every_ablation_is_a_recipe_that_differs_from_all_others(
     scripts: tuple[ModuleType, ModuleType], name: str
 ) -> None:
     ablations, _ = scripts
+    import mini_text
+
     path = RUNS / f"{name}.toml"
     planned = ablations.Ablations(path, 1_000_000, 8192).all()
     recipes = {run: read_recipe(path, ablations.settings(changes)) for run, changes in planned.items()}
-    assert len({repr(recipe) for recipe in recipes.values()}) == len(recipes) >= 20
+    different = {repr(recipe): run for run, recipe in recipes.items()}
+    same = recipes.keys() - different.values()  # a recipe that switches nothing on is the plain one
+    assert same == ({"recipe", "seed 2"} if name in ("mini", "mini_cpu", "mini_tiny") else set())
+    assert len(recipes) >= 36
     for run, recipe in recipes.items():
-        (stage,) = recipe.stages
-        assert stage.length * stage.rows * recipe.schedule.steps == pytest.approx(1_000_000, rel=0.05), run
+        assert mini_text.tokens_of(recipe) == pytest.approx(1_000_000, rel=0.05), run
         assert recipe.sources.keys() == recipes["recipe"].sources.keys()
     (flat, even, steep) = (
         recipes[run].sources["kowiki"].weight / sum(source.weight for source in recipes[run].sources.values())
@@ -83,7 +90,10 @@ def test_an_ablation_that_fails_does_not_stop_the_others_and_says_why(
     [
         (["nowhere"], "nowhere is no folder"),
         ([".", "nonsense"], "there is no 'nonsense', but 'recipe', 'seed 2'"),
-        ([".", "--recipe", "own.toml"], "own.toml: there are runs/mini.toml, runs/mini_cpu.toml"),
+        (
+            [".", "--recipe", "own.toml"],
+            "own.toml: there are runs/mini.toml, runs/mini_cpu.toml, runs/mini3.toml",
+        ),
         ([".", "--tokens", "8000"], "schedule.steps is 0"),
     ],
 )
@@ -112,11 +122,61 @@ def test_the_card_tells_the_recipe(scripts: tuple[ModuleType, ModuleType]) -> No
         "warm-up over 100 steps, 1900 at the peak, linear decay over 3000"
     )
     assert facts["windows"] == "512, then 2,048"
-    assert facts["share"].keys() == tomllib.loads(path.read_text(encoding="utf-8"))["sources"].keys()
+    assert "| Naver movie reviews (nsmc) | CC0 1.0 | 17 % |" in facts["data"].splitlines()
+    sources = tomllib.loads(path.read_text(encoding="utf-8"))["sources"]
+    assert len(facts["data"].splitlines()) == len(sources)
+    techniques = ['order = "epochs"', "average.first_step = 9", 'optimizer.name = "normuon"']
+    techniques += ["schedule.power = 1.2", "schedule.adamw = { decay_steps = 2000 }"]
+    assert card.course_of(read_recipe(path, techniques))["course"] == (
+        "NorMuon (matrices of the blocks, 0.03) and AdamW (the rest, 0.0045); warm-up over 100 steps, 1900 "
+        "at the peak, decay of power 1.2 over 3000, AdamW's of power 1.0 over 2000, each window once an "
+        "epoch, weights averaged from step 9"
+    )
     other = ['optimizer.name = "adamw"', 'schedule.shape = "cosine"', "schedule.decay_steps = 0"]
     assert (
         card.course_of(read_recipe(path, other))["course"] == "AdamW (0.0045); warm-up over 100 steps, cosine"
     )
+
+
+def test_the_third_edition_fits_and_reads_no_source_too_often(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    import mini_text
+
+    recipe = read_recipe(RUNS / "mini3.toml")
+    assert 600e6 < mini_text.tokens_of(recipe) < 610e6
+    assert mini_text.tokens_of(read_recipe(RUNS / "mini.toml")) == 5000 * 131_072
+    shape = recipe.model
+    assert shape is not None and shape.tied_head and shape.n_ctx == 2048
+    config = ModelConfig(**{**asdict(shape), "n_vocab": mini_text.VOCABULARIES[recipe.tokenizer]})
+    assert 2 * config.n_parameters < 62.5 * 2**20  # and 1.2 MiB of tokenizer and card
+    for number, (name, source) in enumerate(recipe.sources.items()):
+        folder = tmp_path / source.shards
+        folder.mkdir(parents=True)
+        n_tokens = 10_000_000 if name != "law" else 1_000_000
+        write_index(folder, Index("uint16", "t", (Shard(f"{number}.bin", n_tokens, 1, "s"),)))
+    times = mini_text.epochs(recipe, tmp_path)
+    assert times["kowiki"] == pytest.approx(0.32 * mini_text.tokens_of(recipe) / 0.9935 / 10e6)
+    assert [name for name in times if times[name] > 20] == ["law"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "n_bytes", "why"),
+    [
+        (0.8600, 64 * 2**20, None),
+        (0.8601, 10, "above 0.86: the edition before stays"),
+        (float("nan"), 10, "above 0.86"),
+        (0.85, 64 * 2**20 + 1, "are more than 64"),
+    ],
+)
+def test_only_a_mean_of_at_most_860_replaces_the_edition_before(
+    scripts: tuple[ModuleType, ModuleType], mean: float, n_bytes: int, why: str | None
+) -> None:
+    import mini_edition
+
+    found = mini_edition.refusal({"mean": mean, "beside": 0.887}, n_bytes)
+    assert (found is None) if why is None else why in str(found)
+    assert "not below" in str(mini_edition.refusal({"mean": 0.85, "beside": 0.85}, 10))
 
 
 def test_the_model_is_given_its_settings_for_writing(

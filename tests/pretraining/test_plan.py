@@ -282,7 +282,7 @@ def test_too_small_a_machine_is_refused_with_numbers() -> None:
         ({"tokens": 0}, "tokens 0: must be above 0", "0보다 큰"),
         ({"tokens": math.inf}, "tokens inf: must be above 0 and finite", "유한한 수"),
         ({"mfu": 1.2}, "MFU 1.2: must be above 0 and at most 1", "0보다 크고 1 이하"),
-        ({"optimizer": "sgd"}, "optimizer sgd: must be adamw or muon", "adamw, muon"),
+        ({"optimizer": "sgd"}, "optimizer sgd: must be adamw, muon, normuon", "adamw, muon, normuon"),
         ({"n_gpus": 4096}, "batch tokens 4194304: must be at least 8388608, a row per GPU", "8388608 이상"),
     ],
 )

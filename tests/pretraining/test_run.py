@@ -174,6 +174,23 @@ def test_the_recipe_of_the_toy_trains_as_written_out_by_hand(
         assert moved > 0 and (torch.from_numpy(saved[name]) - expected).norm() < 1e-3 * moved, name
 
 
+def test_the_model_is_the_average_where_a_recipe_asks_for_one(root: Path, tmp_path: Path) -> None:
+    changes = ["schedule = { steps = 4, warmup_steps = 1 }", 'order = "epochs"', "average.first_step = 2"]
+    recipe = read_recipe(root / "recipe.toml", [*changes, "average.every = 1", "loop.log_every = 1"])
+    assert pretrain(recipe, root, tmp_path, Processes()) is End.DONE
+    path = checkpoints.latest(tmp_path)
+    assert path is not None and checkpoints.verify(path).averaged == 3
+    stored = checkpoint.load(tmp_path / "model")
+    shapes = stored.config.tensor_shapes()
+    mean, newest = (checkpoints.SavedTensors(path, shapes, "model.", part) for part in ("average", "module"))
+    for name, tensor in stored.tensors.items():
+        assert np.array_equal(tensor.to("float32"), mean[name].astype(np.float16).astype(np.float32)), name
+        assert not np.array_equal(mean[name], newest[name])
+    mixture = Mixture(recipe.sources, recipe.stages, recipe.seed, root, "epochs")
+    tokens = [line["tokens"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert tokens == [mixture.batch(step).inputs.size * (step + 1) for step in range(4)]
+
+
 def test_a_finished_run_is_not_run_again(root: Path, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
     assert pretrain(read_recipe(root / "recipe.toml"), root, trained, Processes()) is End.DONE
@@ -341,6 +358,13 @@ def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
         ("schedule.steps = 0", r"schedule\.steps is 0"),
         ("schedule.decay_steps = 99", r"decay \(99\) must be 0 or more and fit into 30 steps: shorten"),
         ('optimizer.name = "sgd"', "'sgd' is unknown"),
+        ('order = "sorted"', "order 'sorted' is unknown: choose one of random, epochs"),
+        ("average.first_step = 31", "first average is due at step 31, after the last, 30: lower average"),
+        ("average.every = 31", "first average is due at step 31"),
+        ("average.decay = 2", r"average\.decay is 2\.0: it must be above 0"),
+        ("schedule.power = 0", r"schedule\.power is 0\.0"),
+        ("schedule.adamw = { power = 1.0 }", r"schedule\.adamw\.decay_steps is missing"),
+        ("schedule.weight_decay = [[0, 1, 2]]", r"schedule\.weight_decay is \[\[0\.0, 1\.0, 2\.0\]\]"),
         ('init = "kogpt-mini"', r"either \[model\]"),
         ("init = 3", "init is 3"),
     ],

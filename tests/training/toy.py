@@ -5,8 +5,7 @@ rename    SIGKILL when it is written but has not got its name
 update    SIGKILL in the step after, with the checkpoint in its place
 apart     SIGTERM, to the first process when the others have gone on into the next step
 
-With TOY_TEXT, a folder of `make_text`, in its environment it is a run with everything that a recipe can switch
-on: `everything`.
+With TOY_TEXT, a folder of `make_text`, in its environment it trains with `everything`.
 """
 
 from __future__ import annotations
