@@ -60,14 +60,14 @@ SHAPES = {
         "tied head, 9 layers": shape(9, 512, 2048, tied=True),
         "vocabulary 16,384, tied": {"model.tied_head": "true"},  # as many weights as the recipe's
     },
-    "mini3": {},
-    "mini_tiny": {},
     "mini_cpu": {
         "384 wide, 4 layers": shape(4, 384, 1536),
         "320 wide, 8 layers": shape(8, 320, 1280),
         "tied head": {"model.tied_head": "true"},
         "vocabulary 16,384, tied": {"model.tied_head": "true"},
     },
+    "mini3": {},  # it has that vocabulary and head
+    "mini_tiny": {},
 }
 
 

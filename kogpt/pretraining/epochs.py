@@ -29,7 +29,8 @@ class Turns:
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:
         ends = np.cumsum(weights)[:-1] / sum(weights)
-        self._ends = (ends * 2.0**64).astype(np.uint64)  # of all sources but the last
+        largest = 1 - 2.0**-53  # so that a share that vanishes beside another stays a number of 64 bits
+        self._ends = (np.minimum(ends, largest) * 2.0**64).astype(np.uint64)  # of all sources but the last
         self._n_sources = len(weights)
         self._offset = np.uint64(np.random.default_rng(seed).integers(2**64, dtype=np.uint64))
         self._known = 0, np.zeros(self._n_sources, dtype=np.int64)

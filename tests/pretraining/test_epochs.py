@@ -135,6 +135,10 @@ def test_shares_are_those_of_the_weights_in_every_stretch() -> None:
         assert turns.before(row).tolist() == np.bincount(rows[:row], minlength=3).tolist()
 
 
+def test_a_share_that_vanishes_beside_another_is_no_mistake() -> None:
+    assert Turns([1.0, 1e-300], seed=0).before(1000).tolist() == [1000, 0]
+
+
 def test_an_unknown_order_is_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match="order 'sorted' is unknown: choose one of random, epochs"):
         Mixture(SOURCES, STAGES, 0, root, "sorted")

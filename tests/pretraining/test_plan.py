@@ -247,6 +247,19 @@ def test_the_optimizer_by_hand() -> None:
     assert optimizer_seconds(512, "adamw") == 0
 
 
+def test_an_average_and_the_rows_of_normuon_are_counted() -> None:
+    plain = planner.memory(JOB, 1, False)
+    averaged = planner.memory(replace(JOB, averages=True), 1, False)
+    assert averaged == plain | {"average": plain["weights"]}
+    rows = 28 * (4 * 4096 + 16384 + 4096)  # of B6: four projections, fc_in, fc_out
+    normuon = planner.memory(replace(JOB, optimizer="normuon"), 1, False)
+    assert normuon["optimizer"] - plain["optimizer"] == pytest.approx(4 * rows / JOB.n_gpus)
+    assert optimizer_seconds(64, "normuon") == optimizer_seconds(64)
+    assert "optimizer normuon, an average of the weights." in planner.describe(
+        replace(JOB, optimizer="normuon", averages=True)
+    )
+
+
 def test_the_optimizer_works_when_all_else_is_done() -> None:
     plan = best_plan(JOB)
     assert plan.step_seconds == max(plan.compute_seconds, plan.network_seconds) + optimizer_seconds(64)
