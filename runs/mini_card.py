@@ -165,7 +165,10 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
     stored = checkpoint.load(folder)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     model = GPTJ(stored.config)
-    model.load_state_dict({name: torch.from_numpy(t.to("float32")) for name, t in stored.tensors.items()})
+    weights = {name: torch.from_numpy(t.to("float32")) for name, t in stored.tensors.items()}
+    if stored.config.tied_head:
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    model.load_state_dict(weights)
     objective = Objective(model, ComputeSettings(dtype="float32", compile="nothing"))
     rows = {}
     for file in files:
