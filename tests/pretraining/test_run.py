@@ -175,7 +175,11 @@ def test_the_recipe_of_the_toy_trains_as_written_out_by_hand(
 
 
 def test_the_model_is_the_average_where_a_recipe_asks_for_one(root: Path, tmp_path: Path) -> None:
-    changes = ["schedule = { steps = 4, warmup_steps = 1, decay_steps = 0 }", 'order = "epochs"', "average.first_step = 2"]
+    changes = [
+        "schedule = { steps = 4, warmup_steps = 1, decay_steps = 0 }",
+        'order = "epochs"',
+        "average.first_step = 2",
+    ]
     recipe = read_recipe(root / "recipe.toml", [*changes, "average.every = 1", "loop.log_every = 1"])
     assert pretrain(recipe, root, tmp_path, Processes()) is End.DONE
     path = checkpoints.latest(tmp_path)
