@@ -81,13 +81,13 @@ def _pair(one: str, other: str) -> Row:
 SMALL = ("--rank", "8", "--epochs", "1", "--checks", "1", "--skip-bad")
 RECIPES = {
     "sentiment": Recipe(
-        task="nsmc", options=(*SMALL, "--rows", "3200", "--dev-share", "0.05", "--batch", "16")
+        task="nsmc", options=(*SMALL, "--rows", "24000", "--dev-share", "0.03", "--batch", "16")
     ),
     "profanity": Recipe(
-        task="profanity", options=(*SMALL, "--rows", "10000", "--dev-share", "0.05", "--batch", "16")
+        task="profanity", options=(*SMALL, "--rows", "7000", "--dev-share", "0.05", "--batch", "16")
     ),
     "intent": Recipe(
-        task="intent", options=(*SMALL, "--rows", "20000", "--dev-share", "0.05", "--batch", "16")
+        task="intent", options=(*SMALL, "--rows", "30000", "--dev-share", "0.03", "--batch", "16")
     ),
     "search": Recipe(
         method="embed",
@@ -98,7 +98,7 @@ RECIPES = {
     "title": Recipe(
         rows=lambda folder: titled(folder, "train"),
         held_out=lambda folder: titled(folder, "test"),
-        options=(*SMALL, "--rows", "3000", "--dev-share", "0.05", "--batch", "16"),
+        options=(*SMALL, "--dev-share", "0.05", "--batch", "16"),
     ),
 }
 
