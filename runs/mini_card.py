@@ -112,6 +112,7 @@ def main() -> None:
         "ngram_megabytes": ngram["train_bytes"] / 1e6,
     }
     write_defaults(model)
+    manifest.write_manifest(model)  # the card's samples load the folder, which is checked
     (model / "README.md").write_text(card(model, rows, facts), encoding="utf-8")
     manifest.write_manifest(model)
 
