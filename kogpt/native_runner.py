@@ -285,8 +285,7 @@ class _Model:
         raise AttributeError(name)
 
     def free(self, kernels: ctypes.CDLL) -> None:
-        created = self._as_parameter_
-        del self._as_parameter_
+        created = vars(self).pop("_as_parameter_", None)  # None: it was freed before
         kernels.kogpt_destroy(created)
 
 

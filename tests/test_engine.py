@@ -361,7 +361,7 @@ def test_an_interruption_leaves_every_request_where_it_was() -> None:
             assert tokens_of(events, number) == expected[n][: len(tokens_of(events, number))]
             assert finish == "failed" or tokens_of(events, number) == expected[n]
         assert not engine.runner._rows  # type: ignore[attr-defined]
-    assert failed < 10
+    assert failed < 16  # of 62: a moment between drawing and keeping tokens fails their rows
 
 
 def interrupted(engine: Engine, moment: int) -> list[Event]:
