@@ -240,6 +240,7 @@ class Session:
     def engine(self) -> Engine:
         """The engine; KoGPTError once the session is closed."""
         if self._engine is None or self._closed.is_set():
+            self._stop_at_exit()
             raise _closed()
         return self._engine
 
