@@ -37,13 +37,14 @@ from kogpt.torch_pass import Steps
 from kogpt.torch_runner import TorchRunner
 
 DTYPES = ("float16", "int8", "int4")
-PEER_DTYPE = torch.float16  # of transformers
+PEER_DTYPE = torch.float16  # precision of transformers' model
 PROMPTS = (128, 512, 2048)
 NEW_TOKENS = 48
-RUN_ROWS, RUN_TOKENS = 64, 128  # of the whole run: texts, and tokens in and out of each
+RUN_ROWS = 64  # texts of the whole run
+RUN_TOKENS = 128  # tokens of each of its prompts, and of each answer
 SMALL = ModelConfig(n_layers=3, n_heads=4, d_model=256, d_ff=1024, n_vocab=2048, n_ctx=256, rotary_dim=32)
 
-# What each figure has to reach, and on which card; from the issue that asked for them.
+# Target of each figure, with the card that it holds for where it names one.
 TARGETS = {
     ("float16", "share of bandwidth, 1 row"): ">= 0.85",
     ("int8", "share of bandwidth, 1 row"): ">= 0.76",
@@ -81,7 +82,9 @@ class Report:
             return
         try:
             self.add(column, name, float(f"{task():.4g}"))
-        except Exception as error:  # what fails is a result too: a peer, a precision, a kernel
+        except (
+            Exception
+        ) as error:  # a failure goes into the table, and the figures after it are still measured
             self.add(column, name, f"failed: {type(error).__name__}: {str(error)[:160]}")
 
     def table(self) -> Iterator[str]:
@@ -286,7 +289,7 @@ class Eager:
         self._model = model
 
     def step_ms(self, rows: int) -> float:
-        """Of one step."""
+        """Milliseconds of one step."""
         found = self._call(self._ids(rows, speed.FIRST_TOKENS), None)
         for n in (4, NEW_TOKENS // 2):  # the first warms up
             started = time.perf_counter()
@@ -297,7 +300,7 @@ class Eager:
         return 1e3 * seconds / n
 
     def prompt_ms(self, n_tokens: int, rounds: int) -> float:
-        """Until the first new token is known."""
+        """Milliseconds until the first new token is known."""
         found = []
         for _ in range(rounds + 1):
             ids = self._ids(1, n_tokens)

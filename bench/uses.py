@@ -72,7 +72,7 @@ def measure_filter(args: argparse.Namespace) -> None:
 
 
 def judge_all(texts: Sequence[str]) -> list[Judgement]:
-    """What words and n-grams say of each text, and the adapter too once profanity.npz weighs it."""
+    """A judgement of each text by words and n-grams. The adapter joins in if profanity.npz has its weight."""
     folder = adapter_folder("profanity")
     if folder is None or not weighs_adapter():
         return [judge(text) for text in texts]

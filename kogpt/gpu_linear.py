@@ -130,7 +130,7 @@ def _nibbles(
 
 @triton.jit
 def _spread(x: tl.tensor, INPUTS: tl.constexpr) -> tl.tensor:
-    """What belongs to a group, for each of its bytes of codes: (OUTPUTS, groups) -> (OUTPUTS, INPUTS / 2)."""
+    """Repeats a group's value for each byte of its codes: (OUTPUTS, groups) -> (OUTPUTS, INPUTS / 2)."""
     wide = tl.broadcast_to(x[:, :, None], (x.shape[0], INPUTS // GROUP, GROUP // 2))
     return tl.reshape(wide, (x.shape[0], INPUTS // 2))
 

@@ -16,7 +16,6 @@ width, F MLP width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -27,34 +26,22 @@ from kogpt import gpu_kernels as kernels
 from kogpt.config import ModelConfig
 from kogpt.gpu_linear import linear_kernel, unpack_kernel
 from kogpt.gpu_tiles import Tile, Tiles, row_tile
-from kogpt.model import Block, Linear, Rotation
+from kogpt.model import Linear
 from kogpt.torch_cache import BLOCK
 from kogpt.torch_linear import QuantizedLinear
+from kogpt.torch_pass import Layer
 
 # Rows from which weights are unpacked once and multiplied by the library: a prompt's, not a step's.
 LIBRARY_ROWS = 257
 UNPACKED = Tile(64, 128, 1, 4)
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """What the steps of one layer read besides x."""
-
-    block: Block  # weights; its projections may be quantised
-    cache: Tensor  # (2, blocks, BLOCK, H, D): keys, then values
-    rotation: Rotation  # (B, 1, R) each, float32, contiguous
-    slots: Tensor  # (B,) int64: the place of each row's new position in cache.flatten(1, 2)
-    table: Tensor  # (B, W) int64: the blocks of each row
-    positions: Tensor  # (B,) int64 of the new tokens; a row attends to as many cached positions and its own
-    places: Any  # what `prepare` gave
-
-
 @dataclass(slots=True)
 class Scratch:
-    """What the kernels of one pass hand to one another."""
+    """Buffers through which the kernels of a pass share results."""
 
     sums: Tensor  # (parts, B, 2) float32 of x, for the next LayerNorm
-    chunks: Tensor  # (B, H, chunks, D + 2) float32: what each attention program found
+    chunks: Tensor  # (B, H, chunks, D + 2) float32: partial results of attention
     done: Tensor  # (B, H) int32: how many of them are done, 0 between launches
     summed: bool = False  # whether `sums` are those of the current x
 

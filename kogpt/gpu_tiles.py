@@ -1,4 +1,4 @@
-"""Which tiles the kernels use on which card: defaults by format, until `tune` has measured better ones.
+"""Tile sizes of the kernels for each card: defaults by format, until `tune` has measured better ones.
 
     {"version": 1, "cards": {"NVIDIA H200": {"qkv int8 12288x4096": [32, 128, 5, 2]}}}
 

@@ -46,7 +46,7 @@ FIELDS = (*INTS, *FLOATS)  # of a row in Buffers.inputs, before its block table
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What the steps of one layer read besides x."""
+    """Inputs of the steps of one layer, besides x."""
 
     block: Block  # weights; its projections may be quantised
     cache: Tensor  # (2, blocks, BLOCK, H, D): keys, then values
@@ -54,7 +54,7 @@ class Layer:
     slots: Tensor  # (B,) int64: the place of each row's new position in cache.flatten(1, 2)
     table: Tensor  # (B, W) int64: the blocks of each row
     positions: Tensor  # (B,) int64 of the new tokens; a row attends to as many cached positions and its own
-    places: Any  # what `prepare` gave
+    places: Any  # result of Steps.prepare
     project: Callable[[Linear, Tensor], Tensor]  # linear(x), and what each row's adapter adds
 
 

@@ -84,6 +84,7 @@ CORE: dict[str, set[str]] = {
         "model",
         "torch_cache",
         "torch_linear",
+        "torch_pass",
         "torch",
         "triton",
     },

@@ -24,12 +24,13 @@ pytest.importorskip("triton", reason="the kernels need triton: pip install 'kogp
 
 from kogpt import gpu_linear, gpu_steps  # noqa: E402
 from kogpt.config import ModelConfig  # noqa: E402
-from kogpt.gpu_steps import GpuSteps, Layer  # noqa: E402
+from kogpt.gpu_steps import GpuSteps  # noqa: E402
 from kogpt.gpu_tiles import Tile, Tiles, key  # noqa: E402
 from kogpt.model import GPTJ, Block, Linear, rotary_table, rotate  # noqa: E402
 from kogpt.quantize import FORMATS, Quantized, parts, table  # noqa: E402
 from kogpt.torch_cache import BLOCK, Paged, attend_paged  # noqa: E402
 from kogpt.torch_linear import QuantizedLinear, plain_product  # noqa: E402
+from kogpt.torch_pass import Layer  # noqa: E402
 
 DEVICE = torch.device("cuda" if CARD else "cpu")
 Words = NDArray[np.uint32]
@@ -105,6 +106,7 @@ class Case:
             table,
             positions,
             steps.prepare(table, positions),
+            lambda linear, x: linear(x),
         )
 
     def cache(self, dtype: torch.dtype) -> Tensor:
