@@ -16,6 +16,7 @@ width, F MLP width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
