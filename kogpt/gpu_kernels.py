@@ -173,7 +173,7 @@ def _attend_chunk(
 def _join_chunks(
     scratch: tl.tensor, first: tl.tensor, n: tl.tensor, D: tl.constexpr, CHUNKS: tl.constexpr
 ) -> tl.tensor:
-    """Joins the partial results of a row and head, n chunks, into one (D,); sums in the order of positions."""
+    """Joins n partial results of a row and head into one (D,); sums in the order of positions."""
     chunk = tl.arange(0, triton.next_power_of_2(CHUNKS))
     d = tl.arange(0, triton.next_power_of_2(D))
     known = chunk < n
