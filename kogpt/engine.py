@@ -147,8 +147,10 @@ class Engine:
         for batch in self._batches(others):
             self._read(batch, pooled=False)
         self._read(pooled, pooled=True)
-        events, self._events = self._events, []
-        return events
+        try:
+            return self._events
+        finally:  # an interruption before the next line leaves them to the next step
+            self._events = []
 
     def run(self, requests: Sequence[Request]) -> list[Event]:
         """Add requests that write nothing and step until all are answered; the last event of each.
@@ -230,9 +232,7 @@ class Engine:
             if request.writing is not None:
                 known = NO_IDS if task.ids is None else task.ids
                 task.samplers = self._samplers(request.writing, known)
-            trunk = task.reader(prefix.length)
-            self._store.open(trunk, self._running())
-            task.trunk = trunk
+            task.trunk = self._store.open(task.reader(prefix.length), self._running())
 
     def _running(self) -> Iterator[Row]:
         """A row of each request that is read or written."""

@@ -63,14 +63,15 @@ class RowStore:
         """How many positions a prefix takes."""
         return 0 if prefix is None else self._prefixes[prefix].length
 
-    def open(self, trunk: Row, running: Iterable[Row] = ()) -> None:
-        """Give the trunk of a request its handle, with as much read as is known. Raises NotEnoughMemory.
+    def open(self, trunk: Row, running: Iterable[Row] = ()) -> Row:
+        """The trunk of a request with its handle, and as much read as is known. Raises NotEnoughMemory.
 
         running: rows of other requests, which it may begin with as with those of the prefix cache.
         """
         self.counters.prompt += len(trunk.task.request.inputs)
         rows = list(running) if self._max_cached else []
         self._with_memory(lambda: self._open(trunk, rows))
+        return trunk
 
     def fork(self, handle: int) -> int:
         """A row that has read what another has. Raises NotEnoughMemory."""
