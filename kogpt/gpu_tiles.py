@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 class Tile(NamedTuple):
-    """What one program computes and how; each a power of two but `stages`."""
+    """Size of the work of one program. Each field but `stages` is a power of two."""
 
     outputs: int
     inputs: int  # read at a time
-    stages: int  # of the loop: tiles on their way from memory
+    stages: int  # tiles that the loop loads ahead
     warps: int
 
 
@@ -85,7 +85,7 @@ def load(card: str) -> Tiles:
 
 
 def own_file() -> Path:
-    """Where `tune` keeps what it measured."""
+    """Path of the file that `tune` writes."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "kogpt" / "gpu_tiles.json"
 
@@ -128,7 +128,7 @@ class Job(NamedTuple):
     """One kernel on one shape, to be tuned."""
 
     key: str
-    seconds: Callable[[Tile], float | None]  # of a launch; None: the card cannot run this tile
+    seconds: Callable[[Tile], float | None]  # time of a launch; None: the card cannot run this tile
 
 
 def keep(card: str, tiles: Mapping[str, Tile], path: Path) -> None:

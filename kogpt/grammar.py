@@ -31,7 +31,7 @@ FLAGS = re.compile(r"\(\?(?!:|i\)|i:|s\)|s:)")  # groups other than these: look-
 ATOM = re.compile(
     r"\\[pPxuU]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}|\(\?[is]?:?|.", re.DOTALL
 )
-# What has to be escaped; before another character, llguidance takes a backslash for a mistake.
+# Signs of a regular expression. llguidance refuses a backslash before any other character.
 SIGN = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 

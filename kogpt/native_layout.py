@@ -37,7 +37,7 @@ class Inputs:
     """Chunks as a step reads them; `packed` points into arrays that live as long as this."""
 
     def __init__(self, chunks: Sequence[Chunk], config: ModelConfig) -> None:
-        self._ids = array("Q")  # where a negative id is a high one
+        self._ids = array("Q")  # unsigned: a negative id becomes a large one, which is refused
         for chunk in chunks:
             if chunk.inputs.ndim == 1:
                 self._ids.frombytes(chunk.inputs.astype(np.int64, copy=False).tobytes())

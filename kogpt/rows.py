@@ -77,7 +77,7 @@ class Part(NamedTuple):
     def chunk(self) -> Chunk:
         """As a runner takes it."""
         row = self.row
-        whole = not row.n_read and self.end == len(row.inputs)  # as at every step of an answer
+        whole = not row.n_read and self.end == len(row.inputs)  # the usual case: a step of an answer
         return Chunk(row.handle, row.inputs if whole else row.inputs[row.n_read : self.end], self.n_outputs)
 
     def wanted(self) -> Wanted:

@@ -219,7 +219,7 @@ class Sampler:
         )
 
     def _key_at(self, position: int) -> int:
-        """Of the noise of a position; 0 where none is drawn."""
+        """Key of the noise of a position; 0 where none is drawn."""
         return random_bits(self._key, position) if self.sampling.temperature else 0
 
     def accept(self, token: int) -> None:

@@ -96,7 +96,7 @@ class Launched:
     """A step whose tokens are drawn, or are being drawn, on the device."""
 
     rows: list[Row]
-    lengths: list[int]  # of the rows without it
+    lengths: list[int]  # lengths of the rows before this step
     draws: Sequence[Draw]
     ids: Reading
     tokens: list[int]  # what its rows read; empty until the host knows
@@ -142,7 +142,7 @@ class Decoder:
         return torch.cat(parts)
 
     def draw(self, step: Step, draws: Sequence[Draw], ahead: bool) -> Callable[[], list[int]]:
-        """As `logits`, and a token of each row; what waits for them. -1 where logits were not finite.
+        """Advance as `logits` does, and draw a token for each row. The answer, when called, waits for them.
 
         At most ROWS[-1] rows, and draws for which `is_plain` holds. ahead: whether to guess the next step.
         """

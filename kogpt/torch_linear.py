@@ -56,7 +56,7 @@ class QuantizedLinear(Linear):
         return y.view(*x.shape[:-1], self.out_features)
 
     def integers(self) -> Tensor:
-        """What is multiplied by the scale of each output, (N, K) int16."""
+        """Weights before the scale of each output, (N, K) int16."""
         if self.format == "int8":
             return self.weight.short()
         codes = torch.stack((self.weight & 15, self.weight >> 4), dim=-1).flatten(1)  # (N, K), or one more

@@ -226,7 +226,7 @@ def out(x: Tensor, attended: Tensor, inner: Tensor, layer: Layer) -> Tensor:
 
 
 def prepare(table: Tensor, positions: Tensor) -> Paged:
-    """Which slots each row reads."""
+    """Slots of the cache that each row reads."""
     return Paged.of(table, positions[:, None])
 
 

@@ -67,7 +67,7 @@ class Settings(NamedTuple):
 
 
 class DrawKind(NamedTuple):
-    """What any of the rows asks for. Operations that none of them needs are left out."""
+    """Operations that at least one row needs; the others are left out of the pass."""
 
     random: bool  # a temperature above 0
     filtered: bool  # and top-k, top-p or min-p

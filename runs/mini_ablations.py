@@ -71,7 +71,7 @@ SHAPES = {
 }
 
 
-# What a recipe says where it switches nothing on. No line switches [average] off: the recipes here have none.
+# Values that switch a technique off. [average] has none: a recipe without that table averages nothing.
 PLAIN = {
     "order": '"random"',
     "optimizer.name": '"muon"',

@@ -31,7 +31,7 @@ from kogpt.training.report import METRICS, plot, read_metrics
 from kogpt.training.validation import bits_per_byte
 
 MEASURED = ("kowiki", "law", "nsmc", "msdocs")  # whose mean is quoted
-FIGURES = "figures.json"  # in the folder of the run
+FIGURES = "figures.json"  # name within the folder of the run
 
 DEFAULTS = {"repetition_penalty": 1.2}  # with which its texts no longer loop, at temperature 0 either
 SAMPLING = Sampling(temperature=0.8, top_p=0.95, max_tokens=64)
@@ -58,7 +58,7 @@ PROMPTS = (
     "축구 국가대표팀은",
 )
 
-SOURCES = {  # what it is, and its licence
+SOURCES = {  # description and licence
     "kowiki": ("Korean Wikipedia, dump of about January 2023", "CC BY-SA 3.0"),
     "kowiki2": ("further articles of the same dump", "CC BY-SA 3.0"),
     "nsmc": ("Naver movie reviews", "CC0 1.0"),
@@ -187,13 +187,13 @@ def measure(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, float]]:
 
 
 def measure_beside(model: Path, beside: Path, files: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """As `measure`, with `beside`, the other model's bits per byte of the same bytes."""
+    """`measure`, and under `beside` the bits per byte of the other model on the same bytes."""
     rows, other = measure(model, files), measure(beside, files)
     return {name: {**row, "beside": other[name]["bits_per_byte"]} for name, row in rows.items()}
 
 
 def mean_of(rows: Mapping[str, Mapping[str, float]], column: str = "bits_per_byte") -> float:
-    """Of the sets whose mean is quoted."""
+    """Mean over the sets whose mean is quoted."""
     return sum(rows[name][column] for name in MEASURED) / len(MEASURED)
 
 

@@ -79,7 +79,7 @@ def unit(weighted: Any) -> Any:
 
 
 def adapter_odds(adapter: str, sets: dict[str, Labelled]) -> dict[str, Floats]:
-    """What an adapter of kogpt-mini says of each text, by set."""
+    """Log-odds of each text by an adapter of kogpt-mini, for each set."""
     model = KoGPT.from_pretrained(adapter=adapter)
     return {
         name: np.array([log_odds(found) for found in model.classify(texts)])

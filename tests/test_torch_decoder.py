@@ -26,7 +26,7 @@ from kogpt.torch_runner import TorchRunner
 
 TENSORS = {name: stored(array) for name, array in random_tensors(TINY).items()}
 IDS = np.random.default_rng(1).integers(0, TINY.n_vocab, (8, 100))
-# What makes the host wait, or a shape depend on values.
+# Operations that make the host wait, or a shape depend on values.
 REFUSED = {
     "_local_scalar_dense",
     "item",

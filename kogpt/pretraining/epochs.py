@@ -22,7 +22,7 @@ Counts = NDArray[np.int64]  # (S,), by source
 
 
 class Turns:
-    """Which source each row is from: shares as even as can be, in every stretch of rows.
+    """The source of each row. In every stretch of rows the shares are as even as they can be.
 
     Row n is at n / golden ratio modulo 1 (Weyl's sequence); a source has an interval as long as its weight.
     """
@@ -30,7 +30,7 @@ class Turns:
     def __init__(self, weights: Sequence[float], seed: int) -> None:
         ends = np.cumsum(weights)[:-1] / sum(weights)
         largest = 1 - 2.0**-53  # so that a share that vanishes beside another stays a number of 64 bits
-        self._ends = (np.minimum(ends, largest) * 2.0**64).astype(np.uint64)  # of all sources but the last
+        self._ends = (np.minimum(ends, largest) * 2.0**64).astype(np.uint64)  # bounds between the sources
         self._n_sources = len(weights)
         self._offset = np.uint64(np.random.default_rng(seed).integers(2**64, dtype=np.uint64))
         self._known = 0, np.zeros(self._n_sources, dtype=np.int64)
@@ -59,7 +59,7 @@ class Epoch:
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(documents[0]))
         self._starts, lengths = documents[0][order], documents[1][order]
-        self._ends = np.cumsum(lengths)  # in this epoch's line
+        self._ends = np.cumsum(lengths)  # end of each document in this epoch
         self._begins = self._ends - lengths
         self._length = length
         self._order = rng.permutation(n_windows(int(self._ends[-1]), length))
@@ -94,7 +94,7 @@ class Epochs:
         self._documents = [source.documents() for source in shards]
         self._turns = Turns(weights, seed)
         self._seed = seed
-        self._open: dict[int, tuple[tuple[int, int, int], Epoch]] = {}  # of each source the newest
+        self._open: dict[int, tuple[tuple[int, int, int], Epoch]] = {}  # newest epoch of each source
 
     def windows(self, rows: range, length: int, change: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """Source and pieces of each of these rows, counted from the `change`th change of the length."""

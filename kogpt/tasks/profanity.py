@@ -97,7 +97,7 @@ class Judgement:
 
 
 def judge(text: str, odds: float | None = None) -> Judgement:
-    """What the n-gram classifier and the words of the list say together of a text as a whole.
+    """Judges a text as a whole by the n-gram classifier and the words of the list.
 
     odds: what the profanity adapter says of it besides, see `log_odds`. InputError where profanity.npz does
     not know how to weigh an adapter.

@@ -18,7 +18,7 @@ from kogpt.training.optimizers import local
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AverageSettings:
-    """Which weights are averaged: those after step `first_step`, and after each `every` steps from then on.
+    """Weights that are averaged: those after step `first_step`, and after each `every` steps from then on.
 
     decay: 1 for the plain mean; below 1, what an average keeps of itself when weights are added to it, once
     1 / (1 - decay) have been. ConfigError for steps below 0 or 1, and a decay outside (0, 1].
@@ -46,7 +46,7 @@ class AverageSettings:
         return self.first_step or self.every
 
     def share(self, count: int) -> float:
-        """How much the newest weights count when `count` are in the average already."""
+        """Share of the newest weights when `count` are in the average already."""
         return max(1 / (count + 1), 1 - self.decay)
 
 

@@ -64,7 +64,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """What learns, and what it keeps of its past."""
+    """Model, optimizers and averages: the state that a checkpoint holds."""
 
     module: nn.Module
     optimizers: list[Optimizer]

@@ -190,7 +190,7 @@ class Run:
 
     @property
     def learner(self) -> checkpoints.Learner:
-        """What a checkpoint holds."""
+        """State that a checkpoint holds."""
         return checkpoints.Learner(self.objective, self.optimizers, self.average)
 
     def _passes(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:

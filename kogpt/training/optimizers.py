@@ -39,7 +39,7 @@ class OptimizerSettings:
     adamw_decay: float = 0.0
     muon_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
-    row_beta: float = 0.95  # what NorMuon's mean square of a row keeps of itself
+    row_beta: float = 0.95  # decay of NorMuon's mean square of a row
     muon_cautious: bool = False  # Muon's decay spares weights that the update enlarges
 
     def __post_init__(self) -> None:

@@ -17,9 +17,9 @@ SHAPES = ("wsd", "cosine")
 class Factors:
     """Factors of the peaks for one step."""
 
-    muon: float  # of Muon's learning rate
+    muon: float  # factor of Muon's learning rate
     adamw: float
-    weight_decay: float  # of each rule's decay
+    weight_decay: float  # factor of the weight decay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class Schedule:
     decay_steps: int = 0  # wsd's
     shape: str = "wsd"
     floor: float = 0.0  # factor at the end
-    power: float = 1.0  # of wsd's decay, see Cooldown
+    power: float = 1.0  # exponent of the decay of wsd, see Cooldown
     adamw: Cooldown | None = None
     weight_decay: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
 

@@ -235,7 +235,7 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
 
 
 def _origin(job: Job, stored: Checkpoint) -> Origin:
-    """What the adapter's folder says of the model that it is for, and of how it was tuned."""
+    """Origin for the adapter's folder: its model, and how it was tuned."""
     wording = job.data.wording
     return replace(Origin.of(stored, job.task, wording.labels, wording.template), settings=_recorded(job))
 

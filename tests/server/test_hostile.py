@@ -34,7 +34,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/detokenize": {"tokens": [5, 6]},
     "/v1/inference/kogpt/generation": {"prompt": "가", "max_tokens": 2},
 }
-NO_INDEX = {"/v1/search": 404}  # of a server without one; the others answer 200
+NO_INDEX = {"/v1/search": 404}  # status without an index; the other routes answer 200
 MARKER = "비밀번호4711"
 # JSON as it is sent: Python's json would not write some of it.
 BAD = [

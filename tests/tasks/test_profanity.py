@@ -1,4 +1,4 @@
-"""What is known of a text, joined: words, n-grams, and the odds of an adapter where the file weighs them."""
+"""Words, n-grams and the odds of an adapter are joined into one judgement."""
 
 from __future__ import annotations
 
