@@ -3,9 +3,10 @@
     python bench/tuning.py --data rows.jsonl --method lora
     python bench/tuning.py --data rows.jsonl --method full
 
-The same model (kogpt-mini), rows, batches, AdamW and float32 on both sides, in one process; both pad a batch
-to its longest row. Rows are those of `kogpt tune --data FILE`, with labels 0 and 1. Needs transformers, peft
-and accelerate.
+The same model (kogpt-mini), rows, batch size, AdamW and float32 on all sides, in one process; each pads a batch
+to its longest row. The Trainer is given the batches of `kogpt tune`, which hold rows of like length, and then
+shuffled rows, as it takes them by itself. Tokens are those of the rows, without padding. Rows are those of
+`kogpt tune --data FILE`, with labels 0 and 1. Needs transformers, peft and accelerate.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from kogpt.tuning.run import RATES, Job, TuningSettings, build, prepare
 
 WORDS = {"0": " 부정", "1": " 긍정"}
 Round = Callable[[Sequence[int]], list[float]]  # numbers of steps -> seconds of each
+Order = Callable[[int], Sequence[Row]]  # number of a step -> the rows of its batch
 
 
 def main() -> None:
@@ -56,7 +58,15 @@ def main() -> None:
     settings = TuningSettings(method=args.method, batch=args.batch, dtype="float32", truncate=True)
     job = prepare(settings, "kogpt-mini", data, None)
     with tempfile.TemporaryDirectory() as folder:
-        sides = {"kogpt": ours(job, Path(folder)), "transformers": theirs(job, folder)}
+        orders = {
+            "kogpt": job.batches.rows_of,
+            "transformers, batches of kogpt": job.batches.rows_of,
+            "transformers": shuffled(job),
+        }
+        sides = {
+            name: theirs(job, folder, order) if name.startswith("transformers") else ours(job, Path(folder))
+            for name, order in orders.items()
+        }
         steps = range(2 + args.steps * args.rounds)
         for side in sides.values():
             side(steps[:2])  # warms up
@@ -65,8 +75,29 @@ def main() -> None:
             for name, side in sides.items():
                 seconds[name] += side(steps[first : first + args.steps])
     report(
-        args.method, seconds, [sum(len(row.ids) for row in job.batches.rows_of(step)) for step in steps[2:]]
+        args.method,
+        {
+            name: [n_tokens(order(step)) / taken for step, taken in zip(steps[2:], seconds[name], strict=True)]
+            for name, order in orders.items()
+        },
     )
+
+
+def shuffled(job: Job) -> Order:
+    """Batches of rows in a random order."""
+    random = np.random.default_rng(0).permutation(len(job.train))
+    size = job.settings.batch
+
+    def rows_of(step: int) -> list[Row]:
+        places = np.arange(step * size, (step + 1) * size) % len(random)
+        return [job.train[index] for index in random[places]]
+
+    return rows_of
+
+
+def n_tokens(rows: Sequence[Row]) -> int:
+    """Tokens of some rows, padding not counted."""
+    return sum(len(row.ids) for row in rows)
 
 
 def ours(job: Job, folder: Path) -> Round:
@@ -92,7 +123,7 @@ def ours(job: Job, folder: Path) -> Round:
     return one_round
 
 
-def theirs(job: Job, folder: str) -> Round:
+def theirs(job: Job, folder: str, order: Order) -> Round:
     """Rounds of transformers' Trainer, with PEFT's LoRA."""
     model = GPTJForCausalLM.from_pretrained(job.stored.folder, dtype=torch.float32)
     if job.settings.method == "lora":
@@ -117,7 +148,7 @@ def theirs(job: Job, folder: str) -> Round:
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        rows = [row for step in steps for row in job.batches.rows_of(step)]
+        rows = [row for step in steps for row in order(step)]
         InOrder(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[clock]).train()
         return clock.seconds
 
@@ -159,22 +190,21 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # a class that is not typed
         self.seconds.append(time.perf_counter() - self.begin)
 
 
-def report(method: str, seconds: dict[str, list[float]], tokens: Sequence[int]) -> None:
-    """A line for each side and one for the ratio of the medians."""
-    rates = {
-        name: [n / taken for n, taken in zip(tokens, times, strict=True)] for name, times in seconds.items()
-    }
+def report(method: str, rates: dict[str, list[float]]) -> None:
+    """A line for each side, with how many times as fast kogpt is: the ratio of the medians of tokens/s."""
+    own = statistics.median(rates["kogpt"])
     for name, found in rates.items():
-        facts = {"method": method, "side": name, "tokens_per_second": round(statistics.median(found))}
-        print(json.dumps({**facts, "best": round(max(found)), "worst": round(min(found))}))
-    ratio = statistics.median(a / b for a, b in zip(*rates.values(), strict=True))
+        median = statistics.median(found)
+        facts = {"method": method, "side": name, "tokens_per_second": round(median)}
+        facts |= {"best": round(max(found)), "worst": round(min(found)), "kogpt_is": round(own / median, 2)}
+        print(json.dumps(facts))
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
     }
     place = {"threads": torch.get_num_threads(), "machine": platform.machine()}
-    print(json.dumps({"method": method, "ratio": round(ratio, 2), **place, **versions}))
+    print(json.dumps({**place, **versions}))
 
 
 if __name__ == "__main__":

@@ -237,13 +237,13 @@ class _ChangedTokens:
         """prompt: the ids that the repetition penalty counts as seen."""
         s = self._sampling = sampling
         self._penalized = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0)
-        seen = np.unique(prompt) if s.repetition_penalty != 1.0 else prompt[:0]
-        biased = np.fromiter(s.logit_bias, np.int64, len(s.logit_bias))
-        ids = np.union1d(seen, biased)
-        ids = ids if n_vocab is None else ids[ids < n_vocab]
+        # Sets, because numpy's own unique loads numpy.ma: 17 ms of the first answer.
+        seen = set(prompt.tolist()) if s.repetition_penalty != 1.0 else set()
+        known = sorted(seen.union(s.logit_bias))
+        ids = np.array([i for i in known if n_vocab is None or i < n_vocab], np.int64)
         self._arrays = Changes(ids, np.zeros(len(ids)), np.ones(len(ids)), np.zeros(len(ids)))
         self._n = len(ids)
-        self._arrays.factor[np.isin(ids, seen)] = s.repetition_penalty
+        self._arrays.factor[[i in seen for i in ids.tolist()]] = s.repetition_penalty
         self._arrays.bias[:] = [s.logit_bias.get(token, 0.0) for token in ids.tolist()]
         self._places = {token: place for place, token in enumerate(ids.tolist())} if self._penalized else {}
         self._counts: Counter[int] = Counter()

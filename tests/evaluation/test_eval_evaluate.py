@@ -109,7 +109,7 @@ def test_kill_minus_9_at_random_moments(tmp_path: Path, tiny_tokenizer: Path, sm
         out=str(out),
     )
     command = [sys.executable, "-c", script]
-    for n_files in (1, 2, 4):
+    for n_files in (1, 3):
         process = subprocess.Popen(command, cwd=HERE.parents[1])
         while process.poll() is None and len(list(out.glob("batches/*"))) < n_files:
             time.sleep(0.002)

@@ -112,7 +112,9 @@ def test_sharding_divides_the_state_and_nothing_else() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its fake processes
-@pytest.mark.parametrize(("checkpointing", "most"), [(False, 1.15), (True, 1.45)])
+@pytest.mark.parametrize(
+    ("checkpointing", "most"), [pytest.param(False, 1.15, marks=pytest.mark.slow), (True, 1.45)]
+)
 @pytest.mark.parametrize(
     "changes",
     [pytest.param({"n_layers": 6}, marks=pytest.mark.slow), {"d_model": 384, "d_ff": 1536, "n_vocab": 4096}],

@@ -157,7 +157,7 @@ def test_the_recipe_of_the_toy_trains_as_written_out_by_hand(
     monkeypatch.setattr("kogpt.pretraining.run.measure_peak", lambda *_: 1e12)
     text = toy.RECIPE.format(context=32, steps=6, warmup=2, decay=2)
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
-    changes = ["loop.log_every = 1", f"loop.tokens_per_pass = {8 * 32 // passes}"]
+    changes = ["model.n_layers = 2", "loop.log_every = 1", f"loop.tokens_per_pass = {8 * 32 // passes}"]
     recipe = read_recipe(tmp_path / "recipe.toml", changes)
     assert pretrain(recipe, root, tmp_path / "run", Processes()) is End.DONE
     model, losses, norms = trained_by_hand(recipe, root)

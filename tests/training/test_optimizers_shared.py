@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
             torch.save(found, folder / "found.pt")
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 3])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Any]:
     """How many processes, and what they found."""
     count, folder = request.param, tmp_path_factory.mktemp("together")
