@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.random_checkpoint import RandomTensors, write_byte_tokenizer
+from bench.random_checkpoint import RandomTensors
 from kogpt import checkpoint
 from kogpt.cli.bench import shape_config
 from kogpt.memory import usable_cpus
@@ -191,8 +191,8 @@ def _wait(child: subprocess.Popen[bytes], port: int, name: str) -> None:
     raise SystemExit(f"{name} ended with {child.returncode}")
 
 
-def llama_server(path: str, port: int, rows: int) -> None:
-    """llama.cpp's server, until it is killed."""
+def llama_server(path: str, port: int, rows: int, context: int) -> None:
+    """llama.cpp's server, until it is killed; it takes memory for `context` tokens of each row at once."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -200,7 +200,7 @@ def llama_server(path: str, port: int, rows: int) -> None:
     parameters.hostnames = [HOST]
     parameters.port = port
     parameters.n_parallel = rows
-    parameters.n_ctx = rows * CONTEXT
+    parameters.n_ctx = rows * context
     parameters.cont_batching = True
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = usable_cpus()
     server = xllamacpp.Server(parameters)
@@ -299,7 +299,7 @@ def prefix(server: Server, rounds: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     if args.llama is not None:
-        return llama_server(args.llama, args.port, max(CLIENTS))
+        return llama_server(args.llama, args.port, max(CLIENTS), args.context)
     if args.lines is not None:
         return serve_lines(args.lines, args.type, max(CLIENTS))
     with ExitStack() as stack:
@@ -311,7 +311,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         python = [sys.executable, "-m"]
         serve = ["kogpt", "serve", "--port", "{port}", "--model", folder, "--dtype", args.type]
         kogpt = stack.enter_context(running("kogpt", [*python, *serve, "--rows", str(max(CLIENTS))]))
-        llama = [*python, "bench.load", "--llama", str(gguf), "--port", "{port}"]
+        llama = [
+            *python,
+            "bench.load",
+            "--llama",
+            str(gguf),
+            "--port",
+            "{port}",
+            "--context",
+            str(args.context),
+        ]
         servers = [kogpt, *([] if args.alone else [stack.enter_context(running("llama.cpp", llama))])]
         alone = [*python, "bench.load", "--lines", folder, "--type", args.type]
         engines = [stack.enter_context(engine(alone))] if args.engine else []
@@ -328,8 +337,8 @@ def model_folder(place: Path, shape: str) -> str:
         return "kogpt-mini"
     folder = place / shape
     if not folder.exists():
-        tokenizer = place / "tokenizer.json"
-        write_byte_tokenizer(tokenizer)
+        place.mkdir(parents=True, exist_ok=True)
+        tokenizer = checkpoint.load("kogpt-mini").folder / "tokenizer.json"  # llama.cpp wants one with merges
         checkpoint.save(
             folder, shape_config(shape), RandomTensors(shape_config(shape), 0), "bfloat16", tokenizer
         )
@@ -358,6 +367,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", action="store_true", help="measure the session without HTTP, too")
     parser.add_argument("--alone", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--prefix", action="store_true", help="measure a prompt that was read before, too")
+    parser.add_argument(
+        "--context", type=int, default=CONTEXT, help="tokens that llama.cpp keeps for each client"
+    )
     parser.add_argument("--models", type=Path, help="keep the converted models in this folder")
     parser.add_argument("--prepare", action="store_true", help="convert the models, measure nothing")
     parser.add_argument("--llama", metavar="FILE", help=argparse.SUPPRESS)  # be llama.cpp's server

@@ -3,10 +3,10 @@
     python bench/tuning.py --data rows.jsonl --method lora
     python bench/tuning.py --data rows.jsonl --method full
 
-The same model (kogpt-mini), rows, batch size, AdamW and float32 on all sides, in one process; each pads a batch
-to its longest row. The Trainer is given the batches of `kogpt tune`, which hold rows of like length, and then
-shuffled rows, as it takes them by itself. Tokens are those of the rows, without padding. Rows are those of
-`kogpt tune --data FILE`, with labels 0 and 1. Needs transformers, peft and accelerate.
+The same model (kogpt-mini), rows, batch size, AdamW and float32 on all sides, in one process; each pads a
+batch to its longest row. The Trainer is given the batches of `kogpt tune`, which hold rows of like length, and
+then shuffled rows, as it takes them by itself. Tokens are those of the rows, without padding. Rows are those
+of `kogpt tune --data FILE`, with labels 0 and 1. Needs transformers, peft and accelerate.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def main() -> None:
     report(
         args.method,
         {
-            name: [n_tokens(order(step)) / taken for step, taken in zip(steps[2:], seconds[name], strict=True)]
+            name: [
+                n_tokens(order(step)) / taken for step, taken in zip(steps[2:], seconds[name], strict=True)
+            ]
             for name, order in orders.items()
         },
     )
