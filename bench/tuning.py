@@ -4,9 +4,9 @@
     python bench/tuning.py --data rows.jsonl --method full
 
 The same model (kogpt-mini), rows, batch size, AdamW and float32 on all sides, in one process; each pads a
-batch to its longest row. The Trainer is given the batches of `kogpt tune`, which hold rows of like length, and
-then shuffled rows, as it takes them by itself. Tokens are those of the rows, without padding. Rows are those
-of `kogpt tune --data FILE`, with labels 0 and 1. Needs transformers, peft and accelerate.
+batch to its longest row. The Trainer is given the batches of `kogpt tune`, which hold rows of like length,
+and then shuffled rows, as it takes them by itself. Tokens are those of the rows, without padding. Rows are
+those of `kogpt tune --data FILE`, with labels 0 and 1. Needs transformers, peft and accelerate.
 """
 
 from __future__ import annotations
