@@ -578,7 +578,7 @@ def test_grades_are_learnt_in_both_orders(tiny_folder: Path, tmp_path: Path, no_
     path = write(tmp_path / "pairs.jsonl", pairs(60))
     data = read_data(Files(train=path), Wording("{text1}/{text2}="), Choice(dev_share=0.3))
     settings = TuningSettings(
-        method="lora", head=True, batch=8, epochs=8, rate=3e-3, patience=100, dtype="float32"
+        method="lora", head=True, batch=8, epochs=5, rate=5e-3, checks=1, patience=100, dtype="float32"
     )
     made = prepare(settings, str(tiny_folder), data, None)
     assert len(made.train) == 2 * len(data.train) and made.train[0].item == made.train[1].item
