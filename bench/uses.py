@@ -27,7 +27,7 @@ from kogpt import KoGPT
 from kogpt.classification import Wording
 from kogpt.tasks.named import NAMED, adapter_folder
 from kogpt.tasks.personal import find_personal
-from kogpt.tasks.profanity import Judgement, find_profanity, judge, log_odds, weighs_adapter
+from kogpt.tasks.profanity import ADAPTER, Judgement, find_profanity, judge_all
 from kogpt.tasks.sentences import split_sentences
 from kogpt.tasks.summaries import Writer, make_title, summarize
 
@@ -59,25 +59,32 @@ def measure_filter(args: argparse.Namespace) -> None:
     praise = [r["document"] for r in read(args.data / "nsmc_test.tsv.gz") if r["label"] == "1"][:5000]
     profane = ["3" in r["labels"].split(",") for r in comments]
     insulting = [r["label"] == "1" for r in posts]
-    judged, said = judge_all([row["text"] for row in posts]), judge_all([row["text"] for row in comments])
     words = [bool(find_profanity(row["text"])) for row in comments]
-    profane_f1 = f1(profane, [x.profane for x in said])
-    show("profanity, K-MHaS test, F1 (words alone)", f"{profane_f1:.3f} ({f1(profane, words):.3f})")
-    show("insult, Curse-detection-data test, F1", f"{f1(insulting, [x.insulting for x in judged]):.3f}")
+    model = KoGPT.from_pretrained(adapter=ADAPTER)
+    said = judgements([row["text"] for row in comments], model)
+    scores = [f"{f1(profane, [x.profane for x in each]):.3f}" for each in said]
+    show(
+        "profanity, K-MHaS test, F1: words, with n-grams, with the adapter",
+        f"{f1(profane, words):.3f}",
+        *scores,
+    )
+    judged = judgements([row["text"] for row in posts], model)
+    scores = [f"{f1(insulting, [x.insulting for x in each]):.3f}" for each in judged]
+    show("insult, Curse-detection-data test, F1: n-grams, with the adapter", *scores)
     for name, texts in (("clean HateScore", clean), ("positive NSMC", praise)):
-        alarms = statistics.mean(x.profane for x in judge_all(texts))
+        alarms = [f"{statistics.mean(x.profane for x in each):.2%}" for each in judgements(texts, model)]
         covered = statistics.mean(bool(find_profanity(text)) for text in texts)
-        show(f"alarms on {name} (texts with a covered word)", f"{alarms:.2%} ({covered:.2%})")
+        show(
+            f"{name}: texts with a covered word; alarms by n-grams, with the adapter",
+            f"{covered:.2%}",
+            *alarms,
+        )
     measure_personal(args.personal)
 
 
-def judge_all(texts: Sequence[str]) -> list[Judgement]:
-    """A judgement of each text by words and n-grams. The adapter joins in if profanity.npz has its weight."""
-    folder = adapter_folder("profanity")
-    if folder is None or not weighs_adapter():
-        return [judge(text) for text in texts]
-    found = KoGPT.from_pretrained(adapter=folder).classify(list(texts))
-    return [judge(text, log_odds(each)) for text, each in zip(texts, found, strict=True)]
+def judgements(texts: Sequence[str], model: KoGPT) -> list[list[Judgement]]:
+    """Of each text by words and n-grams, then the same with the adapter."""
+    return [judge_all(texts), judge_all(texts, model)]
 
 
 def measure_personal(maker: Path) -> None:

@@ -67,6 +67,11 @@ class Wording:
         """The texts whose likelihoods are compared: the answer words, or the labels themselves."""
         return self.words or self.labels
 
+    def classification(self, text: str, row: Floats, cut: bool = False) -> Classification:
+        """The answer for a text from (C,) probabilities."""
+        probabilities = dict(zip(self.labels, map(float, row), strict=True))
+        return Classification(text, self.labels[int(row.argmax())], probabilities, cut)
+
     def ask(self, text: str) -> str:
         """The question about a text."""
         return self.template.replace(PLACE, text)
@@ -112,12 +117,12 @@ class Classifier:
                 found = self._likelihoods(questions)
                 found = shares(found) if free is None else calibrated(found, free)
                 for text, question, row in zip(batch, questions, found, strict=True):
-                    yield self._answer(text, row, question.cut)
+                    yield self.wording.classification(text, row, question.cut)
 
-    def _answer(self, text: str, row: Floats, cut: bool) -> Classification:
-        labels = self.wording.labels
-        probabilities = dict(zip(labels, map(float, row), strict=True))
-        return Classification(text, labels[int(row.argmax())], probabilities, cut)
+    def request(self, text: str) -> Request:
+        """What `classify` asks about one text, for a wording that has no shared part."""
+        assert not self.wording.shared()
+        return _Prompt(self, self.prefix, "").question(text).request
 
     def _likelihoods(self, questions: Sequence[_Question]) -> Floats:
         """(questions, C) log-likelihoods of the labels."""
@@ -132,7 +137,7 @@ class Classifier:
             yield _Prompt(self, self.prefix, "")
             return
         ids = self.session.prompt_ids(shared, engine.length(self.prefix) + 1)
-        request = Request(ids, prefix=self.prefix, adapter=self.adapter, keep=True, reusable=False)
+        request = Request(ids, prefix=self.prefix, adapter=self.adapter, keep=True)
         [event] = self.session.ask([request])
         assert event.prefix is not None
         try:
@@ -150,9 +155,20 @@ def shares(likelihoods: Floats) -> Floats:
 
 
 def calibrated(likelihoods: Floats, free: Floats) -> Floats:
-    """(texts, C) log-likelihoods -> probabilities, divided by those of texts without content, `free`."""
-    bias = np.log(shares(free).mean(axis=0))
-    return shares(np.log(np.maximum(shares(likelihoods), 1e-300)) - bias)
+    """(texts, C) log-likelihoods -> probabilities, divided by those of texts without content, `free`.
+
+    In logarithms throughout: a label of hundreds of tokens is less likely than float64 can say otherwise.
+    """
+    others = _log_shares(free)
+    most = others.max(axis=0)
+    bias = most + np.log(np.exp(others - most).mean(axis=0))
+    return shares(_log_shares(likelihoods) - bias)
+
+
+def _log_shares(likelihoods: Floats) -> Floats:
+    shifted = likelihoods - likelihoods.max(axis=1, keepdims=True)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

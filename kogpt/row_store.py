@@ -30,6 +30,7 @@ class Prefix(NamedTuple):
     length: int
     adapter: int | None
     ids: Ids | None  # None for embeddings, keys and values
+    owner: Owner | None = None  # whose later texts may begin with it once it is released; None: nobody's
 
 
 @dataclass(slots=True)
@@ -80,7 +81,8 @@ class RowStore:
     def keep(self, row: Row) -> int:
         """Make a row a prefix; its handle, freed by `release`."""
         task = row.task
-        self._prefixes[row.handle] = Prefix(row.length, task.request.adapter, task.ids)
+        owner = None if _read_ids(row) is None else _owner(task.request)
+        self._prefixes[row.handle] = Prefix(row.length, task.request.adapter, task.ids, owner)
         return row.handle
 
     def load(self, prefix: KeyValuePrefix, adapter: int | None) -> int:
@@ -108,12 +110,15 @@ class RowStore:
         self.free_released(waiting)
 
     def free_released(self, waiting: Collection[Request]) -> None:
-        """Close the released prefixes that no waiting request begins with."""
+        """Close the released prefixes that no waiting request begins with, or leave them to the cache."""
         if self._released:
-            for prefix in self._released - {request.prefix for request in waiting}:
-                self._released.remove(prefix)
-                del self._prefixes[prefix]
-                self._runner.close(prefix)
+            for handle in self._released - {request.prefix for request in waiting}:
+                self._released.remove(handle)
+                prefix = self._prefixes.pop(handle)
+                if prefix.owner is None or prefix.ids is None:
+                    self._runner.close(handle)
+                else:
+                    self._cache.put(prefix.owner, prefix.ids, handle)
 
     def drop_adapter(self, adapter: int) -> None:
         """Forget a LoRA that no request and no prefix uses any more."""

@@ -7,7 +7,7 @@ import pytest
 from korean import PROSE
 
 from kogpt import KoGPT, KoGPTError
-from kogpt.classification import WITHOUT_CONTENT, Wording
+from kogpt.classification import WITHOUT_CONTENT, Wording, calibrated
 
 TEXTS = [line for line in PROSE if line.strip()][:5]
 SHOTS = Wording(
@@ -85,3 +85,10 @@ def test_nothing_to_classify(model: KoGPT) -> None:
 def test_a_model_without_adapter_needs_labels(model: KoGPT) -> None:
     with pytest.raises(KoGPTError, match="no labels"):
         model.classify("글")
+
+
+def test_a_label_far_less_likely_than_another_has_a_probability() -> None:
+    """e^-745 is 0 in float64, and its logarithm made every probability NaN."""
+    likelihoods, free = np.array([[-2.0, -1500.0], [-3.0, -1600.0]]), np.array([[-2.0, -1550.0]])
+    found = calibrated(likelihoods, free)
+    np.testing.assert_allclose(found, [[1 / (1 + np.exp(50)), 1], [1, np.exp(-49)]], atol=1e-12)

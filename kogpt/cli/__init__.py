@@ -39,6 +39,10 @@ COMMANDS = {
         "summarise a text: its main sentences, a title, or a line by the model",
     ),
     "ask": ("kogpt.cli.ask", "answer a question from a text or an index, the evidence first"),
+    "filter": (
+        "kogpt.cli.filter",
+        "cover profanity and personal data in texts, and judge how profane they are",
+    ),
     "report": ("kogpt.cli.report", "write a report of harmful text, which you may send"),
     "mcp": ("kogpt.cli.mcp", "offer Korean text tools to agents by the Model Context Protocol"),
     "serve": ("kogpt.cli.serve", "serve a model over HTTP: OpenAI's API, Kakao's API and a page"),

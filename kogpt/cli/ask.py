@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 from kogpt.cli.options import load_model, read_count
 from kogpt.cli.texts import add_text_options, read_whole
-from kogpt.errors import InputError, localized
+from kogpt.errors import localized
 from kogpt.texts import decode_argument
 
 if TYPE_CHECKING:
     from kogpt.tasks.answers import Evidence, Source
-
-N_PASSAGES = 10  # passages of an index in which answers are sought
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,20 +53,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sources(args: argparse.Namespace, question: str) -> list[Source]:
-    from kogpt.tasks.answers import Source
+    from kogpt.tasks.answers import Source, find_sources
 
     if args.file is not None:
         return [Source(read_whole(args.file, args.encoding))]
     from kogpt.search.index import Index
 
     with Index.open(args.index) as index:
-        hits = index.query(question, N_PASSAGES)
-    if not hits:
-        raise InputError(
-            f"no passage of {args.index} shares a word with the question: ask in other words",
-            f"{args.index}: 질문과 낱말이 겹치는 문단이 없습니다. 다른 말로 물어 보세요",
-        )
-    return [Source(hit.passage, hit.source, hit.score) for hit in hits]
+        return find_sources(question, index)
 
 
 def _show(evidence: list[Evidence]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kogpt.classification import Classification, Wording
     from kogpt.comparison import Comparison
     from kogpt.generation import KoGPT
+    from kogpt.tasks.named import Labeller
 
 NAMES = ("sentiment", "intent", "profanity")
 FORMATS = ("text", "json", "tsv")
@@ -77,11 +78,9 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is None:
         _say_accuracy(answers, found)
         return 0
-    other, other_wording = _load(
-        argparse.Namespace(**{**vars(args), "model": args.compare, "revision": None})
-    )
-    with other:
-        second = other.classify([item.text for item in items], other_wording)
+    other = _load(argparse.Namespace(**{**vars(args), "model": args.compare, "revision": None}))
+    with other.model:
+        second = other.label([item.text for item in items])
     from kogpt.comparison import compare
 
     _show_comparison(args, compare(answers, [x.label for x in found], [x.label for x in second]))
@@ -110,21 +109,21 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _load(args: argparse.Namespace) -> tuple[KoGPT, Wording]:
+def _load(args: argparse.Namespace) -> Labeller:
     """The model, with the adapter that the labels ask for, and how it is asked."""
-    from kogpt.tasks.named import NAMED, adapter_folder
+    from kogpt.tasks.named import NAMED, Labeller, adapter_folder
 
     if args.named is None:
         model = load_model(args)
-        return model, _own_wording(args, model)
+        return Labeller(model, _own_wording(args, model))
     folder = adapter_folder(args.named) if args.model == "kogpt-mini" else None
     if folder is not None:
-        model = load_model(argparse.Namespace(**{**vars(args), "adapter": str(folder)}))
-        return model, model.wording()
+        return Labeller.by_adapter(load_model(argparse.Namespace(**{**vars(args), "adapter": str(folder)})))
     en = f"{args.model} has no adapter for {args.named}: it is asked by a prompt, which is less accurate"
     ko = f"{args.model}에는 {args.named} 어댑터가 없어 프롬프트로 묻습니다. 정확도가 낮을 수 있습니다"
     print(f"kogpt: {localized(en, ko)}", file=sys.stderr)
-    return load_model(args), replace(NAMED[args.named], calibrated=not args.no_calibration)
+    wording = replace(NAMED[args.named], calibrated=not args.no_calibration)
+    return Labeller(load_model(args), wording)
 
 
 def _own_wording(args: argparse.Namespace, model: KoGPT) -> Wording:
@@ -159,11 +158,11 @@ def _examples(path: str | None, labels: Sequence[str]) -> tuple[tuple[str, int],
 
 def _worker(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any]]:
     """A function that classifies a batch of texts with a model of its own."""
-    model, wording = _load(args)
+    labeller = _load(args)
 
     def work(texts: Sequence[str]) -> dict[str, Any]:
-        found = [asdict(classification) for classification in model.classify(list(texts), wording)]
-        return {"labels": wording.labels, "found": found}
+        found = [asdict(classification) for classification in labeller.label(texts)]
+        return {"labels": labeller.wording.labels, "found": found}
 
     return work
 

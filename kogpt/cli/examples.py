@@ -36,6 +36,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt ask '정책제안서를 제출하는 시기는 언제인가?' --file article.txt",
         "kogpt ask '임진왜란 때 조선의 왕은?' --index history --json",
     ),
+    "kogpt filter": (
+        "kogpt filter '문의는 010-0123-4567로 주세요'",
+        "kogpt filter --file comments.tsv --adapter profanity --format tsv",
+    ),
     "kogpt report": ("kogpt report --prompt '오늘' --text '...' --note '욕설' --temperature 0.8",),
     "kogpt mcp": ("kogpt mcp --index notes",),
     "kogpt serve": ("kogpt serve", "kogpt serve --host 0.0.0.0 --api-key-file keys.txt"),

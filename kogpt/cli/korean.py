@@ -175,6 +175,12 @@ HELP = {
     "answer a question from a text or an index, the evidence first": (
         "글이나 색인에서 질문의 답을 찾습니다. 근거를 먼저 보여 줍니다"
     ),
+    "cover profanity and personal data in texts, and judge how profane they are": (
+        "글의 욕설과 개인정보를 가리고, 글이 얼마나 거친지 판정합니다"
+    ),
+    "cover what is found with stars, or end the text before it (default: %(default)s)": (
+        "찾은 것을 별표로 가리거나(mask) 그 앞에서 글을 끝냅니다(block) (기본값: %(default)s)"
+    ),
     "write a report of harmful text, which you may send": (
         "유해한 글의 신고서를 씁니다. 보내는 것은 사용자입니다"
     ),

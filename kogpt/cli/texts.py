@@ -22,8 +22,8 @@ class Item:
     label: str | None = None
 
 
-def add_text_arguments(parser: argparse.ArgumentParser) -> None:
-    """TEXT, --file, --text-column, --label-column, --encoding."""
+def add_text_arguments(parser: argparse.ArgumentParser, labels: bool = True) -> None:
+    """TEXT, --file, --text-column, --label-column (where labels are of use), --encoding."""
     parser.add_argument(
         "texts", nargs="*", metavar="TEXT", help="texts; without one, standard input, a text per line"
     )
@@ -38,12 +38,14 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name of the text's column (default: %(default)s)",
     )
-    parser.add_argument(
-        "--label-column",
-        default="label",
-        metavar="NAME",
-        help="name of the right label's column (default: %(default)s)",
-    )
+    parser.set_defaults(label_column="label")
+    if labels:
+        parser.add_argument(
+            "--label-column",
+            default="label",
+            metavar="NAME",
+            help="name of the right label's column (default: %(default)s)",
+        )
     _add_encoding(parser)
 
 

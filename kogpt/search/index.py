@@ -143,7 +143,7 @@ class Index:
         embedder: the model whose vectors the index holds; without it words decide alone. InputError for an
         empty or endless text, a damaged index, and vectors of another model.
         """
-        _require_query(text)
+        require_query(text)
         with self._reading():
             ids, scores = self._lexical(text, max(k, RESCORED) if embedder else k)
             if embedder is not None and len(ids):
@@ -392,7 +392,8 @@ def _check_analysis(database: sqlite3.Connection, folder: Path) -> None:
         raise store.another_version(folder, f"{store.VERSION}/{found}")
 
 
-def _require_query(text: str) -> None:
+def require_query(text: str) -> None:
+    """Raise InputError for a query without a word, or a longer one than is taken."""
     if not analysis.words(text):
         raise InputError(
             "the query has no word: write what you look for", "검색어가 비어 있습니다. 찾을 말을 쓰세요"

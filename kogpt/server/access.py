@@ -154,9 +154,12 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or origin not in self.access.origins:
             return []
+        # A preflight names the headers that it will send; OpenAI's client for browsers has some of its own.
+        wanted = headers.get("access-control-request-headers")
+        allowed = ", ".join(["authorization, content-type", *([wanted] if wanted else [])])
         return [
             (b"access-control-allow-origin", origin.encode("latin-1")),
-            (b"access-control-allow-headers", b"authorization, content-type"),
+            (b"access-control-allow-headers", allowed.encode("latin-1")),
             (b"access-control-allow-methods", b"GET, POST"),
             (b"vary", b"Origin"),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -13,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from kogpt.request import Request, Scores
 from kogpt.sampling import SampledToken
+from kogpt.server.aside import while_connected
 from kogpt.server.fields import Writing
 from kogpt.server.refusals import Refused, failure
-from kogpt.server.service import Served, Service, Usage, finite, while_connected
+from kogpt.server.service import Served, Service, Usage, finite, n_named
 from kogpt.server.streams import EventStream, event, quoted, to_json
 from kogpt.server.worker import Aborted, Ticket
 from kogpt.session import Piece
@@ -23,6 +25,7 @@ from kogpt.tokenizer import Tokenizer
 
 # Why an answer ended, in OpenAI's words; anything else is told as it is.
 FINISH = {"filtered": "content_filter"}
+MANY = 2000  # tokens and candidates: some milliseconds
 PREFIXES = {"text_completion": "cmpl", "chat.completion": "chatcmpl"}  # of ids
 
 
@@ -51,19 +54,24 @@ class Answer:
         ticket = self.service.begin(self.requests, self.usage)
         if not body.stream:
             try:
-                return JSONResponse(await while_connected(http, self.whole(ticket)))
+                whole: Response = await while_connected(http, self.whole(ticket))
+                return whole
             finally:
                 self.service.end(ticket)
         return EventStream(self.events(ticket, body.include_usage), lambda: self.service.end(ticket))
 
-    async def whole(self, ticket: Ticket) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    async def whole(self, ticket: Ticket) -> Response:
+        """An answer that is not streamed; one that names many tokens is put together beside the loop."""
         choices = self._choices()
         async for index, piece in self.service.good_pieces(ticket, self.usage):
             choices[self._place(index, piece)].push(piece)
-        return self._object(self.kind, [choice.whole() for choice in choices]) | {
-            "usage": self.usage.openai()
-        }
+        if sum(map(n_named, self.requests)) > MANY:
+            return await asyncio.to_thread(self._whole, choices)
+        return self._whole(choices)
+
+    def _whole(self, choices: Sequence[Choice]) -> Response:
+        document = self._object(self.kind, [choice.whole() for choice in choices])
+        return JSONResponse(document | {"usage": self.usage.openai()})
 
     async def events(self, ticket: Ticket, include_usage: bool) -> AsyncIterator[str]:
         """Server-sent events. A stream that fails ends with an error and without [DONE]."""

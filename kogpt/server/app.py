@@ -62,6 +62,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         service.worker.start()
         yield
         await asyncio.to_thread(service.worker.stop)
+        service.aside.close()
         if service.template is not None:
             service.template.close()
 

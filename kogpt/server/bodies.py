@@ -9,6 +9,7 @@ import asyncio
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,14 @@ from starlette.requests import Request as HttpRequest
 from kogpt.server.limits import Host
 from kogpt.server.refusals import Refused
 
-STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# A string, or one that never ends: what begins like one is never tried again from a later quotation mark.
+STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 BRACKET = re.compile(r"[\[\]{}]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_DIGITS = 400  # of a number; float64 needs at most 309 before the point
+MAX_KEYS = 4096  # of an object: each that is wrong costs a complaint
+SHOWN = 60  # characters of a name in a complaint
+LARGE = 1 << 16  # bytes of a body that is parsed beside the event loop, for that takes milliseconds
 
 
 async def read_body(request: HttpRequest, host: Host) -> dict[str, Any]:
@@ -36,15 +41,15 @@ async def read_body(request: HttpRequest, host: Host) -> dict[str, Any]:
             async for part in request.stream():
                 size += len(part)
                 host.buffered += len(part)
-                if (
-                    size > limits.body_bytes
-                    or int(request.headers.get("content-length") or 0) > limits.body_bytes
-                ):
+                if size > limits.body_bytes:
                     raise Refused(f"the body is larger than {limits.body_bytes} bytes", status=413)
                 if host.buffered > limits.buffered_bytes:
                     raise Refused("too many bodies at once: try again later", status=503)
                 parts.append(part)
-        return parse_object(b"".join(parts), limits.json_depth)
+        raw = b"".join(parts)
+        if size > LARGE:
+            return await asyncio.to_thread(parse_object, raw, limits.json_depth)
+        return parse_object(raw, limits.json_depth)
     except TimeoutError:
         message = f"the body did not arrive within {limits.body_seconds:g} seconds"
         raise Refused(message, status=408, headers={"Connection": "close"}) from None
@@ -67,7 +72,7 @@ def parse_object(raw: bytes, max_depth: int) -> dict[str, Any]:
         raise Refused(message, code="invalid_json") from None
     if not isinstance(document, dict):
         raise Refused("the body must be a JSON object", code="invalid_json")
-    _check_surrogates(document)
+    _check_surrogates(document, "")
     return document
 
 
@@ -88,11 +93,12 @@ def _check_depth(text: str, limit: int) -> None:
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise Refused(f"an object has {len(pairs)} keys, the limit is {MAX_KEYS}", code="invalid_json")
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Refused(f"the key {twice[:60]!r} is there twice", twice[:60], code="invalid_json")
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise Refused(f"the key {twice[:SHOWN]!r} is there twice", twice[:SHOWN], code="invalid_json")
     return found
 
 
@@ -113,19 +119,23 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _check_surrogates(document: dict[str, Any]) -> None:
-    """Half a character (an escape such as \\ud83d alone) cannot be written as UTF-8 again."""
-    pending: list[tuple[str, Any]] = [("", document)]
-    while pending:
-        path, value = pending.pop()
-        if isinstance(value, str) and SURROGATE.search(value):
-            raise _half(path)
-        if isinstance(value, dict):
-            if any(map(SURROGATE.search, value)):
-                raise _half("a key")
-            pending += [(f"{path}.{key}".lstrip("."), item) for key, item in value.items()]
-        elif isinstance(value, list):
-            pending += [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+def _check_surrogates(value: object, where: str) -> None:
+    """Half a character (an escape such as \\ud83d alone) cannot be written as UTF-8 again.
+
+    where: the place of the value; short, for it is written for every value.
+    """
+    if isinstance(value, str):
+        if SURROGATE.search(value):
+            raise _half(where)
+    elif isinstance(value, dict):
+        if any(map(SURROGATE.search, value)):
+            raise _half("a key")
+        for key, item in value.items():
+            _check_surrogates(item, f"{where}.{key[:SHOWN]}".lstrip(".")[:SHOWN])
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            if isinstance(item, str | dict | list):
+                _check_surrogates(item, f"{where}[{i}]"[:SHOWN])
 
 
 def _half(where: str) -> Refused:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from kogpt.errors import KoGPTError
 from kogpt.server.answers import Answer
-from kogpt.server.fields import Strict, Writing, checked_count, checked_top, read
+from kogpt.server.fields import Many, Strict, Writing, checked_count, checked_top, read
 from kogpt.server.refusals import Refused, refusal
 from kogpt.server.service import Order, Prompt, Service, client_of
 from kogpt.server.templates import TemplateError
@@ -38,7 +38,7 @@ class Message(Strict):
     """One turn of a conversation."""
 
     role: Role
-    content: str | list[TextPart]
+    content: str | Many[TextPart]
     name: str | None = None
 
     @property
@@ -50,7 +50,7 @@ class Message(Strict):
 class ChatBody(Writing):
     """The body of /v1/chat/completions."""
 
-    messages: list[Message]
+    messages: Many[Message]
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = False

@@ -21,11 +21,12 @@ from starlette.responses import JSONResponse, Response
 from kogpt.classification import WITHOUT_CONTENT, calibrated
 from kogpt.errors import KoGPTError
 from kogpt.request import Request
-from kogpt.server.fields import Body, Strict, checked_count, read
+from kogpt.server.aside import while_connected
+from kogpt.server.fields import Body, Many, Strict, checked_count, read
 from kogpt.server.refusals import Refused, refusal
-from kogpt.server.service import Served, Service, client_of, while_connected
+from kogpt.server.service import Served, Service, client_of
 
-Content = str | dict[str, Any] | list[Any]
+Content = str | dict[str, Any] | Many[Any]
 MAX_OPTIONS = {"choice": 255, "score": 10}
 
 
@@ -59,7 +60,7 @@ class Score(Strict):
 
     type: Literal["score"]
     instructions: Content | None = None
-    criteria: list[Content]
+    criteria: Many[Content]
 
     def options(self) -> list[Option]:
         """The levels."""
@@ -100,6 +101,7 @@ async def decisions(http: HttpRequest, service: Service, document: Mapping[str, 
         if not 2 <= len(options[name]) <= limit or not all(option.label.strip() for option in options[name]):
             where = f"questions.{name[:60]}.criteria"
             raise Refused(f"{where} has {len(options[name])} answers, must be 2 to {limit} texts", where)
+    service.check_characters(_n_characters(body, options), "questions")
     requests = await asyncio.to_thread(_requests, served, body, options)
     requests = [replace(request, reusable=True, namespace=client_of(http)) for request in requests]
     service.check_cost(requests, "questions")
@@ -155,6 +157,15 @@ def prompt(state: str, question: Question, options: Sequence[Option]) -> str:
 def shown(content: Content) -> str:
     """Text as it is, anything else as JSON."""
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def _n_characters(body: DecisionBody, options: Mapping[str, Sequence[Option]]) -> int:
+    """How many characters `_requests` has tokenised: a prompt with each of its options."""
+    state, total = shown(body.state), 0
+    for name, question in body.questions.items():
+        length = len(prompt(state, question, options[name])) + max(len(o.label) for o in options[name])
+        total += (1 + len(WITHOUT_CONTENT)) * (1 + len(options[name])) * length
+    return total
 
 
 def _requests(served: Served, body: DecisionBody, options: Mapping[str, Sequence[Option]]) -> list[Request]:

@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from kogpt.errors import KoGPTError
 from kogpt.request import Request
+from kogpt.server.aside import while_connected
 from kogpt.server.fields import Body, Prompts, checked_count, read, split
 from kogpt.server.refusals import refusal
-from kogpt.server.service import Prompt, Served, Service, while_connected
+from kogpt.server.service import Prompt, Served, Service
 
 
 class EmbeddingBody(Body):

@@ -6,7 +6,7 @@ What this model cannot do is refused, never passed over.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,32 +15,47 @@ from kogpt.server.refusals import Refused
 from kogpt.server.service import Prompt
 
 # Fields of OpenAI's API that change nothing here: labels for its own books.
-IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
-# Values of fields that mean "not wanted"; any other is refused, since it could not be followed.
+IGNORED: tuple[str, ...] = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+)
+IGNORED += ("prompt_cache_retention", "prompt_cache_options")
+# Values of fields that mean "not wanted", beside null; any other is refused: it could not be followed.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "suffix": (None, ""),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto", {"type": "none"}, {"type": "auto"}),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "reasoning_effort": (None, "none"),
-    "verbosity": (None,),
-    "web_search_options": (None,),
-    "dimensions": (None,),
-    "guided_grammar": (None,),
-    "background": (None, False),
-    "conversation": (None,),
-    "previous_response_id": (None,),
-    "reasoning": (None, {}),
-    "max_tool_calls": (None,),
-    "truncation": (None, "disabled"),
-    "thinking": (None, {"type": "disabled"}),
-    "assets": (None, {}),
+    "best_of": (1,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": (),
+    "web_search_options": (),
+    "dimensions": (),
+    "guided_grammar": (),
+    "background": (False,),
+    "conversation": (),
+    "previous_response_id": (),
+    "reasoning": ({},),
+    "max_tool_calls": (),
+    "truncation": ("disabled",),
+    "thinking": ({"type": "disabled"},),
+    "assets": ({},),
+    "moderation": (),
+    "prompt": (),  # of responses: one that OpenAI stores
+    "image": (),
+    "top_logprobs": (0,),
+    "context_management": ([],),
+    "background_options": ({},),
+    "access_programs": ([],),
 }
 # Fields that Sampling has under the same name.
 SAMPLING: tuple[str, ...] = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -48,7 +63,11 @@ SAMPLING += ("presence_penalty", "frequency_penalty", "n")
 KNOWN_BIAS = 100.0  # OpenAI's bound of a logit bias
 
 B = TypeVar("B", bound="Body")
-Prompts = str | list[str] | list[int] | list[list[int]]
+Item = TypeVar("Item")
+Many = Annotated[
+    list[Item], Field(fail_fast=True)
+]  # the first wrong entry is reported, not each of a million
+Prompts = str | Many[str] | Many[int] | Many[Many[int]]
 
 
 class Strict(BaseModel):
@@ -91,7 +110,7 @@ class StructuredOutputs(Strict):
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Many[str] | None = None
 
 
 class Sampled(Body):
@@ -105,15 +124,15 @@ class Sampled(Body):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     logit_bias: dict[str, float] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Many[str] | None = None
     hangul: bool | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Many[str] | None = None
     guided_json: dict[str, Any] | str | None = None
     structured_outputs: StructuredOutputs | None = None
 
@@ -182,11 +201,15 @@ class Writing(Sampled):
 
 
 def read(kind: type[B], document: Mapping[str, Any]) -> B:
-    """The body as its class; Refused names the first field that is wrong."""
+    """The body as its class; Refused names the first field that is wrong.
+
+    A field that is null is as good as none, whatever its name: clients write it for what they do not want.
+    """
     for name, harmless in UNSUPPORTED.items():
-        if name not in kind.model_fields and name in document and document[name] not in harmless:
+        if name not in kind.model_fields and document.get(name) not in (None, *harmless):
             raise Refused(f"{name} is not supported: leave it out", name, code="unsupported_parameter")
-    dropped = {*IGNORED, *UNSUPPORTED} - set(kind.model_fields)
+    dropped = {*IGNORED, *UNSUPPORTED, *(name for name, value in document.items() if value is None)}
+    dropped -= {field.alias or name for name, field in kind.model_fields.items()}
     try:
         return kind.model_validate({name: value for name, value in document.items() if name not in dropped})
     except ValidationError as error:

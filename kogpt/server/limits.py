@@ -26,7 +26,10 @@ class Limits:
     biases: int = 1024
     top_logprobs: int = 20
     cost: int = 262_144
+    characters: int = 16 * 2**20
+    logprobs: int = 262_144
     waiting: int = 256
+    aside: int = 32
     body_seconds: float = 30.0
     header_seconds: float = 10.0
     stall_seconds: float = 30.0
@@ -59,7 +62,19 @@ MEANINGS = {
     "biases": ("entries of logit_bias", "logit_bias 항목 수"),
     "top_logprobs": ("likeliest tokens shown with each token", "토큰마다 보여 주는 후보 토큰 수"),
     "cost": ("tokens that one request may read and write", "요청 하나가 읽고 쓸 수 있는 토큰 수"),
+    "characters": (
+        "characters that one request has tokenised, a context once for every choice after it",
+        "요청 하나가 토큰으로 나누는 글자 수(선택지마다 앞글을 한 번씩 셈)",
+    ),
+    "logprobs": (
+        "tokens and candidates that the logprobs of one request may name",
+        "요청 하나의 logprobs에 담을 수 있는 토큰과 후보의 수",
+    ),
     "waiting": ("answers that wait for their turn", "차례를 기다리는 답의 수"),
+    "aside": (
+        "searches, summaries and filtered texts that are worked on or wait",
+        "처리하고 있거나 차례를 기다리는 검색, 요약, 필터 요청의 수",
+    ),
     "body_seconds": ("seconds to receive a body", "본문을 받는 시간(초)"),
     "header_seconds": ("seconds to receive the headers", "헤더를 받는 시간(초)"),
     "stall_seconds": (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import struct
@@ -19,7 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from kogpt.errors import InputError
+from kogpt.errors import InputError, localized
 from kogpt.server.access import is_local
 from kogpt.server.limits import Limits
 from kogpt.server.service import Service
@@ -58,6 +60,7 @@ class Address:
             if path is not None and not path.is_file():
                 raise InputError(f"{path} is no file", f"{path}: 파일이 없습니다")
         if self.socket is not None:
+            _check_socket(self.socket)
             return
         family = socket.AF_INET6 if _is_ipv6(self.host) else socket.AF_INET
         try:
@@ -76,6 +79,26 @@ class Address:
         scheme = "https" if self.certificate else "http"
         host = f"[{self.host}]" if _is_ipv6(self.host) else self.host
         return f"{scheme}://{host}:{self.port}"
+
+
+def _check_socket(path: Path) -> None:
+    """Raise InputError where a UNIX socket cannot be made; one that nobody listens on is replaced."""
+    reason = localized("another program listens there", "다른 프로그램이 쓰고 있습니다")
+    try:
+        if path.exists() and not path.is_socket():
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if not path.parent.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise InputError(
+        f"cannot listen on {path} ({reason}): name another path with --uds",
+        f"{path} 소켓을 열 수 없습니다 ({reason}). --uds로 다른 경로를 지정하세요",
+    )
 
 
 def _is_ipv6(host: str) -> bool:

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from kogpt.server.chat import TURN_STOPS, Role, conversation
-from kogpt.server.fields import Body, Strict, checked_stops, read
+from kogpt.server.fields import Body, Many, Strict, checked_stops, read
 from kogpt.server.refusals import Refused
 from kogpt.server.service import Order, Served, Service, Usage, Written, client_of
 from kogpt.server.streams import EventStream, event
@@ -40,7 +40,7 @@ class TextBlock(Strict):
     citations: None = None
 
 
-Content = str | list[TextBlock]
+Content = str | Many[TextBlock]
 
 
 class Turn(Strict):
@@ -53,7 +53,7 @@ class Turn(Strict):
 class CountBody(Body):
     """The body of /v1/messages/count_tokens."""
 
-    messages: list[Turn]
+    messages: Many[Turn]
     system: Content | None = None
 
     @property
@@ -70,7 +70,7 @@ class MessageBody(CountBody):
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
-    stop_sequences: list[str] | None = None
+    stop_sequences: Many[str] | None = None
     stream: bool | None = False
 
 

@@ -20,10 +20,11 @@ from starlette.responses import JSONResponse, Response
 
 from kogpt.errors import KoGPTError
 from kogpt.request import Request
+from kogpt.server.aside import while_connected
 from kogpt.server.embeddings import unit
-from kogpt.server.fields import Body, Strict, checked_count, read
+from kogpt.server.fields import Body, Many, Strict, checked_count, read
 from kogpt.server.refusals import Refused, refusal
-from kogpt.server.service import Served, Service, while_connected
+from kogpt.server.service import Served, Service
 
 QUESTION = "\n위 글이 답이 되는 질문:"  # between a document and the query
 
@@ -38,7 +39,7 @@ class RerankBody(Body):
     """The body of /v1/rerank."""
 
     query: str
-    documents: list[str | Document]
+    documents: Many[str | Document]
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool | None = False
 
@@ -46,8 +47,8 @@ class RerankBody(Body):
 class ScoreBody(Body):
     """The body of /v1/score."""
 
-    text_1: str | list[str]
-    text_2: str | list[str]
+    text_1: str | Many[str]
+    text_2: str | Many[str]
     encoding_format: str | None = None
 
 
@@ -57,6 +58,8 @@ async def rerank(http: HttpRequest, service: Service, document: Mapping[str, Any
     served = service.find(body.model)
     checked_count(len(body.documents), "documents", service.limits.prompts)
     texts = [entry if isinstance(entry, str) else entry.text for entry in body.documents]
+    n_read = sum(2 * len(text) + len(body.query) for text in texts)  # each alone, and with the query
+    service.check_characters(n_read, "documents")
     requests = await asyncio.to_thread(_questions, served, body.query, texts)
     service.check_cost(requests, "documents")
     pieces = await while_connected(http, service.ask(requests))

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from kogpt.request import Request
 from kogpt.server.chat import Role, conversation
-from kogpt.server.fields import Sampled, Strict, read
+from kogpt.server.fields import Many, Sampled, Strict, read
 from kogpt.server.refusals import Refused
 from kogpt.server.service import Order, Served, Service, Usage, Written, client_of
 from kogpt.server.streams import EventStream, event
@@ -28,8 +28,8 @@ class InputText(Strict):
 
     type: Literal["input_text", "output_text", "text"]
     text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+    annotations: Many[Any] | None = None
+    logprobs: Many[Any] | None = None
 
 
 class InputItem(Strict):
@@ -37,7 +37,7 @@ class InputItem(Strict):
 
     type: Literal["message"] = "message"
     role: Role
-    content: str | list[InputText]
+    content: str | Many[InputText]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -68,11 +68,11 @@ class TextConfig(Strict):
 class ResponseBody(Sampled):
     """The body of /v1/responses."""
 
-    input: str | list[InputItem]
+    input: str | Many[InputItem]
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     text: TextConfig | None = None
-    include: list[str] | None = Field(default=None, max_length=0)
+    include: Many[str] | None = Field(default=None, max_length=0)
 
     def formats(self) -> Sequence[tuple[str, str, Any]]:
         """text.format as a setting."""

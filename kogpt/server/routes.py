@@ -49,6 +49,7 @@ POSTS: dict[str, Route] = {
     "/v1/systemone": Route(decisions.decisions, decisions.DecisionBody),
     "/v1/classify": Route(uses.classify, uses.ClassifyBody),
     "/v1/summarize": Route(uses.summarise, uses.SummarizeBody),
+    "/v1/ask": Route(uses.ask, uses.AskBody),
     "/v1/filter": Route(uses.cover, uses.FilterBody),
     "/v1/messages": Route(messages.messages, messages.MessageBody, messages.error_body),
     "/v1/messages/count_tokens": Route(messages.count_tokens, messages.CountBody, messages.error_body),

@@ -5,23 +5,25 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from kogpt.errors import KoGPTError
-from kogpt.search.index import Hit, Index
+from kogpt.search.index import Index, require_query
 from kogpt.server.fields import Body, read
 from kogpt.server.refusals import Refused, refusal
 from kogpt.server.service import Service
 
 MAX_HITS = 100
+Answer = TypeVar("Answer")
+logger = logging.getLogger(__name__)
 
 
 class SearchBody(Body):
@@ -33,18 +35,31 @@ class SearchBody(Body):
 
 async def search(http: HttpRequest, service: Service, document: Mapping[str, Any]) -> Response:
     """The best passages, the best first, with source, position and score."""
-    del http
     body = read(SearchBody, document)
-    if service.index is None:
-        raise Refused("this server has no index: kogpt serve --index INDEX", status=404, code="no_index")
     try:
-        hits = await asyncio.to_thread(_query, service.index, body.query, body.top_n)
+        require_query(body.query)
     except KoGPTError as error:
         raise refusal(error, "query") from None
+    hits = await with_index(http, service, lambda index: index.query(body.query, body.top_n))
     return JSONResponse({"object": "list", "data": [asdict(hit) for hit in hits]})
 
 
-def _query(folder: Path, text: str, k: int) -> list[Hit]:
-    """Open the index as it is now, in this thread, and ask it."""
+async def with_index(http: HttpRequest, service: Service, ask: Callable[[Index], Answer]) -> Answer:
+    """What the index says, as it is now, asked in another thread.
+
+    Refused: 404 without an index, 503 for one that cannot be read; where it lies is told to the log alone.
+    """
+    folder = service.index
+    if folder is None:
+        raise Refused("this server has no index: kogpt serve --index INDEX", status=404, code="no_index")
+    try:
+        return await service.aside.run(http, lambda: _ask(folder, ask))
+    except KoGPTError as error:
+        logger.error("%s", error.en)
+        message = "the index cannot be read now; the server's log says why"
+        raise Refused(message, status=503, code="index") from None
+
+
+def _ask(folder: Path, ask: Callable[[Index], Answer]) -> Answer:
     with Index.open(folder) as index:
-        return index.query(text, k)
+        return ask(index)

@@ -21,6 +21,7 @@ from kogpt.errors import KoGPTError
 from kogpt.generation import KoGPT
 from kogpt.request import FinishReason, Request
 from kogpt.sampling import GRAMMARS, Sampling
+from kogpt.server.aside import Aside, while_connected
 from kogpt.server.limits import Limits
 from kogpt.server.metrics import Metrics, Stopwatch
 from kogpt.server.refusals import Refused, failure, refusal
@@ -103,6 +104,10 @@ class Service:
     index: Path | None = None  # of /v1/search
     draining: bool = False
     buffered: int = field(default=0)  # bytes of bodies that are being received
+    aside: Aside = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.aside = Aside(self.limits.aside)
 
     @property
     def base(self) -> Served:
@@ -156,10 +161,25 @@ class Service:
             len(r.inputs) + sum(map(len, r.choices)) + r.n_samples * (r.writing.limit if r.writing else 0)
             for r in requests
         )
+        if (named := sum(map(n_named, requests))) > self.limits.logprobs:
+            raise Refused(
+                f"logprobs would name {named} tokens and candidates, the limit is {self.limits.logprobs}:"
+                " ask for fewer candidates, or for fewer or shorter texts",
+                "logprobs",
+            )
         if cost > self.limits.cost:
             raise Refused(
                 f"prompts and answers may take {cost} tokens together, the limit is {self.limits.cost}:"
                 " ask for fewer or shorter texts",
+                param,
+            )
+
+    def check_characters(self, n: int, param: str) -> None:
+        """Refuse texts that would take long to be tokenised. A context is tokenised once for each choice."""
+        if n > self.limits.characters:
+            raise Refused(
+                f"the texts have {n} characters, each counted once for every choice after it; the limit is"
+                f" {self.limits.characters}: ask for fewer or shorter texts",
                 param,
             )
 
@@ -238,6 +258,15 @@ class Service:
         return [answers[index] for index in range(len(requests))]
 
 
+def n_named(request: Request) -> int:
+    """How many tokens and candidates the answer to a request may name."""
+    writing = request.writing
+    if writing is None or writing.sampling.logprobs is None:
+        return 0
+    n_tokens = request.n_scored + request.n_samples * writing.limit
+    return n_tokens * (1 + writing.sampling.logprobs)
+
+
 def _param(error: KoGPTError, grammar_field: str | None) -> str | None:
     """The client's field that a message of Sampling begins with, or that has the grammar that it refuses."""
     first = error.en.split(" ", 1)[0]
@@ -250,25 +279,6 @@ def client_of(http: HttpRequest) -> str:
     """Who asks, as a namespace: clients with different keys share no prefix cache."""
     name: str = http.scope.get("kogpt.client", "")
     return name
-
-
-async def while_connected(http: HttpRequest, work: Any) -> Any:
-    """Await work; cancel it when the client leaves."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(http))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refused("the client left", status=408)
-        return task.result()
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _gone(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
 
 
 def finite(value: float) -> float | None:

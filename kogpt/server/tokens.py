@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from kogpt.errors import KoGPTError
-from kogpt.server.fields import Body, read
+from kogpt.server.fields import Body, Many, read
 from kogpt.server.refusals import Refused, refusal
 from kogpt.server.service import Service
 
@@ -24,7 +24,7 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """The body of /detokenize."""
 
-    tokens: list[int]
+    tokens: Many[int]
 
 
 async def tokenize(http: HttpRequest, service: Service, document: Mapping[str, Any]) -> Response:

@@ -1,12 +1,15 @@
-"""POST /v1/classify, /v1/summarize and /v1/filter: labels, main sentences, and covered text.
+"""POST /v1/classify, /v1/summarize, /v1/ask and /v1/filter: labels, main sentences, answers, covered text.
 
-A text is data: nothing in it is an instruction. Summaries and the filter ask no model.
+A text is data: nothing in it is an instruction. Summaries and the filter ask no model, unless the filter's
+request names one with the profanity adapter.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,17 +17,22 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from kogpt.classification import WITHOUT_CONTENT, Wording, calibrated, shares
+from kogpt.classification import WITHOUT_CONTENT, Classification, Classifier, Wording, calibrated, shares
 from kogpt.errors import KoGPTError
 from kogpt.request import Request
-from kogpt.server.fields import Body, Strict, checked_count, read
+from kogpt.search.index import require_query
+from kogpt.server.aside import while_connected
+from kogpt.server.fields import Body, Many, Strict, checked_count, read
 from kogpt.server.refusals import refusal
-from kogpt.server.service import Served, Service, while_connected
-from kogpt.tasks.filter import TextFilter
-from kogpt.tasks.profanity import judge
+from kogpt.server.search import with_index
+from kogpt.server.service import Order, Served, Service, Usage, client_of
+from kogpt.tasks.answers import SHORT, Evidence, Source, find_evidence, find_sources, prompt
+from kogpt.tasks.filter import screen
+from kogpt.tasks.profanity import has_adapter, judge, log_odds
 from kogpt.tasks.summaries import make_title, summarize
 
 MAX_CHARACTERS = 200_000
+MAX_QUESTION = 2_000  # characters
 
 
 class Shot(Strict):
@@ -37,9 +45,9 @@ class Shot(Strict):
 class ClassifyBody(Body):
     """The body of /v1/classify."""
 
-    input: str | list[str]
-    labels: list[str] | None = None  # None: those of the model's adapter
-    examples: list[Shot] = Field(default_factory=list, max_length=64)
+    input: str | Many[str]
+    labels: Many[str] | None = None  # None: those of the model's adapter
+    examples: Many[Shot] = Field(default_factory=list, max_length=64)
     instruction: str = ""
 
 
@@ -50,8 +58,17 @@ class SummarizeBody(Body):
     sentences: int = Field(default=3, ge=1, le=100)
 
 
+class AskBody(Body):
+    """The body of /v1/ask."""
+
+    question: str = Field(max_length=MAX_QUESTION)
+    input: str | None = Field(default=None, max_length=MAX_CHARACTERS)  # None: the server's index
+    sentences: int = Field(default=3, ge=1, le=100)
+    answer: bool = True  # whether the model says something as well
+
+
 class FilterBody(Body):
-    """The body of /v1/filter."""
+    """The body of /v1/filter. model: one with the profanity adapter judges the text as well."""
 
     input: str = Field(max_length=MAX_CHARACTERS)
 
@@ -63,22 +80,16 @@ async def classify(http: HttpRequest, service: Service, document: Mapping[str, A
     texts = [body.input] if isinstance(body.input, str) else body.input
     checked_count(len(texts), "input", service.limits.prompts)
     try:
-        wording = _wording(served, body)
-        requests = await asyncio.to_thread(_questions, served, wording, texts)
+        asked = _Asked(served, _wording(served, body), texts)
+        service.check_characters(asked.n_characters(), "input")
+        requests = await asyncio.to_thread(asked.requests)
     except KoGPTError as error:
         raise refusal(error, "input") from None
     service.check_cost(requests, "input")
-    pieces = await while_connected(http, service.ask(requests))
-    likelihoods = np.array([[float(s.logprobs.sum()) for s in piece.event.choices] for piece in pieces])
-    own = likelihoods[: len(texts)]
-    found = calibrated(own, likelihoods[len(texts) :]) if wording.calibrated else shares(own)
+    likelihoods = await while_connected(http, _likelihoods(service, requests))
     data = [
-        {
-            "index": index,
-            "label": wording.labels[int(row.argmax())],
-            "probabilities": dict(zip(wording.labels, map(float, row), strict=True)),
-        }
-        for index, row in enumerate(found)
+        {"index": index, "label": found.label, "probabilities": found.probabilities}
+        for index, found in enumerate(asked.classifications(likelihoods))
     ]
     n_tokens = sum(len(request.inputs) for request in requests)
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
@@ -99,32 +110,103 @@ def _wording(served: Served, body: ClassifyBody) -> Wording:
     return Wording(labels, instruction=body.instruction, examples=shots)
 
 
-def _questions(served: Served, wording: Wording, texts: list[str]) -> list[Request]:
-    """One request for each text, then those without content, where they are needed."""
-    asked = [*texts, *(WITHOUT_CONTENT if wording.calibrated else ())]
-    before, answers = wording.shared(), list(wording.answers)
-    return [served.model.question_request(before + wording.ask(text), answers) for text in asked]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Texts to label, and how they are asked about."""
+
+    served: Served
+    wording: Wording
+    texts: Sequence[str]
+
+    def n_characters(self) -> int:
+        """How many characters `requests` has tokenised: a prompt alone, and with each label."""
+        wording = self.wording
+        around = len(wording.shared()) + len(wording.template) + max(map(len, wording.answers))
+        return sum((1 + len(wording.answers)) * (around + len(text)) for text in self._all())
+
+    def requests(self) -> list[Request]:
+        """One for each text, then those without content, where they are needed."""
+        before, answers = self.wording.shared(), list(self.wording.answers)
+        model = self.served.model
+        return [model.question_request(before + self.wording.ask(text), answers) for text in self._all()]
+
+    def classifications(self, likelihoods: np.ndarray[Any, np.dtype[np.float64]]) -> list[Classification]:
+        """What the answers to the requests say of each text."""
+        own, free = likelihoods[: len(self.texts)], likelihoods[len(self.texts) :]
+        found = calibrated(own, free) if self.wording.calibrated else shares(own)
+        return [self.wording.classification(text, row) for text, row in zip(self.texts, found, strict=True)]
+
+    def _all(self) -> list[str]:
+        return [*self.texts, *(WITHOUT_CONTENT if self.wording.calibrated else ())]
+
+
+async def _likelihoods(
+    service: Service, requests: Sequence[Request]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(requests, choices) log-likelihoods."""
+    pieces = await service.ask(requests)
+    return np.array([[float(s.logprobs.sum()) for s in piece.event.choices] for piece in pieces])
 
 
 async def summarise(http: HttpRequest, service: Service, document: Mapping[str, Any]) -> Response:
     """The sentences that carry a text, word for word, and a title of its words."""
-    del http, service
     body = read(SummarizeBody, document)
     try:
-        found = await asyncio.to_thread(summarize, body.input, body.sentences)
-        title = await asyncio.to_thread(make_title, body.input)
+        found, title = await service.aside.run(
+            http, lambda: (summarize(body.input, body.sentences), make_title(body.input))
+        )
     except KoGPTError as error:
         raise refusal(error, "input") from None
     return JSONResponse({"sentences": [sentence.text for sentence in found], "title": title})
 
 
+async def ask(http: HttpRequest, service: Service, document: Mapping[str, Any]) -> Response:
+    """The sentences that answer a question, word for word, and what the model says after them."""
+    body = read(AskBody, document)
+    served = service.find(body.model)
+    try:
+        evidence = await _evidence(http, service, body)
+    except KoGPTError as error:
+        raise refusal(error, "question") from None
+    usage = Usage()
+    said = None
+    if body.answer:
+        settings = {name: getattr(SHORT, name) for name in SHORT.__dataclass_fields__}
+        order = Order(served, [prompt(body.question, evidence)], settings, namespace=client_of(http))
+        [written] = await service.write(http, await service.requests(order), usage)
+        said = written.text.strip()
+    shown = [{"sentence": e.sentence, "source": e.source, "score": e.score} for e in evidence]
+    return JSONResponse({"model": served.name, "evidence": shown, "answer": said, "usage": usage.openai()})
+
+
+async def _evidence(http: HttpRequest, service: Service, body: AskBody) -> list[Evidence]:
+    """The sentences of the given text, or of the server's index, that answer best."""
+    if body.input is None:
+        require_query(body.question)
+        sources = await with_index(http, service, partial(find_sources, body.question))
+    else:
+        sources = [Source(body.input)]
+    return await service.aside.run(http, partial(find_evidence, body.question, sources, body.sentences))
+
+
 async def cover(http: HttpRequest, service: Service, document: Mapping[str, Any]) -> Response:
     """The text with profanity and personal data covered, what was found where, how profane it is."""
-    del http, service
-    return JSONResponse(await asyncio.to_thread(_cover, read(FilterBody, document).input))
+    body = read(FilterBody, document)
+    odds = await _odds(http, service, service.find(body.model), body.input)
+    screened = await service.aside.run(http, lambda: screen(body.input, judge(body.input, odds)))
+    return JSONResponse(screened.record())
 
 
-def _cover(text: str) -> dict[str, Any]:
-    mask = TextFilter("mask")
-    found = [{"start": span.start, "end": span.end, "kind": span.kind} for span in mask.spans(text)]
-    return {"text": mask.apply(text)[0], "found": found, "profanity": judge(text).profanity}
+async def _odds(http: HttpRequest, service: Service, served: Served, text: str) -> float | None:
+    """What the model says of a text's profanity; None where it has no adapter for that."""
+    model = served.model
+    if not has_adapter(model) or not text.strip():
+        return None
+    wording, handles = model.wording(), model.handles
+    classifier = Classifier(model.session, wording, handles.prefix, handles.adapter)
+    try:
+        request = await asyncio.to_thread(classifier.request, text)
+    except KoGPTError as error:
+        raise refusal(error, "input") from None
+    [row] = shares(await while_connected(http, _likelihoods(service, [request])))
+    return log_odds(wording.classification(text, row))

@@ -6,7 +6,6 @@ wrong. A text is data: nothing in it is an instruction.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,10 +15,11 @@ from kogpt.errors import PromptError
 from kogpt.generation import KoGPT
 from kogpt.sampling import Sampling
 from kogpt.search.analysis import query_terms
+from kogpt.search.index import Index
 from kogpt.tasks.sentences import split_sentences
-from kogpt.tasks.terms import terms_of
+from kogpt.tasks.terms import bm25, terms_of
 
-K1, B = 1.2, 0.75  # of BM25 (Robertson and Zaragoza 2009, section 3.3)
+N_PASSAGES = 10  # of an index, in which answers are sought
 WIDTH = 2  # sentences beside the best that the model reads as well
 PROMPT = "{text}\n{question}:"  # the fourth official example of Kakao's API
 SHORT = Sampling(temperature=0, max_tokens=32, stop=("\n",))
@@ -45,6 +45,12 @@ class Evidence:
     score: float
 
 
+def find_sources(question: str, index: Index) -> list[Source]:
+    """The passages of an index that may answer; none where none shares a word with the question."""
+    hits = index.query(question, N_PASSAGES)
+    return [Source(hit.passage, hit.source, hit.score) for hit in hits]
+
+
 def find_evidence(question: str, sources: Sequence[Source], k: int = 3) -> list[Evidence]:
     """The k sentences that share most with a question, the best first. PromptError where there are none."""
     if not question.strip():
@@ -52,9 +58,10 @@ def find_evidence(question: str, sources: Sequence[Source], k: int = 3) -> list[
     found = [(sentence.text, source) for source in sources for sentence in split_sentences(source.text)]
     if not found:
         raise PromptError(
-            "the texts are empty: there is nothing to answer from", "글이 비어 있어 답할 수 없습니다"
+            "nothing to answer from: the text is empty, or no passage shares a word with the question",
+            "답을 찾을 글이 없습니다. 글이 비었거나, 질문과 낱말이 겹치는 문단이 없습니다",
         )
-    scores = _bm25(query_terms(question), [terms_of(text) for text, _ in found])
+    scores = bm25(query_terms(question), [terms_of(text) for text, _ in found])
     order = np.argsort(-scores, kind="stable")[:k]
     return [
         Evidence(found[i][0], found[i][1].text, found[i][1].name, float(scores[i]))
@@ -63,26 +70,14 @@ def find_evidence(question: str, sources: Sequence[Source], k: int = 3) -> list[
     ] or [Evidence(found[0][0], found[0][1].text, found[0][1].name, 0.0)]
 
 
-def _bm25(
-    asked: Sequence[str], documents: Sequence[Sequence[str]]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """(documents,) BM25 of each."""
-    lengths = np.array([max(len(document), 1) for document in documents], np.float64)
-    counts = [Counter(document) for document in documents]
-    scores = np.zeros(len(documents))
-    for term in set(asked):
-        often = np.array([count[term] for count in counts], np.float64)
-        n = int((often > 0).sum())
-        idf = np.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
-        scores += idf * often * (K1 + 1) / (often + K1 * (1 - B + B * lengths / lengths.mean()))
-    return scores
-
-
 def answer(model: KoGPT, question: str, evidence: Sequence[Evidence]) -> str:
-    """What the model writes after the passage of the best sentence and the question; it may be wrong."""
-    text = around(evidence[0])
-    prompt = PROMPT.format(text=text, question=question.strip())
-    return model.generate(prompt, SHORT).text.strip()
+    """What the model writes after `prompt`; it may be wrong."""
+    return model.generate(prompt(question, evidence), SHORT).text.strip()
+
+
+def prompt(question: str, evidence: Sequence[Evidence]) -> str:
+    """What the model goes on from: the best sentence with some of its passage, and the question."""
+    return PROMPT.format(text=around(evidence[0]), question=question.strip())
 
 
 def around(evidence: Evidence) -> str:

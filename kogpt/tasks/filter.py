@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from kogpt.errors import InputError
 from kogpt.tasks.folding import fold
 from kogpt.tasks.personal import ALOUD, AT, LABEL_REACH, LONGEST, REGION, find_personal, plain_copy
-from kogpt.tasks.profanity import find_profanity, is_beginning
+from kogpt.tasks.profanity import Judgement, find_profanity, is_beginning
 from kogpt.tasks.spans import Span, without_overlaps
 
 Mode = Literal["off", "mask", "block"]
@@ -72,6 +72,26 @@ class TextFilter:
     def stream(self) -> FilteredStream:
         """A filter of one text that arrives in pieces."""
         return FilteredStream(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """A text as it is shown, what was found where in the text as it was, and what it is as a whole."""
+
+    text: str
+    found: Sequence[Span]
+    judgement: Judgement
+
+    def record(self) -> dict[str, Any]:
+        """As JSON takes it; the names are stable."""
+        found = [{"start": span.start, "end": span.end, "kind": span.kind} for span in self.found]
+        return {"text": self.text, "found": found, **asdict(self.judgement)}
+
+
+def screen(text: str, judgement: Judgement, mode: Mode = "mask") -> Screened:
+    """A whole text through the filter. judgement: profanity.judge of it, or `judge_all` by a model too."""
+    screened = TextFilter(mode)
+    return Screened(screened.apply(text)[0], screened.spans(text), judgement)
 
 
 def find_spans(text: str) -> list[Span]:

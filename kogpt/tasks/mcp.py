@@ -20,9 +20,9 @@ from kogpt.classification import Wording
 from kogpt.errors import InputError, KoGPTError
 from kogpt.generation import KoGPT
 from kogpt.search.index import Index
-from kogpt.tasks.filter import TextFilter
-from kogpt.tasks.named import NAMED, adapter_folder
-from kogpt.tasks.profanity import judge
+from kogpt.tasks.filter import screen
+from kogpt.tasks.named import NAMED, Labeller, adapter_folder
+from kogpt.tasks.profanity import ADAPTER, judge_all
 from kogpt.tasks.summaries import make_title, summarize
 
 Answer = TypeVar("Answer")
@@ -58,9 +58,10 @@ class Tools:
         folder = adapter_folder(named) if named is not None and self.bundled else None
         model = self._model(folder)
         wording = Wording(tuple(labels)) if named is None else NAMED[named]
-        found = model.classify(list(texts), None if folder is not None else wording)
+        labeller = Labeller(model, wording) if folder is None else Labeller.by_adapter(model)
         return [
-            {"text": item.text, "label": item.label, "probabilities": item.probabilities} for item in found
+            {"text": item.text, "label": item.label, "probabilities": item.probabilities}
+            for item in labeller.label(texts)
         ]
 
     def search(self, query: str, k: int) -> list[dict[str, Any]]:
@@ -73,6 +74,17 @@ class Tools:
         with Index.open(self.index) as index:
             hits = index.query(query, k)
         return [{"passage": hit.passage, "source": hit.source, "score": hit.score} for hit in hits]
+
+    def filter(self, text: str, by_model: bool) -> dict[str, Any]:
+        """The text with profanity and personal data covered, what was found, and how profane it is."""
+        folder = adapter_folder(ADAPTER) if by_model and self.bundled else None
+        if by_model and folder is None:
+            raise InputError(
+                "only kogpt-mini has an adapter for profanity: leave by_model out",
+                "욕설 판정 어댑터는 kogpt-mini에만 있습니다. by_model을 빼세요",
+            )
+        [judgement] = judge_all([text], self._model(folder) if by_model else None)
+        return screen(text, judgement).record()
 
     def _model(self, folder: Path | None) -> KoGPT:
         if folder not in self._models:
@@ -113,11 +125,14 @@ def make_server(tools: Tools) -> FastMCP:
         )
 
     @server.tool(annotations=READ_ONLY)
-    def filter_text(text: Text) -> dict[str, Any]:
+    def filter_text(
+        text: Text,
+        by_model: Annotated[
+            bool, Field(description="let kogpt-mini's adapter judge the text as well")
+        ] = False,
+    ) -> dict[str, Any]:
         """Cover profanity and personal data in Korean text with stars, and say what was found where."""
-        shown, _ = TextFilter("mask").apply(text)
-        spans = [{"start": s.start, "end": s.end, "kind": s.kind} for s in TextFilter("mask").spans(text)]
-        return {"text": shown, "found": spans, "profanity": judge(text).profanity}
+        return _plainly(lambda: tools.filter(text, by_model))
 
     return server
 

@@ -6,11 +6,17 @@ The examples are ours. Labels of `intent` are those of 3i4K (Cho et al. 2018, ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-from kogpt.classification import Wording
+from kogpt.classification import Classification, Wording
 from kogpt.hub import adapter_names, find_adapter
+from kogpt.tasks.profanity import has_adapter, joined
+
+if TYPE_CHECKING:
+    from kogpt.generation import KoGPT
 
 NAMED: Mapping[str, Wording] = {
     "sentiment": Wording(
@@ -54,3 +60,22 @@ NAMED: Mapping[str, Wording] = {
 def adapter_folder(name: str) -> Path | None:
     """The folder of the adapter of this name that is shipped for kogpt-mini, where there is one."""
     return find_adapter(name) if name in adapter_names() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Labeller:
+    """A model, and how it labels texts. joins: its answers are joined with words and n-grams of profanity."""
+
+    model: KoGPT
+    wording: Wording
+    joins: bool = False
+
+    @classmethod
+    def by_adapter(cls, model: KoGPT) -> Self:
+        """As the model's adapter, one of those that ship, was tuned."""
+        return cls(model, model.wording(), has_adapter(model))
+
+    def label(self, texts: Sequence[str]) -> list[Classification]:
+        """The classification of each text. Raises PromptError as KoGPT.classify."""
+        found = self.model.classify(list(texts), self.wording)
+        return [joined(each) for each in found] if self.joins else found

@@ -9,11 +9,13 @@ pieces are words by themselves: "다시 발표" holds none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +24,9 @@ from kogpt.errors import InputError
 from kogpt.tasks.folding import ALIKE, FINALS, INITIALS, VOWELS, Folded, fold, letters_of
 from kogpt.tasks.ngrams import NgramClassifier
 from kogpt.tasks.spans import Span, without_overlaps
+
+if TYPE_CHECKING:
+    from kogpt.generation import KoGPT
 
 WORDS = Path(__file__).with_name("words.tsv")
 CLASSIFIER = Path(__file__).with_name("profanity.npz")
@@ -74,16 +79,34 @@ def find_profanity(text: str) -> list[Span]:
     folded = fold(text)
     if not folded.letters:
         return []
-    harmless = [
-        _whole(folded, *match.span(1)) for match in _harmless().finditer(_marked(folded.letters, folded))
-    ]
+    harmless = _Harmless.of(folded)
     found = (
         span
         for finder, letters in zip(_finders(), (folded.letters, folded.alike()), strict=True)
         for span in _places(finder, letters, folded, text)
-        if not any(other.start <= span.start and span.end <= other.end for other in harmless)
+        if not harmless.holds(span)
     )
     return without_overlaps(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Harmless:
+    """The places of harmless words in a text, in the order of their starts."""
+
+    starts: list[int]
+    reaches: list[int]  # the furthest end of any that begins there or before
+
+    @classmethod
+    def of(cls, folded: Folded) -> _Harmless:
+        """Those of HARMLESS."""
+        matches = _harmless().finditer(_marked(folded.letters, folded))
+        spans = [_whole(folded, *match.span(1)) for match in matches]
+        return cls([span.start for span in spans], list(accumulate((span.end for span in spans), max)))
+
+    def holds(self, span: Span) -> bool:
+        """Whether a span lies within one of them."""
+        place = bisect_right(self.starts, span.start)
+        return place > 0 and self.reaches[place - 1] >= span.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +139,31 @@ def judge(text: str, odds: float | None = None) -> Judgement:
     return Judgement(float(shares[0]), float(shares[1]), profane, insulting)
 
 
-def weighs_adapter() -> bool:
-    """Whether `judge` takes the odds of the profanity adapter."""
-    return _classifier().joint_with_adapter is not None
+def judge_all(texts: Sequence[str], model: KoGPT | None = None) -> list[Judgement]:
+    """Judges texts; with a model that has the profanity adapter, by what that says as well.
+
+    Raises PromptError for an empty text, which a model cannot read.
+    """
+    if model is None:
+        return [judge(text) for text in texts]
+    return [judge(found.text, log_odds(found)) for found in model.classify(list(texts))]
+
+
+def joined(found: Classification) -> Classification:
+    """What the profanity adapter says of a text, joined with words and n-grams as `judge` does.
+
+    The label goes by the threshold that was best on training comments, which is below one half.
+    """
+    judged = judge(found.text, log_odds(found))
+    clean, profane = found.probabilities
+    shares = {clean: 1 - judged.profanity, profane: judged.profanity}
+    return replace(found, label=profane if judged.profane else clean, probabilities=shares)
+
+
+def has_adapter(model: KoGPT) -> bool:
+    """Whether a model has the profanity adapter, whose odds `judge` weighs."""
+    by_words = model.tuned is not None and model.tuned.head is None
+    return by_words and model.origin.task == ADAPTER and len(model.origin.labels) == 2
 
 
 def log_odds(found: Classification) -> float:
@@ -194,7 +239,7 @@ def _places(finder: re.Pattern[str], letters: str, folded: Folded, text: str) ->
             if (span := _span(folded, text, start, end)) is not None:
                 yield span
                 break
-            shorter = finder.match(marked[: end - 1], start)  # a shorter word at the same place
+            shorter = finder.match(marked, start, end - 1)  # a shorter word at the same place
             if shorter is None:
                 break
             end = shorter.end(1)

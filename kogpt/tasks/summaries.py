@@ -18,10 +18,9 @@ from kogpt.errors import PromptError
 from kogpt.generation import KoGPT
 from kogpt.sampling import Sampling
 from kogpt.tasks.sentences import Sentence, split_sentences
-from kogpt.tasks.terms import terms_of, weigh
+from kogpt.tasks.terms import centrality, terms_of
 
 POSITION = 0.3  # weight of standing early, beside the nearness to the text
-MAX_SENTENCES = 2000  # that are compared; a longer text is summarised part by part first
 MIN_FIRST = 10  # characters of a first sentence that is more than a place and a date
 TITLE_CHARACTERS = 28  # of a title that is made of words of the text
 SHORT_PROMPT = "{text}\n\n한줄 요약:"  # the third official example of Kakao's API
@@ -31,19 +30,12 @@ PARENTHESES = re.compile(r"\s*[(\[（][^)\]）]{0,60}[)\]）]")
 
 def summarize(text: str, n_sentences: int = 3) -> list[Sentence]:
     """The n sentences that carry a text, in its order. PromptError for a text without any."""
-    sentences = _require(split_sentences(text))
-    while len(sentences) > MAX_SENTENCES:
-        parts = [sentences[at : at + MAX_SENTENCES] for at in range(0, len(sentences), MAX_SENTENCES)]
-        share = max(n_sentences, MAX_SENTENCES // (2 * len(parts)))
-        sentences = [sentence for part in parts for sentence in choose(part, share)]
-    return choose(sentences, n_sentences)
+    return choose(_require(split_sentences(text)), n_sentences)
 
 
 def choose(sentences: Sequence[Sentence], n: int) -> list[Sentence]:
     """The n best of some sentences, in their order."""
-    weights = weigh([sentence.text for sentence in sentences])
-    centroid = weights.mean(axis=0)
-    nearness = weights @ centroid / max(float(np.linalg.norm(centroid)), 1e-12)
+    nearness = centrality([sentence.text for sentence in sentences])
     scores = nearness + POSITION / (1 + np.arange(len(sentences)))
     best = np.argsort(-scores, kind="stable")[:n]
     return [sentences[index] for index in sorted(best)]

@@ -309,6 +309,54 @@ def test_nobody_is_kept_out(
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= page.evaluate("innerWidth")
 
 
+# The other uses
+
+
+def use(page: Page, name: str, **fields: str) -> None:
+    page.click(f"[data-use={name}]")
+    for field, value in fields.items():
+        page.fill(f"#use-{field}", value)
+    page.click("#use-go")
+    expect(page.locator("#use-go")).to_be_enabled()
+
+
+def test_every_use_is_a_part_of_the_page(page: Page) -> None:
+    text, found = "전화는 010-0123-4567입니다. <b>둘째</b> 문장입니다.", page.locator("#found li")
+    use(page, "classify", text="좋은 영화\n나쁜 영화", labels="좋음, 나쁨")
+    expect(found).to_have_count(2)
+    expect(found.first.locator(".facts")).to_contain_text("나쁨")
+    use(page, "summarize", text=text, sentences="1")
+    expect(found).to_have_count(2)
+    use(page, "filter", text=text)
+    expect(found.locator(".text")).to_have_text("전화는 ***-****-****입니다. <b>둘째</b> 문장입니다.")
+    expect(found.locator(".facts")).to_contain_text("휴대전화")
+    use(page, "ask", question="둘째 문장은?", text=text)
+    expect(found.last.locator(".head")).to_contain_text("kogpt-mini")
+    expect(found.first.locator(".text")).to_contain_text("둘째")
+    use(page, "search", question="전화")
+    expect(page.locator("#use-message")).to_contain_text("--index")
+    use(page, "filter", text=" ")
+    expect(page.locator("#use-message")).to_contain_text("채워")
+    page.click("[data-use=write]")
+    expect(page.locator("#use")).to_be_hidden()
+    write(page)
+    assert tokens(page)
+
+
+@pytest.mark.parametrize(("locale", "device"), [("ko-KR", PHONE), ("en-US", {})], ids=["phone", "desk"])
+def test_nobody_is_kept_out_of_the_other_uses(
+    browser: Browser, server: Running, locale: str, device: dict[str, Any]
+) -> None:
+    with opened(browser, server.url, locale=locale, color_scheme="dark", **device) as page:
+        for name in ("classify", "search", "summarize", "ask", "filter"):
+            page.click(f"[data-use={name}]")
+            assert violations(page) == []
+        use(page, "filter", text="전화는 010-0123-4567입니다")
+        expect(page.locator("#found li")).to_have_count(1)
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
 # The key
 
 

@@ -7,12 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
+from openai.types import chat, completion_create_params, embedding_create_params, responses
 from serving import Running
+from test_hostile import GOOD
 
 from kogpt import KoGPT, Sampling
+from kogpt.server.fields import IGNORED
+from kogpt.server.routes import POSTS
 
 PROMPT = "오늘 서울의 날씨는"
 
@@ -173,3 +178,25 @@ def test_a_prompt_that_is_too_long_says_so(client: Any, model: KoGPT) -> None:
 def test_another_model_does_not_exist(client: Any) -> None:
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="gpt-5", prompt=PROMPT)
+
+
+PARAMETERS = {
+    "/v1/completions": completion_create_params.CompletionCreateParamsBase,
+    "/v1/chat/completions": chat.completion_create_params.CompletionCreateParamsBase,
+    "/v1/responses": responses.response_create_params.ResponseCreateParamsBase,
+    "/v1/embeddings": embedding_create_params.EmbeddingCreateParams,
+}
+
+
+@pytest.mark.parametrize("path", PARAMETERS)
+def test_every_field_that_the_client_knows_is_known_here(server: Running, path: str) -> None:
+    """null is as good as nothing; what cannot be followed is refused by its name."""
+    fields = [name for name in PARAMETERS[path].__annotations__ if name not in GOOD[path]]
+    assert len(fields) > 2
+    foreign = set(fields) - set(POSTS[path].body.model_fields) - set(IGNORED)
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        absent = client.post(path, json=GOOD[path] | dict.fromkeys(fields))
+        assert absent.status_code == 200, absent.text
+        for name in foreign:
+            error = client.post(path, json=GOOD[path] | {name: {"a": 1}}).json()["error"]
+            assert error["param"] == name and error["code"] in ("unsupported_parameter", "unknown_parameter")

@@ -88,6 +88,10 @@ BAD_BODIES: dict[str, bytes] = {
     "ids outside": b'{"prompt":[99999999]}',
     "ids negative": b'{"prompt":[-1]}',
     "ids of 2^80": b'{"prompt":[1208925819614629174706176]}',
+    "a string without end": b'{"prompt":"' + rb"\"" * 200_000,
+    "a key twice among 150,000": b"{" + b"".join(b'"%d":1,' % i for i in range(150_000)) + b'"7":1}',
+    "a long name of many values": b'{"' + b"k" * 200_000 + b'":[' + b'"a",' * 200_000 + rb'"\ud83d"]}',
+    "a million wrong values": b'{"prompt":[' + b"null," * 300_000 + b"null]}",
     "empty stop": b'{"prompt":"a","stop":""}',
 }
 
@@ -185,6 +189,9 @@ def test_pages_of_other_origins_are_refused(server: Running, guarded: Running) -
     answered = post(guarded, PROMPT, authorization="Bearer first", **friend)
     assert answered.headers["access-control-allow-origin"] == "https://friend.example"
     assert "access-control-allow-origin" not in post(server, PROMPT).headers
+    wanted = {"access-control-request-headers": "x-stainless-lang, x-stainless-os"}
+    asked = httpx.options(guarded.url + "/v1/completions", headers=friend | wanted)
+    assert "x-stainless-os" in asked.headers["access-control-allow-headers"]
 
 
 def test_a_public_address_needs_a_key() -> None:
@@ -311,6 +318,31 @@ def test_one_request_may_cost_so_much_and_no_more(model: KoGPT) -> None:
         assert post(server, PROMPT | {"max_tokens": 100}).status_code == 200
         refused = post(server, PROMPT | {"max_tokens": 100, "n": 6})
         assert refused.status_code == 400 and "the limit is 500" in refused.json()["error"]["message"]
+
+
+def test_the_tokens_that_logprobs_name_are_counted(model: KoGPT) -> None:
+    with serving(model, Limits(logprobs=500)) as server:
+        body = PROMPT | {"max_tokens": 20, "logprobs": 20}
+        assert post(server, body).status_code == 200
+        for more in ({"n": 2}, {"echo": True, "prompt": "가나다라마바사아자차"}):
+            refused = post(server, body | more)
+            assert refused.status_code == 400 and refused.json()["error"]["param"] == "logprobs"
+
+
+def test_a_socket_in_use_is_told_and_a_stale_one_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "kogpt.sock"
+    Address(socket=path).check_free()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(InputError, match="--uds"):
+            Address(socket=path).check_free()
+    assert path.is_socket()
+    Address(socket=path).check_free()  # nobody listens any more
+    (tmp_path / "file").touch()
+    for wrong in (tmp_path / "file", tmp_path / "none" / "s", tmp_path / ("a" * 120)):
+        with pytest.raises(InputError, match="--uds"):
+            Address(socket=wrong).check_free()
 
 
 def test_an_adapter_is_served(tiny_folder: Path) -> None:

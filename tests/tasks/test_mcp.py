@@ -42,6 +42,8 @@ async def use(parameters: StdioServerParameters) -> None:
         assert hit["source"] == "강.txt"
         [summary] = await call("summarise", text="첫 문장이다. 둘째 문장이다.", sentences=1)
         assert summary["sentences"] == ["첫 문장이다."]
+        [message] = await call("filter_text", text="글", by_model=True)  # not kogpt-mini
+        assert "by_model" in message
         [filtered] = await call("filter_text", text="전화 010-0123-4567")
         assert filtered["text"] == "전화 ***-****-****" and filtered["found"][0]["kind"] == "mobile"
         for arguments in (

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
 
+from kogpt import KoGPT
 from kogpt.classification import Classification
 from kogpt.errors import InputError
 from kogpt.tasks import profanity
+from kogpt.tasks.folding import Folded, fold
+from kogpt.tasks.named import Labeller
 from kogpt.tasks.ngrams import Joint, NgramClassifier
-from kogpt.tasks.profanity import CLASSIFIER, MAX_ODDS, judge, log_odds
+from kogpt.tasks.profanity import (
+    ADAPTER,
+    CLASSIFIER,
+    MAX_ODDS,
+    find_profanity,
+    has_adapter,
+    judge,
+    judge_all,
+    log_odds,
+)
+from kogpt.tasks.spans import Span
 
 
 def test_an_adapter_is_weighed_beside_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,10 +46,10 @@ def test_an_adapter_is_weighed_beside_words(tmp_path: Path, monkeypatch: pytest.
         assert above.insult == pytest.approx(plain.insult)
         p, q = plain.profanity, above.profanity
         assert np.log(q / (1 - q)) - np.log(p / (1 - p)) == pytest.approx(3.0, abs=1e-3)
-    monkeypatch.setattr(profanity, "_classifier", lambda: shipped)
-    if shipped.joint_with_adapter is None:
-        with pytest.raises(InputError, match="without an adapter"):
-            judge(texts[0], 0.0)
+    without = replace(shipped, joint_with_adapter=None)
+    monkeypatch.setattr(profanity, "_classifier", lambda: without)
+    with pytest.raises(InputError, match="without an adapter"):
+        judge(texts[0], 0.0)
 
 
 def test_odds_are_those_of_the_profane_label_and_finite() -> None:
@@ -40,3 +57,49 @@ def test_odds_are_those_of_the_profane_label_and_finite() -> None:
     assert log_odds(found) == pytest.approx(np.log(4), abs=1e-6)
     sure = Classification("글", "욕설", {"깨끗함": 0.0, "욕설": 1.0})
     assert log_odds(sure) == MAX_ODDS
+
+
+def test_the_adapter_joins_in_wherever_profanity_is_judged() -> None:
+    texts = ["야 이 미친놈아", "오늘 날씨가 참 좋네요"]
+    with KoGPT.from_pretrained(adapter=ADAPTER, device="cpu") as model:
+        assert has_adapter(model)
+        found = model.classify(texts)
+        expected = [judge(text, log_odds(each)) for text, each in zip(texts, found, strict=True)]
+        assert judge_all(texts, model) == expected
+        labels = Labeller.by_adapter(model).label(texts)
+    assert judge_all(texts) == [judge(text) for text in texts]
+    for label, judgement in zip(labels, expected, strict=True):
+        assert label.probabilities["욕설"] == judgement.profanity
+        assert label.probabilities["없음"] == 1 - judgement.profanity
+        assert (label.label == "욕설") == judgement.profane
+    assert [label.label for label in labels] == ["욕설", "없음"]
+
+
+def test_harmless_words_are_passed_over_as_one_by_one() -> None:
+    """The twin compares every word that was found with every harmless one."""
+    pieces = ["시발점", "시발", "병신년생", "병신", "새끼손가락", "새끼", " ", "하늘", "시발점병신년"]
+    chance = random.Random(3)
+    for _ in range(300):
+        text = "".join(chance.choices(pieces, k=chance.randint(1, 8)))
+        folded = fold(text)
+        harmless = [profanity._whole(folded, *match.span(1)) for match in every_harmless(folded)]
+        found = profanity._Harmless.of(folded)
+        for start in range(len(text)):
+            for end in range(start + 1, len(text) + 1):
+                slow = any(other.start <= start and end <= other.end for other in harmless)
+                assert found.holds(Span(start, end, "profanity")) == slow
+
+
+def every_harmless(folded: Folded) -> Iterator[re.Match[str]]:
+    return profanity._harmless().finditer(profanity._marked(folded.letters, folded))
+
+
+@pytest.mark.parametrize("word", ["시발점", "시발", "시 1 발", "새끼손가락 ", "ㅅㅣ", "tlqkf "])
+def test_a_line_of_one_word_is_searched_in_linear_time(word: str) -> None:
+    def seconds(n: int) -> float:
+        started = process_time()
+        find_profanity(word * n)
+        return process_time() - started
+
+    seconds(100)
+    assert seconds(8000) < 40 * max(seconds(1000), 0.005)  # 8 times if linear, 64 if every pair is compared

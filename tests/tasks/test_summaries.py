@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import random
+import tracemalloc
+
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kogpt import KoGPT, KoGPTError
 from kogpt.tasks import summaries
 from kogpt.tasks.sentences import split_sentences
 from kogpt.tasks.summaries import Writer, make_title, summarize
+from kogpt.tasks.terms import bm25, centrality, terms_of
 
 NEWS = (
     "서울시는 내년부터 한강 공원에 나무 십만 그루를 심는다고 밝혔다. 나무는 은행나무와 소나무다. "
@@ -33,10 +40,50 @@ def test_the_summary_keeps_what_the_text_is_about() -> None:
     assert [s.text for s in summarize("하나.", 5)] == ["하나."]
 
 
-def test_a_long_text_is_summarised_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summaries, "MAX_SENTENCES", 20)
-    text = " ".join(f"{NEWS} 문단 {n}이 끝났다." for n in range(20))
-    assert len(summarize(text, 4)) == 4
+def test_a_long_text_takes_no_table_of_its_sentences_and_terms() -> None:
+    """A table of 2,500 sentences and their terms would take 100 MB and more."""
+    chance = random.Random(2)
+    text = " ".join(f"{chr(chance.randint(0xAC00, 0xD7A3))}{n}가 있다." for n in range(2_500))
+    tracemalloc.start()
+    try:
+        assert len(summarize(text, 100_000)) == 2_500
+        assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def weigh(texts: list[str]) -> NDArray[np.float64]:
+    """(N, T) TF-IDF as a table, rows of length 1."""
+    lists = [terms_of(text) for text in texts]
+    columns = {term: column for column, term in enumerate(dict.fromkeys(t for found in lists for t in found))}
+    counts = np.zeros((len(texts), len(columns)))
+    for row, found in enumerate(lists):
+        for term in found:
+            counts[row, columns[term]] += 1
+    weights = np.log1p(counts) * (np.log((1 + len(texts)) / (1 + (counts > 0).sum(axis=0))) + 1)
+    return np.asarray(weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12))
+
+
+def test_centrality_is_the_cosine_to_the_mean_of_a_table() -> None:
+    texts = [sentence.text for sentence in split_sentences(NEWS)] + ["...", "나무 나무"]
+    weights = weigh(texts)
+    centroid = weights.mean(axis=0)
+    np.testing.assert_allclose(centrality(texts), weights @ centroid / np.linalg.norm(centroid), atol=1e-12)
+    np.testing.assert_array_equal(centrality(["...", "!"]), [0, 0])
+
+
+def test_bm25_is_its_formula_term_by_term() -> None:
+    documents = [terms_of(sentence.text) for sentence in split_sentences(NEWS)] + [[]]
+    asked = terms_of("한강 공원의 나무 한강")
+    scores = np.zeros(len(documents))
+    mean = np.mean([max(len(document), 1) for document in documents])
+    for term in set(asked):
+        holders = sum(term in document for document in documents)
+        for i, document in enumerate(documents):
+            often, length = document.count(term), max(len(document), 1)
+            idf = math.log(1 + (len(documents) - holders + 0.5) / (holders + 0.5))
+            scores[i] += idf * often * 2.2 / (often + 1.2 * (0.25 + 0.75 * length / mean))
+    np.testing.assert_allclose(bm25(asked, documents), scores, atol=1e-12)
 
 
 def test_a_title_is_made_of_words_of_the_first_sentence() -> None:

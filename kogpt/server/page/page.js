@@ -3,6 +3,7 @@
 
 import { call, events, hasKey, Refused, setKey } from "./server.js";
 import { TEXTS } from "./texts.js";
+import { Uses } from "./uses.js";
 import { append, branched, decoded, likelihood, newVersion, textOf, unnamed } from "./versions.js";
 
 const TOP = 5; // likeliest tokens shown for each token
@@ -40,6 +41,7 @@ function showLanguage() {
     showAnswer(answer);
   }
   showSummary();
+  uses.show();
 }
 
 function showTexts(root) {
@@ -438,6 +440,13 @@ choices.addEventListener("keydown", (event) => {
   if (!step || !all.length) return;
   event.preventDefault();
   all.at((all.indexOf(document.activeElement) + step) % all.length).focus();
+});
+
+// --- the other uses
+
+const uses = new Uses({
+  say,
+  ask: async (path, body) => (await ask(path, { model: byId("model").value || undefined, ...body })).json(),
 });
 
 // --- events
