@@ -4,9 +4,12 @@
 
 Random weights of a named shape. First the ids of small models are compared with the numpy runner's. Then come
 the first token after loading, one row to 64 rows, prompts, a whole run of 64 texts and the memory of 2,048
-tokens, in each precision that the runner knows here; then transformers, eager and with its static cache
-compiled. Every figure is written to --out as soon as it is known, a table comes last, and what no longer fits
-into --seconds is left out and named. Needs transformers.
+tokens in float16; then transformers, eager and with its static cache compiled; then int8 and int4; and beside
+each precision its steps by the kernels of gpu_steps.py. Every figure is written to --out as soon as it is
+known, a table and the lines of gpu_choice.MEASURED come last, and what no longer fits into --seconds is left
+out and named. The peer needs transformers.
+
+    python -m bench.gpu --device cpu --shape tiny       # the same program where there is no GPU
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.gpu_weights import NAMES, TINY, named_shape, random_weights
 from kogpt.cli import limits, speed
-from kogpt.cli.bench import SHAPES, shape_config
 from kogpt.config import ModelConfig
 from kogpt.engine import Engine
+from kogpt.gpu_choice import faster_rows, has_triton
 from kogpt.numpy_runner import NumpyRunner
+from kogpt.quantize import FORMATS, Floats
 from kogpt.request import Request, Writing
 from kogpt.runner import Chunk, Runner
 from kogpt.sampling import Sampling
@@ -38,11 +43,22 @@ from kogpt.torch_runner import TorchRunner
 
 DTYPES = ("float16", "int8", "int4")
 PEER_DTYPE = torch.float16  # precision of transformers' model
-PROMPTS = (128, 512, 2048)
-NEW_TOKENS = 48
-RUN_ROWS = 64  # texts of the whole run
-RUN_TOKENS = 128  # tokens of each of its prompts, and of each answer
 SMALL = ModelConfig(n_layers=3, n_heads=4, d_model=256, d_ff=1024, n_vocab=2048, n_ctx=256, rotary_dim=32)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured, in tokens."""
+
+    small: ModelConfig = SMALL  # the model whose ids are compared
+    ids: int = 32
+    prompts: tuple[int, ...] = (128, 512, 2048)
+    new: int = 48  # steps that are timed at once
+    run_rows: int = 64  # texts of the whole run
+    run: int = 128  # tokens of each of its prompts, and of each answer
+
+
+DRY = Plan(small=TINY, ids=3, prompts=(8, 16), new=2, run_rows=3, run=4)  # shape tiny
 
 # Target of each figure, with the card that it holds for where it names one.
 TARGETS = {
@@ -99,45 +115,87 @@ class Report:
             yield f"| {name} | {' | '.join(cells)} | {', '.join(targets)} |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", choices=SHAPES, default="6b")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dtypes", nargs="+", default=[d for d in DTYPES if d in TorchRunner.dtypes])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=230, help="begin nothing after them")
-    parser.add_argument("--out", type=Path, help="JSON Lines, one for each figure, appended at once")
-    args = parser.parse_args()
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, and print the table."""
+    args = read_arguments(words)
     report = Report(args.out, time.monotonic() + args.seconds)
     device = torch.device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, shape {args.shape}, random weights", flush=True)
     for rows in (1, 3, 8):
-        name = f"ids of the numpy runner, {rows} rows"
-        report.measure("float32", name, partial(equal_ids, args.device, rows))
-    config = shape_config(args.shape)
-    for dtype in args.dtypes:
+        figure = f"ids of the numpy runner, {rows} rows"
+        report.measure("float32", figure, partial(equal_ids, args, "float32", rows))
+    config = named_shape(args.shape)
+    floats = [dtype for dtype in args.dtypes if dtype not in FORMATS]
+    for dtype in floats:
         ours(report, config, dtype, args)
         gc.collect()  # its graphs and weights
-    theirs(report, config, args)
-    if device.type == "cuda":
-        with_kernels(report, config, args)  # last: a faulty kernel spoils the context of the rest
+    if not args.no_peer:
+        report.measure("transformers", "loaded, s", partial(theirs, report, config, args))
+        gc.collect()
+    # Last what kernels compute: a faulty one spoils the context of the rest.
+    for dtype in [dtype for dtype in args.dtypes if dtype in FORMATS]:
+        figure = "ids of the numpy runner, 3 rows"
+        report.measure(dtype, figure, partial(equal_ids, args, dtype, 3))
+        ours(report, config, dtype, args)
+        gc.collect()
+    if device.type == "cuda" or interpreted():
+        for dtype in args.dtypes:
+            with_kernels(report, config, dtype, args)
+            gc.collect()
     print("\n" + "\n".join(report.table()))
+    print("\n".join(measured_lines(report, device, args)))
 
 
-def equal_ids(device: str, n_rows: int, dtype: str = "float32", steps: Steps | None = None) -> float:
-    """The share of greedy ids that are the numpy runner's."""
-    tensors = speed.random_tensors(SMALL, "float32")
-    prompts = [np.random.default_rng(i).integers(0, SMALL.n_vocab, 9 + 13 * i) for i in range(n_rows)]
-    runner = TorchRunner(SMALL, tensors, dtype, device)
-    if steps is not None:
-        runner.use_steps(steps)
-    found = greedy(runner, prompts, 32)
-    wanted = greedy(NumpyRunner(SMALL, tensors, "float32"), prompts, 32)
+def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=NAMES, default="6b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtypes", nargs="+", choices=TorchRunner.dtypes, default=DTYPES)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=230, help="begin nothing after them")
+    parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
+    parser.add_argument("--out", type=Path, help="JSON Lines, one for each figure, appended at once")
+    args = parser.parse_args(words)
+    args.plan = DRY if args.shape == "tiny" else Plan()
+    return args
+
+
+def interpreted() -> bool:
+    """Whether kernels run on the CPU here: Triton's interpreter, for a dry run."""
+    if not has_triton():
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def equal_ids(args: argparse.Namespace, dtype: str, n_rows: int, kernels: bool = False) -> float:
+    """The share of greedy ids that are the numpy runner's; kernels: the steps are theirs."""
+    small = args.plan.small
+    tensors = random_weights(small, dtype)
+    longest = small.n_ctx - args.plan.ids
+    sizes = [min(9 + 13 * i, longest) for i in range(n_rows)]
+    prompts = [np.random.default_rng(i).integers(0, small.n_vocab, size) for i, size in enumerate(sizes)]
+    runner = TorchRunner(small, tensors, dtype, args.device)
+    if kernels:
+        runner.use_steps(kernel_steps(small, args.device))
+    found = greedy(runner, prompts, args.plan.ids)
+    floats = Floats(small, tensors) if dtype in FORMATS else speed.random_tensors(small, "int8")
+    wanted = greedy(NumpyRunner(small, floats, "float32"), prompts, args.plan.ids)
     return float(np.mean(np.array(found) == np.array(wanted)))
+
+
+def kernel_steps(config: ModelConfig, device: str) -> Steps:
+    """The steps by the kernels, with this card's tiles."""
+    from kogpt import gpu_tiles
+    from kogpt.gpu_steps import GpuSteps
+
+    card = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
+    return GpuSteps(config, gpu_tiles.load(card)).steps()
 
 
 def greedy(runner: Runner, prompts: Sequence[Any], n_tokens: int) -> list[list[int]]:
@@ -155,63 +213,85 @@ def greedy(runner: Runner, prompts: Sequence[Any], n_tokens: int) -> list[list[i
     return texts
 
 
-def ours(report: Report, config: ModelConfig, dtype: str, args: argparse.Namespace) -> None:
-    """The figures of one precision. What makes the cache grow comes after the memory is told."""
-    weights = speed.random_tensors(config, "int8")  # views: they take no memory
-    loaded: list[TorchRunner] = []
+def loaded(
+    report: Report, config: ModelConfig, dtype: str, column: str, args: argparse.Namespace
+) -> TorchRunner | None:
+    """The runner, and the time that it took; None where that failed."""
+    found: list[TorchRunner] = []
 
     def load() -> float:
         started = time.perf_counter()
-        loaded.append(TorchRunner(config, weights, dtype, args.device))
+        found.append(TorchRunner(config, random_weights(config, dtype), dtype, args.device))
         synchronize(args.device)
         return time.perf_counter() - started
 
-    report.measure(dtype, "loaded from memory, s", load)
-    if not loaded:
+    report.measure(column, "loaded from memory, s", load)
+    return found[0] if found else None
+
+
+def ours(report: Report, config: ModelConfig, dtype: str, args: argparse.Namespace) -> None:
+    """The figures of one precision. What makes the cache grow comes after the memory is told."""
+    runner = loaded(report, config, dtype, dtype, args)
+    if runner is None:
         return
-    runner = loaded.pop()
     report.measure(dtype, "first token after load, s", partial(speed.prefill_seconds, runner, 32))
     if args.device != "cpu":
         report.measure(dtype, "memory of 2048 tokens, GB", partial(memory_gb, runner, args.device))
-    steps = {}
-    for rows in args.rows:
-        name = f"{rows} rows, ms a step"
-        report.measure(dtype, name, partial(step_ms, runner, rows, args.rounds))
-        steps[rows] = report.figures[dtype, name]
-    one, eight = steps.get(1), steps.get(8)
-    if isinstance(one, float):
-        report.add(dtype, "1 row, tokens/s", float(f"{1e3 / one:.4g}"))
-        if args.device != "cpu":
-            share(report, runner, dtype, one, args.device)
-        if isinstance(eight, float):
-            report.add(dtype, "step of 8 rows / of 1", float(f"{eight / one:.3g}"))
-    for n in [n for n in PROMPTS if n <= config.n_ctx]:
+    steps_of(report, runner, dtype, args)
+    for n in [n for n in args.plan.prompts if n <= config.n_ctx]:
         report.measure(dtype, f"first token of {n}, ms", partial(prompt_ms, runner, n, args.rounds))
-    report.measure(dtype, "whole run, tokens/s", partial(whole_run, runner))
+    report.measure(dtype, "whole run, tokens/s", partial(whole_run, runner, args.plan))
 
 
-def with_kernels(report: Report, config: ModelConfig, args: argparse.Namespace) -> None:
-    """The steps of one row to many by the kernels of gpu_steps.py, beside plain torch in the same graphs."""
-    from kogpt import gpu_tiles
-    from kogpt.gpu_steps import GpuSteps
-
-    def steps_of(of: ModelConfig) -> Steps:
-        kernels: Any = GpuSteps(
-            of, gpu_tiles.load(torch.cuda.get_device_name(args.device))
-        )  # its Layer lacks `project` alone
-        return Steps(kernels.prepare, kernels.qkv, kernels.attention_fc_in, kernels.out, by_length=True)
-
-    column = "float16, kernels"
-    name = "ids of the numpy runner, 3 rows"
-    report.measure(column, name, lambda: equal_ids(args.device, 3, "float16", steps_of(SMALL)))
-    gc.collect()
-    runner = TorchRunner(config, speed.random_tensors(config, "int8"), "float16", args.device)
-    runner.use_steps(steps_of(config))
+def steps_of(report: Report, runner: TorchRunner, column: str, args: argparse.Namespace) -> None:
+    """A step of each number of rows, and what follows from those."""
     for rows in args.rows:
-        report.measure(column, f"{rows} rows, ms a step", partial(step_ms, runner, rows, args.rounds))
-    one = report.figures.get((column, "1 rows, ms a step"))
-    if isinstance(one, float):
-        share(report, runner, column, one, args.device)
+        report.measure(column, step_name(rows), partial(step_ms, runner, rows, args))
+    steps = step_times(report, column)
+    if 1 in steps:
+        report.add(column, "1 row, tokens/s", float(f"{1e3 / steps[1]:.4g}"))
+        if args.device != "cpu":
+            share(report, runner, column, steps[1], args.device)
+        if 8 in steps:
+            report.add(column, "step of 8 rows / of 1", float(f"{steps[8] / steps[1]:.3g}"))
+
+
+def step_name(rows: int) -> str:
+    return f"{rows} rows, ms a step"
+
+
+def step_times(report: Report, column: str) -> dict[int, float]:
+    """Milliseconds of a step by its number of rows, where they were measured."""
+    found = {}
+    for (other, name), value in report.figures.items():
+        rows, _, rest = name.partition(" ")
+        if other == column and rest == "rows, ms a step" and isinstance(value, float):
+            found[int(rows)] = value
+    return found
+
+
+def with_kernels(report: Report, config: ModelConfig, dtype: str, args: argparse.Namespace) -> None:
+    """The steps of one row to many by the kernels of gpu_steps.py, in the same graphs."""
+    column = kernel_column(dtype)
+    figure = "ids of the numpy runner, 3 rows"
+    report.measure(column, figure, lambda: equal_ids(args, dtype, 3, kernels=True))
+    runner = loaded(report, config, dtype, column, args)
+    if runner is not None:
+        runner.use_steps(kernel_steps(config, args.device))
+        steps_of(report, runner, column, args)
+
+
+def kernel_column(dtype: str) -> str:
+    return f"{dtype}, kernels"
+
+
+def measured_lines(report: Report, device: torch.device, args: argparse.Namespace) -> Iterator[str]:
+    """Entries of gpu_choice.MEASURED."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    for dtype in args.dtypes:
+        kernels, plain = step_times(report, kernel_column(dtype)), step_times(report, dtype)
+        if kernels and plain:
+            yield f"    ({capability}, {dtype!r}): {faster_rows(kernels, plain)},"
 
 
 def share(report: Report, runner: Runner, column: str, ms: float, device: str) -> None:
@@ -223,12 +303,13 @@ def share(report: Report, runner: Runner, column: str, ms: float, device: str) -
     report.add(column, "share of bandwidth, 1 row", float(f"{n_bytes / (ms / 1e3) / bandwidth:.3g}"))
 
 
-def step_ms(runner: Runner, rows: int, rounds: int) -> float:
+def step_ms(runner: Runner, rows: int, args: argparse.Namespace) -> float:
     """Median over the rounds, once the pass is recorded."""
-    speed.decode_seconds(runner, rows, 8)
-    speed.decode_seconds(runner, rows, NEW_TOKENS)
-    found = [speed.decode_seconds(runner, rows, NEW_TOKENS) for _ in range(rounds)]
-    return 1e3 * statistics.median(found) / NEW_TOKENS
+    n_tokens = args.plan.new
+    speed.decode_seconds(runner, rows, min(8, n_tokens))
+    speed.decode_seconds(runner, rows, n_tokens)
+    found = [speed.decode_seconds(runner, rows, n_tokens) for _ in range(args.rounds)]
+    return 1e3 * statistics.median(found) / n_tokens
 
 
 def prompt_ms(runner: Runner, n_tokens: int, rounds: int) -> float:
@@ -244,54 +325,61 @@ def memory_gb(runner: Runner, device: str) -> float:
     return torch.cuda.max_memory_allocated(device) / 1e9
 
 
-def whole_run(runner: Runner) -> float:
+def whole_run(runner: Runner, plan: Plan) -> float:
     """Tokens written per second from the first request to the last event, prompts included."""
-    ids = np.random.default_rng(0).integers(0, runner.config.n_vocab, (RUN_ROWS, RUN_TOKENS))
+    ids = np.random.default_rng(0).integers(0, runner.config.n_vocab, (plan.run_rows, plan.run))
     seconds = []
     for _ in range(2):  # the first warms up
-        engine = Engine(runner, max_rows=RUN_ROWS)
+        engine = Engine(runner, max_rows=plan.run_rows)
         started = time.perf_counter()
         for prompt in ids:
-            engine.add(
-                Request(prompt, writing=Writing(Sampling(temperature=0.0), RUN_TOKENS), reusable=False)
-            )
+            engine.add(Request(prompt, writing=Writing(Sampling(temperature=0.0), plan.run), reusable=False))
         while not engine.idle:
             engine.step()
         seconds.append(time.perf_counter() - started)
         engine.close()
-    return RUN_ROWS * RUN_TOKENS / seconds[-1]
+    return plan.run_rows * plan.run / seconds[-1]
 
 
-def theirs(report: Report, config: ModelConfig, args: argparse.Namespace) -> None:
-    """transformers in PEER_DTYPE: eager, and with its static cache compiled. Parity is tested elsewhere."""
+def theirs(report: Report, config: ModelConfig, args: argparse.Namespace) -> float:
+    """transformers in PEER_DTYPE: eager, and with its static cache compiled. Parity is tested elsewhere.
+
+    The seconds of making the model.
+    """
     import transformers
     from transformers import GPTJConfig, GPTJForCausalLM
 
-    torch.set_grad_enabled(False)
-    torch.set_default_dtype(PEER_DTYPE)
-    with torch.device(args.device):
-        model = GPTJForCausalLM(GPTJConfig(**config.to_json())).eval()
-    torch.set_default_dtype(torch.float32)
     print(f"transformers {transformers.__version__}", flush=True)
-    peer = Eager(model)
-    for rows in args.rows:
-        report.measure("transformers", f"{rows} rows, ms a step", partial(peer.step_ms, rows))
-    for n in [n for n in PROMPTS if n <= config.n_ctx]:
-        name = f"first token of {n}, ms"
-        report.measure("transformers", name, partial(peer.prompt_ms, n, args.rounds))
-    report.measure("transformers, compiled", "1 rows, ms a step", partial(compiled_ms, model))
+    started = time.perf_counter()
+    torch.set_default_dtype(PEER_DTYPE)
+    try:
+        with torch.device(args.device):
+            model = GPTJForCausalLM(GPTJConfig(**config.to_json())).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    seconds = time.perf_counter() - started
+    peer = Eager(model, args.plan.new)
+    with torch.no_grad():
+        for rows in args.rows:
+            report.measure("transformers", step_name(rows), partial(peer.step_ms, rows))
+        for n in [n for n in args.plan.prompts if n <= config.n_ctx]:
+            name = f"first token of {n}, ms"
+            report.measure("transformers", name, partial(peer.prompt_ms, n, args.rounds))
+        compiled = partial(compiled_ms, model, 2 * args.plan.new)
+        report.measure("transformers, compiled", step_name(1), compiled)
+    return seconds
 
 
 class Eager:
     """GPTJForCausalLM with its cache, called step by step: less overhead than generate()."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, n_tokens: int) -> None:
+        self._model, self._n_tokens = model, n_tokens
 
     def step_ms(self, rows: int) -> float:
         """Milliseconds of one step."""
         found = self._call(self._ids(rows, speed.FIRST_TOKENS), None)
-        for n in (4, NEW_TOKENS // 2):  # the first warms up
+        for n in (4, self._n_tokens // 2):  # the first warms up
             started = time.perf_counter()
             for _ in range(n):
                 found = self._call(*found)
@@ -318,16 +406,16 @@ class Eager:
         return out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
 
 
-def compiled_ms(model: Any) -> float:
+def compiled_ms(model: Any, n_tokens: int) -> float:
     """A step of generate() with its static cache, compiled as it chooses; a prompt of 32 is included."""
     ids = torch.ones((1, speed.FIRST_TOKENS), dtype=torch.int64, device=model.device)
-    settings = {"max_new_tokens": 2 * NEW_TOKENS, "min_new_tokens": 2 * NEW_TOKENS, "do_sample": False}
+    settings = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
     for _ in range(3):  # the first compiles, the second may record
         started = time.perf_counter()
         model.generate(ids, cache_implementation="static", pad_token_id=0, **settings)
         synchronize(str(model.device))
         seconds = time.perf_counter() - started
-    return 1e3 * seconds / (2 * NEW_TOKENS)
+    return 1e3 * seconds / n_tokens
 
 
 def synchronize(device: str) -> None:

@@ -30,7 +30,7 @@ from kogpt.gpu_tiles import Tile, Tiles, row_tile
 from kogpt.model import Linear
 from kogpt.torch_cache import BLOCK
 from kogpt.torch_linear import QuantizedLinear
-from kogpt.torch_pass import Layer
+from kogpt.torch_pass import Layer, Steps
 
 # Rows from which weights are unpacked once and multiplied by the library: a prompt's, not a step's.
 LIBRARY_ROWS = 257
@@ -51,12 +51,16 @@ class GpuSteps:
     """The steps of a layer for one model shape on one card."""
 
     def __init__(self, config: ModelConfig, tiles: Tiles) -> None:
-        assert fits(config), config
         self._config = config
         self._tiles = tiles
 
+    def steps(self) -> Steps:
+        """The steps for a runner's passes."""
+        return Steps(self.prepare, self.qkv, self.attention_fc_in, self.out, by_length=True)
+
     def prepare(self, table: Tensor, positions: Tensor) -> Scratch:
         """Scratch of a pass; table (B, W), positions (B,)."""
+        assert fits(self._config), self._config
         config, n_rows = self._config, len(positions)
         chunks = triton.cdiv(table.shape[1] * BLOCK, kernels.CHUNK.value)
         # As many parts as the smallest tile of out_kernel makes: the tile is known when a layer is.

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,12 +44,12 @@ class Tile(NamedTuple):
 DEFAULTS = {"float": Tile(64, 64, 5, 4), "int8": Tile(32, 128, 5, 2), "int4": Tile(64, 128, 4, 4)}
 # The sum over all inputs ends in E outputs only: small tiles, so that every processor has one.
 OUT = {"float": Tile(32, 128, 5, 4), "int8": Tile(32, 128, 6, 2), "int4": Tile(32, 128, 6, 2)}
-CANDIDATES = tuple(
-    Tile(outputs, inputs, stages, warps)
-    for outputs in (16, 32, 64, 128)
-    for inputs in (64, 128, 256)
-    for stages, warps in ((3, 4), (5, 4), (4, 2), (6, 2), (4, 8))
-)
+# Outputs, inputs, and pairs of stages and warps that `tune` tries: a kernel takes seconds to compile, so few.
+GRID: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]] = {
+    "float": ((32, 64, 128), (64, 128), ((3, 4), (5, 4), (4, 8))),
+    "int8": ((16, 32, 64), (128, 256), ((4, 2), (6, 2), (4, 4))),
+    "int4": ((16, 32, 64), (64, 128), ((3, 4), (6, 2), (4, 8))),
+}
 
 
 class Tiles:
@@ -97,7 +99,7 @@ def read(path: Path) -> dict[str, dict[str, Tile]]:
         if document["version"] != VERSION:
             raise ValueError(f"version {document['version']}")
         return {
-            card: {name: _checked(values) for name, values in tiles.items()}
+            card: {name: _checked(name, values) for name, values in tiles.items()}
             for card, tiles in document["cards"].items()
         }
     except FileNotFoundError:
@@ -112,23 +114,44 @@ def read(path: Path) -> dict[str, dict[str, Tile]]:
         return {}
 
 
-def tune(card: str, jobs: Iterable[Job], file: Path | None = None) -> dict[str, tuple[Tile, float]]:
-    """Measure all candidates for all jobs and keep the fastest in the file; tile and seconds by key."""
+class Job(NamedTuple):
+    """One kernel on a matrix (N, K) in one format, to be tuned."""
+
+    kernel: str
+    form: str
+    shape: tuple[int, int]
+    seconds: Callable[[Tile], float | None]  # time of a launch; None: the card cannot run this tile
+
+    @property
+    def key(self) -> str:
+        """Name of its tile in the files."""
+        return key(self.kernel, self.form, self.shape)
+
+    def candidates(self) -> list[Tile]:
+        """Tiles to try, the default first."""
+        outputs, inputs, loops = GRID[self.form]
+        grid = [Tile(n, k, *loop) for n in outputs for k in inputs for loop in loops]
+        return list(dict.fromkeys([Tiles().of(self.kernel, self.form, self.shape), *grid]))
+
+
+def tune(
+    card: str, jobs: Iterable[Job], file: Path | None = None, until: float = math.inf
+) -> dict[str, tuple[Tile, float]]:
+    """Measure the candidates of all jobs and keep the fastest in the file; tile and seconds by key.
+
+    until: time.monotonic() after which nothing more is measured. A job that was begun keeps its fastest.
+    """
     best: dict[str, tuple[Tile, float]] = {}
     for job in jobs:
-        timed = [(seconds, tile) for tile in CANDIDATES if (seconds := job.seconds(tile)) is not None]
+        timed = []
+        for tile in job.candidates():
+            if time.monotonic() < until and (seconds := job.seconds(tile)) is not None:
+                timed.append((seconds, tile))
         if timed:
             seconds, tile = min(timed)
             best[job.key] = tile, seconds
             keep(card, {job.key: tile}, file or own_file())
     return best
-
-
-class Job(NamedTuple):
-    """One kernel on one shape, to be tuned."""
-
-    key: str
-    seconds: Callable[[Tile], float | None]  # time of a launch; None: the card cannot run this tile
 
 
 def keep(card: str, tiles: Mapping[str, Tile], path: Path) -> None:
@@ -141,13 +164,18 @@ def keep(card: str, tiles: Mapping[str, Tile], path: Path) -> None:
         file.write(document.encode())
 
 
-def _checked(values: Any) -> Tile:
-    """A tile whose numbers a kernel can have; ValueError, TypeError."""
+def _checked(name: str, values: Any) -> Tile:
+    """A tile whose numbers the kernel that a key names can have; ValueError, TypeError."""
+    kernel, form, _ = name.split(" ")
+    if kernel not in KERNELS or form not in FORMATS:
+        raise ValueError(f"kernel {name}")
     tile = Tile(*values)
     whole = all(type(value) is int for value in tile)
     powers = whole and all(n > 0 and n & (n - 1) == 0 for n in (tile.outputs, tile.inputs, tile.warps))
-    if not powers or not (16 <= tile.outputs <= 256 and 16 <= tile.inputs <= 1024 and tile.warps <= 16):
+    if not powers or not (16 <= tile.outputs <= 256 and tile.inputs <= 1024 and tile.warps <= 16):
         raise ValueError(f"tile {values}")
+    if tile.inputs < MIN_INPUTS[form]:
+        raise ValueError(f"{tile.inputs} inputs of {form}, at least {MIN_INPUTS[form]}")
     if not 1 <= tile.stages <= 16:
         raise ValueError(f"stages {tile.stages}")
     return tile

@@ -41,7 +41,8 @@ class Placement:
 
     device: auto, cpu, cuda, cuda:N, cuda:N,cuda:M (layers split over these GPUs) or cuda:all.
     dtype: of the weights; one of the runner's `dtypes`. cache_dtype: of keys and values; on the native
-    runner float32, bfloat16 or int8. threads: of the CPU. runner: native, numpy or torch.
+    runner float32, bfloat16 or int8. threads: of the CPU. runner: native, numpy or torch. offload: layers
+    that stay in CPU memory beside one GPU; None: as many as it has no room for.
     KoGPTError for a value that no machine has; one that this machine lacks is refused by `load_runner`.
     """
 
@@ -50,6 +51,7 @@ class Placement:
     cache_dtype: str = "auto"
     threads: int | None = None
     runner: str = "auto"
+    offload: int | None = None
 
     def __post_init__(self) -> None:
         if type(self.device) is not str or not DEVICE.fullmatch(self.device):
@@ -63,6 +65,11 @@ class Placement:
             raise KoGPTError(
                 f"threads is {self.threads!r}, must be from 1 to {limit}: as many as there are cores",
                 f"threads 값 {self.threads!r} (조건: 1 이상 {limit} 이하, 코어 수만큼)",
+            )
+        if self.offload is not None and (type(self.offload) is not int or self.offload < 0):
+            raise KoGPTError(
+                f"offload is {self.offload!r}, must be None or a number of layers: 0 keeps all on the GPU",
+                f"offload 값 {self.offload!r} (조건: None 또는 0 이상의 층 수, 0은 모든 층을 GPU에 둠)",
             )
 
     @classmethod
@@ -163,9 +170,15 @@ def fallbacks(placement: Placement, name: str) -> Iterator[str]:
     if name == "numpy" and placement.runner == "auto":
         en, ko = native_problem()
         yield localized(f"computing with numpy, which is slower: {en}", f"더 느린 numpy로 계산합니다. {ko}")
+    on_gpu = name == "torch" and placement.torch_device() != "cpu"
+    if placement.offload is not None and not on_gpu:
+        yield localized(
+            f"--offload {placement.offload} has no effect on a CPU: leave it out",
+            f"--offload {placement.offload} 옵션은 CPU에서 효과가 없습니다. 빼고 실행하세요",
+        )
     if placement.threads is None:
         return
-    if name == "torch" and placement.torch_device() != "cpu":
+    if on_gpu:
         yield localized(
             f"--threads {placement.threads} has no effect on a GPU: leave it out",
             f"--threads {placement.threads} 옵션은 GPU에서 효과가 없습니다. 빼고 실행하세요",
@@ -222,9 +235,10 @@ def _torch_runner(
     from kogpt.torch_runner import TorchRunner
 
     device = placement.torch_device()
-    if device == "cpu":
-        torch.set_num_threads(placement.threads or usable_cpus())
-    return TorchRunner(config, tensors, dtype, device)
+    if device != "cpu":
+        return TorchRunner(config, tensors, dtype, device, placement.offload)
+    torch.set_num_threads(placement.threads or usable_cpus())
+    return TorchRunner(config, tensors, dtype)
 
 
 def _has_torch() -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kogpt.sampling import Draw
 from kogpt.torch_cache import PagedCache, Row, blocks_for
-from kogpt.torch_pass import Buffers, StaticModel, Steps, pack_inputs
+from kogpt.torch_pass import Buffers, StaticModel, StepPlan, Steps, pack_inputs
 from kogpt.torch_sampling import DrawKind, settings_columns
 from kogpt.torch_transfer import Reading, queue_copy
 
@@ -118,9 +118,9 @@ class Decoder:
         self._ahead: Launched | None = None
         self._replayed = False  # whether the last pass was
 
-    def use(self, steps: Steps) -> None:
+    def use(self, plan: StepPlan) -> None:
         """Compute the layers by other functions from now on."""
-        self._model.steps = steps
+        self._model.plan = plan
         self._recorder.forget()
         self._ahead = None
 
@@ -218,7 +218,8 @@ class Decoder:
             **columns,
         }
         n_rows = next(size for size in ROWS if size >= len(rows))
-        width = self._width(max(row.length for row in rows) + 1)
+        adapted = any(adapters)
+        width = self._width(max(row.length for row in rows) + 1, self._model.steps(n_rows, adapted))
         table = np.zeros((len(rows), width), np.int64)
         for own, row in zip(table, rows, strict=True):
             own[: len(row.blocks)] = row.blocks
@@ -228,17 +229,16 @@ class Decoder:
         if self._model.addresses() != self._addresses:
             self._recorder.forget()
             self._addresses = self._model.addresses()
-        adapted = any(adapters)
         replayed = self._recorder.run(
             ("read", n_rows, width, adapted),
             lambda: self._model.read(buffers, self._previous, width, adapted),
         )
         return buffers, replayed
 
-    def _width(self, length: int) -> int:
+    def _width(self, length: int, steps: Steps) -> int:
         """Blocks of the table of a pass whose longest row has `length` positions."""
         widest = blocks_for(self._n_ctx)
-        if self._model.steps.by_length:
+        if steps.by_length:
             return widest
         return min(widest, max(MIN_WIDTH, 1 << (blocks_for(length) - 1).bit_length()))
 

@@ -1,7 +1,8 @@
 """int8 and int4 projections on torch devices, as quantize.py describes them; nothing is rounded again.
 
-A module holds the codes of the file. Its product is given: `plain_product` in torch on any device, a kernel
-on a GPU (gpu_steps.py). Both multiply whole numbers, and the scale of an output once, in float32 at least.
+A module holds the codes of the file, on the CPU in the file's own memory. Its product is given:
+`plain_product` in torch on any device, a kernel on a GPU (gpu_steps.py). Both multiply whole numbers, and the
+scale of an output once, in float32 at least.
 Shapes: N outputs, K inputs, B rows.
 """
 
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 
 from kogpt.model import Linear
 from kogpt.quantize import GROUP, Quantized, table
+from kogpt.torch_transfer import placed
+
+# Weights that plain_product unpacks at a time: beside the codes a matrix never lies in memory as floats.
+UNPACKED = {"cpu": 2**20, "cuda": 2**24}
 
 
 class QuantizedLinear(Linear):
@@ -36,7 +41,7 @@ class QuantizedLinear(Linear):
         n, k = quantized.shape
         super().__init__(k, n, bias=bias is not None, device="meta")
         self.format = quantized.dtype
-        self.weight = _constant(_copied(quantized.codes, device))
+        self.weight = _constant(placed(quantized.codes, device))
         if bias is not None:
             self.bias = _constant(bias.to(device))
         none = np.empty(0, np.uint8)
@@ -47,7 +52,7 @@ class QuantizedLinear(Linear):
             "entries": (table().astype(np.int16) + 128).astype(np.uint8) if is_int4 else none,
         }
         for name, array in arrays.items():
-            self.register_buffer(name, _copied(array, device))
+            self.register_buffer(name, placed(array, device))
         self._product = product
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,12 +60,13 @@ class QuantizedLinear(Linear):
         y = self._product(x.reshape(-1, self.in_features), self)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def integers(self) -> Tensor:
-        """Weights before the scale of each output, (N, K) int16."""
+    def integers(self, rows: slice = slice(None)) -> Tensor:
+        """Weights before the scale of each output, (N, K) int16; rows: of these outputs only."""
+        held = self.weight[rows]
         if self.format == "int8":
-            return self.weight.short()
-        codes = torch.stack((self.weight & 15, self.weight >> 4), dim=-1).flatten(1)  # (N, K), or one more
-        groups = self.groups.repeat_interleave(GROUP, dim=1)[:, : codes.shape[1]]
+            return held.short()
+        codes = torch.stack((held & 15, held >> 4), dim=-1).flatten(1)  # (N, K), or one more
+        groups = self.groups[rows].repeat_interleave(GROUP, dim=1)[:, : codes.shape[1]]
         integers: Tensor = self.entries[groups.long(), codes.long()].short() - 128
         return integers[:, : self.in_features]
 
@@ -76,15 +82,13 @@ Product = Callable[[Tensor, QuantizedLinear], Tensor]  # (B, K) -> (B, N), bias 
 def plain_product(x: Tensor, linear: QuantizedLinear) -> Tensor:
     """x W^T + bias in torch; (B, K) -> (B, N). The slow twin of the kernels."""
     precision = torch.promote_types(x.dtype, torch.float32)
-    y = (x.to(precision) @ linear.integers().to(precision).T) * linear.scales
+    wide = x.to(precision)
+    n_outputs = max(1, UNPACKED[x.device.type] // linear.in_features)
+    pieces = [slice(i, i + n_outputs) for i in range(0, linear.out_features, n_outputs)]
+    y = torch.cat([wide @ linear.integers(piece).to(precision).T for piece in pieces], dim=1) * linear.scales
     if linear.bias is not None:
         y += linear.bias
     return y.to(x.dtype)
-
-
-def _copied(array: NDArray[Any], device: torch.device) -> Tensor:
-    """On the device; a copy, because a file's memory may not be written to and may go away."""
-    return torch.tensor(array, device=device)
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:

@@ -33,6 +33,7 @@ class LoraStack:
     def __init__(self, model: GPTJ) -> None:
         self.handles: set[int] = set()
         self.generation = 0  # how often factors were replaced: recorded passes hold their addresses
+        self._dtype = model.transformer.ln_f.weight.dtype  # of activations: a matrix may hold codes
         self._linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
         self._factors: dict[Linear, Factors] = {}  # of the matrices that some adapter changes
 
@@ -82,13 +83,13 @@ class LoraStack:
             shapes[linear] = max(n_places, held[0]), max(rank, held[1])
         for linear, (places, r) in shapes.items():
             n_values = places * r * (linear.in_features + linear.out_features)
-            needed[linear.weight.device] += n_values * linear.weight.itemsize
+            needed[linear.weight.device] += n_values * self._dtype.itemsize
         for device, n_bytes in needed.items():
             require_memory(n_bytes, f"an adapter on {device}", f"어댑터({device})", free_bytes(device))
         held_shapes = {linear: a.shape[:2] for linear, (a, _) in self._factors.items()}
         self.generation += held_shapes != shapes
         for linear, (places, r) in shapes.items():
-            none = linear.weight.new_zeros((0, 0, 0))
+            none = linear.weight.new_zeros((0, 0, 0), dtype=self._dtype)
             a, b = self._factors.get(linear, (none, none))
             a = _enlarged(a, (places, r, linear.in_features))
             self._factors[linear] = a, _enlarged(b, (places, linear.out_features, r))

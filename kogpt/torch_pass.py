@@ -35,6 +35,7 @@ from kogpt.model import GPTJ, Block, Linear, Rotation, rotary_table, rotate
 from kogpt.torch_cache import BLOCK, Paged, PagedCache, attend_paged
 from kogpt.torch_lora import LoraStack
 from kogpt.torch_sampling import DrawKind, Settings, draw_ids
+from kogpt.torch_weights import Stage
 
 # Values of the keys that rows gather from the cache at a time: 128 MB in 16 bits, and as much for values.
 MAX_GATHERED = 2**26
@@ -72,12 +73,15 @@ class Steps(NamedTuple):
     by_length: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A device and the blocks that it holds; the first also has the embedding, the last ln_f and the head."""
+class StepPlan(NamedTuple):
+    """Which steps a pass takes: those of few rows, up to `rows` of them, or plain torch."""
 
-    device: torch.device
-    layers: range
+    few: Steps
+    rows: int
+
+    def steps(self, n_rows: int) -> Steps:
+        """The steps of a pass of so many rows, none of which has an adapter."""
+        return self.few if n_rows <= self.rows else PLAIN
 
 
 class Buffers:
@@ -128,17 +132,21 @@ class StaticModel:
     """The weights, the cache and the adapters, and the pass over them; mostly on one device."""
 
     def __init__(
-        self, model: GPTJ, cache: PagedCache, loras: LoraStack, stages: Sequence[Stage], steps: Steps
+        self, model: GPTJ, cache: PagedCache, loras: LoraStack, stages: Sequence[Stage], plan: StepPlan
     ) -> None:
         self.model = model
         self.stages = stages
-        self.steps = steps
+        self.plan = plan
         self.dtype = model.transformer.ln_f.weight.dtype
         self._cache = cache
         self._loras = loras
         precision = torch.promote_types(self.dtype, torch.float32)
         positions = torch.arange(model.config.n_ctx, device=stages[0].device)
         self._rotation = rotary_table(positions, model.config.rotary_dim, precision)  # (n_ctx, 1, R) each
+
+    def steps(self, n_rows: int, adapted: bool) -> Steps:
+        """The steps of a pass; adapted: whether a row has an adapter, which only plain torch knows."""
+        return PLAIN if adapted else self.plan.steps(n_rows)
 
     def addresses(self) -> tuple[int, int]:
         """Changes when tensors that a recorded pass reads are replaced."""
@@ -151,10 +159,10 @@ class StaticModel:
         """
         token, positions = buffers.field("token"), buffers.field("position")
         drawn = previous[(-1 - token).clamp(min=0)].clamp(min=0)
-        x = self.model.embed(torch.where(token < 0, drawn, token))  # (B, E)
+        x = self.model.embed(torch.where(token < 0, drawn, token)).to(self.dtype)  # (B, E)
         table, places = buffers.table(width), buffers.field("adapter")
         own, others = (part[positions.clamp(max=len(part) - 1)] for part in self._rotation)
-        steps = PLAIN if adapted else self.steps
+        steps = self.steps(buffers.n_rows, adapted)
         for stage in self.stages:
             x, table, positions, places, own, others = (
                 tensor.to(stage.device) for tensor in (x, table, positions, places, own, others)

@@ -11,13 +11,10 @@ D head width, K inputs of a matrix, E model width, V vocabulary, M outputs wante
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from math import prod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -26,11 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kogpt.adapter import Lora, require_lora_fits
-from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
-from kogpt.errors import KoGPTError
-from kogpt.memory import require_memory
-from kogpt.model import GPTJ, ForwardPass, Linear
+from kogpt.errors import KoGPTError, localized
+from kogpt.gpu_choice import choose
+from kogpt.model import ForwardPass, Linear
+from kogpt.quantize import FORMATS
 from kogpt.runner import (
     CPU_PREFILL_TOKENS,
     Array,
@@ -49,64 +46,65 @@ from kogpt.torch_cache import (
     attend_paged,
     block_table,
     blocks_for,
-    free_bytes,
 )
-from kogpt.torch_decoder import ROWS, CudaGraphs, Decoder, Step, is_plain
+from kogpt.torch_decoder import ROWS, Capture, CudaGraphs, Decoder, Step, is_plain
 from kogpt.torch_lora import LoraStack
-from kogpt.torch_pass import MAX_GATHERED, PLAIN, Stage, StaticModel, Steps
+from kogpt.torch_pass import MAX_GATHERED, StaticModel, StepPlan, Steps
 from kogpt.torch_sampling import choose_all
 from kogpt.torch_transfer import to_device
+from kogpt.torch_weights import Layout, Tensors, layers_to_offload, load_model, stored_bytes
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 # Prompt tokens of one step: the longest text of the 6B shape. At 60 % of an H100's measured matrix product
 # they take 57 ms, for which other rows wait.
 GPU_PREFILL_TOKENS = 2048
+
+logger = logging.getLogger(__name__)
 
 
 class TorchRunner:
     """A Runner on one torch device or several; see runner.py for what its methods promise.
 
-    `tensors` are those of `config.tensor_shapes()`, in any dtype. `device` is cpu, cuda, cuda:N, several of
-    them joined by commas (the order of the stages), or cuda:all. On the CPU tensors that already have `dtype`
-    are used where they lie in the file, without a copy. NotEnoughMemory if weights or cache do not fit,
-    KoGPTError if there is no such dtype or device.
+    `tensors` are those of `config.tensor_shapes()`, in any dtype, or those of a folder in int8 or int4.
+    `device` is cpu, cuda, cuda:N, several of them joined by commas (the order of the stages), or cuda:all. On
+    the CPU tensors that already have `dtype` are used where they lie in the file, without a copy. `offload`
+    is how many layers stay in CPU memory; None: as many as one GPU has no room for.
+    NotEnoughMemory if weights or cache do not fit, KoGPTError if there is no such dtype or device.
     """
 
     name = "torch"
-    dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16", "float32", "float64")
+    dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16", "float32", "float64", *FORMATS)
 
     def __init__(
         self,
         config: ModelConfig,
-        tensors: Mapping[str, Stored],
+        tensors: Tensors,
         dtype: str = "float32",
         device: str = "cpu",
+        offload: int | None = 0,
     ) -> None:
         require_dtype(dtype, self.dtypes, self.name)
         self.config = config
         self.dtype = dtype
         devices = _devices(device)
         self.prefill_tokens = GPU_PREFILL_TOKENS if devices[0].type == "cuda" else CPU_PREFILL_TOKENS
-        self._stages = [
-            Stage(*both) for both in zip(devices, split_layers(config, len(devices)), strict=True)
-        ]
-        for place, n_parameters in _parameters(config, self._stages).items():
-            n_bytes = n_parameters * DTYPES[dtype].itemsize
-            require_memory(n_bytes, f"this model on {place}", f"이 모델({place})", free_bytes(place))
-        self._model = _model(config, tensors, DTYPES[dtype], self._stages)
+        if offload is None:
+            offload = layers_to_offload(config, dtype, devices)
+        layout = Layout.of(config, dtype, devices, offload)
+        layout.require_memory()
+        if layout.offloaded:
+            logger.warning(localized(*layout.offload_texts()))
+        choice = choose(config, dtype, devices[0])
+        self._stages = layout.stages
+        self._model = load_model(layout, tensors, choice.product)
         devices_of_layers = [stage.device for stage in self._stages for _ in stage.layers]
-        self._cache = PagedCache(config, DTYPES[dtype], devices_of_layers)
+        self._cache = PagedCache(config, layout.precision, devices_of_layers)
         self._loras = LoraStack(self._model)
-        self._decoder = self._new_decoder()
+        model = StaticModel(self._model, self._cache, self._loras, self._stages, choice.plan)
+        self._decoder = Decoder(model, self._cache, _capture(layout))
 
     @classmethod
     def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
-        return config.n_parameters * DTYPES[dtype].itemsize
+        return sum(stored_bytes(config, dtype).values())
 
     def add_adapter(self, lora: Lora) -> int:
         require_lora_fits(lora, self.config)
@@ -142,9 +140,9 @@ class TorchRunner:
     def room(self) -> int | None:
         return self._cache.room()
 
-    def use_steps(self, steps: Steps) -> None:
-        """Compute the layers of decoding steps by other functions, such as the kernels of gpu_steps.py."""
-        self._decoder.use(steps)
+    def use_steps(self, steps: Steps, rows: int = ROWS[-1]) -> None:
+        """Compute the layers of decoding steps of up to `rows` rows by other functions, as gpu_steps.py's."""
+        self._decoder.use(StepPlan(steps, rows))
 
     @torch.inference_mode()
     def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
@@ -178,12 +176,6 @@ class TorchRunner:
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
         self._reserve(chunks)
         return split_outputs(_to_numpy(self._trunk(chunks)), chunks)
-
-    def _new_decoder(self) -> Decoder:
-        model = StaticModel(self._model, self._cache, self._loras, self._stages, PLAIN)
-        [*devices] = {stage.device for stage in self._stages}
-        recorded = len(devices) == 1 and devices[0].type == "cuda"
-        return Decoder(model, self._cache, CudaGraphs(devices[0]) if recorded else None)
 
     def _reserve(self, chunks: Sequence[Chunk]) -> None:
         """Make room for all that is to be read, or for nothing of it."""
@@ -235,26 +227,13 @@ class TorchRunner:
         """(1, N, E): the embeddings of all ids by one look-up; soft prompts are written over theirs."""
         ids = [c.inputs if c.inputs.ndim == 1 else np.zeros(len(c.inputs), np.int64) for c in chunks]
         device = self._stages[0].device
-        x = self._model.embed(to_device(np.concatenate(ids), device)[None])
+        x = self._model.embed(to_device(np.concatenate(ids), device)[None]).to(self._cache.layers[0].dtype)
         start = 0
         for chunk in chunks:
             if chunk.inputs.ndim == 2:
                 x[0, start : start + len(chunk.inputs)] = to_device(np.array(chunk.inputs), device)
             start += len(chunk.inputs)
         return x
-
-
-def split_layers(config: ModelConfig, n: int) -> list[range]:
-    """The layers in n runs; each border is as near as whole blocks allow to an equal share of all weights.
-
-    The embedding counts to the first run, ln_f and head to the last: one of these may be left without blocks.
-    """
-    sizes = {name: prod(shape) for name, shape in _untied(config).items()}
-    block = sum(size for name, size in sizes.items() if name.startswith("transformer.h.0."))
-    share = sum(sizes.values()) / n
-    ideals = [round((i * share - sizes["transformer.wte.weight"]) / block) for i in range(1, n)]
-    borders = [0, *(min(max(ideal, 0), config.n_layers) for ideal in ideals), config.n_layers]
-    return [range(start, stop) for start, stop in pairwise(borders)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +325,13 @@ def split_rows(sizes: Sequence[int], ends: Sequence[int], limit: int) -> Iterato
     yield slice(first, len(sizes))
 
 
+def _capture(layout: Layout) -> Capture | None:
+    """How decoding steps are recorded: only on one GPU that holds all weights, whose addresses then stay."""
+    [*devices] = {stage.device for stage in layout.stages}
+    is_gpu = len(devices) == 1 and devices[0].type == "cuda"
+    return CudaGraphs(devices[0]) if is_gpu and not layout.offloaded else None
+
+
 def _step(chunks: Sequence[Chunk]) -> Step:
     """Chunks of one id each."""
     return Step([chunk.row for chunk in chunks], [int(chunk.inputs[0]) for chunk in chunks])
@@ -375,48 +361,3 @@ def _devices(names: str) -> list[torch.device]:
             "--device cpu를 쓰거나 서로 맞는 드라이버와 torch를 설치해 주세요",
         )
     return [torch.device(name) for name in chosen]
-
-
-def _model(
-    config: ModelConfig, tensors: Mapping[str, Stored], dtype: torch.dtype, stages: Sequence[Stage]
-) -> GPTJ:
-    with torch.device("meta"):
-        model = GPTJ(config)  # names and shapes only
-    state = {name: _borrowed(tensor).to(_place(name, stages), dtype) for name, tensor in tensors.items()}
-    if config.tied_head:
-        state["lm_head.weight"] = state["transformer.wte.weight"].to(stages[-1].device)
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False)
-
-
-def _parameters(config: ModelConfig, stages: Sequence[Stage]) -> Counter[torch.device]:
-    """How many weights and biases each device holds."""
-    one_copy = stages[0].device == stages[-1].device  # of the embedding, where it is the head too
-    parameters: Counter[torch.device] = Counter()
-    for name, shape in (config.tensor_shapes() if one_copy else _untied(config)).items():
-        parameters[_place(name, stages)] += prod(shape)
-    return parameters
-
-
-def _untied(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor, the weight of a tied head once more."""
-    return replace(config, tied_head=False).tensor_shapes()
-
-
-def _place(name: str, stages: Sequence[Stage]) -> torch.device:
-    """The device of a tensor."""
-    if name.startswith("transformer.wte."):
-        return stages[0].device
-    if name.startswith("transformer.h."):
-        layer = int(name.split(".")[2])
-        return next(stage.device for stage in stages if layer in stage.layers)
-    return stages[-1].device
-
-
-def _borrowed(stored: Stored) -> Tensor:
-    """A tensor on the array's own memory; a copy only of what an old file starts at an odd byte."""
-    array = np.require(stored.array, requirements=["C", "A"])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing here writes
-        flat = torch.frombuffer(array, dtype=DTYPES[stored.dtype])
-    return flat.view(array.shape)

@@ -6,11 +6,18 @@ queued itself, and torch frees the pinned memory only when the copy is done.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+PIECE = 64 << 20  # bytes of a tensor that are converted and pinned at a time while a model is loaded
+
+Wait = Callable[[], None]  # makes what is queued next wait for a copy
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -21,9 +28,61 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 def queue_copy(array: NDArray[Any], target: Tensor) -> None:
     """Copy an array into a tensor of its shape and dtype, behind what is queued on the device."""
-    tensor = torch.from_numpy(array)
-    on_gpu = target.device.type == "cuda"
-    target.copy_(tensor.pin_memory() if on_gpu else tensor, non_blocking=on_gpu)
+    _queue(torch.from_numpy(array), target)
+
+
+def borrowed(array: NDArray[Any]) -> Tensor:
+    """A tensor on the array's own memory; a copy only where it is not aligned or not row by row.
+
+    numpy has no bfloat16: uint16 stands for its bits, as in weights.Stored.
+    """
+    array = np.require(array, requirements=["C", "A"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
+        tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def placed(array: NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The array's values on a device; dtype None: its own. On the CPU its own memory, where dtypes agree."""
+    if is_host(device):
+        return borrowed(array).to(device, dtype)
+    if dtype is None:
+        dtype = borrowed(array[:1]).dtype
+    target = torch.empty(array.shape, dtype=dtype, device=device)
+    rows = max(1, PIECE * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), rows):
+        piece = borrowed(array[start : start + rows]).to(dtype)
+        _queue(piece, target[start : start + rows])
+    return target
+
+
+def is_host(device: torch.device) -> bool:
+    """Whether a device computes in the host's own memory."""
+    return device.type == "cpu"
+
+
+def host_buffer(n_bytes: int, device: torch.device) -> Tensor:
+    """Host memory, uint8, from which copies to the device are queued."""
+    return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+class Copies:
+    """Copies to a device beside what is computed there, on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self, source: Tensor, target: Tensor) -> Wait:
+        """Copy a host buffer to the device once everything that is queued now is done."""
+        if self._stream is None:
+            target.copy_(source)
+            return lambda: None
+        self._stream.wait_stream(torch.cuda.current_stream(target.device))
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+            done = self._stream.record_event()
+        return lambda: torch.cuda.current_stream(target.device).wait_event(done)
 
 
 class Reading:
@@ -40,3 +99,8 @@ class Reading:
         if self._done is not None:
             self._done.synchronize()
         return self._host
+
+
+def _queue(tensor: Tensor, target: Tensor) -> None:
+    on_gpu = target.device.type == "cuda"
+    target.copy_(tensor.pin_memory() if on_gpu else tensor, non_blocking=on_gpu)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kogpt import memory, native_runner, numpy_runner, torch_cache, torch_lora, torch_runner
+from kogpt import memory, native_runner, numpy_runner, torch_cache, torch_lora, torch_weights
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.native_runner import NativeRunner
@@ -57,6 +57,7 @@ if native_runner.available():
         "native-float16": Kind(NativeRunner, "float16", 0.03),
         "native-bfloat16": Kind(NativeRunner, "bfloat16", 0.1),
         "native-int8": Kind(NativeRunner, "int8", 0.2),
+        "torch-int8": Kind(TorchRunner, "int8", 0.2),
     }
 
 
@@ -71,5 +72,5 @@ def pretend_free(monkeypatch: pytest.MonkeyPatch, free: Callable[[torch.device |
     """Make the runners believe that so many bytes are free on a device, or without one in RAM."""
     for module in (memory, numpy_runner):
         monkeypatch.setattr(module, "available_memory", lambda: free(None))
-    for module in (torch_cache, torch_lora, torch_runner):
+    for module in (torch_cache, torch_lora, torch_weights):
         monkeypatch.setattr(module, "free_bytes", free)

@@ -19,7 +19,8 @@ from kogpt.config import SHAPES, ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.placement import Placement
 from kogpt.runner import Array, Chunk
-from kogpt.torch_runner import TorchRunner, split_layers
+from kogpt.torch_runner import TorchRunner
+from kogpt.torch_weights import split_layers
 
 DEEP = replace(TINY, n_layers=7)
 TENSORS = {name: stored(array) for name, array in random_tensors(DEEP).items()}

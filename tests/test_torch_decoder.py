@@ -306,9 +306,9 @@ def test_recordings_are_made_again_when_the_cache_or_an_adapter_moves() -> None:
 def test_tables_are_as_wide_as_the_longest_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_decoder, "MIN_WIDTH", 1)
     decoder = TorchRunner(TINY, TENSORS)._decoder
-    assert [decoder._width(n) for n in (1, 32, 33, 64, 65, 128)] == [1, 1, 2, 2, 4, 4]
-    decoder._model.steps = torch_pass.PLAIN._replace(by_length=True)
-    assert decoder._width(1) == 4
+    widths = [decoder._width(n, torch_pass.PLAIN) for n in (1, 32, 33, 64, 65, 128)]
+    assert widths == [1, 1, 2, 2, 4, 4]
+    assert decoder._width(1, torch_pass.PLAIN._replace(by_length=True)) == 4
 
 
 def test_other_steps_take_over_at_once() -> None:

@@ -250,6 +250,9 @@ HELP = {
         "CPU에서 KV 캐시의 정밀도 (기본값: %(default)s)"
     ),
     "the original's name for --device cuda:all": "--device cuda:all과 같습니다 (원본의 옵션 이름)",
+    "layers that stay in CPU memory beside one GPU (default: as many as it has no room for)": (
+        "GPU 하나를 쓸 때 CPU 메모리에 둘 층의 수 (기본값: GPU에 들어가지 않는 만큼)"
+    ),
     "the same seed gives the same text on the same kind of processor": (
         "같은 종류의 프로세서에서는 시드가 같으면 같은 글이 나옵니다"
     ),

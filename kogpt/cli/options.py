@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kogpt.errors import KoGPTError, localized
@@ -45,7 +46,7 @@ CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --revision, --device, --dtype, --cache-dtype, --model_parallel."""
+    """--model, --revision, --device, --dtype, --cache-dtype, --model_parallel, --offload."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -75,6 +76,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model-parallel",
         action="store_true",
         help="the original's name for --device cuda:all",
+    )
+    group.add_argument(
+        "--offload",
+        type=partial(read_count, least=0),
+        metavar="N",
+        help="layers that stay in CPU memory beside one GPU (default: as many as it has no room for)",
     )
 
 
@@ -116,7 +123,7 @@ def placement_from(args: argparse.Namespace) -> Placement:
     """The Placement that the options describe; KoGPTError if a value is impossible."""
     from kogpt.placement import Placement
 
-    return Placement(device_from(args), args.dtype, args.cache_dtype)
+    return Placement(device_from(args), args.dtype, args.cache_dtype, offload=args.offload)
 
 
 def device_from(args: argparse.Namespace) -> str:

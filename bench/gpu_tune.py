@@ -1,0 +1,186 @@
+"""The fastest tiles of the GPU kernels on this card, for gpu_tiles.py, within the given seconds.
+
+    python -m bench.gpu_tune --seconds 110
+
+Compiling takes most of the time: first several processes compile every candidate, side by side, into Triton's
+cache on disk, then this one measures. Tiles go into the user's cache as soon as a kernel is done. Between two
+launches the second-level cache is overwritten, into which a layer's weights would fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from bench.gpu_weights import NAMES, named_shape, random_weights
+from kogpt import gpu_tiles
+from kogpt.config import ModelConfig
+from kogpt.gpu_steps import GpuSteps
+from kogpt.gpu_tiles import FORMATS, Job, Tile, Tiles
+from kogpt.model import Linear, rotary_table
+from kogpt.torch_cache import BLOCK
+from kogpt.torch_pass import Layer
+from kogpt.torch_runner import TorchRunner
+
+LENGTH = 300  # positions that attention reads, where the context is that long
+LAUNCHES = 8
+FLUSHED = 128 << 20  # bytes; an H200 has 50 MB of second-level cache
+COMPILE_SHARE = 0.6  # of the seconds
+
+
+class OneLayer:
+    """A layer in one format, a text of one row, and the launch of each kernel."""
+
+    def __init__(self, config: ModelConfig, form: str, device: torch.device) -> None:
+        self._config, self._form, self._device = replace(config, n_layers=1), form, device
+        floats = "float16" if device.type == "cuda" else "float32"
+        dtype = floats if form == "float" else form
+        runner = TorchRunner(self._config, random_weights(self._config, dtype), dtype, str(device))
+        self._block: Any = runner._model.transformer.h[0]
+        self._head = runner._model.lm_head
+        self._dtype = runner._model.transformer.ln_f.weight.dtype
+        self._flushed = torch.empty(FLUSHED if device.type == "cuda" else 0, dtype=torch.int8, device=device)
+
+    def jobs(self) -> Iterator[Job]:
+        """One for each kernel and matrix that a model of this shape has in this format."""
+        e, f, block = self._config.d_model, self._config.d_ff, self._block
+        for kernel, shape in {"qkv": (3 * e, e), "attention_fc_in": (f, e), "out": (e, e + f)}.items():
+            yield self._job(kernel, shape, None)
+        if self._form != "float":  # plain torch multiplies those
+            for linear in (block.attn.q_proj, block.mlp.fc_in, block.mlp.fc_out, self._head):
+                yield self._job("linear", (linear.out_features, linear.in_features), linear)
+
+    def _job(self, kernel: str, shape: tuple[int, int], linear: Linear | None) -> Job:
+        name = gpu_tiles.key(kernel, self._form, shape)
+
+        def seconds(tile: Tile) -> float | None:
+            steps = GpuSteps(self._config, Tiles({name: tile}))
+            try:
+                return self._time(self._launch(kernel, linear, steps))
+            except triton.TritonError as error:  # too much shared memory, or it cannot be compiled
+                print(f"{name} {tuple(tile)}: {str(error)[:100]}", flush=True)
+                return None
+
+        return Job(kernel, self._form, shape, seconds)
+
+    def _launch(self, kernel: str, linear: Linear | None, steps: GpuSteps) -> Callable[[], Any]:
+        x, inner = self._ones(self._config.d_model), self._ones(self._config.d_ff)
+        if linear is not None:
+            given = self._ones(linear.in_features)
+            return lambda: steps.product(given, linear)
+        layer = self._layer(steps)
+        q = x.view(1, self._config.n_heads, self._config.d_head)
+        launches = {
+            "qkv": lambda: steps.qkv(x, layer),
+            "attention_fc_in": lambda: steps.attention_fc_in(x, q, layer),
+            "out": lambda: steps.out(x, x, inner, layer),
+        }
+        return launches[kernel]
+
+    def _layer(self, steps: GpuSteps) -> Layer:
+        config, device = self._config, self._device
+        length, blocks = min(LENGTH, config.n_ctx - 1), -(-config.n_ctx // BLOCK)
+        table = torch.arange(1, 1 + blocks, device=device)[None]
+        positions = torch.tensor([length], device=device)
+        slots = table[:, length // BLOCK] * BLOCK + length % BLOCK
+        shape = (2, 1 + blocks, BLOCK, config.n_heads, config.d_head)
+        cache = torch.zeros(shape, dtype=self._dtype, device=device)
+        rotation = rotary_table(positions, config.rotary_dim, torch.float32)
+        places = steps.prepare(table, positions)
+        places.sums.zero_()
+        places.summed = True  # by the layer before
+        return Layer(self._block, cache, rotation, slots, table, positions, places, Linear.__call__)
+
+    def _ones(self, width: int) -> Tensor:
+        return torch.ones((1, width), dtype=self._dtype, device=self._device)
+
+    def _time(self, launch: Callable[[], Any]) -> float:
+        """Median seconds of a launch, the weights in memory and not in a cache."""
+        launch()  # compiles
+        if self._device.type != "cuda":
+            started = time.perf_counter()
+            launch()
+            return time.perf_counter() - started
+        spans = []
+        for _ in range(LAUNCHES):
+            self._flushed.zero_()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            launch()
+            end.record()
+            spans.append((begin, end))
+        torch.cuda.synchronize(self._device)
+        return statistics.median(float(begin.elapsed_time(end)) for begin, end in spans) / 1e3
+
+
+def all_jobs(config: ModelConfig, forms: Sequence[str], device: torch.device) -> Iterator[Job]:
+    """The jobs of all formats; one layer at a time lies in memory."""
+    for form in forms:
+        yield from OneLayer(config, form, device).jobs()
+
+
+def compile_part(jobs: Iterator[Job], part: int, n_parts: int) -> None:
+    """Launch every n_parts-th candidate once, for what Triton then keeps on disk."""
+    candidates = ((job, tile) for job in jobs for tile in job.candidates())
+    for i, (job, tile) in enumerate(candidates):
+        if i % n_parts == part:
+            job.seconds(tile)
+
+
+def compile_all(words: Sequence[str], n_processes: int, until: float) -> None:
+    """Compile in processes of their own until the time is over; what is missing is compiled when measured."""
+    command = [sys.executable, "-m", "bench.gpu_tune", *words]
+    processes = [
+        subprocess.Popen([*command, "--part", str(part), "--processes", str(n_processes)])
+        for part in range(n_processes)
+    ]
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main(words: Sequence[str]) -> None:
+    """Tune, and print the fastest tile of each job."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=NAMES, default="6b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS[::-1])
+    parser.add_argument("--seconds", type=float, default=110, help="begin nothing after them")
+    parser.add_argument(
+        "--processes", type=int, default=min(12, os.cpu_count() or 1), help="that compile; 0: none"
+    )
+    parser.add_argument("--part", type=int, help="compile this part of the candidates, and measure nothing")
+    args = parser.parse_args(words)
+    device, config = torch.device(args.device), named_shape(args.shape)
+    jobs = all_jobs(config, args.formats, device)
+    if args.part is not None:
+        compile_part(jobs, args.part, args.processes)
+        return
+    started = time.monotonic()
+    if args.processes:
+        compile_all(words, args.processes, started + COMPILE_SHARE * args.seconds)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    best = gpu_tiles.tune(card, jobs, until=started + args.seconds)
+    for name, (tile, seconds) in best.items():
+        print(f"{name}: {tuple(tile)}, {1e6 * seconds:.1f} us", flush=True)
+    print(f"{len(best)} kernels in {time.monotonic() - started:.0f} s, kept in {gpu_tiles.own_file()}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

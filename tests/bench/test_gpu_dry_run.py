@@ -1,0 +1,60 @@
+"""The GPU benchmark where there is no GPU: every line that needs none, on a tiny shape."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `bench` is no package that is installed
+
+from bench import gpu, gpu_weights
+from kogpt.quantize import FORMATS
+from kogpt.torch_runner import TorchRunner
+
+
+def test_the_benchmark_runs_and_writes_each_figure_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu.jsonl"
+    words = ["--device", "cpu", "--shape", "tiny", "--no-peer", "--rows", "1", "8", "--rounds", "1"]
+    gpu.main([*words, "--out", str(out)])
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    figures = {(line["column"], line["name"]): line["value"] for line in lines}
+    wrong = {key: value for key, value in figures.items() if not isinstance(value, float) or value < 0}
+    assert wrong == {}
+    assert {column for column, _ in figures} >= {"float32", "float16", *FORMATS}
+    assert all(value == 1.0 for (_, name), value in figures.items() if name.startswith("ids of"))
+    for dtype in ("float16", *FORMATS):
+        assert {(dtype, "8 rows, ms a step"), (dtype, "whole run, tokens/s")} <= figures.keys()
+    table = capsys.readouterr().out.partition("\n| |")[2]
+    assert "| 1 row, tokens/s |" in table and ">= 0.76" not in table
+
+
+def test_what_no_longer_fits_into_the_time_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main(["--device", "cpu", "--shape", "tiny", "--dtypes", "float16", "--seconds", "0"])
+    assert "left out: no time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_random_codes_are_codes(dtype: str) -> None:
+    weights = gpu_weights.random_weights(gpu_weights.TINY, dtype)
+    matrix = weights["transformer.h.0.mlp.fc_in.weight"]
+    assert matrix.dtype == dtype
+    floats = matrix.to("float32")
+    assert 0.01 < floats.std() < 0.03 and abs(floats).max() < 0.1
+    if dtype == "int8":
+        assert matrix.codes.min() > -128  # type: ignore[union-attr]
+    TorchRunner(gpu_weights.TINY, weights, dtype)
+
+
+def test_the_lines_of_the_table_of_choices() -> None:
+    args = gpu.read_arguments(["--dtypes", "float16", "int8"])
+    report = gpu.Report(None, 0.0)
+    for column, times in {"float16": (2.0, 3.0), "float16, kernels": (1.0, 4.0), "int8": (1.0, 2.0)}.items():
+        for rows, ms in zip((1, 8), times, strict=True):
+            report.figures[column, gpu.step_name(rows)] = ms
+    assert list(gpu.measured_lines(report, torch.device("cpu"), args)) == ["    ((0, 0), 'float16'): 1,"]
