@@ -305,7 +305,7 @@ def share(report: Report, runner: Runner, column: str, ms: float, device: str) -
 
 def step_ms(runner: Runner, rows: int, args: argparse.Namespace) -> float:
     """Median over the rounds, once the pass is recorded."""
-    n_tokens = args.plan.new
+    n_tokens: int = args.plan.new
     speed.decode_seconds(runner, rows, min(8, n_tokens))
     speed.decode_seconds(runner, rows, n_tokens)
     found = [speed.decode_seconds(runner, rows, n_tokens) for _ in range(args.rounds)]
