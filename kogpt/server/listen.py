@@ -192,7 +192,8 @@ def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            transport.set_write_buffer_limits(high=0)  # writing pauses as soon as the kernel takes no more
+            # Writing pauses as soon as the kernel takes no more. A limit of 0 would pause TLS when nothing waits.
+            transport.set_write_buffer_limits(high=1, low=0)
             self._expect()
 
         def data_received(self, data: bytes) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 
@@ -36,10 +37,12 @@ def serving(
     access: Access | None = None,
     adapters: Mapping[str, KoGPT] | None = None,
     send_buffer: int | None = None,
+    certificate: Path | None = None,
 ) -> Iterator[Running]:
     """A server that answers within, and is gone afterwards.
 
     send_buffer: bytes that the kernel holds for a client who does not read; its own choice if None.
+    certificate: with its key, for TLS.
     """
     limits = limits or Limits()
     service = make_service(model, limits, adapters)
@@ -54,6 +57,7 @@ def serving(
         ws="none",
         http=with_deadlines(limits),
         timeout_graceful_shutdown=2,
+        ssl_certfile=certificate,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
@@ -61,7 +65,8 @@ def serving(
     while not server.started:
         time.sleep(0.01)
     try:
-        yield Running(f"http://127.0.0.1:{port}", port, service)
+        scheme = "http" if certificate is None else "https"
+        yield Running(f"{scheme}://127.0.0.1:{port}", port, service)
     finally:
         server.should_exit = True
         thread.join()

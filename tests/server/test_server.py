@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -37,6 +39,7 @@ from kogpt.session import Piece, Session
 
 JSON = {"content-type": "application/json"}
 PROMPT = {"prompt": "옛날 옛적에", "max_tokens": 4}
+CERTIFICATE = Path(__file__).with_name("localhost.pem")  # of its own authority, with its key: for tests alone
 
 
 def post(
@@ -343,6 +346,25 @@ def test_a_socket_in_use_is_told_and_a_stale_one_is_replaced(tmp_path: Path) -> 
     for wrong in (tmp_path / "file", tmp_path / "none" / "s", tmp_path / ("a" * 120)):
         with pytest.raises(InputError, match="--uds"):
             Address(socket=wrong).check_free()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_tls_answers_at_once(model: KoGPT, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing to a TLS connection once paused before the first byte, until the client was given up."""
+    if loop == "uvloop":
+        monkeypatch.setattr(asyncio, "run", pytest.importorskip("uvloop").run)
+    trusted = ssl.create_default_context(cafile=CERTIFICATE)
+    with (
+        serving(model, Limits(stall_seconds=2), certificate=CERTIFICATE) as server,
+        httpx.Client(base_url=server.url, verify=trusted, timeout=60) as client,
+    ):
+        wanted = PROMPT | {"max_tokens": 40, "seed": 1}
+        for _ in range(2):  # on one connection
+            whole = client.post("/v1/completions", json=wanted).json()["choices"][0]["text"]
+        lines = client.post("/v1/completions", json=wanted | {"stream": True}).text.splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert "".join(event["choices"][0]["text"] for event in events) == whole
+        assert lines[-2:] == ["data: [DONE]", ""]
 
 
 def test_an_adapter_is_served(tiny_folder: Path) -> None:
