@@ -29,6 +29,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kogpt.search import postings, reranking
 from kogpt.search.analysis import analyse_word, query_terms, words
@@ -36,6 +37,7 @@ from kogpt.search.index import Document, Hit, Index, Passage
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED_PASSAGES, FILES = 100_000, 100
+FloatArray = NDArray[np.float64]
 Ranking = Sequence[str]  # ids of passages, best first
 
 
@@ -141,19 +143,20 @@ def rerank(args: argparse.Namespace) -> None:
             started = time.perf_counter()
             for question, right in each.sample(args.questions):
                 hits = index.query(question)
-                likelihoods = reranker.likelihoods(question, [hit.passage for hit in hits])
+                prompts, asked = zip(*reranker.questions(question, hits), strict=True)
+                likelihoods = np.array(reranker.model.score(prompts, asked)) / len(question)
                 rows.append((sources(hits).index(right) if right in sources(hits) else -1, hits, likelihoods))
             seconds = (time.perf_counter() - started) / len(rows)
-        for weight in (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 10.0):
+        for weight in (0.0, 5.0, 10.0, 20.0, 25.0, 30.0, 40.0, 50.0, 100.0):
             print(f"{each.name:8} weight {weight:5}  MRR@10 {_mrr(rows, weight):.3f}", flush=True)
         print(f"{each.name:8} {seconds:.2f} s a question, {len(rows)} questions", flush=True)
 
 
-def _mrr(rows: Sequence[tuple[int, Sequence[Hit], Sequence[float]]], weight: float) -> float:
+def _mrr(rows: Sequence[tuple[int, Sequence[Hit], FloatArray]], weight: float) -> float:
     total = 0.0
     for right, hits, likelihoods in rows:
         if right >= 0:
-            scores = np.array([hit.score for hit in hits]) + weight * np.array(likelihoods)
+            scores = np.array([hit.score for hit in hits]) + weight * likelihoods
             total += 1 / (1 + int((scores > scores[right]).sum()))
     return total / len(rows)
 

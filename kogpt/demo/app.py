@@ -54,12 +54,16 @@ FONTS = (
     "Malgun Gothic",
     "sans-serif",
 )
-# Gradio's own colours of labels and hints are too light to read for many (WCAG 2.2, 1.4.3).
+# Gradio's own colours of labels, hints and the button are too light to read for many (WCAG 2.2, 1.4.3).
 CONTRAST = {
     "block_title_text_color": "*primary_700",
     "block_label_text_color": "*primary_700",
     "block_info_text_color": "*neutral_600",
     "body_text_color_subdued": "*neutral_600",
+    "button_primary_background_fill": "*primary_600",
+    "button_primary_background_fill_dark": "*primary_600",
+    "button_primary_background_fill_hover": "*primary_700",
+    "button_primary_background_fill_hover_dark": "*primary_700",
 }
 WAITING = 64  # requests in the queue; more are refused
 Shown = tuple[str, list[tuple[str, float]]]

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from kogpt.generation import KoGPT
 
 RERANKED = 10  # hits, the first ones
-PROMPT = "{passage}\n질문: "
-# Weights from 0.1 to 0.7 leave KorQuAD as it is and help on TyDi; more harms both (bench/search.py rerank).
-WEIGHT = 0.4  # of the log-likelihood of the question in nats, beside the score of words
+PROMPT = "{passage}\n질문:"
+MAX_CHARACTERS = 700  # of a passage that are read
+BETWEEN = 24  # tokens of PROMPT around a passage, and at the border of the question
+# Weight of the mean log-likelihood of the question's characters, in nats, beside the score of words. By
+# character, for a long question has a higher score of words too (bench/search.py rerank).
+WEIGHT = 30.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,23 +33,38 @@ class Reranker:
     model: KoGPT
     n_hits: int = RERANKED
 
-    def likelihoods(self, query: str, passages: Sequence[str]) -> list[float]:
-        """(n,) log-likelihood of the query after each passage, in nats."""
-        room = self.model.config.n_ctx // 4  # characters; one takes up to four tokens
-        if not passages:
-            return []
-        asked = query[: room // 4]
-        prompts = [PROMPT.format(passage=passage[: room - len(asked) - 8]) for passage in passages]
-        return [scores[0] for scores in self.model.score(prompts, [[asked]] * len(prompts))]
+    def questions(self, query: str, hits: Sequence[Hit]) -> list[tuple[str, str]]:
+        """What the model is asked about each of the first hits: a prompt, and what may follow it."""
+        n_ctx = self.model.config.n_ctx
+        asked = self._beginning(query, n_ctx // 4)
+        room = n_ctx - len(self.model.tokenizer.encode(asked)) - BETWEEN
+        passages = [self._beginning(hit.passage, room) for hit in hits[: self.n_hits]]
+        return [(PROMPT.format(passage=passage), f" {asked}") for passage in passages]
 
     def rerank(self, query: str, hits: Sequence[Hit]) -> list[Hit]:
-        """The hits, the first n_hits of them in a new order and with new scores, above all others'."""
-        first = hits[: self.n_hits]
-        likelihoods = np.array(self.likelihoods(query, [hit.passage for hit in first]))
-        if not len(first):
+        """The hits, the first n_hits of them in a new order."""
+        if not hits:
             return []
-        scores = np.array([hit.score for hit in first]) + WEIGHT * (likelihoods - likelihoods.max())
-        lift = max((hit.score for hit in hits[self.n_hits :]), default=0.0) - min(scores.min(), 0.0)
-        order = np.argsort(-scores, kind="stable")
-        ranked = [replace(first[i], score=float(scores[i] + lift)) for i in order]
-        return [*ranked, *hits[self.n_hits :]]
+        prompts, asked = zip(*self.questions(query, hits), strict=True)
+        return ordered(hits, self.model.score(prompts, asked), query)
+
+    def _beginning(self, text: str, n_tokens: int) -> str:
+        """A text as far as it has so few characters and tokens."""
+        text = text[:MAX_CHARACTERS]
+        while (n := len(self.model.tokenizer.encode(text))) > n_tokens:
+            text = text[: len(text) * n_tokens // n]
+        return text
+
+
+def ordered(hits: Sequence[Hit], likelihoods: Sequence[float], query: str) -> list[Hit]:
+    """The hits, the first n of them by their words and by (n,) log-likelihoods, in nats, of the query.
+
+    Their new scores are above all others'.
+    """
+    first, others = hits[: len(likelihoods)], hits[len(likelihoods) :]
+    nats = np.array(likelihoods)
+    weight = WEIGHT / len(query[:MAX_CHARACTERS])
+    scores = np.array([hit.score for hit in first]) + weight * (nats - nats.max())
+    lift = max((hit.score for hit in others), default=0.0) - min(scores.min(), 0.0)
+    order = np.argsort(-scores, kind="stable")
+    return [*(replace(first[i], score=float(scores[i] + lift)) for i in order), *others]

@@ -192,7 +192,7 @@ def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            # Writing pauses as soon as the kernel takes no more. A limit of 0 would pause TLS when nothing waits.
+            # Writing pauses as soon as the kernel takes no more; a limit of 0 pauses TLS where nothing waits.
             transport.set_write_buffer_limits(high=1, low=0)
             self._expect()
 

@@ -1,12 +1,14 @@
-"""POST /v1/search: the passages of the server's index that answer a query, by words.
+"""POST /v1/search: the passages of the server's index that answer a query.
 
-`/v1/rerank` orders them by the model. A passage is a document of the index: data, never an instruction.
+Words decide, and the model orders the first hits if it is asked to. A passage is data, never an
+instruction.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +18,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from kogpt.errors import KoGPTError
-from kogpt.search.index import Index, require_query
+from kogpt.request import Request
+from kogpt.search.index import Hit, Index, require_query
+from kogpt.search.reranking import RERANKED, Reranker, ordered
+from kogpt.server.aside import while_connected
 from kogpt.server.fields import Body, read
 from kogpt.server.refusals import Refused, refusal
 from kogpt.server.service import Service
@@ -31,6 +36,7 @@ class SearchBody(Body):
 
     query: str
     top_n: int = Field(default=10, ge=1, le=MAX_HITS)
+    rerank: bool = False  # whether the model orders the first hits
 
 
 async def search(http: HttpRequest, service: Service, document: Mapping[str, Any]) -> Response:
@@ -40,8 +46,29 @@ async def search(http: HttpRequest, service: Service, document: Mapping[str, Any
         require_query(body.query)
     except KoGPTError as error:
         raise refusal(error, "query") from None
-    hits = await with_index(http, service, lambda index: index.query(body.query, body.top_n))
+    n_hits = max(body.top_n, RERANKED) if body.rerank else body.top_n
+    hits = await with_index(http, service, lambda index: index.query(body.query, n_hits))
+    if body.rerank and hits:
+        hits = await _reranked(http, service, body, hits)
+    hits = hits[: body.top_n]
     return JSONResponse({"object": "list", "data": [asdict(hit) for hit in hits]})
+
+
+async def _reranked(http: HttpRequest, service: Service, body: SearchBody, hits: Sequence[Hit]) -> list[Hit]:
+    """The hits as Reranker orders them."""
+    model = service.find(body.model).model
+
+    def questions() -> list[Request]:
+        asked = Reranker(model).questions(body.query, hits)
+        return [model.question_request(prompt, [text]) for prompt, text in asked]
+
+    try:
+        requests = await asyncio.to_thread(questions)
+    except KoGPTError as error:
+        raise refusal(error, "query") from None
+    service.check_cost(requests, "query")
+    pieces = await while_connected(http, service.ask(requests))
+    return ordered(hits, [float(piece.event.choices[0].logprobs.sum()) for piece in pieces], body.query)
 
 
 async def with_index(http: HttpRequest, service: Service, ask: Callable[[Index], Answer]) -> Answer:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from chromium import InputMethod, chromium, needs_chromium, opened
+from chromium import InputMethod, chromium, needs_chromium, opened, violations
 from playwright.sync_api import Browser, Page, expect
 
 from kogpt.examples import EXAMPLES
@@ -80,3 +80,15 @@ def test_it_speaks_english(browser: Browser, demo: str) -> None:
 @pytest.mark.parametrize("path", ["file=/etc/passwd", "gradio_api/file=/etc/passwd", "static//etc/passwd"])
 def test_no_file_can_be_read(demo: str, path: str) -> None:
     assert httpx.get(demo + path).status_code in (403, 404)
+
+
+# Rules of axe-core that pages of Gradio 6 break by themselves: docs/server.md names them.
+GRADIOS = {"aria-prohibited-attr", "scrollable-region-focusable"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_kept_out_by_what_is_ours(browser: Browser, demo: str, scheme: str) -> None:
+    with opened(browser, demo, color_scheme=scheme) as page:
+        expect(page.get_by_role("button", name="이어 쓰기")).to_be_visible(timeout=60_000)
+        page.locator("#prompt textarea").fill("옛날 옛적에")
+        assert {rule.partition(":")[0] for rule in violations(page)} <= GRADIOS

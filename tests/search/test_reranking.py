@@ -26,11 +26,12 @@ class Model:
     def __init__(self, likelihoods: dict[str, float] | None = None, letters: str = "가나다라") -> None:
         self.config = SimpleNamespace(n_ctx=256, d_model=len(letters))
         self.name = letters
+        self.tokenizer = SimpleNamespace(encode=lambda text: [0] * 4 * len(text))
         self._likelihoods, self._letters = likelihoods or {}, letters
         self.embedded: list[str] = []
 
-    def score(self, prompts: Sequence[str], continuations: Sequence[list[str]]) -> list[list[float]]:
-        return [[self._likelihoods.get(prompt[:2], -50.0)] for prompt in prompts]
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
+        return [self._likelihoods.get(prompt[:2], -50.0) for prompt in prompts]
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.embedded += texts
@@ -57,15 +58,11 @@ def test_the_first_hits_are_ordered_anew_and_stay_above_the_others() -> None:
 
 
 def test_a_long_passage_leaves_room_for_the_question() -> None:
-    seen: list[str] = []
-
-    class Listening(Model):
-        def score(self, prompts: Sequence[str], continuations: Sequence[list[str]]) -> list[list[float]]:
-            seen.extend(a + b[0] for a, b in zip(prompts, continuations, strict=True))
-            return super().score(prompts, continuations)
-
-    Reranker(as_model(Listening())).likelihoods("물음" * 100, ["가" * 1000])
-    assert all(4 * len(text) <= 256 for text in seen)
+    hits = [Hit("가" * 1000, 1.0, "가", 1), Hit("나", 0.5, "나", 1)]
+    asked = Reranker(as_model(Model())).questions("물음" * 100, hits)
+    assert all(4 * len(prompt + question) <= 256 for prompt, question in asked)
+    assert asked[0][0].count("가") > 20 and asked[1][0] == "나\n질문:"
+    assert {question for _, question in asked} == {" " + "물음" * 8}
 
 
 def test_vectors_are_made_once_and_go_on_after_an_interruption(
