@@ -4,9 +4,10 @@
 
 Bits per byte of held-out text; KL divergence from float32 in nats a token, and the share of positions with
 the same first choice, over windows of 256 tokens. Every format is exported to a folder and run from
-there by the native runner; int4 without and with the calibration texts. GGUF files run here with their
-weights unpacked to float32: llama.cpp rounds the activations of quantised files too and loses a little more.
---quantize names llama.cpp's llama-quantize, whose Q4_0 and Q8_0 (--pure) are measured too.
+there by the native runner; int4 rounded to nearest, and calibrated on text of the model's own and on the
+calibration texts. GGUF files run here with their weights unpacked to float32: llama.cpp rounds the
+activations of quantised files too and loses a little more. --quantize names the llama-quantize of llama.cpp
+or ik_llama.cpp, whose --kinds (--pure) are measured too; it unpacks them to F16 itself.
 Calibration text must not be text that is scored: that no document is in both is checked.
 """
 
@@ -38,8 +39,10 @@ from kogpt.placement import Placement, load_runner
 from kogpt.runner import Chunk, Runner
 from kogpt.tokenizer import Tokenizer
 
-ROWS = ("float32", "bfloat16", "int8", "int4", "int4, calibrated", "GGUF F16", "GGUF Q8_0", "GGUF Q4_0")
-BY_LLAMA = ("llama-quantize Q8_0", "llama-quantize Q4_0")
+OWN = ("float32", "bfloat16", "int8", "int4", "int4, own text", "int4, calibrated")
+ROWS = (*OWN, "GGUF F16", "GGUF Q8_0", "GGUF Q4_0")
+BY_LLAMA = "llama-quantize"
+KINDS = "Q8_0,Q4_0"
 WINDOW = 256  # tokens
 
 Logits = NDArray[np.float32]
@@ -91,6 +94,8 @@ def main() -> None:
         "--windows", type=int, default=16, help="of 256 tokens of each file (default: %(default)s)"
     )
     parser.add_argument("--quantize", type=Path, metavar="PATH", help="llama.cpp's llama-quantize")
+    parser.add_argument("--kinds", default=KINDS, help="that it writes (default: %(default)s)")
+    parser.add_argument("--results", type=Path, metavar="PATH", help="JSON lines, for bench.peers --quality")
     args = parser.parse_args()
     scored = {path: start_of(path, 1000 * args.kilobytes) for path in args.score}
     calibration = [
@@ -107,11 +112,15 @@ def main() -> None:
     print(f"| format | MB | {names} | mean | against float32 | KL | equal first choices |")
     print("|---|---:|" + "---:|" * (len(scored) + 4))
     yardstick: Measured | None = None
-    for row in (*ROWS, *(BY_LLAMA if args.quantize else ())):
+    losses = []
+    for row in (*ROWS, *(f"{BY_LLAMA} {kind}" for kind in args.kinds.split(",") if args.quantize)):
         with tempfile.TemporaryDirectory() as scratch:
             found = measure_format(row, task, Path(scratch))
         yardstick = yardstick or found
+        losses.append({"format": row, "kl": loss(found, yardstick)})
         print(line(row, found, yardstick), flush=True)
+    if args.results:
+        args.results.write_text("".join(json.dumps(row) + "\n" for row in losses), encoding="utf-8")
 
 
 def cut(tokenizer: Tokenizer, texts: Sequence[str], n_windows: int) -> Iterator[NDArray[np.int64]]:
@@ -127,16 +136,17 @@ def measure_format(row: str, task: Task, scratch: Path) -> Measured:
     """Export, load and run one format."""
     folder = scratch / "model"
     kind, _, name = row.partition(" ")
-    dtype = row.split(",")[0] if row in ROWS[:5] else "float32"
-    if row in ROWS[:5]:
-        export(task.source, dtype, folder, task.calibration if dtype != row else None)
+    dtype = row.split(",")[0] if row in OWN else "float32"
+    if row in OWN:
+        text = task.calibration if name == "calibrated" else None
+        export(task.source, dtype, folder, text, by_own_text=name == "own text")
     else:
         export_gguf(task.source, name if kind == "GGUF" else "F16", folder)
-    if row in BY_LLAMA:
-        quantize(task, folder, name)
     n_bytes = sum(
         path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf")
     )
+    if kind == BY_LLAMA:
+        n_bytes = quantize(task, folder, name)
     stored = checkpoint.load(folder)
     runner = load_runner(stored, Placement("cpu", dtype))
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
@@ -149,14 +159,18 @@ def measure_format(row: str, task: Task, scratch: Path) -> Measured:
     return Measured(n_bytes, bits, [logits(runner, window) for window in task.windows])
 
 
-def quantize(task: Task, folder: Path, kind: str) -> None:
-    """Replace the F16 file of a folder by what llama-quantize makes of it."""
+def quantize(task: Task, folder: Path, kind: str) -> int:
+    """Replace the F16 file of a folder by what llama-quantize makes of it, as F16 again; bytes of the former.
+
+    So this measures types that only llama.cpp can unpack.
+    """
     assert task.quantize is not None
-    own = folder / "model.F16.gguf"
-    command = [str(task.quantize), "--pure", str(own), str(folder / f"model.{kind}.gguf"), kind]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    own.unlink()
+    own, packed = folder / "model.F16.gguf", folder.parent / f"packed.{kind}.gguf"
+    for arguments in (["--pure", own, packed, kind], ["--allow-requantize", "--pure", packed, own, "F16"]):
+        command = [task.quantize, *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     (folder / "kogpt.manifest.json").unlink()
+    return packed.stat().st_size
 
 
 def logits(runner: Runner, window: NDArray[np.int64]) -> Logits:
@@ -172,11 +186,16 @@ def line(row: str, found: Measured, yardstick: Measured) -> str:
     """One row of the table."""
     mean, reference = np.mean(found.bits), np.mean(yardstick.bits)
     pairs = list(zip(yardstick.logits, found.logits, strict=True))
-    kl = np.mean([divergence(expected, logits) for expected, logits in pairs])
     equal = np.mean([(a.argmax(-1) == b.argmax(-1)).mean() for a, b in pairs])
     cells = " | ".join(f"{value:.4f}" for value in (*found.bits, mean))
-    share = f"{100 * (mean / reference - 1):+.3f} % | {kl:.5f} | {100 * equal:.1f} %"
+    share = f"{100 * (mean / reference - 1):+.3f} % | {loss(found, yardstick):.5f} | {100 * equal:.1f} %"
     return f"| {row} | {found.n_bytes / 1e6:.1f} | {cells} | {share} |"
+
+
+def loss(found: Measured, yardstick: Measured) -> float:
+    """Mean KL divergence over the windows."""
+    pairs = zip(yardstick.logits, found.logits, strict=True)
+    return float(np.mean([divergence(expected, logits) for expected, logits in pairs]))
 
 
 def divergence(expected: Logits, found: Logits) -> float:

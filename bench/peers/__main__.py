@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -46,7 +47,15 @@ FIRST_TOKENS = 32
 # Tokens that each row writes in one measurement: about a second's worth.
 NEW_TOKENS = {"mini": 64, "1b": 16, "6b": 8}
 # Bits per weight of a matrix where they are not those of kogpt's own format: 16 more for 32 weights.
-PEER_BITS = {("llama.cpp", "int8"): 8.5, ("llama.cpp", "int4"): 4.5}
+PEER_BITS = {
+    ("llama.cpp", "int8"): 8.5,
+    ("llama.cpp", "int4"): 4.5,
+    ("ik_llama.cpp", "BF16"): 16,
+    ("ik_llama.cpp", "Q8_0"): 8.5,
+    ("ik_llama.cpp", "Q4_0"): 4.5,
+    ("ik_llama.cpp", "IQ4_KS"): 4.25,
+}
+PROGRAMS = {"ik_llama.cpp"}  # engines that load anew for each measurement, in a process of their own
 PACKAGES = {"llama.cpp": "llama-cpp-python"}  # where the engine has another name
 GREEDY = 4  # tokens compared before anything is timed
 READS = 5  # of the bandwidth, before and after a decoding row
@@ -151,6 +160,10 @@ class Plan:
 def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     limit_threads(args.threads)
+    if args.ik is not None:
+        os.environ[convert.IK_FOLDER] = str(args.ik)
+    lines = [] if args.quality is None else args.quality.read_text(encoding="utf-8").splitlines()
+    losses = {row["format"]: row["kl"] for row in map(json.loads, lines)}
     with contextlib.ExitStack() as stack:
         folder = args.models or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kogpt-peers-")))
         quiet = Quiet(args.quiet)
@@ -159,11 +172,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         records: list[dict[str, Any]] = []
         for group in args.groups.split("/"):
             records += measure_group([tuple(name.split(":")) for name in group.split(",")], plan)
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    print(lines, end="")
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    print(text, end="")
     if args.results:
-        args.results.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
-        args.results.with_suffix(".md").write_text(markdown(records), encoding="utf-8")
+        args.results.with_suffix(".jsonl").write_text(text, encoding="utf-8")
+        args.results.with_suffix(".md").write_text(markdown(records, losses), encoding="utf-8")
 
 
 def measure_group(names: Sequence[tuple[str, ...]], plan: Plan) -> list[dict[str, Any]]:
@@ -178,7 +191,8 @@ def measure_group(names: Sequence[tuple[str, ...]], plan: Plan) -> list[dict[str
             entry.child.ask("start")
             with plan.quiet():
                 loaded = entry.child.ask("load", path=str(path), dtype=dtype, threads=plan.threads)
-            entry.samples["load"].append(loaded["seconds"])
+            if engine not in PROGRAMS:
+                entry.samples["load"].append(loaded["seconds"])
             entries.append(entry)
             _tell(f"{entry.name} loaded in {loaded['seconds']:.2f} s")
         with plan.quiet():
@@ -203,15 +217,19 @@ def measure(entry: Entry, machine: Child, task: str, plan: Plan) -> None:
         if kind == "decode":
             rows, tokens = int(count), NEW_TOKENS[plan.shape]
             seconds = entry.child.ask("decode", rows=rows, tokens=tokens)["seconds"]
-            entry.samples[task].append(rows * tokens / seconds)
+            found = None if seconds is None else rows * tokens / seconds
             if task == "decode 1":
                 _read(entry, machine, plan)
         elif kind == "prefill":
-            entry.samples[task].append(int(count) / entry.child.ask("prefill", tokens=int(count))["seconds"])
+            found = int(count) / entry.child.ask("prefill", tokens=int(count))["seconds"]
         else:
-            entry.samples[task].append(entry.child.ask("prefill", tokens=FIRST_TOKENS)["seconds"])
-    _tell(f"{entry.name} {task}: {entry.samples[task][-1]:.4g}")
-    if "peak_memory_bytes" not in entry.facts and task == "prefill 512":  # one row has been read and written
+            found = entry.child.ask("prefill", tokens=FIRST_TOKENS)["seconds"]
+    if found is None:
+        return
+    entry.samples[task].append(found)
+    _tell(f"{entry.name} {task}: {found:.4g}")
+    if "peak_memory_bytes" not in entry.facts and task == "prefill 512" and entry.engine not in PROGRAMS:
+        # One row has been read and written.
         entry.facts["peak_memory_bytes"] = entry.child.ask("memory")["bytes"]
 
 
@@ -223,17 +241,20 @@ def _read(entry: Entry, machine: Child, plan: Plan) -> None:
 
 
 def compare(entries: Sequence[Entry], config: ModelConfig) -> None:
-    """Whether all run the same weights: logits and greedy tokens beside those of the group's first engine.
+    """Whether all run the same weights: logits and greedy tokens beside those of the group's reference.
 
-    logit_difference is the largest one in units of the reference's standard deviation.
+    logit_difference is the largest one in units of the reference's standard deviation. The reference is the
+    first engine that gives logits.
     """
     ids = np.random.default_rng(0).integers(0, config.n_vocab, 24).tolist()
     reference: dict[str, Any] = {}
     for entry in entries:
         answer = entry.child.ask("greedy", ids=ids, n=GREEDY)
-        reference = reference or answer
+        if not answer["logits"]:
+            continue
+        reference = reference or {**answer, "name": entry.name}
         expected, logits = np.array(reference["logits"]), np.array(answer["logits"])
-        entry.facts["compared_with"] = entries[0].name
+        entry.facts["compared_with"] = reference["name"]
         entry.facts["logit_difference"] = float(np.abs(logits - expected).max() / expected.std())
         same = [a == b for a, b in zip(answer["ids"], reference["ids"], strict=True)]
         entry.facts["equal_greedy_tokens"] = same.index(False) if False in same else len(same)
@@ -255,6 +276,12 @@ def model_file(folder: Path, shape: str, engine: str, dtype: str) -> Path:
         elif not path.exists():
             convert.write_gguf_model(source, path, dtype)
         return path
+    if engine == "ik_llama.cpp":
+        gguf = model_file(folder, shape, "llama.cpp", "bfloat16")
+        path = folder / f"{shape}-ik-{dtype}.gguf"
+        if dtype != "BF16" and not path.exists():
+            convert.quantize_ik(gguf, path, dtype)
+        return gguf if dtype == "BF16" else path
     if engine == "ctranslate2":
         path = folder / f"{shape}-{dtype}.ct2"
         if not path.exists():
@@ -280,11 +307,11 @@ def _record(entry: Entry, plan: Plan) -> dict[str, Any]:
         "dtype": entry.dtype,
         "threads": plan.threads,
         "rounds": plan.rounds,
-        "load_seconds": median["load"],
+        "load_seconds": median.get("load"),
         "first_token_seconds": median.get("first"),
     }
     for task in plan.tasks:
-        if task != "first":
+        if task != "first" and task in median:
             record[f"{task.replace(' ', '_')}_tokens_per_second"] = median[task]
     if "read" in median:
         record["read_bandwidth_gb_s"] = median["read"] / 1e9
@@ -326,6 +353,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--models", type=Path, help="keep the converted models in this folder")
+    parser.add_argument("--ik", type=Path, metavar="DIR", help="folder of ik_llama.cpp's programs")
+    parser.add_argument(
+        "--quality", type=Path, metavar="PATH", help="JSON lines of bench/quality.py --results"
+    )
     parser.add_argument("--results", type=Path, help="path without suffix of the table and the JSON lines")
     parser.add_argument("--quiet", metavar="CMD", help="run this during every measurement; see class Quiet")
     return parser.parse_args(argv)

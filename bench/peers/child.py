@@ -2,9 +2,9 @@
 
 {"do": "start"}                                              -> {}, the engine's modules are imported
 {"do": "load", "path": ..., "dtype": ..., "threads": ...}    -> {"seconds": ...}
-{"do": "greedy", "ids": [...], "n": ...}                     -> {"ids": [...], "logits": [...]}
+{"do": "greedy", "ids": [...], "n": ...}                     -> {"ids": [...], "logits": [...]}, or empty
 {"do": "prefill", "tokens": ...}                             -> {"seconds": ...}
-{"do": "decode", "rows": ..., "tokens": ...}                 -> {"seconds": ...}
+{"do": "decode", "rows": ..., "tokens": ...}                 -> {"seconds": ...}, or null
 {"do": "memory"}                                             -> {"bytes": ...}
 {"do": "read", "bytes": ..., "threads": ...}                 -> {"rate": ...}, bytes per second
 {"do": "multiply", "dtype": ..., "threads": ...}             -> {"rate": ...}, operations per second
@@ -30,6 +30,7 @@ PACKAGES = {
     "transformers": "transformers.models.gptj.modeling_gptj",
     "llama.cpp": "llama_cpp",
     "ctranslate2": "ctranslate2",
+    "ik_llama.cpp": "bench.peers.engines",  # a program
 }
 
 
@@ -58,6 +59,8 @@ class Child:
         first: list[float] = []  # logits of the first step
         for _ in range(n):
             logits = self._loaded.logits(np.array(ids))
+            if logits is None:
+                return {"ids": [], "logits": []}
             first = first or logits.tolist()
             ids = [*ids, int(logits.argmax())]
         return {"ids": ids[-n:], "logits": first}

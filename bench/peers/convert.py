@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
 from pathlib import Path
 
 from kogpt import checkpoint, phi
 from kogpt.export.phi import gguf_writer, write_gguf
 
 KINDS = {"float32": "F32", "bfloat16": "BF16"}
+IK_FOLDER = "IK_LLAMA_CPP"  # environment variable: the folder of ik_llama.cpp's programs
 
 
 def write_gguf_model(folder: Path, path: Path, dtype: str) -> None:
@@ -37,6 +40,21 @@ def quantize_gguf(source: Path, path: Path, dtype: str) -> None:
     settings.pure = True  # the head too, as KoGPT quantises it
     failed = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(settings))
     assert not failed, failed
+
+
+def ik_program(name: str) -> Path:
+    """A program of ik_llama.cpp, which has no package: it is built by hand, and its folder named."""
+    folder = os.environ.get(IK_FOLDER)
+    path = Path(folder or ".", name)
+    if folder is None or not path.is_file():
+        raise SystemExit(f"ik_llama.cpp: no {name} in {folder}; name the folder of its programs with --ik")
+    return path
+
+
+def quantize_ik(source: Path, path: Path, kind: str) -> None:
+    """A bfloat16 GGUF -> another type in every matrix, by ik_llama.cpp's own quantiser."""
+    command = [str(ik_program("llama-quantize")), "--pure", str(source), str(path), kind]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def write_ctranslate2(folder: Path, path: Path, dtype: str) -> None:

@@ -7,6 +7,8 @@ Shapes: T tokens, V vocabulary.
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,19 +16,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.peers.convert import ik_program
+
 PROMPT = 32  # tokens that each row has read before it decodes
 
 
 class Peer(Protocol):
-    """A loaded model."""
+    """A loaded model. None is the answer of an engine that cannot be asked."""
 
-    def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """What follows T tokens, (V,)."""
 
     def prefill(self, n_tokens: int) -> float:
         """Seconds from a prompt of `n_tokens` to its first new token."""
 
-    def decode(self, n_rows: int, n_tokens: int) -> float:
+    def decode(self, n_rows: int, n_tokens: int) -> float | None:
         """Seconds in which each row, after PROMPT tokens, writes `n_tokens`."""
 
 
@@ -209,11 +213,46 @@ class CTranslate2:
         return seconds
 
 
+class IkLlamaCpp:
+    """ik_llama.cpp by its own llama-bench, which gives no logits and writes one row.
+
+    Each measurement is a run of the program, which loads the model, repacks the weights and reads or writes
+    a token before it measures. Its weights are `--pure`, as kogpt's: the head and the embedding too.
+    """
+
+    def __init__(self, path: Path, dtype: str, threads: int) -> None:
+        program = str(ik_program("llama-bench"))
+        self._command = [program, "-m", str(path), "-t", str(threads), "-r", "1", "-rtr", "1", "-o", "json"]
+
+    def logits(self, ids: NDArray[np.int64]) -> None:
+        return None
+
+    def prefill(self, n_tokens: int) -> float:
+        return self._seconds("-p", str(n_tokens), "-n", "0")
+
+    def decode(self, n_rows: int, n_tokens: int) -> float | None:
+        if n_rows > 1:
+            return None
+        return self._seconds("-p", "0", "-n", "0", "-gp", f"{PROMPT},{n_tokens}")
+
+    def _seconds(self, *test: str) -> float:
+        done = subprocess.run([*self._command, *test], capture_output=True, text=True, check=True)
+        return bench_seconds(done.stdout)
+
+
+def bench_seconds(report: str) -> float:
+    """Seconds of the only test, with one repetition, in a JSON report of llama-bench."""
+    (test,) = json.loads(report)
+    (nanoseconds,) = test["samples_ns"]
+    return float(nanoseconds) / 1e9
+
+
 ENGINES: dict[str, type[Any]] = {
     "kogpt": KoGPT,
     "transformers": Transformers,
     "llama.cpp": LlamaCpp,
     "ctranslate2": CTranslate2,
+    "ik_llama.cpp": IkLlamaCpp,
 }
 
 

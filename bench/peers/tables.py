@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS = {
@@ -27,12 +27,32 @@ RATIOS = (
     ("int8", "llama.cpp:int8"),
     ("int8", "ctranslate2:int8"),
     ("int4", "llama.cpp:int4"),
+    ("bfloat16", "ik_llama.cpp:BF16"),
+    ("int8", "ik_llama.cpp:Q8_0"),
+    ("int4", "ik_llama.cpp:Q4_0"),
+    ("int4", "ik_llama.cpp:IQ4_KS"),
 )
+# Engine and dtype -> the rows of bench/quality.py that say what these weights lose.
+QUALITY = {
+    "kogpt bfloat16": ("bfloat16",),
+    "kogpt int8": ("int8",),
+    "kogpt int4": ("int4", "int4, own text", "int4, calibrated"),
+    "llama.cpp bfloat16": ("bfloat16",),
+    "llama.cpp int8": ("llama-quantize Q8_0",),
+    "llama.cpp int4": ("llama-quantize Q4_0",),
+    "ik_llama.cpp BF16": ("bfloat16",),
+    "ik_llama.cpp Q8_0": ("llama-quantize Q8_0",),
+    "ik_llama.cpp Q4_0": ("llama-quantize Q4_0",),
+    "ik_llama.cpp IQ4_KS": ("llama-quantize IQ4_KS",),
+}
 SPEEDS = ("decode 1", "decode 4", "decode 16", "prefill 512", "prefill 2000")
 
 
-def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """A table of medians (tokens per second where nothing else is said) and one of kogpt's ratios."""
+def markdown(records: Sequence[dict[str, Any]], losses: Mapping[str, float] | None = None) -> str:
+    """A table of medians (tokens per second where nothing else is said) and one of kogpt's ratios.
+
+    losses: KL divergence of each row of bench/quality.py; then there is a third, of speed against it.
+    """
     tables = []
     for shape in dict.fromkeys(record["shape"] for record in records):
         of_shape = [record for record in records if record["shape"] == shape]
@@ -42,7 +62,22 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
         tables.append(f"### {shape}\n\n" + _table([f"{shape}", *COLUMNS], rows))
         if ratios := _ratios(of_shape):
             tables.append(_table(["kogpt / peer", *SPEEDS], ratios))
+        if losses:
+            tables.append(_table([shape, "KL, nats a token", *SPEEDS], _by_loss(of_shape, losses)))
     return "\n".join(tables)
+
+
+def _by_loss(records: Sequence[dict[str, Any]], losses: Mapping[str, float]) -> list[list[str]]:
+    """A row for each engine, dtype and way to round, the one that loses least first."""
+    rows = []
+    for record in records:
+        name = f"{record['engine']} {record['dtype']}"
+        for row in QUALITY.get(name, ()):
+            if row in losses:
+                label = f"kogpt {row}" if record["engine"] == "kogpt" else name
+                cells = [_cell(record, COLUMNS[speed]) for speed in SPEEDS]
+                rows.append((losses[row], [label, f"{losses[row]:.5f}", *cells]))
+    return [cells for _, cells in sorted(rows)]
 
 
 def _ratios(records: Sequence[dict[str, Any]]) -> list[list[str]]:

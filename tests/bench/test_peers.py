@@ -149,6 +149,67 @@ def test_nothing_is_measured_where_quiet_fails() -> None:
         pytest.fail("measured")
 
 
+REPORT = """[
+  {
+    "build_commit": "8337e4cd3", "model_filename": "m.gguf", "n_prompt": %d, "n_gen": %d,
+    "avg_ns": 250000000, "avg_ts": 64.0,
+    "samples_ns": [ 250000000 ],
+    "samples_ts": [ 64.0 ]
+  }
+]"""
+
+
+def test_ik_llama_cpp_is_asked_through_its_own_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(convert.IK_FOLDER, str(tmp_path))
+    with pytest.raises(SystemExit, match=r"no llama-bench in .*--ik"):
+        engines.IkLlamaCpp(tmp_path / "m.gguf", "IQ4_KS", 2)
+    for name in ("llama-bench", "llama-quantize"):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho $0 \"$@\" >> {tmp_path}/asked\necho '{REPORT % (0, 16)}'\n")
+        program.chmod(0o755)
+    engine = engines.IkLlamaCpp(tmp_path / "m.gguf", "IQ4_KS", 2)
+    assert engine.prefill(512) == engine.decode(1, 16) == 0.25
+    assert engine.decode(4, 16) is None and engine.logits(np.arange(3)) is None
+    convert.quantize_ik(tmp_path / "from.gguf", tmp_path / "to.gguf", "IQ4_KS")
+    bench = f"{tmp_path}/llama-bench -m {tmp_path}/m.gguf -t 2 -r 1 -rtr 1 -o json"
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        f"{bench} -p 512 -n 0",
+        f"{bench} -p 0 -n 0 -gp 32,16",
+        f"{tmp_path}/llama-quantize --pure {tmp_path}/from.gguf {tmp_path}/to.gguf IQ4_KS",
+    ]
+
+
+def test_what_an_engine_cannot_do_has_no_sample(tmp_path: Path, tiny: ModelConfig) -> None:
+    class Unable(Stub):
+        def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+            answers = {"decode": {"seconds": None}, "greedy": {"ids": [], "logits": []}}
+            return answers.get(do) or super().ask(do, **arguments)
+
+    entry = peers.Entry("ik_llama.cpp", "Q8_0", Unable())  # type: ignore[arg-type]
+    plan = peers.Plan("mini", tmp_path, ("decode 4", "prefill 512"), 1, 2, peers.Quiet(None))
+    for task in plan.tasks:
+        peers.measure(entry, Stub(), task, plan)  # type: ignore[arg-type]
+    peers.compare([entry], tiny)
+    record = peers._record(entry, plan)
+    assert "decode_4_tokens_per_second" not in record and record["prefill_512_tokens_per_second"] == 1024
+    assert "load_seconds" not in record and entry.facts == {}
+
+
+def test_speed_beside_what_a_format_loses() -> None:
+    ours = {"shape": "1b", "engine": "kogpt", "dtype": "int4", "decode_1_tokens_per_second": 75.0}
+    theirs = {"shape": "1b", "engine": "ik_llama.cpp", "dtype": "IQ4_KS", "decode_1_tokens_per_second": 64.0}
+    losses = {"int4": 0.0414, "int4, calibrated": 0.017, "llama-quantize IQ4_KS": 0.02}
+    lines = markdown([ours, theirs], losses).splitlines()
+    found = [line.split(" | ")[:3] for line in lines if "0.0" in line]
+    assert found == [
+        ["| kogpt int4, calibrated", "0.01700", "75"],
+        ["| ik_llama.cpp IQ4_KS", "0.02000", "64"],
+        ["| kogpt int4", "0.04140", "75"],
+    ]
+
+
 def test_tables() -> None:
     ours = {"shape": "1b", "engine": "kogpt", "dtype": "int8", "decode_1_tokens_per_second": 30.0}
     theirs = {**ours, "engine": "llama.cpp", "decode_1_tokens_per_second": 20.0, "share_of_bandwidth": 0.714}
