@@ -23,6 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KOGPT = [sys.executable, "-m", "kogpt"]
+# From the import of the package until a model can be asked; large weights are verified beside the first step.
+READY = "from kogpt import KoGPT; model = KoGPT.from_pretrained(sys.argv[1], device='cpu')"
 LIMITS = {"import_kogpt": 0.05, "prompt_on_screen": 0.2, "first_token": 0.5, "install_mb": 120.0}  # design.md
 
 
@@ -37,11 +39,12 @@ def main() -> None:
     generate = [*KOGPT, "generate", "제1조(목적) 이 법은", "--max-tokens", "8", "--model", args.model]
     measured: dict[str, float] = {
         "python": median(args.runs, lambda: until_end([sys.executable, "-c", "pass"])),
-        "import_kogpt": median(args.runs, imported),
+        "import_kogpt": median(args.runs, lambda: inside("import kogpt")),
         "help": median(args.runs, lambda: until_end([*KOGPT, "--help"])),
         "prompt_on_screen": median(args.runs, lambda: until_prompt([*KOGPT, "--model", args.model])),
         "first_token": median(args.runs, lambda: until_output(generate)),
         "eight_tokens": median(args.runs, lambda: until_end(generate)),
+        "ready": median(args.runs, lambda: inside(READY, args.model)),
     }
     if args.install:
         measured |= installed()
@@ -71,10 +74,11 @@ def until_end(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def imported() -> float:
-    """Seconds that `import kogpt` takes inside a running interpreter."""
-    code = "import time; t = time.perf_counter(); import kogpt; print(time.perf_counter() - t)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+def inside(code: str, *arguments: str) -> float:
+    """Seconds that a program takes inside a running interpreter."""
+    program = f"import sys, time; started = time.perf_counter(); {code}; print(time.perf_counter() - started)"
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     return float(done.stdout)
 
 

@@ -6,7 +6,7 @@
 A folder holds config.json, model.safetensors (or shards and their index), tokenizer files, and
 kogpt.manifest.json with a SHA-256 of every file. pytorch_model.bin, the layout of 2021, is read as well.
 Whatever a folder claims is checked before it is used: names, shapes and sizes in milliseconds, then every
-byte (manifest.verify).
+byte (manifest.py), beside the first step of a runner if its caller sees to that.
 
 Knows nothing of runners, text or devices.
 """
@@ -18,8 +18,9 @@ import json
 import math
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -45,11 +46,22 @@ from kogpt.gguf_file import NAME as GGUF_NAME
 from kogpt.gguf_file import open_gguf
 from kogpt.hub import find_folder
 from kogpt.layout import file_layout, require_copy, require_names, select
-from kogpt.manifest import MANIFEST, Entry, digest_folder, read_manifest, to_bytes, verify
+from kogpt.manifest import (
+    MANIFEST,
+    Entry,
+    Manifest,
+    Verification,
+    digest_folder,
+    read_manifest,
+    to_bytes,
+    verify_settings,
+    verify_weights,
+)
 from kogpt.quantize import EMBEDDING, FORMATS, Floats, Part, Quantized, read_statement, statement
 from kogpt.weights import (
     SIZES,
     WIDTHS,
+    OpenFile,
     Stored,
     WeightsFile,
     is_small,
@@ -89,24 +101,36 @@ class Checkpoint:
 
     quantization: None, or "int8" or "int4": the matrices are then Quantized (see quantize.py), and a tied
     head is there as lm_head.weight.
+    verification: of the weights, where `load` left it to its caller.
     """
 
     folder: Path
     config: ModelConfig
     tensors: Mapping[str, Stored | Quantized]
     quantization: str | None = None
+    verification: Verification | None = None
 
     def floats(self) -> Mapping[str, Stored]:
         """The tensors as floats, quantised ones unpacked as they are asked for."""
         return Floats(self.config, self.tensors)
 
 
-def load(name: str | Path, revision: str | None = None) -> Checkpoint:
-    """Open a folder, a built-in name or a hub name. CheckpointError, ConfigError, MissingExtra if unfit."""
+def load(name: str | Path, revision: str | None = None, beside: bool = False) -> Checkpoint:
+    """Open a folder, a built-in name or a hub name. CheckpointError, ConfigError, MissingExtra if unfit.
+
+    beside: large weights are not verified yet; whoever shows something of them waits for
+    `Checkpoint.verification` first.
+    """
     folder = find_folder(name, revision)
+    with _readable(folder), share_folder(folder):
+        return _load_folder(folder, beside)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """CheckpointError where the system cannot read a file of the folder."""
     try:
-        with share_folder(folder):
-            return _load_folder(folder)
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(
@@ -115,12 +139,13 @@ def load(name: str | Path, revision: str | None = None) -> Checkpoint:
         ) from error
 
 
-def _load_folder(folder: Path) -> Checkpoint:
+def _load_folder(folder: Path, beside: bool) -> Checkpoint:
     manifest = read_manifest(folder)
     document = read_json(safe_join(folder, "config.json"), MAX_CONFIG_BYTES)
     config = _config_of(document)
     stated = None if manifest is None else manifest.quantization
     quantization = read_statement(stated, config, str(folder / MANIFEST))
+    verification = None
     with ExitStack() as stack:
         files = _open_shards(folder, stack, config, quantization is not None)
         _require_index(folder, files)
@@ -128,12 +153,33 @@ def _load_folder(folder: Path) -> Checkpoint:
         if phi.is_phi(document):
             shards = [replace(file, tensors=phi.from_phi(config, file.tensors)) for file in files]
         tensors, copy_of_embedding = select(config, shards, quantization)
-        verify(folder, files, manifest)
+        verify_settings(folder, files, manifest)
+        if beside and not is_small([file.file for file in files]):
+            verification = _verification(folder, files, manifest, stack.pop_all())
+        else:
+            verify_weights(folder, files, manifest)
         if phi.is_phi(document):
             phi.require_no_bias(config, files)
     if copy_of_embedding is not None:
         require_copy(copy_of_embedding.load(), tensors[EMBEDDING])
-    return Checkpoint(folder, config, tensors, quantization)
+    return Checkpoint(folder, config, tensors, quantization, verification)
+
+
+def _verification(
+    folder: Path, files: list[WeightsFile], manifest: Manifest | None, opened: ExitStack
+) -> Verification:
+    """The check of weights that may be read before it; `opened` closes the files."""
+    sources = [OpenFile(file.path, file.file.fileno()) for file in files]
+
+    def check() -> None:
+        with _readable(folder), opened:
+            verify_weights(folder, files, manifest)
+            for source in sources:  # what was read before is what was checked
+                source.require_unchanged()
+
+    verification = Verification(check)
+    weakref.finalize(verification, opened.close)  # where nobody waits for it
+    return verification
 
 
 def read_config(folder: Path) -> ModelConfig:

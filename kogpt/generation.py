@@ -24,6 +24,7 @@ from kogpt.config import ModelConfig
 from kogpt.engine import Engine
 from kogpt.errors import KoGPTError, PromptError, SamplingError
 from kogpt.generation_defaults import GenerationDefaults, read_generation_defaults
+from kogpt.manifest import Verification
 from kogpt.peft import Origin, SavedAdapter
 from kogpt.placement import Placement, load_runner
 from kogpt.request import FinishReason, Ids, Request, Tuned
@@ -94,6 +95,7 @@ class KoGPT:
         self.defaults = defaults or GenerationDefaults(self.config.eos_token_ids, {}, ())
         self.name = name
         self.folder: Path | None = None  # that it was loaded from
+        self._verification: Verification | None = None  # of its weights, where it is not over
         self.session = Session(tokenizer, engine, self.defaults.eos_token_ids)
         self._prefix: int | None = None  # of every text; handles of the engine and of its runner
         self._adapter: int | None = None
@@ -121,10 +123,12 @@ class KoGPT:
         cache_dtype: of keys and values; auto, or float32, bfloat16, int8 on the native runner.
         adapter: a folder of PEFT, tuned on this model, or the name of an adapter that ships; every text is
         read and written with it.
+        Large weights are verified beside the first step; if they are damaged, every answer raises the
+        CheckpointError (see `verify`).
         Raises CheckpointError, TokenizerError, NotEnoughMemory.
         """
         started = time.perf_counter()
-        stored = checkpoint.load(name, revision)
+        stored = checkpoint.load(name, revision, beside=True)
         tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
         tokenizer.check_fits(stored.config)
         defaults = read_generation_defaults(stored.folder, stored.config)
@@ -133,6 +137,7 @@ class KoGPT:
         tuned = None if adapter is None else peft.load(adapter, stored)
         model = cls(tokenizer, engine, defaults, str(name), tuned)
         model.folder = stored.folder
+        model._verification = stored.verification
         logger.debug("loaded %r in %.2f s", model, time.perf_counter() - started)
         return model
 
@@ -157,7 +162,7 @@ class KoGPT:
         Raises CheckpointError.
         """
         assert self.folder is not None, "a model that was loaded"
-        stored = checkpoint.load(self.folder)
+        stored = checkpoint.load(self.folder, beside=True)  # for its shape and name; the weights are here
         found = {}
         for name, folder in folders.items():
             found[name] = copy.copy(self)
@@ -175,6 +180,12 @@ class KoGPT:
             self._prefix = self.engine.prefix(adapter.embeddings)
         else:
             self._prefix = self.engine.load(adapter)
+
+    def verify(self) -> None:
+        """Wait until every byte of the weights is verified, as answers do by themselves. CheckpointError."""
+        if self._verification is not None:
+            self._verification.wait()
+            self._verification = None
 
     def close(self) -> None:
         """Free the model's memory. Streams that are still read, and later calls, get a KoGPTError."""

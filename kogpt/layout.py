@@ -11,7 +11,7 @@ from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError
 from kogpt.files import damaged
 from kogpt.quantize import EMBEDDING, FORMATS, HEAD, Lazy, Part, Quantized, matrices, parts
-from kogpt.weights import WIDTHS, Source, Stored, WeightsFile, wrong_shape
+from kogpt.weights import WIDTHS, Scratch, Source, Stored, WeightsFile, wrong_shape
 
 
 class _Tensors(Lazy[Stored | Quantized]):
@@ -24,12 +24,18 @@ class _Tensors(Lazy[Stored | Quantized]):
         self._matrices = {} if quantization is None else matrices(config)
 
     def __getitem__(self, name: str) -> Stored | Quantized:
+        return self._load(name, None)
+
+    def passing(self, name: str, scratch: Scratch) -> Stored | Quantized:
+        return self._load(name, scratch)
+
+    def _load(self, name: str, scratch: Scratch | None) -> Stored | Quantized:
         if name not in self:
             raise KeyError(name)
         if self._quantization is None or name not in self._matrices:
             return self._found[name].load()
         shape = self._matrices[name]
-        stored = {part: self._found[part].load() for part in parts(name, self._quantization, shape)}
+        stored = {part: self._found[part].load(scratch) for part in parts(name, self._quantization, shape)}
         return Quantized.of_parts(name, self._quantization, shape, stored)
 
 

@@ -2,7 +2,7 @@
 
 Small matrices stay on the file's pages where the file has the runner's dtype and whole tiles. Others are
 converted, or copied into huge pages where there are such (reading those is up to a fifth faster), one tensor
-at a time, and the pages read for it are given back.
+at a time while a thread reads the next, and the pages read for it are given back.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -25,7 +25,7 @@ from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.native_layout import FACTORS, Inputs, Question, address
-from kogpt.quantize import EMBEDDING, HEAD, Quantized, matrices
+from kogpt.quantize import EMBEDDING, HEAD, Lazy, Quantized, matrices
 from kogpt.runner import (
     CPU_PREFILL_TOKENS,
     Array,
@@ -35,7 +35,7 @@ from kogpt.runner import (
     split_outputs,
 )
 from kogpt.sampling import Chosen, Wanted
-from kogpt.weights import WIDTHS
+from kogpt.weights import WIDTHS, Scratch
 
 LIBRARY = Path(__file__).with_name("_native.so")
 ABI = 7
@@ -120,6 +120,7 @@ class NativeRunner:
             )
         self._model = _Model(created)
         self._borrowed: list[NDArray[Any]] = []  # arrays whose memory the model reads
+        self._allow: Callable[[], None] | None = None  # see answer_after
         # At the end of the program generators and threads may still call: then the system takes the memory.
         weakref.finalize(self, self._model.free, kernels).atexit = False
         self._load(tensors)
@@ -135,6 +136,10 @@ class NativeRunner:
         for n, k in matrices(config).values():  # a tied head is packed beside the embedding
             total += OUTPUT_BYTES * n + int(BYTES[dtype] * n * k)
         return total
+
+    def answer_after(self, allow: Callable[[], None]) -> None:
+        """Call this before the first answer is given; what it raises is raised instead of each answer."""
+        self._allow = allow
 
     def open(self, adapter: int | None = None) -> int:
         assert adapter is None or self._library.kogpt_has_adapter(self._model, adapter), adapter
@@ -203,6 +208,7 @@ class NativeRunner:
         inputs = self._pack(chunks)
         question = Question(chunks, wanted, self.config.n_vocab)
         require_memory_ok(self._library.kogpt_draw(self._model, inputs.packed, len(chunks), question.packed))
+        self._wait_until_allowed()
         return question.answers()
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
@@ -218,7 +224,13 @@ class NativeRunner:
         require_memory_ok(
             self._library.kogpt_forward(self._model, inputs.packed, len(chunks), hidden, out.ctypes.data)
         )
+        self._wait_until_allowed()
         return split_outputs(out, chunks)
+
+    def _wait_until_allowed(self) -> None:
+        if self._allow is not None:
+            self._allow()
+            self._allow = None
 
     def _pack(self, chunks: Sequence[Chunk]) -> Inputs:
         """The chunks as native/ reads them, once they and the memory are checked."""
@@ -233,16 +245,33 @@ class NativeRunner:
         memory.require_memory(n_bytes, f"the cache of a text of {length} tokens", f"{length}토큰 글의 캐시")
 
     def _load(self, tensors: Mapping[str, Stored | Quantized]) -> None:
-        embedding = _contiguous(_plain(tensors, EMBEDDING))
+        for index, name in enumerate(_vector_names(self.config)):
+            vector = np.ascontiguousarray(_plain(tensors[name]).to("float32"))
+            require_memory_ok(self._library.kogpt_load_vector(self._model, index, vector.ctypes.data))
+        self._load_projections(tensors)
+        embedding = _contiguous(_plain(tensors[EMBEDDING]))
         self._library.kogpt_borrow_embedding(
             self._model, FORMATS[embedding.dtype], embedding.array.ctypes.data
         )
         self._borrowed.append(embedding.array)
-        for index, name in enumerate(_vector_names(self.config)):
-            vector = np.ascontiguousarray(_plain(tensors, name).to("float32"))
-            require_memory_ok(self._library.kogpt_load_vector(self._model, index, vector.ctypes.data))
-        for index, name in enumerate(_projection_names(self.config, tensors)):
-            self._load_projection(index, tensors[name])
+
+    def _load_projections(self, tensors: Mapping[str, Stored | Quantized]) -> None:
+        """Read one after another, while a thread converts the last one."""
+        from concurrent.futures import Future, ThreadPoolExecutor
+
+        scratches = Scratch(), Scratch()  # in turns: codes are read from it once and never again
+        with ThreadPoolExecutor(1) as converter:
+            last: Future[None] | None = None
+            for index, name in enumerate(_projection_names(self.config, tensors)):
+                scratch = scratches[index % 2]
+                scratch.clear()
+                tensor = tensors.passing(name, scratch) if isinstance(tensors, Lazy) else tensors[name]
+                if last is not None:
+                    last.result()
+                last = converter.submit(self._load_projection, index, tensor)
+                del tensor
+            if last is not None:
+                last.result()
 
     def _load_projection(self, index: int, tensor: Stored | Quantized) -> None:
         if isinstance(tensor, Quantized):
@@ -357,10 +386,9 @@ def _cache_dtype(cache_dtype: str, dtype: str) -> str:
     return cache_dtype
 
 
-def _plain(tensors: Mapping[str, Stored | Quantized], name: str) -> Stored:
+def _plain(tensor: Stored | Quantized) -> Stored:
     """A tensor that is never quantised."""
-    tensor = tensors[name]
-    assert isinstance(tensor, Stored), name
+    assert isinstance(tensor, Stored), tensor.shape
     return tensor
 
 

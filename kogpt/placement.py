@@ -117,6 +117,7 @@ class Placement:
 def load_runner(stored: Checkpoint, placement: Placement | None = None) -> Runner:
     """The runner for a placement, with the checkpoint's weights in it.
 
+    It answers no step before they are verified, and raises CheckpointError instead if they are damaged.
     Raises KoGPTError where the runner lacks the dtype, a quantised model would be rounded twice, or the
     runner is not installed; NotEnoughMemory.
     """
@@ -129,7 +130,13 @@ def load_runner(stored: Checkpoint, placement: Placement | None = None) -> Runne
         logger.warning(line)
     if name == "native":
         threads, cache_dtype = placement.threads, placement.cache_dtype
-        return native_runner.NativeRunner(stored.config, tensors, dtype, threads, cache_dtype)
+        runner = native_runner.NativeRunner(stored.config, tensors, dtype, threads, cache_dtype)
+        if stored.verification is not None:
+            stored.verification.begin()
+            runner.answer_after(stored.verification.wait)
+        return runner
+    if stored.verification is not None:
+        stored.verification.wait()
     if name == "torch":
         return _torch_runner(stored.config, tensors, dtype, placement)
     from kogpt.numpy_runner import NumpyRunner

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, KoGPTError
-from kogpt.weights import Stored
+from kogpt.weights import Scratch, Stored
 
 FORMATS = ("int8", "int4")
 VERSION = 1
@@ -128,6 +128,10 @@ class Lazy(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def passing(self, name: str, scratch: Scratch) -> Tensor:
+        """A tensor that may lie in `scratch`."""
+        return self[name]
 
 
 class Floats(Lazy[Stored]):

@@ -47,6 +47,7 @@ TENSOR_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9._/-]{1,256}")
 MAX_COPIED_BYTES = 128 << 20  # model size up to which the scan copies all weights
 MAX_TENSORS = 1 << 16
 BUFFER_BYTES = 1 << 20
+ALIGNMENT = 64  # bytes, of tensors in a Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,26 @@ class Stored:
         return _to_bfloat16(wide) if dtype == "bfloat16" else wide.astype(dtype)
 
 
+class Scratch:
+    """Memory for tensors that are needed for a moment: new pages cost more than what is read into them."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+        self._n_used = 0
+
+    def take(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Room for one more tensor, whose memory stays its own until `clear`."""
+        start = -(-self._n_used // ALIGNMENT) * ALIGNMENT
+        if start + n_bytes > len(self._memory):  # what was taken before keeps the old memory
+            self._memory, start = np.empty(max(n_bytes, 2 * len(self._memory)), np.uint8), 0
+        self._n_used = start + n_bytes
+        return self._memory[start : start + n_bytes]
+
+    def clear(self) -> None:
+        """Let all of it be overwritten."""
+        self._n_used = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One tensor of a file: in memory that `WeightsFile.scan` fills, or still on the disk."""
@@ -82,10 +103,14 @@ class Source:
     dtype: str
     shape: tuple[int, ...]
     read: Callable[[], NDArray[Any]]  # the values in that shape, read-only
+    # The same in memory of a Scratch, where the tensor is on the disk as it is.
+    read_into: Callable[[Scratch], NDArray[Any]] | None = None
 
-    def load(self) -> Stored:
-        """The tensor in memory. CheckpointError if its file was cut or written over."""
-        return Stored(self.dtype, self.read())
+    def load(self, scratch: Scratch | None = None) -> Stored:
+        """The tensor in memory, or in `scratch`. CheckpointError if its file was cut or written over."""
+        if scratch is None or self.read_into is None:
+            return Stored(self.dtype, self.read())
+        return Stored(self.dtype, self.read_into(scratch))
 
 
 class OpenFile:
@@ -100,21 +125,25 @@ class OpenFile:
         weakref.finalize(self, os.close, self._descriptor)
         self._state = self._look()
 
-    def read(self, start: int, n_bytes: int) -> NDArray[np.uint8]:
+    def read(self, start: int, n_bytes: int, scratch: Scratch | None = None) -> NDArray[np.uint8]:
         """Bytes from `start`, read-only. CheckpointError if the file changed since it was opened."""
-        memory = np.empty(n_bytes, np.uint8)  # numpy asks for huge pages
+        memory = np.empty(n_bytes, np.uint8) if scratch is None else scratch.take(n_bytes)
         done = 0
         while done < n_bytes and (n := _read_at(self._descriptor, memory.data[done:], start + done)):
             done += n
-        if done < n_bytes or self._look() != self._state:
+        self.require_unchanged(done == n_bytes)
+        memory.flags.writeable = False
+        return memory
+
+    def require_unchanged(self, is_whole: bool = True) -> None:
+        """CheckpointError if the file changed since it was opened, or is not whole."""
+        if not is_whole or self._look() != self._state:
             raise CheckpointError(
                 f"{self._path} was cut or written over while it was read: get it again, and replace a model"
                 " that is in use by renaming a new file over it",
                 f"{self._path}: 읽는 동안 파일이 잘리거나 바뀌었습니다. 파일을 다시 받으세요. "
                 "사용 중인 모델은 새 파일의 이름을 바꾸는 방법으로 교체하세요",
             )
-        memory.flags.writeable = False
-        return memory
 
     def _look(self) -> tuple[int, int]:
         """Size and time of the last change."""
@@ -208,8 +237,13 @@ def open_safetensors(
         if is_weight and copy:
             weights.buffers[name] = memory[begin : begin + size]
         if is_weight:
-            read = partial(_of_memory, weights.buffers[name]) if copy else partial(source.read, end, size)
-            weights.tensors[name] = Source(dtype, shape, partial(_shaped, read, dtype, shape))
+            weights.tensors[name] = (
+                Source(
+                    dtype, shape, partial(_shaped, partial(_of_memory, weights.buffers[name]), dtype, shape)
+                )
+                if copy
+                else _on_disk(source, end, dtype, shape)
+            )
         weights.spans.append((name, dtype if is_weight else None, size))
         end += size
     if end != n_bytes:
@@ -222,6 +256,16 @@ def _of_memory(buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
     view = buffer[:]
     view.flags.writeable = False
     return view
+
+
+def _on_disk(file: OpenFile, start: int, dtype: str, shape: tuple[int, ...]) -> Source:
+    """A tensor that is read when it is asked for."""
+    size = math.prod(shape) * SIZES[dtype]
+
+    def read(scratch: Scratch | None = None) -> NDArray[Any]:
+        return _shaped(partial(file.read, start, size, scratch), dtype, shape)
+
+    return Source(dtype, shape, read, read)
 
 
 def _shaped(read: Callable[[], NDArray[np.uint8]], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -146,7 +146,12 @@ class Model {
   template <class F>
   void by_tokens(int m, const F& f);
 
+  struct Room {
+    unsigned char* tiles;
+    float* scales;
+  };
   unsigned char* own(int index);
+  Room place(int index);
   template <class F>
   void make_tiles(int index, const F& code_row);
   void convert(const Linear& w, Format from, const void* source, unsigned char* out);

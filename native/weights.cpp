@@ -155,6 +155,15 @@ void Model::load_codes(int index, const std::uint8_t* codes, const std::uint8_t*
   Linear& w = projections_[static_cast<std::size_t>(index)];
   w.format = format_;
   const auto k = static_cast<std::size_t>(w.k), pairs = (k + 1) / 2, n_groups = (k + kGroup - 1) / kGroup;
+  if (w.format == Format::i8 && w.k == w.kp && w.n % kPanel == 0) {  // rows as `pack` takes them
+    const Room room = place(index);
+    std::memcpy(room.scales, scales, static_cast<std::size_t>(w.n) * sizeof(float));
+    pool_.run(w.n / kPanel, [&](int panel, int) {
+      const std::size_t at = static_cast<std::size_t>(panel) * kPanel * k;
+      kernels_.pack(w.format, codes + at, nullptr, w.kp, room.tiles + at);
+    });
+    return;
+  }
   make_tiles(index, [&](int n, std::vector<float>&, std::uint8_t* to, std::uint8_t* group_scales) {
     const auto at = static_cast<std::size_t>(n);
     if (w.format == Format::i8) {
@@ -171,29 +180,36 @@ void Model::load_codes(int index, const std::uint8_t* codes, const std::uint8_t*
   });
 }
 
+// Where a quantised projection's tiles and scales go.
+Model::Room Model::place(int index) {
+  Linear& w = projections_[static_cast<std::size_t>(index)];
+  const auto outputs = static_cast<std::size_t>(round_up(w.n, kPanel));
+  Buffer& scales = owned_scales_[static_cast<std::size_t>(index)] = Buffer(outputs * sizeof(float));
+  unsigned char* tiles = own(index);
+  w.w = tiles;
+  w.scale = scales.floats();
+  w.table = kTable.data();
+  return {tiles, scales.floats()};
+}
+
 // Tiles of a quantised projection, panel by panel. code_row(n, row, codes, groups) -> scale gives output n:
 // kp codes and kp / 32 group scales; `row` is room for kp floats.
 template <class F>
 void Model::make_tiles(int index, const F& code_row) {
-  Linear& w = projections_[static_cast<std::size_t>(index)];
-  const auto outputs = static_cast<std::size_t>(round_up(w.n, kPanel)),
-             width = static_cast<std::size_t>(w.kp);
-  unsigned char* tiles = own(index);
-  Buffer& scales = owned_scales_[static_cast<std::size_t>(index)] = Buffer(outputs * sizeof(float));
+  const Linear& w = projections_[static_cast<std::size_t>(index)];
+  const auto width = static_cast<std::size_t>(w.kp);
+  const Room room = place(index);
   const std::size_t panel_bytes = stored_bytes(w.format, kPanel, w.k);
-  pool_.run(static_cast<int>(outputs) / kPanel, [&](int panel, int) {
+  pool_.run(round_up(w.n, kPanel) / kPanel, [&](int panel, int) {
     std::vector<float> row(width);
     std::vector<std::uint8_t> codes(width * kPanel), groups(width / kGroup * kPanel);
     for (std::size_t r = 0; r < kPanel && panel * kPanel + static_cast<int>(r) < w.n; ++r) {
       const int n = panel * kPanel + static_cast<int>(r);
-      scales.floats()[n] = code_row(n, row, codes.data() + r * width, groups.data() + r * width / kGroup);
+      room.scales[n] = code_row(n, row, codes.data() + r * width, groups.data() + r * width / kGroup);
     }
     kernels_.pack(w.format, codes.data(), groups.data(), w.kp,
-                  tiles + static_cast<std::size_t>(panel) * panel_bytes);
+                  room.tiles + static_cast<std::size_t>(panel) * panel_bytes);
   });
-  w.w = tiles;
-  w.scale = scales.floats();
-  w.table = kTable.data();
 }
 
 void Model::load_vector(int index, const float* source) {

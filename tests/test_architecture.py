@@ -175,6 +175,7 @@ CORE: dict[str, set[str]] = {
         "engine",
         "errors",
         "generation_defaults",
+        "manifest",
         "peft",
         "placement",
         "request",

@@ -33,6 +33,11 @@ from kogpt import manifest as manifests
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, DiskError
+from kogpt.generation import KoGPT
+from kogpt.native_runner import NativeRunner
+from kogpt.placement import Placement, load_runner
+from kogpt.rounding import Rounded
+from kogpt.runner import Chunk
 from kogpt.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -598,13 +603,13 @@ def test_a_file_that_shrinks_while_it_is_loaded_is_an_error(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
-    read = manifests.verify
+    read = manifests.verify_weights
 
     def shrink(*arguments: Any) -> None:
         os.truncate(folder / "model.safetensors", 100_000)
         read(*arguments)
 
-    monkeypatch.setattr(checkpoint, "verify", shrink)
+    monkeypatch.setattr(checkpoint, "verify_weights", shrink)
     (folder / "kogpt.manifest.json").unlink()
     with pytest.raises(CheckpointError, match="it ends within"):
         checkpoint.load(folder)
@@ -642,6 +647,108 @@ def test_a_large_model_that_is_replaced_is_read_to_its_end(
     loaded = checkpoint.load(tmp_path)
     checkpoint.save(tmp_path, TINY, new, "float32")
     assert all((plain(loaded.tensors)[name].array == old[name]).all() for name in old)
+
+
+# ----------------------------------------------------------------- verified beside the first step
+
+
+@pytest.fixture
+def large(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own whose weights count as large."""
+    monkeypatch.setattr(weights, "MAX_COPIED_BYTES", 0)
+    return Path(shutil.copytree(tiny_folder, tmp_path / "large"))
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1  # the lowest of a float's fraction: nothing but the digest tells
+    path.write_bytes(data)
+
+
+@pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
+def test_large_weights_are_verified_beside_the_first_step(large: Path) -> None:
+    chosen = Placement("cpu", "float32")
+    with KoGPT.from_pretrained(large, device=chosen) as sound:
+        text = sound.generate("가", max_tokens=3, temperature=0.0).text
+        sound.verify()
+    flip_a_bit(large / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is not as kogpt"):
+        checkpoint.load(large)
+    with KoGPT.from_pretrained(large, device=chosen) as damaged:
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="is not as kogpt"):
+                damaged.generate("가", max_tokens=3, temperature=0.0)
+        with pytest.raises(CheckpointError, match="not as"):
+            damaged.embed(["가"])
+        with pytest.raises(CheckpointError, match="not as"):
+            damaged.verify()
+    with pytest.raises(CheckpointError, match="not as"):
+        load_runner(checkpoint.load(large, beside=True), Placement("cpu", runner="numpy"))
+    assert text
+
+
+def test_a_scratch_is_read_into_again() -> None:
+    scratch = weights.Scratch()
+    first = scratch.take(100)
+    first[:] = 1
+    second = scratch.take(300)  # more than there is: the first keeps its memory
+    second[:] = 2
+    assert (first == 1).all()
+    scratch.clear()
+    again = scratch.take(50)
+    again[:] = 3
+    assert (second[:50] == 3).all() and scratch.take(60).ctypes.data % 64 == again.ctypes.data % 64
+
+
+@pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_codes_read_into_a_scratch_are_those_of_the_file(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "MAX_COPIED_BYTES", 0)
+    tensors = {name: Stored("float32", array) for name, array in random_tensors(TINY).items()}
+    checkpoint.save(tmp_path, TINY, Rounded(TINY, tensors, dtype), dtype)
+    loaded = checkpoint.load(tmp_path)
+    ids = np.arange(20)
+    copied = {name: loaded.tensors[name] for name in loaded.tensors}  # a dict knows no scratch
+    found, wanted = (
+        runner.forward([Chunk(runner.open(), ids, 20)])[0]
+        for runner in (NativeRunner(TINY, source, dtype) for source in (loaded.tensors, copied))
+    )
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_settings_are_verified_at_once(large: Path) -> None:
+    path = large / "generation_config.json"
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(CheckpointError, match="is not as kogpt"):
+        checkpoint.load(large, beside=True)
+
+
+def test_weights_that_change_after_they_were_read_are_an_error(large: Path) -> None:
+    stored = checkpoint.load(large, beside=True)
+    assert stored.verification is not None
+    dict(stored.tensors)
+    path = large / "model.safetensors"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
+    with pytest.raises(CheckpointError, match="cut or written over"):
+        stored.verification.wait()
+    assert checkpoint.load(large, beside=True).verification is not None  # never begun: its files are closed
+
+
+def test_a_verification_runs_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    verification = manifests.Verification(lambda: runs.append(1))
+    for _ in range(2):
+        verification.begin()
+        verification.wait()
+    assert runs == [1]
+    parent = os.getpid()
+    monkeypatch.setattr(
+        manifests.os, "getpid", lambda: parent + 1
+    )  # a forked child: no thread of its parent's
+    verification.wait()
+    assert runs == [1, 1]
 
 
 # ---------------------------------------------------------------------------------------------- the hub
