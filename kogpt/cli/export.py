@@ -55,10 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read the folder again and compare the logits of a sample text with the model's own",
     )
-    parser.add_argument(
+    calibration = parser.add_mutually_exclusive_group()
+    calibration.add_argument(
         "--calibration",
         metavar="TEXTFILE",
         help="int4 only: quantise with GPTQ, calibrated on about 32,000 tokens of this text",
+    )
+    calibration.add_argument(
+        "--own-text",
+        action="store_true",
+        help="int4 only: quantise with GPTQ, calibrated on text that the model writes for it",
     )
 
 
@@ -103,14 +109,14 @@ def _write(
     if kind is None:
         from kogpt.export.folder import export
 
-        export(stored, args.format, args.out, text, advance)
+        export(stored, args.format, args.out, text, advance, args.own_text)
         return
-    if text is not None:
-        raise KoGPTError(
-            f"a calibration text serves int4 only, the format is {args.format}: leave --calibration out",
-            f"보정용 글은 int4에만 쓰입니다 (지정한 형식: {args.format}). --calibration을 빼세요",
-        )
+    from kogpt.export.folder import require_calibrated
     from kogpt.export.phi import export_gguf, export_phi
+
+    for option, is_used in (("--calibration", text is not None), ("--own-text", args.own_text)):
+        if is_used:
+            require_calibrated(args.format, option)
 
     writers = {"phi": export_phi, "gguf": export_gguf}
     writers[args.format](stored, kind, args.out, advance)

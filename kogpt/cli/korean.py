@@ -429,6 +429,9 @@ HELP = {
     "int4 only: quantise with GPTQ, calibrated on about 32,000 tokens of this text": (
         "int4 전용: 이 글의 토큰 약 32,000개로 보정해 GPTQ로 양자화합니다"
     ),
+    "int4 only: quantise with GPTQ, calibrated on text that the model writes for it": (
+        "int4 전용: 모델이 직접 쓴 글로 보정해 GPTQ로 양자화합니다"
+    ),
     "a LoRA, soft prompt or prefix for the model: a folder of PEFT, or a name such as sentiment": (
         "모델에 쓸 LoRA, 소프트 프롬프트 또는 프리픽스 (PEFT 형식의 폴더, 또는 sentiment 같은 이름)"
     ),

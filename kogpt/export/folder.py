@@ -1,7 +1,7 @@
 """A model folder -> a model folder in another precision: floats, int8 or int4.
 
 Tensors pass one at a time, so that a model of any size needs the memory of its largest matrix, or with a
-calibration text that of calibration.needed_memory. The new folder takes its place as a whole or not at all;
+calibration that of calibration.needed_memory. The new folder takes its place as a whole or not at all;
 nothing is written into a folder that is there, unless it is a model to replace.
 """
 
@@ -19,8 +19,10 @@ from kogpt import checkpoint, peft
 from kogpt.adapter import Lora, merged
 from kogpt.checkpoint import Checkpoint, Stored
 from kogpt.errors import CheckpointError, KoGPTError
-from kogpt.export.calibration import Calibrated
+from kogpt.export.calibration import MAX_WINDOWS, WINDOW, Calibrated
+from kogpt.export.own_text import own_text
 from kogpt.files import leftovers, share_folder
+from kogpt.placement import Placement, load_runner
 from kogpt.quantize import FORMATS, Lazy, Quantized, wrong_dtype
 from kogpt.rounding import Rounded, kernels
 from kogpt.tokenizer import Tokenizer
@@ -35,18 +37,18 @@ def export(
     out: Path,
     calibration: str | None = None,
     advance: Callable[[int], None] = lambda n_weights: None,
+    by_own_text: bool = False,
 ) -> None:
     """Write `stored` to the folder `out` in one of FLOATS or quantize.FORMATS.
 
-    calibration: a text, for GPTQ; int4 only. advance(n) is called after every n weights. KoGPTError where a
-    quantised model would be quantised again, for a tokenizer that does not load or fit, for a calibration of
-    another format, or without the kernels.
+    calibration: a text, for GPTQ; int4 only. by_own_text: GPTQ on text that the model writes for it.
+    advance(n) is called after every n weights. KoGPTError where a quantised model would be quantised again,
+    for a tokenizer that does not load or fit, for a calibration of another format, or without the kernels.
     """
-    if calibration is not None and dtype != "int4":
-        raise KoGPTError(
-            f"a calibration text serves int4 only, the format is {dtype}: leave --calibration out",
-            f"보정용 글은 int4에만 쓰입니다 (지정한 형식: {dtype}). --calibration을 빼세요",
-        )
+    assert calibration is None or not by_own_text
+    for option, is_used in (("--calibration", calibration is not None), ("--own-text", by_own_text)):
+        if is_used:
+            require_calibrated(dtype, option)
     tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
     tokenizer.check_fits(stored.config)
     if dtype in FORMATS and stored.quantization is not None:
@@ -59,7 +61,21 @@ def export(
     if calibration is not None:
         ids = np.array(tokenizer.encode(calibration[:CALIBRATION_CHARACTERS]), np.int64)
         tensors = Calibrated(stored.config, floats, ids)
+    if by_own_text:
+        window = min(WINDOW, stored.config.n_ctx)
+        # In int8 the model writes as well as in floats, and takes half of the memory.
+        ids = own_text(load_runner(stored, Placement("cpu", "int8")), tokenizer, MAX_WINDOWS * window, window)
+        tensors = Calibrated(stored.config, floats, ids)
     checkpoint.save(out, stored.config, Watched(tensors, advance), dtype, stored.folder)
+
+
+def require_calibrated(dtype: str, option: str) -> None:
+    """KoGPTError where an option of the calibration stands beside a format that has none."""
+    if dtype != "int4":
+        raise KoGPTError(
+            f"{option} serves int4 only, the format is {dtype}: leave {option} out",
+            f"{option} 옵션은 int4에만 쓰입니다 (지정한 형식: {dtype}). {option} 옵션을 빼세요",
+        )
 
 
 def with_lora(stored: Checkpoint, folder: str | Path) -> Checkpoint:

@@ -41,6 +41,17 @@ def test_export_then_use(tiny_folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert "stored as  float32" in capsys.readouterr().out
 
 
+def test_int4_by_text_that_the_model_writes(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kogpt.export.folder.MAX_WINDOWS", 4)
+    assert export("int4", "--model", tiny_folder, "--out", tmp_path / "own", "--own-text") == 0
+    assert export("int4", "--model", tiny_folder, "--out", tmp_path / "plain") == 0
+    own, plain = (checkpoint.load(tmp_path / name) for name in ("own", "plain"))
+    assert own.quantization == "int4"
+    assert (own.floats()["lm_head.weight"].array != plain.floats()["lm_head.weight"].array).any()
+
+
 def test_a_model_is_replaced_only_with_force(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +74,9 @@ def test_a_model_is_replaced_only_with_force(
         (["int5", "--out", "x"], "int5"),
         (["int4", "--out", "x", "--model", "gone"], "no model folder"),
         (["int4", "--out", "x", "--calibration", "gone.txt"], "cannot read gone.txt"),
-        (["int8", "--out", "x", "--calibration", "README.md"], "int4 only"),
+        (["int8", "--out", "x", "--calibration", "README.md"], "--calibration serves int4 only"),
+        (["phi", "--out", "x", "--own-text"], "--own-text serves int4 only"),
+        (["int4", "--out", "x", "--own-text", "--calibration", "README.md"], "not allowed with"),
         (["int8", "--out", "x", "--adapter", "gone"], "no adapter 'gone'"),
     ],
 )

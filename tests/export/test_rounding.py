@@ -1,4 +1,4 @@
-"""Rounding to nearest, and with a calibration text: how far from the weights, and from the outputs."""
+"""Rounding to nearest: how far from the weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ from runners import stored
 
 from kogpt import native_runner, rounding
 from kogpt.checkpoint import Stored
-from kogpt.errors import InputError, KoGPTError
-from kogpt.export import calibration
-from kogpt.export.calibration import Calibrated, gptq, inverse_factor
-from kogpt.native_runner import NativeRunner
-from kogpt.numpy_runner import NumpyRunner
+from kogpt.errors import KoGPTError
 from kogpt.quantize import Quantized
 from kogpt.rounding import Rounded, nearest
-from kogpt.runner import Chunk
 
 pytestmark = pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built")
 
@@ -90,64 +85,3 @@ def test_without_the_kernels_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(rounding, "library", lambda: None)
     with pytest.raises(KoGPTError, match="install a C"):
         nearest(stored(normal(2, 2)), "int8")
-
-
-# ----------------------------------------------------------------------------------------- calibration
-
-
-@pytest.mark.parametrize("k", [160, 75])
-def test_gptq_lowers_the_error_of_outputs(k: int) -> None:
-    """On inputs that hang together, as activations do; section 3 of the paper."""
-    n = 48
-    x = RNG.standard_normal((2000, 24)) @ RNG.standard_normal((24, k)) + 0.3 * RNG.standard_normal((2000, k))
-    weight = normal(n, k)
-    plain, better = nearest(stored(weight), "int4").unpack(), gptq(weight, inverse_factor(x.T @ x)).unpack()
-    errors = [np.square(x @ (found - weight).T).sum() for found in (plain, better)]
-    assert errors[1] < 0.5 * errors[0]
-    assert relative_error(better, weight) < 0.03
-
-
-def test_every_matrix_gets_the_moments_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without rounding, those of the reference runner's own inputs: every window, every layer."""
-    tensors = {name: stored(array) for name, array in random_tensors(TINY).items()}
-    seen: list[NDArray[np.float64]] = []
-    monkeypatch.setattr(calibration, "inverse_factor", seen.append)
-    monkeypatch.setattr(calibration, "gptq", lambda weight, factor: Exact(weight))
-    ids = RNG.integers(0, TINY.n_vocab, 3 * TINY.n_ctx)
-    all_of = Calibrated(TINY, tensors, ids)
-    for name in all_of:
-        assert all_of[name] is not None
-    runner = NumpyRunner(TINY, tensors)
-    rows = ids.reshape(3, TINY.n_ctx)
-    hidden = np.concatenate([runner.hidden([Chunk(runner.open(), row, len(row))])[0] for row in rows])
-    np.testing.assert_allclose(seen[-1], hidden.T @ hidden, rtol=1e-3, atol=0.5)
-    assert [len(moment) for moment in seen] == [TINY.d_model, TINY.d_model, TINY.d_ff] * 3 + [TINY.d_model]
-
-
-class Exact:
-    """What stands in for a rounded matrix that lost nothing."""
-
-    def __init__(self, weight: NDArray[np.float32]) -> None:
-        self.unpack = lambda: weight
-
-
-def test_a_calibrated_model_is_nearer_to_the_float_one() -> None:
-    tensors = {name: stored(array) for name, array in random_tensors(TINY).items()}
-    ids = RNG.integers(0, TINY.n_vocab, 2 * TINY.n_ctx)
-    lazy = Calibrated(TINY, tensors, ids)
-    packed = {name: lazy[name] for name in lazy}
-    wanted, better, plain = (
-        runner.forward([Chunk(runner.open(), ids[: TINY.n_ctx], 100)])[0]
-        for runner in (
-            NumpyRunner(TINY, tensors),
-            NativeRunner(TINY, packed, "int4"),
-            NativeRunner(TINY, tensors, "int4"),
-        )
-    )
-    assert relative_error(better, wanted) < relative_error(plain, wanted)
-
-
-def test_a_text_too_short_to_calibrate_on_is_refused() -> None:
-    tensors = {name: stored(array) for name, array in random_tensors(TINY).items()}
-    with pytest.raises(InputError, match=f"at least {TINY.n_ctx} are needed"):
-        Calibrated(TINY, tensors, RNG.integers(0, TINY.n_vocab, TINY.n_ctx - 1))
