@@ -166,8 +166,9 @@ def quantize(task: Task, folder: Path, kind: str) -> int:
     """
     assert task.quantize is not None
     own, packed = folder / "model.F16.gguf", folder.parent / f"packed.{kind}.gguf"
-    for arguments in (["--pure", own, packed, kind], ["--allow-requantize", "--pure", packed, own, "F16"]):
-        command = [task.quantize, *arguments]
+    there, back = ["--pure", str(own), str(packed), kind], [str(packed), str(own), "F16"]
+    for arguments in (there, ["--allow-requantize", "--pure", *back]):
+        command = [str(task.quantize), *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     (folder / "kogpt.manifest.json").unlink()
     return packed.stat().st_size

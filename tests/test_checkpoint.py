@@ -744,9 +744,7 @@ def test_a_verification_runs_once_in_a_process(monkeypatch: pytest.MonkeyPatch) 
         verification.wait()
     assert runs == [1]
     parent = os.getpid()
-    monkeypatch.setattr(
-        manifests.os, "getpid", lambda: parent + 1
-    )  # a forked child: no thread of its parent's
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)  # a forked child: its parent's thread is not there
     verification.wait()
     assert runs == [1, 1]
 

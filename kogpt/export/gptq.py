@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,8 @@ def gptq(weight: Floats, inputs: Inputs) -> Quantized:
 
 def inverse_factor(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The upper triangular U of a positive definite matrix with U^T U as its inverse."""
-    return _inverse(np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1])
+    lower = np.linalg.cholesky(matrix[::-1, ::-1]).astype(np.float64, copy=False)
+    return _inverse(lower[::-1, ::-1])
 
 
 def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,7 +139,7 @@ class _Rows:
     def round(self) -> None:
         """Find codes and scales."""
         self._pass()
-        rest = (self.weights - self.values) @ self.inputs.moment
+        rest: Floats = ((self.weights - self.values) @ self.inputs.moment).astype(np.float32, copy=False)
         for _ in range(SWEEPS):
             self._sweep(rest)
 
@@ -183,9 +185,12 @@ class _Rows:
             left[j + 1 :] -= triangle[j, j + 1 :, None, None] * errors[j]
         costs = np.square(errors).sum(0)
         best = costs.argmin(0)[None]
-        taken = (np.take_along_axis(x, best[None], 1)[:, 0].T for x in (codes, values, errors))
+
+        def take(x: NDArray[Any]) -> NDArray[Any]:
+            return np.take_along_axis(x, best[None], 1)[:, 0].T
+
         own_scales, own_costs = (np.take_along_axis(x, best, 0)[0] for x in (scales, costs))
-        return _Group(own_scales, *taken, own_costs)
+        return _Group(own_scales, take(codes), take(values), take(errors), own_costs)
 
 
 def _near(scales: NDArray[np.int64], factors: Sequence[float]) -> NDArray[np.int64]:

@@ -171,7 +171,7 @@ def test_ik_llama_cpp_is_asked_through_its_own_programs(
         program.chmod(0o755)
     engine = engines.IkLlamaCpp(tmp_path / "m.gguf", "IQ4_KS", 2)
     assert engine.prefill(512) == engine.decode(1, 16) == 0.25
-    assert engine.decode(4, 16) is None and engine.logits(np.arange(3)) is None
+    assert engine.decode(4, 16) is None
     convert.quantize_ik(tmp_path / "from.gguf", tmp_path / "to.gguf", "IQ4_KS")
     bench = f"{tmp_path}/llama-bench -m {tmp_path}/m.gguf -t 2 -r 1 -rtr 1 -o json"
     assert (tmp_path / "asked").read_text().splitlines() == [
@@ -184,7 +184,10 @@ def test_ik_llama_cpp_is_asked_through_its_own_programs(
 def test_what_an_engine_cannot_do_has_no_sample(tmp_path: Path, tiny: ModelConfig) -> None:
     class Unable(Stub):
         def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-            answers = {"decode": {"seconds": None}, "greedy": {"ids": [], "logits": []}}
+            answers: dict[str, dict[str, Any]] = {
+                "decode": {"seconds": None},
+                "greedy": {"ids": [], "logits": []},
+            }
             return answers.get(do) or super().ask(do, **arguments)
 
     entry = peers.Entry("ik_llama.cpp", "Q8_0", Unable())  # type: ignore[arg-type]
