@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kogpt.server.limits import Limits
 from kogpt.server.refusals import Refused
@@ -74,6 +74,15 @@ class Strict(BaseModel):
     """A JSON object whose every field is known and of its own type."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, document: Any) -> Any:
+        """null is as good as nothing, whatever the field: clients give back what they were given."""
+        if not isinstance(document, dict):
+            return document
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: value for name, value in document.items() if value is not None or name in known}
 
 
 class Body(Strict):
@@ -201,15 +210,11 @@ class Writing(Sampled):
 
 
 def read(kind: type[B], document: Mapping[str, Any]) -> B:
-    """The body as its class; Refused names the first field that is wrong.
-
-    A field that is null is as good as none, whatever its name: clients write it for what they do not want.
-    """
+    """The body as its class; Refused names the first field that is wrong."""
     for name, harmless in UNSUPPORTED.items():
         if name not in kind.model_fields and document.get(name) not in (None, *harmless):
             raise Refused(f"{name} is not supported: leave it out", name, code="unsupported_parameter")
-    dropped = {*IGNORED, *UNSUPPORTED, *(name for name, value in document.items() if value is None)}
-    dropped -= {field.alias or name for name, field in kind.model_fields.items()}
+    dropped = {*IGNORED, *UNSUPPORTED} - set(kind.model_fields)
     try:
         return kind.model_validate({name: value for name, value in document.items() if name not in dropped})
     except ValidationError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -86,6 +86,8 @@ async def classify(http: HttpRequest, service: Service, document: Mapping[str, A
     except KoGPTError as error:
         raise refusal(error, "input") from None
     service.check_cost(requests, "input")
+    if asked.wording.shared():
+        requests = [replace(request, reusable=True, namespace=client_of(http)) for request in requests]
     likelihoods = await while_connected(http, _likelihoods(service, requests))
     data = [
         {"index": index, "label": found.label, "probabilities": found.probabilities}
@@ -143,8 +145,10 @@ class _Asked:
 async def _likelihoods(
     service: Service, requests: Sequence[Request]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(requests, choices) log-likelihoods."""
-    pieces = await service.ask(requests)
+    """(requests, choices) log-likelihoods. The first goes ahead: others begin with what they share."""
+    pieces = await service.ask(requests[:1])
+    if requests[1:]:
+        pieces += await service.ask(requests[1:])
     return np.array([[float(s.logprobs.sum()) for s in piece.event.choices] for piece in pieces])
 
 

@@ -20,6 +20,7 @@ from kogpt.server.fields import IGNORED
 from kogpt.server.routes import POSTS
 
 PROMPT = "오늘 서울의 날씨는"
+SHORT: dict[str, Any] = {"max_tokens": 3, "seed": 1, "stop": ["\nQ:"]}
 
 
 @pytest.fixture
@@ -200,3 +201,14 @@ def test_every_field_that_the_client_knows_is_known_here(server: Running, path: 
         for name in foreign:
             error = client.post(path, json=GOOD[path] | {name: {"a": 1}}).json()["error"]
             assert error["param"] == name and error["code"] in ("unsupported_parameter", "unknown_parameter")
+
+
+def test_an_answer_can_be_given_back_as_it_came(client: Any, model: KoGPT) -> None:
+    """Clients append the message that they got, with everything that is null in it."""
+    asked: list[Any] = [{"role": "user", "content": "안녕"}]
+    settings: dict[str, Any] = {"model": name_of(model), "max_tokens": 3, "seed": 1}
+    message = client.chat.completions.create(messages=asked, **settings).choices[0].message
+    for given in (message, message.model_dump(), {"role": "assistant", "content": message.content}):
+        again = client.chat.completions.create(messages=[*asked, given, *asked], **settings)
+        expected = model.generate(f"Q:안녕\nA:{message.content.strip()}\nQ:안녕\nA:", **SHORT).text
+        assert again.choices[0].message.content == expected

@@ -40,6 +40,9 @@ def test_labels_are_those_of_python(
     examples = [{"text": text, "label": labels[label]} for text, label in shots]
     found = post(server, "classify", input=TEXTS, labels=labels, examples=examples, instruction="나눕니다.")
     expected = model.classify(TEXTS, Wording(tuple(labels), instruction="나눕니다.", examples=shots))
+    before = server.service.model.engine.counters.reused
+    post(server, "classify", input=TEXTS, labels=labels, examples=examples, instruction="나눕니다.")
+    assert server.service.model.engine.counters.reused > before  # the shared part was read before
     assert found.status_code == 200
     for entry, own in zip(found.json()["data"], expected, strict=True):
         assert entry["label"] == own.label
