@@ -562,7 +562,7 @@ def test_a_freed_model_is_never_called() -> None:
     public = {
         name for name in vars(NativeRunner) if not name.startswith("_") and callable(getattr(runner, name))
     }
-    assert public == calls.keys() | {"close", "weight_bytes"}
+    assert public == calls.keys() | {"answer_after", "close", "weight_bytes"}
     runner._model.free(runner._library)
     for call in calls.values():
         with pytest.raises(ctypes.ArgumentError, match="was freed"):
