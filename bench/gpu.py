@@ -48,7 +48,7 @@ SMALL = ModelConfig(n_layers=3, n_heads=4, d_model=256, d_ff=1024, n_vocab=2048,
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured, in tokens."""
+    """Sizes of the measurements, in tokens."""
 
     small: ModelConfig = SMALL  # the model whose ids are compared
     ids: int = 32

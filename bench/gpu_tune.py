@@ -36,7 +36,7 @@ from kogpt.torch_runner import TorchRunner
 LENGTH = 300  # positions that attention reads, where the context is that long
 LAUNCHES = 8
 FLUSHED = 128 << 20  # bytes; an H200 has 50 MB of second-level cache
-COMPILE_SHARE = 0.6  # of the seconds
+COMPILE_SHARE = 0.6  # part of the given seconds that may go into compiling
 
 
 class OneLayer:

@@ -15,7 +15,7 @@ from kogpt.weights import Stored
 NAMES = ("tiny", *SHAPES)
 # For a dry run of the benchmarks where there is no GPU, the kernels in Triton's interpreter.
 TINY = ModelConfig(n_layers=1, n_heads=2, d_model=32, d_ff=64, n_vocab=48, n_ctx=64, rotary_dim=8)
-DEVIATION = {"int8": 73.0, "int4": 40.0}  # of the integers that random bytes stand for
+DEVIATION = {"int8": 73.0, "int4": 40.0}  # standard deviation of the integers that random codes decode to
 WEIGHT = 0.02  # deviation of the weights
 
 

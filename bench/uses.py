@@ -83,7 +83,7 @@ def measure_filter(args: argparse.Namespace) -> None:
 
 
 def judgements(texts: Sequence[str], model: KoGPT) -> list[list[Judgement]]:
-    """Of each text by words and n-grams, then the same with the adapter."""
+    """Judgements of all texts: by words and n-grams alone, then joined with the adapter."""
     return [judge_all(texts), judge_all(texts, model)]
 
 

@@ -174,7 +174,7 @@ def _verification(
     def check() -> None:
         with _readable(folder), opened:
             verify_weights(folder, files, manifest)
-            for source in sources:  # what was read before is what was checked
+            for source in sources:  # a file that changed meanwhile was not verified as it was loaded
                 source.require_unchanged()
 
     verification = Verification(check)

@@ -120,7 +120,7 @@ class Classifier:
                     yield self.wording.classification(text, row, question.cut)
 
     def request(self, text: str) -> Request:
-        """What `classify` asks about one text, for a wording that has no shared part."""
+        """The request of `classify` for one text; the wording has no part that all texts share."""
         assert not self.wording.shared()
         return _Prompt(self, self.prefix, "").question(text).request
 

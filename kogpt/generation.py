@@ -95,7 +95,7 @@ class KoGPT:
         self.defaults = defaults or GenerationDefaults(self.config.eos_token_ids, {}, ())
         self.name = name
         self.folder: Path | None = None  # that it was loaded from
-        self._verification: Verification | None = None  # of its weights, where it is not over
+        self._verification: Verification | None = None  # check of the weights; None once it has passed
         self.session = Session(tokenizer, engine, self.defaults.eos_token_ids)
         self._prefix: int | None = None  # of every text; handles of the engine and of its runner
         self._adapter: int | None = None

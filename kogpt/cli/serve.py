@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     _show_access_log()
     _tell_memory(args)
     model = load_model(args)
-    model.verify()  # who asks /ready is not told of weights that may be damaged
+    model.verify()  # /ready must not vouch for damaged weights
     model.engine.max_rows = args.rows
     service = make_service(model, limits, model.with_adapters(folders) if folders else {})
     service.index = _path(args.index)

@@ -141,15 +141,15 @@ class _Block(NumpyRunner):
         return self._layer_norm(x, f"{self._name}.{short}")
 
     def project(self, x: Array, short: str) -> Array:
-        """What the matrix `short` and its bias make of (T, K)."""
+        """x (T, K) times the matrix `short`, plus its bias: (T, N)."""
         return self._linear(x, f"{self._name}.{short}")
 
     def attended(self, h: Array) -> Array:
-        """What a window's attention gives to its output projection, (T, E)."""
+        """Inputs of the output projection, (T, E): attention over one window."""
         q, k, v = (self.project(h, name).reshape(len(h), -1, self.config.d_head) for name in ATTENTION)
         rotation = rotary_table(np.arange(len(h), dtype=np.float64), self.config.rotary_dim, self.dtype)
         return attend(rotate(q, rotation), rotate(k, rotation).swapaxes(0, 1), v.swapaxes(0, 1))
 
     def inner(self, h: Array) -> Array:
-        """What the MLP gives to its second matrix, (T, F)."""
+        """Inputs of the second matrix of the MLP, (T, F)."""
         return gelu(self.project(h, "mlp.fc_in"))

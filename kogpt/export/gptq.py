@@ -160,7 +160,8 @@ class _Rows:
         for number, triangle in enumerate(self.inputs.triangles):
             places = slice(number * GROUP, (number + 1) * GROUP)
             now = self.values[:, places]
-            away = rest[:, places] @ triangle.T @ triangle  # of the best values beside the others as they are
+            # Distance of the group's best values from the present ones, while all other groups stay.
+            away = rest[:, places] @ triangle.T @ triangle
             group = self._round_group(now + away, triangle, _near(self.scales[:, number], NEXT_TRIES))
             better = group.costs < (away * rest[:, places]).sum(1)
             change = np.where(better[:, None], group.values - now, 0)
