@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from kogpt.errors import KoGPTError
 from kogpt.training import checkpoints
+from kogpt.training.ahead import ahead
 from kogpt.training.averaging import Average
 from kogpt.training.loss import IGNORED
 from kogpt.training.objective import Objective
@@ -127,9 +128,9 @@ class Run:
         saved, saved_at = self.step, time.monotonic()
         stop = False
         self.objective.train()
-        with self._signals():
+        with self._signals(), ahead(batches, n_steps) as batch:
             while self.step < n_steps and not self.enough and not stop:
-                metrics = self.update(batches(self.step))
+                metrics = self.update(batch(self.step))
                 is_last = self.step == n_steps
                 if self.step % every.log_every == 0 or is_last:
                     self._log(metrics, n_steps)

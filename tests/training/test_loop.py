@@ -134,18 +134,26 @@ def test_ignored_targets_do_not_dilute_the_mean(tmp_path: Path) -> None:
     assert first["gradient_norm"] == pytest.approx(second["gradient_norm"], rel=1e-2)
 
 
+def interrupt(run: Run, step: int) -> None:
+    """Let SIGTERM come within this step."""
+    update = run.update
+
+    def interrupted(batch: Batch) -> dict[str, Any]:
+        if run.step == step:
+            signal.raise_signal(signal.SIGTERM)
+        return update(batch)
+
+    run.update = interrupted  # type: ignore[method-assign]
+
+
 def test_a_signal_finishes_the_step_saves_and_the_resumed_run_is_the_unbroken_one(
     unbroken: Path, tmp_path: Path
 ) -> None:
-    def interrupted(step: int) -> Batch:
-        if step == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return toy.batch(step)
-
     handler = signal.getsignal(signal.SIGTERM)
     run = toy.make_run(tmp_path)
     run.resume()
-    assert run.train(interrupted) is End.STOPPED
+    interrupt(run, 2)
+    assert run.train(toy.batch) is End.STOPPED
     assert run.step == 3 and signal.getsignal(signal.SIGTERM) is handler
     newest = checkpoints.latest(tmp_path)
     assert newest is not None and newest.name == "step_00000003"
@@ -440,20 +448,17 @@ def test_validation_that_has_enough_ends_the_run_and_the_best_checkpoint_stays(t
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_a_resumed_run_remembers_the_best_and_how_long_ago_it_was(stop: int, tmp_path: Path) -> None:
-    def interrupted(step: int) -> Batch:
-        if step == stop:
-            signal.raise_signal(signal.SIGTERM)
-        return toy.batch(step)
-
-    def sitting(name: str, batches: Callable[[int], Batch]) -> End:
+    def sitting(name: str, until: int | None = None) -> End:
         run = toy.make_run(tmp_path / name, validate_every=1, save_every=100, keep=1)
         run.resume()
-        return run.train(batches, judged)
+        if until is not None:
+            interrupt(run, until)
+        return run.train(toy.batch, judged)
 
-    assert sitting("whole", toy.batch) is End.ENOUGH
-    first = sitting("broken", interrupted)
+    assert sitting("whole") is End.ENOUGH
+    first = sitting("broken", until=stop)
     assert first is (End.ENOUGH if stop == 4 else End.STOPPED)
-    assert sitting("broken", toy.batch) is End.ENOUGH
+    assert sitting("broken") is End.ENOUGH
     assert_same_run(tmp_path / "broken", tmp_path / "whole")
     assert names(tmp_path / "broken") == names(tmp_path / "whole")
 
