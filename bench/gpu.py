@@ -4,10 +4,10 @@
 
 Random weights of a named shape. First the ids of small models are compared with the numpy runner's. Then come
 the first token after loading, one row to 64 rows, prompts, a whole run of 64 texts and the memory of 2,048
-tokens in float16; then transformers, eager and with its static cache compiled; then int8 and int4; and beside
-each precision its steps by the kernels of gpu_steps.py. Every figure is written to --out as soon as it is
-known, a table and the lines of gpu_choice.MEASURED come last, and what no longer fits into --seconds is left
-out and named. The peer needs transformers.
+tokens in float16; then transformers, eager; then int8 and int4; beside each precision its steps by the
+kernels of gpu_steps.py; then transformers with its static cache compiled. Every figure is written to --out as
+soon as it is known, a table and the lines of gpu_choice.MEASURED come last, and what no longer fits into
+--seconds is left out and named. The peer needs transformers.
 
     python -m bench.gpu --device cpu --shape tiny       # the same program where there is no GPU
 """
@@ -131,8 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
         ours(report, config, dtype, args)
         gc.collect()  # its graphs and weights
     if not args.no_peer:
-        report.measure("transformers", "loaded, s", partial(theirs, report, config, args))
-        gc.collect()
+        peer(report, "transformers", config, args, theirs)
     # Last what kernels compute: a faulty one spoils the context of the rest.
     for dtype in [dtype for dtype in args.dtypes if dtype in FORMATS]:
         figure = "ids of the numpy runner, 3 rows"
@@ -143,6 +142,8 @@ def main(words: Sequence[str] | None = None) -> None:
         for dtype in args.dtypes:
             with_kernels(report, config, dtype, args)
             gc.collect()
+    if not args.no_peer:
+        peer(report, "transformers, compiled", config, args, theirs_compiled)
     print("\n" + "\n".join(report.table()))
     print("\n".join(measured_lines(report, device, args)))
 
@@ -341,33 +342,46 @@ def whole_run(runner: Runner, plan: Plan) -> float:
     return plan.run_rows * plan.run / seconds[-1]
 
 
-def theirs(report: Report, config: ModelConfig, args: argparse.Namespace) -> float:
-    """transformers in PEER_DTYPE: eager, and with its static cache compiled. Parity is tested elsewhere.
+Peer = Callable[[Report, str, Any, argparse.Namespace], None]
 
-    The seconds of making the model.
-    """
-    import transformers
-    from transformers import GPTJConfig, GPTJForCausalLM
 
-    print(f"transformers {transformers.__version__}", flush=True)
-    started = time.perf_counter()
-    torch.set_default_dtype(PEER_DTYPE)
-    try:
-        with torch.device(args.device):
-            model = GPTJForCausalLM(GPTJConfig(**config.to_json())).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    seconds = time.perf_counter() - started
-    peer = Eager(model, args.plan.new)
-    with torch.no_grad():
-        for rows in args.rows:
-            report.measure("transformers", step_name(rows), partial(peer.step_ms, rows))
-        for n in [n for n in args.plan.prompts if n <= config.n_ctx]:
-            name = f"first token of {n}, ms"
-            report.measure("transformers", name, partial(peer.prompt_ms, n, args.rounds))
-        compiled = partial(compiled_ms, model, 2 * args.plan.new)
-        report.measure("transformers, compiled", step_name(1), compiled)
-    return seconds
+def peer(report: Report, column: str, config: ModelConfig, args: argparse.Namespace, measure: Peer) -> None:
+    """transformers' model in PEER_DTYPE, and what `measure` does with it. Parity is tested elsewhere."""
+    found: list[Any] = []
+
+    def load() -> float:
+        import transformers
+        from transformers import GPTJConfig, GPTJForCausalLM
+
+        print(f"transformers {transformers.__version__}", flush=True)
+        started = time.perf_counter()
+        torch.set_default_dtype(PEER_DTYPE)
+        try:
+            with torch.device(args.device):
+                found.append(GPTJForCausalLM(GPTJConfig(**config.to_json())).eval())
+        finally:
+            torch.set_default_dtype(torch.float32)
+        return time.perf_counter() - started
+
+    report.measure(column, "made, s", load)
+    if found:
+        with torch.no_grad():
+            measure(report, column, found.pop(), args)
+    gc.collect()
+
+
+def theirs(report: Report, column: str, model: Any, args: argparse.Namespace) -> None:
+    """Steps of the numbers of rows, and prompts."""
+    eager = Eager(model, args.plan.new)
+    for rows in args.rows:
+        report.measure(column, step_name(rows), partial(eager.step_ms, rows))
+    for n in [n for n in args.plan.prompts if n <= model.config.n_positions]:
+        report.measure(column, f"first token of {n}, ms", partial(eager.prompt_ms, n, args.rounds))
+
+
+def theirs_compiled(report: Report, column: str, model: Any, args: argparse.Namespace) -> None:
+    """A step of one row."""
+    report.measure(column, step_name(1), partial(compiled_ms, model, 2 * args.plan.new))
 
 
 class Eager:
