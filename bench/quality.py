@@ -7,7 +7,7 @@ the same first choice, over windows of 256 tokens. Every format is exported to a
 there by the native runner; int4 rounded to nearest, and calibrated on text of the model's own and on the
 calibration texts. GGUF files run here with their weights unpacked to float32: llama.cpp rounds the
 activations of quantised files too and loses a little more. --quantize names the llama-quantize of llama.cpp
-or ik_llama.cpp, whose --kinds (--pure) are measured too; it unpacks them to F16 itself.
+or ik_llama.cpp (llama_quantize.py is one), whose --kinds (--pure) are measured too; it unpacks them itself.
 Calibration text must not be text that is scored: that no document is in both is checked.
 """
 
@@ -95,6 +95,7 @@ def main() -> None:
     )
     parser.add_argument("--quantize", type=Path, metavar="PATH", help="llama.cpp's llama-quantize")
     parser.add_argument("--kinds", default=KINDS, help="that it writes (default: %(default)s)")
+    parser.add_argument("--formats", nargs="+", choices=ROWS, default=ROWS, help="(default: all)")
     parser.add_argument("--results", type=Path, metavar="PATH", help="JSON lines, for bench.peers --quality")
     args = parser.parse_args()
     scored = {path: start_of(path, 1000 * args.kilobytes) for path in args.score}
@@ -113,7 +114,8 @@ def main() -> None:
     print("|---|---:|" + "---:|" * (len(scored) + 4))
     yardstick: Measured | None = None
     losses = []
-    for row in (*ROWS, *(f"{BY_LLAMA} {kind}" for kind in args.kinds.split(",") if args.quantize)):
+    ours = dict.fromkeys((OWN[0], *args.formats))  # float32 first: the others are compared with it
+    for row in (*ours, *(f"{BY_LLAMA} {kind}" for kind in args.kinds.split(",") if args.quantize)):
         with tempfile.TemporaryDirectory() as scratch:
             found = measure_format(row, task, Path(scratch))
         yardstick = yardstick or found
