@@ -112,7 +112,7 @@ def command(name: str, data: Path, work: Path) -> list[str]:
     elif recipe.rows is not None and recipe.held_out is not None:
         words += ["--data", str(write(work / f"{name}.jsonl", recipe.rows(data)))]
         words += ["--test", str(write(work / f"{name}_test.jsonl", recipe.held_out(data)))]
-    return [*words, *recipe.options, "--out", str(work / name), "--device", "cpu", "--json"]
+    return [*words, *recipe.options, "--out", str(work / name), "--json"]
 
 
 def write(path: Path, rows: Iterable[Row]) -> Path:

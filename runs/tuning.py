@@ -3,7 +3,8 @@
     python runs/tuning.py --data shared/data/eval --work /tmp/tuning --rows 20000 --seeds 3 > table.md
     python runs/tuning.py --data shared/data/eval --work /tmp/tuning --quick > table.md
 
---quick is for two cores: one seed, 4,000 rows, 2,000 test rows, two epochs; other options change that.
+--quick is for two cores: one seed, 4,000 rows, 2,000 test rows, two epochs; other options change that. A GPU
+takes several runs at a time: --device cuda --jobs 4.
 
 Every run is a `kogpt tune` of its own, continues where it was stopped, and is not repeated once it has ended.
 Tasks are measured on their test rows, or on --test-rows of them, chosen by hash. Dev alone stops a run.
@@ -16,6 +17,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -59,20 +61,34 @@ def commands(args: argparse.Namespace) -> Iterator[tuple[str, str, int, list[str
                 out = args.work / f"{task}-{method}-{seed}"
                 words = ["tune", method, task, "--data", str(args.data), "--out", str(out), *options]
                 words += ["--rows", str(args.rows), "--epochs", str(args.epochs), "--seed", str(seed)]
-                words += ["--skip-bad", "--device", "cpu", "--json", "--score-test"]
+                words += ["--skip-bad", "--device", args.device, "--json", "--score-test"]
                 words += ["--test-rows", str(args.test_rows)] if args.test_rows else []
                 words += ["--head"] if TASKS[task].graded else []
                 yield task, method, seed, words
 
 
-def run(words: Sequence[str], result: Path) -> dict[str, float]:
+def run(words: Sequence[str]) -> dict[str, float]:
     """The test figures of a run, which is made first unless it has ended."""
+    result = Path(words[words.index("--out") + 1]).with_suffix(".json")
     if not result.exists():
         done = subprocess.run(
             [sys.executable, "-m", "kogpt", *words], cwd=ROOT, stdout=subprocess.PIPE, check=True
         )
         result.write_bytes(done.stdout.splitlines()[-1])
     found: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))["test"]
+    return found
+
+
+def results(args: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, float]]]:
+    """Test figures of all seeds, by task and method. A run that failed is named and left out."""
+    with ThreadPoolExecutor(args.jobs) as pool:
+        begun = [(task, method, pool.submit(run, words)) for task, method, _, words in commands(args)]
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for task, method, result in begun:
+        if error := result.exception():
+            print(f"{task}, {method}: {error}", file=sys.stderr)
+        else:
+            found.setdefault((task, method), []).append(result.result())
     return found
 
 
@@ -107,14 +123,13 @@ def main() -> int:
     parser.add_argument("--test-rows", type=int, help="test rows, chosen by hash (default: all)")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
     if parser.parse_known_args()[0].quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for task, method, _, words in commands(args):
-        out = Path(words[words.index("--out") + 1])
-        found.setdefault((task, method), []).append(run(words, out.with_suffix(".json")))
+    found = results(args)
     print("| task | method | metric | test | seeds |\n|---|---|---|---|---|")
     for (task, method), runs in found.items():
         for name in COLUMNS[task]:
