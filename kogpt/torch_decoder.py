@@ -13,6 +13,7 @@ Shapes: n rows, B rows of the pass, V vocabulary, W blocks.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,23 +39,34 @@ Capture = Callable[[Callable[[], None]], Replay]  # runs what it is given, and r
 
 
 class CudaGraphs:
-    """A Capture by CUDA graphs, which share one pool of memory."""
+    """A Capture by CUDA graphs, which share one pool of memory.
+
+    A pool ends with the last graph in it: torch gives its memory back, and recording into it again is an error.
+    So the first graph after that begins another pool.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        # One stream for all: cuBLAS keeps a workspace for each stream, 32 MB on Hopper. A run on the stream
+        # before the recording makes it outside the pool.
+        self._side = torch.cuda.Stream(device)
+        self._pool: Any = None
+        self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def __call__(self, run: Callable[[], None]) -> Replay:
         with torch.cuda.device(self._device):
-            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            current, side = torch.cuda.current_stream(), self._side
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 run()  # libraries make their handles and workspaces here, which may not be recorded
             current.wait_stream(side)
+            if not self._alive:
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             # Other threads of a server may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, side, capture_error_mode="thread_local"):
                 run()
+            self._alive.add(graph)
         return graph.replay
 
 

@@ -393,12 +393,13 @@ def test_model_that_does_not_fit_is_refused(kind: Kind, monkeypatch: pytest.Monk
 def test_cache_that_does_not_fit_is_refused(
     runner: Runner, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = read(runner, IDS[0, :10])
+    row, other = read(runner, IDS[0, :10]), runner.open()
     with monkeypatch.context() as short:
         pretend_free(short, lambda device: 1_000)
-        with pytest.raises(NotEnoughMemory) as error:
-            runner.forward([Chunk(row, IDS[0, 10:90])])
+        with pytest.raises(NotEnoughMemory) as error:  # together more than n_ctx, for which a GPU has room
+            runner.forward([Chunk(row, IDS[0, 10:90]), Chunk(other, IDS[1, :90])])
     assert "tokens" in error.value.en
+    assert runner.length(other) == 0
     assert runner.length(row) == 10
     assert_logits(runner.forward([Chunk(row, IDS[0, 10:90])])[0], WANTED[0][89:90], kind)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -325,6 +327,62 @@ def test_other_steps_take_over_at_once() -> None:
     assert found == write(NumpyRunner(TINY, TENSORS), [IDS[1, :9]], 5, samplers(1)) and used
 
 
+class Pools:
+    """The part of torch.cuda that CudaGraphs uses: a pool lives as long as a graph in it."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[int, int] = {}  # alive, by pool
+        self.n_pools = 0
+        self.stream = MagicMock()
+
+    def handle(self) -> int:
+        self.n_pools += 1
+        return self.n_pools
+
+    @contextmanager
+    def record(self, graph: Graph, pool: int, stream: Any = None, **options: Any) -> Iterator[None]:
+        assert self.graphs.get(pool) != 0, "a pool that torch has given back"
+        self.graphs[pool] = self.graphs.get(pool, 0) + 1
+        graph.pools, graph.pool = self, pool
+        yield
+
+
+class Graph:
+    """A CUDA graph that replays nothing."""
+
+    pools: Pools
+    pool: int
+
+    def replay(self) -> None:
+        pass
+
+    def __del__(self) -> None:
+        if hasattr(self, "pools"):  # it was recorded
+            self.pools.graphs[self.pool] -= 1
+
+
+def test_graphs_share_a_pool_until_the_last_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = Pools()
+    fakes: dict[str, Any] = {
+        "device": lambda device: nullcontext(),
+        "stream": lambda stream: nullcontext(),
+        "Stream": lambda *device: pools.stream,
+        "current_stream": MagicMock,
+        "graph_pool_handle": pools.handle,
+        "CUDAGraph": Graph,
+        "graph": pools.record,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    recorder = torch_decoder.Recorder(torch_decoder.CudaGraphs(torch.device("cuda")))
+    for n_pools in (1, 2):
+        for _ in range(torch_decoder.CAPTURE_AFTER + 1):
+            for key in "ab":
+                recorder.run(key, lambda: None)
+        assert pools.graphs[n_pools] == 2 and len(pools.graphs) == n_pools
+        recorder.forget()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -337,6 +395,18 @@ def test_cuda_graphs_write_what_the_numpy_runner_writes(settings: dict[str, Any]
     assert runner._decoder._recorder._replays
 
 
+@contextmanager
+def refused_waiting() -> Iterator[None]:
+    """An operation that makes the host wait for the GPU is an error; torch warns that it misses some."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_a_step_makes_the_host_wait_for_nothing_but_its_tokens() -> None:
@@ -344,10 +414,6 @@ def test_a_step_makes_the_host_wait_for_nothing_but_its_tokens() -> None:
     write(runner, [IDS[0, :9]], 12, samplers(1))
     row = runner.open()
     step = torch_decoder.Step([row], [5])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.inference_mode():
-            wait = runner._decoder.draw(step, [samplers(1)[0].draw()], ahead=True)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with refused_waiting(), torch.inference_mode():
+        wait = runner._decoder.draw(step, [samplers(1)[0].draw()], ahead=True)
     assert 0 <= wait()[0] < TINY.n_vocab
