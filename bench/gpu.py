@@ -1,13 +1,23 @@
-"""KoGPT's torch runner on one GPU, and transformers on the same weights, in one command of some four minutes.
+"""KoGPT's torch runner on one GPU, the most valuable figures first; transformers on the same weights last.
 
     python -m bench.gpu --out results.jsonl
+    python -m bench.gpu --parts kernels paged --dtypes float16      # some of it
 
-Random weights of a named shape. First the ids of small models are compared with the numpy runner's. Then come
-the first token after loading, one row to 64 rows, prompts, a whole run of 64 texts and the memory of 2,048
-tokens in float16; then transformers, eager; then int8 and int4; beside each precision its steps by the
-kernels of gpu_steps.py; then transformers with its static cache compiled. Every figure is written to --out as
-soon as it is known, a table and the lines of gpu_choice.MEASURED come last, and what no longer fits into
---seconds is left out and named. The peer needs transformers.
+Random weights of a named shape; the models of all precisions lie in memory together. Parts, each for every
+precision:
+
+    load      seconds, first token, memory of 2,048 tokens
+    kernels   steps of one row to 64 rows by the three kernels of a layer (gpu_steps.py)
+    paged     the same with the library's products and attention by a kernel
+    prompts   the first token of prompts, once they are recorded
+    run       a whole run of 64 texts, with the faster of kernels and paged steps
+    torch     steps in plain torch
+    ids       how near logits of small models are to the numpy runner's (gpu_agreement.py)
+    peer      transformers: steps and prompts
+    compiled  transformers with its static cache compiled, one row
+
+Every figure is written to --out as soon as it is known, a table and the lines of gpu_choice.MEASURED come
+last, and what no longer fits into --seconds is left out and named. The peer needs transformers.
 
     python -m bench.gpu --device cpu --shape tiny       # the same program where there is no GPU
 """
@@ -28,20 +38,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.gpu_agreement import Agreement, agreement
 from bench.gpu_weights import NAMES, TINY, named_shape, random_weights
 from kogpt.cli import limits, speed
 from kogpt.config import ModelConfig
 from kogpt.engine import Engine
-from kogpt.gpu_choice import faster_rows, has_triton
-from kogpt.numpy_runner import NumpyRunner
-from kogpt.quantize import FORMATS, Floats
+from kogpt.gpu_choice import compare, has_triton
 from kogpt.request import Request, Writing
-from kogpt.runner import Chunk, Runner
+from kogpt.runner import Runner
 from kogpt.sampling import Sampling
-from kogpt.torch_pass import Steps
+from kogpt.torch_decoder import CAPTURE_AFTER, ROWS
+from kogpt.torch_pass import PLAIN, StepPlan
 from kogpt.torch_runner import TorchRunner
 
 DTYPES = ("float16", "int8", "int4")
+COLUMNS = ("kernels", "paged", "torch")  # parts that measure steps
+PARTS = ("load", "kernels", "paged", "prompts", "run", "torch", "ids", "peer", "compiled")
 PEER_DTYPE = torch.float16  # precision of transformers' model
 SMALL = ModelConfig(n_layers=3, n_heads=4, d_model=256, d_ff=1024, n_vocab=2048, n_ctx=256, rotary_dim=32)
 
@@ -62,10 +74,10 @@ DRY = Plan(small=TINY, ids=3, prompts=(8, 16), new=2, run_rows=3, run=4)  # shap
 
 # Target of each figure, with the card that it holds for where it names one.
 TARGETS = {
-    ("float16", "share of bandwidth, 1 row"): ">= 0.85",
-    ("int8", "share of bandwidth, 1 row"): ">= 0.76",
-    ("int4", "share of bandwidth, 1 row"): ">= 0.65",
-    ("float16", "step of 8 rows / of 1"): "<= 1.15",
+    ("float16, kernels", "share of bandwidth, 1 row"): ">= 0.85",
+    ("int8, kernels", "share of bandwidth, 1 row"): ">= 0.76",
+    ("int4, kernels", "share of bandwidth, 1 row"): ">= 0.65",
+    ("float16, kernels", "step of 8 rows / of 1"): "<= 1.15",
     ("float16", "whole run, tokens/s"): ">= 5500 (H100)",
     ("float16", "first token of 2048, ms"): "<= 57 (H100)",
     ("int8", "memory of 2048 tokens, GB"): "<= 8",
@@ -122,30 +134,48 @@ def main(words: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, shape {args.shape}, random weights", flush=True)
-    for rows in (1, 3, 8):
-        figure = f"ids of the numpy runner, {rows} rows"
-        report.measure("float32", figure, partial(equal_ids, args, "float32", rows))
     config = named_shape(args.shape)
-    floats = [dtype for dtype in args.dtypes if dtype not in FORMATS]
-    for dtype in floats:
-        ours(report, config, dtype, args)
-        gc.collect()  # its graphs and weights
-    if not args.no_peer:
-        peer(report, "transformers", config, args, theirs)
-    # Last what kernels compute: a faulty one spoils the context of the rest.
-    for dtype in [dtype for dtype in args.dtypes if dtype in FORMATS]:
-        figure = "ids of the numpy runner, 3 rows"
-        report.measure(dtype, figure, partial(equal_ids, args, dtype, 3))
-        ours(report, config, dtype, args)
-        gc.collect()
-    if device.type == "cuda" or interpreted():
-        for dtype in args.dtypes:
-            with_kernels(report, config, dtype, args)
-            gc.collect()
-    if not args.no_peer:
-        peer(report, "transformers, compiled", config, args, theirs_compiled)
+    models: dict[str, TorchRunner] = {}
+    parts = {"load": load, **dict.fromkeys(COLUMNS, steps), "prompts": prompts, "run": run}
+    for part in args.parts:
+        if part in parts:
+            for dtype in args.dtypes:
+                if dtype not in models and (made := loaded(report, config, dtype, args)) is not None:
+                    models[dtype] = made
+                if dtype in models:
+                    parts[part](Stage(report, models[dtype], dtype, part, args))
+        elif part == "ids":
+            compare_ids(report, args)
+        else:
+            models.clear()
+            gc.collect()  # graphs and weights
+            peer(report, part, config, args)
     print("\n" + "\n".join(report.table()))
     print("\n".join(measured_lines(report, device, args)))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the measurements with the model of one precision."""
+
+    report: Report
+    runner: TorchRunner
+    dtype: str
+    part: str
+    args: argparse.Namespace
+
+    @property
+    def column(self) -> str:
+        """Of the table."""
+        return column_of(self.dtype, self.part)
+
+    def measure(self, name: str, task: Callable[[], float]) -> None:
+        """Note what a task returns."""
+        self.report.measure(self.column, name, task)
+
+
+def column_of(dtype: str, part: str) -> str:
+    return f"{dtype}, {part}" if part in COLUMNS else dtype
 
 
 def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -155,13 +185,15 @@ def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", choices=NAMES, default="6b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtypes", nargs="+", choices=TorchRunner.dtypes, default=DTYPES)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=230, help="begin nothing after them")
-    parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     parser.add_argument("--out", type=Path, help="JSON Lines, one for each figure, appended at once")
     args = parser.parse_args(words)
     args.plan = DRY if args.shape == "tiny" else Plan()
+    if not args.device.startswith("cuda") and not interpreted():
+        args.parts = [part for part in args.parts if part not in ("kernels", "paged")]
     return args
 
 
@@ -174,87 +206,98 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def equal_ids(args: argparse.Namespace, dtype: str, n_rows: int, kernels: bool = False) -> float:
-    """The share of greedy ids that are the numpy runner's; kernels: the steps are theirs."""
-    small = args.plan.small
-    tensors = random_weights(small, dtype)
-    longest = small.n_ctx - args.plan.ids
-    sizes = [min(9 + 13 * i, longest) for i in range(n_rows)]
-    prompts = [np.random.default_rng(i).integers(0, small.n_vocab, size) for i, size in enumerate(sizes)]
-    runner = TorchRunner(small, tensors, dtype, args.device)
-    if kernels:
-        runner.use_steps(kernel_steps(small, args.device))
-    found = greedy(runner, prompts, args.plan.ids)
-    floats = Floats(small, tensors) if dtype in FORMATS else speed.random_tensors(small, "int8")
-    wanted = greedy(NumpyRunner(small, floats, "float32"), prompts, args.plan.ids)
-    return float(np.mean(np.array(found) == np.array(wanted)))
-
-
-def kernel_steps(config: ModelConfig, device: str) -> Steps:
-    """The steps by the kernels, with this card's tiles."""
+def plan_of(part: str, config: ModelConfig, device: str) -> StepPlan:
+    """The steps that a part measures, with this card's tiles."""
+    if part == "torch":
+        return StepPlan(PLAIN, 0, PLAIN)
     from kogpt import gpu_tiles
     from kogpt.gpu_steps import GpuSteps
 
     card = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
-    return GpuSteps(config, gpu_tiles.load(card)).steps()
+    steps = GpuSteps(config, gpu_tiles.load(card))
+    paged = steps.paged_steps()
+    return StepPlan(steps.steps(), ROWS[-1] if part == "kernels" else 0, paged)
 
 
-def greedy(runner: Runner, prompts: Sequence[Any], n_tokens: int) -> list[list[int]]:
-    """The ids that each row writes."""
-    rows = [runner.open() for _ in prompts]
-    chunks = [Chunk(row, ids) for row, ids in zip(rows, prompts, strict=True)]
-    texts: list[list[int]] = [[] for _ in prompts]
-    for _ in range(n_tokens):
-        tokens = speed.greedy(runner, chunks)
-        for text, token in zip(texts, tokens, strict=True):
-            text.append(token)
-        chunks = [Chunk(row, np.array([token])) for row, token in zip(rows, tokens, strict=True)]
-    for row in rows:
-        runner.close(row)
-    return texts
-
-
-def loaded(
-    report: Report, config: ModelConfig, dtype: str, column: str, args: argparse.Namespace
-) -> TorchRunner | None:
+def loaded(report: Report, config: ModelConfig, dtype: str, args: argparse.Namespace) -> TorchRunner | None:
     """The runner, and the time that it took; None where that failed."""
     found: list[TorchRunner] = []
 
-    def load() -> float:
+    def make() -> float:
         started = time.perf_counter()
         found.append(TorchRunner(config, random_weights(config, dtype), dtype, args.device))
         synchronize(args.device)
         return time.perf_counter() - started
 
-    report.measure(column, "loaded from memory, s", load)
-    return found[0] if found else None
-
-
-def ours(report: Report, config: ModelConfig, dtype: str, args: argparse.Namespace) -> None:
-    """The figures of one precision. What makes the cache grow comes after the memory is told."""
-    runner = loaded(report, config, dtype, dtype, args)
-    if runner is None:
-        return
-    report.measure(dtype, "first token after load, s", partial(speed.prefill_seconds, runner, 32))
-    if args.device != "cpu":
-        report.measure(dtype, "memory of 2048 tokens, GB", partial(memory_gb, runner, args.device))
-    steps_of(report, runner, dtype, args)
-    for n in [n for n in args.plan.prompts if n <= config.n_ctx]:
-        report.measure(dtype, f"first token of {n}, ms", partial(prompt_ms, runner, n, args.rounds))
-    report.measure(dtype, "whole run, tokens/s", partial(whole_run, runner, args.plan))
-
-
-def steps_of(report: Report, runner: TorchRunner, column: str, args: argparse.Namespace) -> None:
-    """A step of each number of rows, and what follows from those."""
-    for rows in args.rows:
-        report.measure(column, step_name(rows), partial(step_ms, runner, rows, args))
-    steps = step_times(report, column)
-    if 1 in steps:
-        report.add(column, "1 row, tokens/s", float(f"{1e3 / steps[1]:.4g}"))
+    before = allocated(args.device)
+    report.measure(dtype, "loaded from memory, s", make)
+    if not found:
+        return None
+    if "load" in args.parts:
+        report.measure(dtype, "first token after load, s", partial(speed.prefill_seconds, found[0], 32))
+        report.measure(dtype, "the same again, s", partial(speed.prefill_seconds, found[0], 32))
         if args.device != "cpu":
-            share(report, runner, column, steps[1], args.device)
-        if 8 in steps:
-            report.add(column, "step of 8 rows / of 1", float(f"{steps[8] / steps[1]:.3g}"))
+            report.measure(
+                dtype, "memory of 2048 tokens, GB", lambda: memory_gb(found[0], args.device) - before / 1e9
+            )
+    return found[0]
+
+
+def load(stage: Stage) -> None:
+    """Its figures are those of a model just made: `loaded` notes them."""
+
+
+def steps(stage: Stage) -> None:
+    """A step of each number of rows, and what follows from those."""
+    report, args, column = stage.report, stage.args, stage.column
+    stage.runner.use_plan(plan_of(stage.part, stage.runner.config, args.device))
+    for rows in args.rows:
+        stage.measure(step_name(rows), partial(step_ms, stage.runner, rows, args))
+    found = step_times(report, column)
+    if 1 in found:
+        report.add(column, "1 row, tokens/s", float(f"{1e3 / found[1]:.4g}"))
+        if args.device != "cpu":
+            share(report, stage.runner, column, found[1], args.device)
+        if 8 in found:
+            report.add(column, "step of 8 rows / of 1", float(f"{found[8] / found[1]:.3g}"))
+
+
+def prompts(stage: Stage) -> None:
+    """The first token of prompts."""
+    plan = stage.args.plan
+    for n in [n for n in plan.prompts if n <= stage.runner.config.n_ctx]:
+        stage.measure(f"first token of {n}, ms", partial(prompt_ms, stage.runner, n, stage.args.rounds))
+
+
+def run(stage: Stage) -> None:
+    """Whole texts, with the steps that were faster at the most rows that both were measured at."""
+    kernels, paged = (step_times(stage.report, column_of(stage.dtype, part)) for part in ("kernels", "paged"))
+    both = kernels.keys() & paged.keys()
+    part = "kernels" if both and kernels[max(both)] < paged[max(both)] else "paged"
+    if part not in stage.args.parts:
+        part = "torch"
+    stage.runner.use_plan(plan_of(part, stage.runner.config, stage.args.device))
+    stage.report.add(stage.column, "steps of the whole run", part)
+    stage.measure("whole run, tokens/s", partial(whole_run, stage.runner, stage.args.plan))
+
+
+def compare_ids(report: Report, args: argparse.Namespace) -> None:
+    """Logits of the small model beside the numpy runner's; only what differs shows a fault."""
+    small, n_steps = args.plan.small, args.plan.ids
+    for dtype in dict.fromkeys(("float32", *args.dtypes)):
+        for part in [part for part in COLUMNS if part in args.parts]:
+            column = column_of(dtype, part)
+            found: list[Agreement] = []
+
+            def error(dtype: str = dtype, part: str = part, found: list[Agreement] = found) -> float:
+                runner = TorchRunner(small, random_weights(small, dtype), dtype, args.device)
+                runner.use_plan(plan_of(part, small, args.device))
+                found.append(agreement(runner, small, 3, n_steps))
+                return found[0].error
+
+            report.measure(column, "worst logit, deviations from numpy's", error)
+            if found:
+                report.add(column, "numpy's ids where the margin is clear", found[0].ids)
 
 
 def step_name(rows: int) -> str:
@@ -271,28 +314,13 @@ def step_times(report: Report, column: str) -> dict[int, float]:
     return found
 
 
-def with_kernels(report: Report, config: ModelConfig, dtype: str, args: argparse.Namespace) -> None:
-    """The steps of one row to many by the kernels of gpu_steps.py, in the same graphs."""
-    column = kernel_column(dtype)
-    figure = "ids of the numpy runner, 3 rows"
-    report.measure(column, figure, lambda: equal_ids(args, dtype, 3, kernels=True))
-    runner = loaded(report, config, dtype, column, args)
-    if runner is not None:
-        runner.use_steps(kernel_steps(config, args.device))
-        steps_of(report, runner, column, args)
-
-
-def kernel_column(dtype: str) -> str:
-    return f"{dtype}, kernels"
-
-
 def measured_lines(report: Report, device: torch.device, args: argparse.Namespace) -> Iterator[str]:
     """Entries of gpu_choice.MEASURED."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     for dtype in args.dtypes:
-        kernels, plain = step_times(report, kernel_column(dtype)), step_times(report, dtype)
-        if kernels and plain:
-            yield f"    ({capability}, {dtype!r}): {faster_rows(kernels, plain)},"
+        times = [step_times(report, column_of(dtype, part)) for part in COLUMNS]
+        if all(times):
+            yield f"    ({capability}, {dtype!r}): {compare(*times)},"
 
 
 def share(report: Report, runner: Runner, column: str, ms: float, device: str) -> None:
@@ -314,9 +342,14 @@ def step_ms(runner: Runner, rows: int, args: argparse.Namespace) -> float:
 
 
 def prompt_ms(runner: Runner, n_tokens: int, rounds: int) -> float:
-    """Median over the rounds, after one that does not count."""
-    found = [speed.prefill_seconds(runner, n_tokens) for _ in range(rounds + 1)]
-    return 1e3 * statistics.median(found[1:])
+    """Median over the rounds, once the pass is recorded."""
+    found = [speed.prefill_seconds(runner, n_tokens) for _ in range(CAPTURE_AFTER + 2 + rounds)]
+    return 1e3 * statistics.median(found[-rounds:])
+
+
+def allocated(device: str) -> int:
+    """Bytes that tensors take on the GPU."""
+    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
 
 
 def memory_gb(runner: Runner, device: str) -> float:
@@ -342,14 +375,13 @@ def whole_run(runner: Runner, plan: Plan) -> float:
     return plan.run_rows * plan.run / seconds[-1]
 
 
-Peer = Callable[[Report, str, Any, argparse.Namespace], None]
-
-
-def peer(report: Report, column: str, config: ModelConfig, args: argparse.Namespace, measure: Peer) -> None:
-    """transformers' model in PEER_DTYPE, and what `measure` does with it. Parity is tested elsewhere."""
+def peer(report: Report, part: str, config: ModelConfig, args: argparse.Namespace) -> None:
+    """transformers' model in PEER_DTYPE; parity is tested elsewhere."""
+    measure = theirs if part == "peer" else theirs_compiled
+    column = "transformers" if part == "peer" else "transformers, compiled"
     found: list[Any] = []
 
-    def load() -> float:
+    def make() -> float:
         import transformers
         from transformers import GPTJConfig, GPTJForCausalLM
 
@@ -363,7 +395,7 @@ def peer(report: Report, column: str, config: ModelConfig, args: argparse.Namesp
             torch.set_default_dtype(torch.float32)
         return time.perf_counter() - started
 
-    report.measure(column, "made, s", load)
+    report.measure(column, "made, s", make)
     if found:
         with torch.no_grad():
             measure(report, column, found.pop(), args)

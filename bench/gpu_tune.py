@@ -3,8 +3,11 @@
     python -m bench.gpu_tune --seconds 110
 
 Compiling takes most of the time: first several processes compile every candidate, side by side, into Triton's
-cache on disk, then this one measures. Tiles go into the user's cache as soon as a kernel is done. Between two
-launches the second-level cache is overwritten, into which a layer's weights would fit.
+cache on disk, then this one measures. Tiles go into the user's cache as soon as a kernel is done.
+
+A launch takes the host longer than the GPU. So the GPU is kept waiting until all launches of a measurement
+are queued, and the events around each of them tell its own time. Between two launches the second-level cache
+is overwritten, into which a layer's weights would fit.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from kogpt.torch_runner import TorchRunner
 
 LENGTH = 300  # positions that attention reads, where the context is that long
 LAUNCHES = 8
+HOLD = 10_000_000  # cycles that the GPU waits, some 5 ms; more where the host was not done by then
+LONGEST_HOLD = 2_000_000_000  # about a second
 FLUSHED = 128 << 20  # bytes; an H200 has 50 MB of second-level cache
 COMPILE_SHARE = 0.6  # part of the given seconds that may go into compiling
 
@@ -49,17 +54,20 @@ class OneLayer:
         runner = TorchRunner(self._config, random_weights(self._config, dtype), dtype, str(device))
         self._block: Any = runner._model.transformer.h[0]
         self._head = runner._model.lm_head
-        self._dtype = runner._model.transformer.ln_f.weight.dtype
-        self._flushed = torch.empty(FLUSHED if device.type == "cuda" else 0, dtype=torch.int8, device=device)
+        self.dtype = runner._model.transformer.ln_f.weight.dtype
 
     def jobs(self) -> Iterator[Job]:
         """One for each kernel and matrix that a model of this shape has in this format."""
-        e, f, block = self._config.d_model, self._config.d_ff, self._block
+        e, f = self._config.d_model, self._config.d_ff
         for kernel, shape in {"qkv": (3 * e, e), "attention_fc_in": (f, e), "out": (e, e + f)}.items():
             yield self._job(kernel, shape, None)
         if self._form != "float":  # plain torch multiplies those
-            for linear in (block.attn.q_proj, block.mlp.fc_in, block.mlp.fc_out, self._head):
+            for linear in self.linears():
                 yield self._job("linear", (linear.out_features, linear.in_features), linear)
+
+    def linears(self) -> list[Linear]:
+        """One of each shape."""
+        return [self._block.attn.q_proj, self._block.mlp.fc_in, self._block.mlp.fc_out, self._head]
 
     def _job(self, kernel: str, shape: tuple[int, int], linear: Linear | None) -> Job:
         name = gpu_tiles.key(kernel, self._form, shape)
@@ -67,7 +75,7 @@ class OneLayer:
         def seconds(tile: Tile) -> float | None:
             steps = GpuSteps(self._config, Tiles({name: tile}))
             try:
-                return self._time(self._launch(kernel, linear, steps))
+                return seconds_of(self._launch(kernel, linear, steps), self._device)
             except triton.TritonError as error:  # too much shared memory, or it cannot be compiled
                 print(f"{name} {tuple(tile)}: {str(error)[:100]}", flush=True)
                 return None
@@ -95,7 +103,7 @@ class OneLayer:
         positions = torch.tensor([length], device=device)
         slots = table[:, length // BLOCK] * BLOCK + length % BLOCK
         shape = (2, 1 + blocks, BLOCK, config.n_heads, config.d_head)
-        cache = torch.zeros(shape, dtype=self._dtype, device=device)
+        cache = torch.zeros(shape, dtype=self.dtype, device=device)
         rotation = rotary_table(positions, config.rotary_dim, torch.float32)
         places = steps.prepare(table, positions)
         places.sums.zero_()
@@ -103,25 +111,39 @@ class OneLayer:
         return Layer(self._block, cache, rotation, slots, table, positions, places, Linear.__call__)
 
     def _ones(self, width: int) -> Tensor:
-        return torch.ones((1, width), dtype=self._dtype, device=self._device)
+        return torch.ones((1, width), dtype=self.dtype, device=self._device)
 
-    def _time(self, launch: Callable[[], Any]) -> float:
-        """Median seconds of a launch, the weights in memory and not in a cache."""
-        launch()  # compiles
-        if self._device.type != "cuda":
-            started = time.perf_counter()
-            launch()
-            return time.perf_counter() - started
-        spans = []
-        for _ in range(LAUNCHES):
-            self._flushed.zero_()
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            launch()
-            end.record()
-            spans.append((begin, end))
-        torch.cuda.synchronize(self._device)
-        return statistics.median(float(begin.elapsed_time(end)) for begin, end in spans) / 1e3
+
+def seconds_of(launch: Callable[[], Any], device: torch.device) -> float:
+    """Median seconds of a launch on the GPU, the weights in memory and not in a cache."""
+    launch()  # compiles
+    if device.type != "cuda":
+        started = time.perf_counter()
+        launch()
+        return time.perf_counter() - started
+    hold = HOLD
+    while True:
+        spans = queued(launch, hold, device)
+        ahead = not spans[0][0].query()  # the GPU has not begun: it waited for no launch
+        torch.cuda.synchronize(device)
+        if ahead or hold >= LONGEST_HOLD:
+            return statistics.median(float(begin.elapsed_time(end)) for begin, end in spans) / 1e3
+        hold *= 4
+
+
+def queued(launch: Callable[[], Any], hold: int, device: torch.device) -> list[tuple[Any, Any]]:
+    """Launches behind a GPU that waits, with the events before and after each."""
+    flushed = torch.empty(FLUSHED, dtype=torch.int8, device=device)
+    spans = []
+    torch.cuda._sleep(hold)
+    for _ in range(LAUNCHES):
+        flushed.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        launch()
+        end.record()
+        spans.append((begin, end))
+    return spans
 
 
 def all_jobs(config: ModelConfig, forms: Sequence[str], device: torch.device) -> Iterator[Job]:

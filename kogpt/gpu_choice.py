@@ -1,7 +1,9 @@
 """What computes on a GPU: plain torch, or the kernels of gpu_steps.py where they were measured to be faster.
 
 Products with int8 and int4 weights are the kernels' on every GPU: plain torch unpacks a matrix for every
-product and reads several times the bytes. Without Triton it does so all the same, and one line says it.
+product and reads several times the bytes. Few rows of these formats take the three kernels of a layer too,
+which multiply in the same way and are a tenth of the launches. Without Triton plain torch computes all of
+it, and one line says so.
 """
 
 from __future__ import annotations
@@ -19,13 +21,27 @@ from kogpt.quantize import FORMATS
 from kogpt.torch_linear import Product, plain_product
 from kogpt.torch_pass import PLAIN, StepPlan
 
-# Compute capability and dtype of the weights -> rows up to which a step by the kernels took less time than
-# one in plain torch. bench/gpu.py prints the lines of a card; none was measured yet.
-MEASURED: Mapping[tuple[tuple[int, int], str], int] = {}
 
-NEVER = StepPlan(PLAIN, 0)
+class Measured(NamedTuple):
+    """How the steps of a card compare."""
+
+    kernels: int  # rows up to which three kernels a layer took less time than the other steps
+    paged: bool = False  # whether more rows are faster where a kernel attends through the block table
+
+
+# Compute capability and dtype of the weights -> what was measured; bench/gpu.py prints the lines of a card.
+# H200, 6b, one row: 4.50 ms against 5.78 in plain torch; more rows were not measured
+# (bench/results/gpu_h200_20261127.md).
+MEASURED: Mapping[tuple[tuple[int, int], str], Measured] = {((9, 0), "float16"): Measured(kernels=1)}
+QUANTISED = Measured(kernels=16)  # int8 and int4 where no card was measured: what one tile of rows holds
+UNMEASURED = Measured(kernels=0)
+
+NEVER = StepPlan(PLAIN, 0, PLAIN)
 
 logger = logging.getLogger(__name__)
+
+
+Times = Mapping[int, float]  # of a step, by its number of rows
 
 
 class Choice(NamedTuple):
@@ -46,25 +62,30 @@ def choose(config: ModelConfig, dtype: str, device: torch.device) -> Choice:
     from kogpt import gpu_steps, gpu_tiles
 
     kernels = gpu_steps.GpuSteps(config, gpu_tiles.load(torch.cuda.get_device_name(device)))
-    rows = kernel_rows(torch.cuda.get_device_capability(device), dtype)
     if not gpu_steps.fits(config):
-        rows = 0
-    return Choice(kernels.product, StepPlan(kernels.steps(), rows))
+        return Choice(kernels.product, NEVER)
+    found = measured(torch.cuda.get_device_capability(device), dtype)
+    many = kernels.paged_steps() if found.paged else PLAIN
+    return Choice(kernels.product, StepPlan(kernels.steps(), found.kernels, many))
 
 
-def kernel_rows(capability: tuple[int, int], dtype: str) -> int:
-    """Rows up to which steps take the kernels: 0 where no card of this capability was measured."""
-    return MEASURED.get((capability, dtype), 0)
+def measured(capability: tuple[int, int], dtype: str) -> Measured:
+    """What is known of cards of a compute capability."""
+    return MEASURED.get((capability, dtype), QUANTISED if dtype in FORMATS else UNMEASURED)
 
 
-def faster_rows(kernels: Mapping[int, float], plain: Mapping[int, float]) -> int:
-    """The entry of MEASURED for times of a step by its number of rows: how far the kernels never lose."""
+def compare(kernels: Times, paged: Times, plain: Times) -> Measured:
+    """The entry of MEASURED for times of a step by its number of rows.
+
+    The kernels reach as far as they never lose; paged steps are taken above if the most rows gain by them.
+    """
     rows = 0
     for n in sorted(kernels.keys() & plain.keys()):
-        if kernels[n] >= plain[n]:
+        if kernels[n] >= min(plain[n], paged.get(n, plain[n])):
             break
         rows = n
-    return rows
+    both = [n for n in paged.keys() & plain.keys() if n > rows]
+    return Measured(rows, bool(both) and paged[max(both)] < plain[max(both)])
 
 
 def has_triton() -> bool:

@@ -4,7 +4,12 @@
     attention_fc_in_kernel  attention beside fc_in and GELU: the cache is read while the weights stream
     out_kernel              out_proj and fc_out as one sum, the residual, and the sums of the next LayerNorm
 
-Their products are those of gpu_linear.py. Attention always splits the keys at the same positions (CHUNK), so
+Many rows multiply by a library, around two kernels:
+
+    rotate_kernel           rotation, k and v into the cache
+    attention_kernel        attention through the block table; nothing is gathered
+
+Products are those of gpu_linear.py. Attention always splits the keys at the same positions (CHUNK), so
 the bits of a row do not depend on the rows beside it.
 Shapes: B rows, E model width, H heads, D head width, R rotary width, F MLP width, W blocks of a table.
 """
@@ -98,8 +103,6 @@ def qkv_kernel(
     pair twice. SHAPE: (E, D, R). WIDTH: columns of a part of `sums`. Grid: 3 ceil(E / OUTPUTS), row tiles.
     """
     E: tl.constexpr = SHAPE[0]
-    D: tl.constexpr = SHAPE[1]
-    R: tl.constexpr = SHAPE[2]
     OUTPUTS: tl.constexpr = TILE[0]
     ROWS: tl.constexpr = TILE[1]
     TILES: tl.constexpr = (E + OUTPUTS - 1) // OUTPUTS
@@ -117,6 +120,29 @@ def qkv_kernel(
     pairs = tl.permute(tl.reshape(acc, (OUTPUTS // 2, 2, ROWS)), (0, 2, 1))
     even, odd = tl.split(pairs)  # (OUTPUTS / 2, ROWS)
     first = tl.program_id(0) % TILES * OUTPUTS + 2 * tl.arange(0, OUTPUTS // 2)
+    _store_turned((even, odd), which, (first, rows, live), rotation, q, (cache, slots, cache_stride), SHAPE)
+
+
+@triton.jit
+def _store_turned(
+    pair: tl.tensor,
+    which: tl.tensor,
+    places: tl.tensor,
+    rotation: tl.tensor,
+    q: tl.tensor,
+    cached: tl.tensor,
+    SHAPE: tl.constexpr,
+) -> None:
+    """Rotate pairs of q and k, and store q (B, E), or k and v into the cache.
+
+    pair: even and odd columns, (n, ROWS) float32 each. which: 0 for q, 1 for k, 2 for v. places: the even
+    columns (n,), rows, and which rows exist. cached: (cache, slots, stride of values after keys).
+    """
+    E: tl.constexpr = SHAPE[0]
+    D: tl.constexpr = SHAPE[1]
+    R: tl.constexpr = SHAPE[2]
+    even, odd = pair
+    first, rows, live = places
     column = (first % D)[:, None]
     turned = (column < R) & live[None, :] & (which < 2)
     angle = rows[None, :] * R + column
@@ -128,10 +154,45 @@ def qkv_kernel(
         tl.store(target, even * cos - odd * sin, mask=known)
         tl.store(target + 1, odd * cos + even * sin, mask=known)
     else:
-        slot = tl.load(slots + rows, mask=live, other=0).to(tl.int64)
-        target = cache + (which - 1).to(tl.int64) * cache_stride + slot[None, :] * E + first[:, None]
+        slot = tl.load(cached[1] + rows, mask=live, other=0).to(tl.int64)
+        target = cached[0] + (which - 1).to(tl.int64) * cached[2] + slot[None, :] * E + first[:, None]
         tl.store(target, even * cos - odd * sin, mask=known)
         tl.store(target + 1, odd * cos + even * sin, mask=known)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def rotate_kernel(
+    projected: tl.tensor,
+    rotation: tl.tensor,
+    q: tl.tensor,
+    cache: tl.tensor,
+    slots: tl.tensor,
+    n_rows: tl.tensor,
+    strides: tl.tensor,
+    SHAPE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """What qkv_kernel does after its product.
+
+    projected: q, k and v, (B, E) each. strides: of their rows, and of values after keys in the cache. SHAPE:
+    (E, D, R). Grid: 3 ceil(E / COLUMNS), B.
+    """
+    E: tl.constexpr = SHAPE[0]
+    TILES: tl.constexpr = (E + COLUMNS - 1) // COLUMNS
+    which = tl.program_id(0) // TILES
+    rows = tl.program_id(1) + tl.arange(0, 1)
+    first = tl.program_id(0) % TILES * COLUMNS + 2 * tl.arange(0, COLUMNS // 2)
+    x = projected[0]
+    if which == 1:
+        x = projected[1]
+    if which == 2:
+        x = projected[2]
+    known = (first < E)[:, None]
+    places = x + rows[None, :].to(tl.int64) * strides[0] + first[:, None]
+    even = tl.load(places, mask=known, other=0.0).to(tl.float32)
+    odd = tl.load(places + 1, mask=known, other=0.0).to(tl.float32)
+    places = (first, rows, rows < n_rows)
+    _store_turned((even, odd), which, places, rotation, q, (cache, slots, strides[1]), SHAPE)
 
 
 @triton.jit
@@ -232,6 +293,24 @@ def _attention(
             if done == n - 1:
                 tl.store(target, _join_chunks(scratch[0], owner * CHUNKS, n, D, CHUNKS), mask=d < D)
                 tl.store(scratch[1] + owner, 0)
+
+
+@triton.jit
+def attention_kernel(
+    q: tl.tensor,
+    cache: tl.tensor,
+    table: tl.tensor,
+    positions: tl.tensor,
+    scratch: tl.tensor,
+    attended: tl.tensor,
+    cache_stride: tl.tensor,
+    SHAPE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    """q (B, E) and the cache -> attended (B, E). SHAPE: (E, D). Grid: B H ceil(32 BLOCKS / CHUNK)."""
+    CHUNKS: tl.constexpr = (BLOCKS * PAGE + CHUNK - 1) // CHUNK
+    reading = (table, positions, BLOCKS)
+    _attention(tl.program_id(0), q, (cache, cache_stride), reading, scratch, attended, SHAPE, CHUNKS)
 
 
 @triton.jit(do_not_specialize=["n_rows"])

@@ -5,10 +5,12 @@
     attended, inner = steps.attention_fc_in(h, q, layer)
     x = steps.out(x, attended, inner, layer)        # x + out_proj + fc_out
 
+Many rows take other steps: products by torch, and between them two kernels, which read and write the cache.
+
 Launches only: nothing waits for the device or comes from the host, so a pass can be captured as a graph. On a
 CPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1): so they are tested without a card, beside
-the same steps in plain torch. No card has run them yet: what they compile to was read, their speed was not
-measured.
+the same steps in plain torch. An H200 ran the three kernels of a layer in float16 (gpu_choice.MEASURED); the
+steps of many rows have not run on a card yet.
 Shapes: B rows that read one token each, W blocks of a table, H heads, D head width, R rotary width, E model
 width, F MLP width.
 """
@@ -30,11 +32,12 @@ from kogpt.gpu_tiles import Tile, Tiles, row_tile
 from kogpt.model import Linear
 from kogpt.torch_cache import BLOCK
 from kogpt.torch_linear import QuantizedLinear
-from kogpt.torch_pass import Layer, Steps
+from kogpt.torch_pass import PLAIN, Layer, Steps, project_qkv
 
 # Rows from which weights are unpacked once and multiplied by the library: a prompt's, not a step's.
 LIBRARY_ROWS = 257
 UNPACKED = Tile(64, 128, 1, 4)
+COLUMNS = 1024  # of a program of rotate_kernel
 
 
 @dataclass(slots=True)
@@ -57,6 +60,10 @@ class GpuSteps:
     def steps(self) -> Steps:
         """The steps for a runner's passes."""
         return Steps(self.prepare, self.qkv, self.attention_fc_in, self.out, by_length=True)
+
+    def paged_steps(self) -> Steps:
+        """The steps for passes of many rows: products by torch, attention through the block table."""
+        return Steps(self.prepare, self.rotated_qkv, self.paged_attention, PLAIN.out, by_length=True)
 
     def prepare(self, table: Tensor, positions: Tensor) -> Scratch:
         """Scratch of a pass; table (B, W), positions (B,)."""
@@ -153,6 +160,44 @@ class GpuSteps:
         )
         layer.places.summed = True
         return y
+
+    def rotated_qkv(self, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """As `qkv`, its products by torch."""
+        config = self._config
+        h = layer.block.ln_1(x)
+        parts = project_qkv(h, layer)
+        q = x.new_empty((len(x), config.n_heads, config.d_head))
+        kernels.rotate_kernel[3 * triton.cdiv(config.d_model, COLUMNS), len(x)](
+            tuple(parts),
+            layer.rotation,
+            q,
+            layer.cache,
+            layer.slots,
+            len(x),
+            (parts[0].stride(0), layer.cache.stride(0)),
+            (config.d_model, config.d_head, config.rotary_dim),
+            COLUMNS,
+            num_warps=4,
+        )
+        return h, q
+
+    def paged_attention(self, h: Tensor, q: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """As `attention_fc_in`, one after the other."""
+        config, attended = self._config, torch.empty_like(h)
+        chunks = layer.places.chunks.shape[2]
+        kernels.attention_kernel[(len(h) * config.n_heads * chunks,)](
+            q,
+            layer.cache,
+            layer.table,
+            layer.positions,
+            (layer.places.chunks, layer.places.done),
+            attended,
+            layer.cache.stride(0),
+            (config.d_model, config.d_head),
+            layer.table.shape[1],
+            num_warps=4,
+        )
+        return attended, F.gelu(layer.project(layer.block.mlp.fc_in, h), approximate="tanh")
 
     def product(self, x: Tensor, linear: Linear) -> Tensor:
         """x W^T + bias; (B, K) -> (B, N). A Product of torch_linear.py, and for floats the same kernel."""

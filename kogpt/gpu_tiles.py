@@ -27,6 +27,9 @@ KERNELS = ("qkv", "attention_fc_in", "out", "linear")
 FORMATS = ("float", "int8", "int4")
 MIN_INPUTS = {"float": 16, "int8": 16, "int4": 32}  # tensor cores take 16 at a time; int4: of even and of odd
 
+MAX_SHARED = 160 << 10  # bytes of one program: it runs on an A100 too, which has 163 KB
+WIDEST = 256  # rows of a pass
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,11 +47,16 @@ class Tile(NamedTuple):
 DEFAULTS = {"float": Tile(64, 64, 5, 4), "int8": Tile(32, 128, 5, 2), "int4": Tile(64, 128, 4, 4)}
 # The sum over all inputs ends in E outputs only: small tiles, so that every processor has one.
 OUT = {"float": Tile(32, 128, 5, 4), "int8": Tile(32, 128, 6, 2), "int4": Tile(32, 128, 6, 2)}
-# Outputs, inputs, and pairs of stages and warps that `tune` tries: a kernel takes seconds to compile, so few.
-GRID: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]] = {
-    "float": ((32, 64, 128), (64, 128), ((3, 4), (5, 4), (4, 8))),
-    "int8": ((16, 32, 64), (128, 256), ((4, 2), (6, 2), (4, 4))),
-    "int4": ((16, 32, 64), (64, 128), ((3, 4), (6, 2), (4, 8))),
+# Outputs and inputs, and pairs of stages and warps, that `tune` tries together: a kernel takes seconds to
+# compile, so few. With 16 and 32 outputs there are so many programs that all processors end at about the same
+# time; such a tile needs more inputs, or too few bytes are on their way.
+GRID: dict[str, tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]] = {
+    "float": (
+        ((16, 128), (16, 256), (32, 64), (32, 128), (64, 64), (64, 128)),
+        ((3, 4), (5, 4), (4, 2)),
+    ),
+    "int8": (((16, 128), (16, 256), (32, 128), (32, 256), (64, 128)), ((4, 2), (6, 2), (4, 4))),
+    "int4": (((16, 128), (32, 64), (32, 128), (64, 64), (64, 128)), ((3, 4), (6, 2), (4, 8))),
 }
 
 
@@ -76,6 +84,12 @@ def row_tile(n_rows: int, form: str) -> int:
     """Rows of one program: all up to a limit, so that weights are read once."""
     widest = 32 if form == "int4" else 64  # shared memory: INPUTS numbers of every row
     return min(widest, max(16, 1 << (n_rows - 1).bit_length()))
+
+
+def shared_bytes(tile: Tile, form: str) -> int:
+    """Shared memory that a tile takes at the most rows of one program."""
+    weights = tile.outputs * tile.inputs * {"float": 4, "int8": 2, "int4": 1}[form] // 2
+    return tile.stages * (weights + 2 * row_tile(WIDEST, form) * tile.inputs)
 
 
 def load(card: str) -> Tiles:
@@ -129,8 +143,9 @@ class Job(NamedTuple):
 
     def candidates(self) -> list[Tile]:
         """Tiles to try, the default first."""
-        outputs, inputs, loops = GRID[self.form]
-        grid = [Tile(n, k, *loop) for n in outputs for k in inputs for loop in loops]
+        sizes, loops = GRID[self.form]
+        grid = [Tile(*size, *loop) for size in sizes for loop in loops]
+        grid = [tile for tile in grid if shared_bytes(tile, self.form) <= MAX_SHARED]
         return list(dict.fromkeys([Tiles().of(self.kernel, self.form, self.shape), *grid]))
 
 

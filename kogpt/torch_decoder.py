@@ -41,8 +41,8 @@ Capture = Callable[[Callable[[], None]], Replay]  # runs what it is given, and r
 class CudaGraphs:
     """A Capture by CUDA graphs, which share one pool of memory.
 
-    A pool ends with the last graph in it: torch gives its memory back, and recording into it again is an error.
-    So the first graph after that begins another pool.
+    A pool ends with the last graph in it: torch frees its memory and refuses to record into it again. So the
+    next graph begins another pool.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,14 +73,23 @@ class CudaGraphs:
 class Recorder:
     """Passes by their key: run graph-free, then recorded, then replayed."""
 
-    def __init__(self, capture: Capture | None) -> None:
-        """capture: None where nothing is ever recorded."""
+    def __init__(self, capture: Capture | None, addresses: Callable[[], Hashable]) -> None:
+        """capture: None where nothing is ever recorded. addresses: changes when recordings become wrong."""
         self._capture = capture
+        self._addresses = addresses
+        self._recorded_at = addresses()
         self._counts: Counter[Hashable] = Counter()
         self._replays: dict[Hashable, Replay] = {}
 
+    @property
+    def records(self) -> bool:
+        """Whether anything is ever recorded."""
+        return self._capture is not None
+
     def run(self, key: Hashable, run: Callable[[], None]) -> bool:
         """Run a pass; whether it was replayed."""
+        if self._recorded_at != self._addresses():
+            self.forget()
         if key in self._replays:
             self._replays[key]()
             return True
@@ -92,8 +101,9 @@ class Recorder:
         return False
 
     def forget(self) -> None:
-        """Drop all recordings: an address in them is no longer right."""
+        """Drop all recordings."""
         self._replays.clear()
+        self._recorded_at = self._addresses()
 
 
 class Step(NamedTuple):
@@ -117,16 +127,15 @@ class Launched:
 class Decoder:
     """The static passes of one device."""
 
-    def __init__(self, model: StaticModel, cache: PagedCache, capture: Capture | None) -> None:
-        """capture: None where nothing can be recorded: every step is graph-free, and nothing runs ahead."""
+    def __init__(self, model: StaticModel, cache: PagedCache, recorder: Recorder) -> None:
+        """recorder: where it records nothing, every step is graph-free, and nothing runs ahead."""
         config = model.model.config
         self._model = model
         self._cache = cache
-        self._recorder = Recorder(capture)
+        self._recorder = recorder
         self._buffers: dict[int, Buffers] = {}
         self._n_ctx, self._n_vocab = config.n_ctx, config.n_vocab
         self._previous = torch.zeros(ROWS[-1], dtype=torch.int64, device=model.stages[0].device)
-        self._addresses = model.addresses()
         self._ahead: Launched | None = None
         self._replayed = False  # whether the last pass was
 
@@ -238,9 +247,6 @@ class Decoder:
         buffers = self._buffers_of(n_rows)
         packed = pack_inputs(fields, table, n_rows)
         queue_copy(packed, buffers.inputs[: len(packed)])
-        if self._model.addresses() != self._addresses:
-            self._recorder.forget()
-            self._addresses = self._model.addresses()
         replayed = self._recorder.run(
             ("read", n_rows, width, adapted),
             lambda: self._model.read(buffers, self._previous, width, adapted),

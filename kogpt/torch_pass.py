@@ -35,7 +35,7 @@ from kogpt.model import GPTJ, Block, Linear, Rotation, rotary_table, rotate
 from kogpt.torch_cache import BLOCK, Paged, PagedCache, attend_paged
 from kogpt.torch_lora import LoraStack
 from kogpt.torch_sampling import DrawKind, Settings, draw_ids
-from kogpt.torch_weights import Stage
+from kogpt.torch_weights import Stage, joined_weight
 
 # Values of the keys that rows gather from the cache at a time: 128 MB in 16 bits, and as much for values.
 MAX_GATHERED = 2**26
@@ -74,14 +74,15 @@ class Steps(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """Which steps a pass takes: those of few rows, up to `rows` of them, or plain torch."""
+    """Which steps a pass takes: `few` up to so many rows, `many` above."""
 
     few: Steps
     rows: int
+    many: Steps  # multiplies by Layer.project only, so it knows adapters
 
-    def steps(self, n_rows: int) -> Steps:
-        """The steps of a pass of so many rows, none of which has an adapter."""
-        return self.few if n_rows <= self.rows else PLAIN
+    def steps(self, n_rows: int, adapted: bool) -> Steps:
+        """The steps of a pass of so many rows; adapted: whether one of them has an adapter."""
+        return self.few if n_rows <= self.rows and not adapted else self.many
 
 
 class Buffers:
@@ -145,8 +146,8 @@ class StaticModel:
         self._rotation = rotary_table(positions, model.config.rotary_dim, precision)  # (n_ctx, 1, R) each
 
     def steps(self, n_rows: int, adapted: bool) -> Steps:
-        """The steps of a pass; adapted: whether a row has an adapter, which only plain torch knows."""
-        return PLAIN if adapted else self.plan.steps(n_rows)
+        """The steps of a pass; adapted: whether a row has an adapter."""
+        return self.plan.steps(n_rows, adapted)
 
     def addresses(self) -> tuple[int, int]:
         """Changes when tensors that a recorded pass reads are replaced."""
@@ -167,7 +168,7 @@ class StaticModel:
             x, table, positions, places, own, others = (
                 tensor.to(stage.device) for tensor in (x, table, positions, places, own, others)
             )
-            project = self._adapted(places) if adapted else _linear
+            project = self._adapted(places) if adapted else unadapted
             block = table.gather(1, (positions // BLOCK)[:, None])[:, 0]
             slots = block * BLOCK + positions % BLOCK
             prepared = steps.prepare(table, positions)
@@ -195,18 +196,26 @@ class StaticModel:
         return project
 
 
-def _linear(linear: Linear, x: Tensor) -> Tensor:
+def unadapted(linear: Linear, x: Tensor) -> Tensor:
+    """Layer.project where no row has an adapter."""
     return linear(x)
+
+
+def project_qkv(h: Tensor, layer: Layer) -> Sequence[Tensor]:
+    """q, k and v of (B, E), (B, E) each: one product where one matrix holds their weights."""
+    attn = layer.block.attn
+    linears = (attn.q_proj, attn.k_proj, attn.v_proj)
+    joined = joined_weight(linears) if layer.project is unadapted else None
+    if joined is None:
+        return [layer.project(linear, h) for linear in linears]
+    return F.linear(h, joined).chunk(len(linears), dim=-1)
 
 
 def qkv(x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     """LayerNorm, three products, rotation of q and k; k and v go into the cache. (B, E) -> h, (B, H, D) q."""
     h = layer.block.ln_1(x)
-    attn = layer.block.attn
-    q, k, v = (
-        layer.project(linear, h).view(len(x), -1, attn.d_head)
-        for linear in (attn.q_proj, attn.k_proj, attn.v_proj)
-    )
+    d_head = layer.block.attn.d_head
+    q, k, v = (part.view(len(x), -1, d_head) for part in project_qkv(h, layer))
     q, k = rotate(q, layer.rotation), rotate(k, layer.rotation)
     layer.cache.flatten(1, 2).index_copy_(1, layer.slots, torch.stack((k, v)))
     return h, q

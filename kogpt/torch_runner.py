@@ -1,32 +1,28 @@
 """GPT-J on torch, GPU or CPU: model.py, a paged cache (torch_cache.py) and LoRA for each row (torch_lora.py).
 
-Rows that read one token take a static pass (torch_decoder.py). What else is read is packed into one
-(1, N, E) batch, so rows of unequal length need no padding. Only attention and LoRA are split there, into
-groups of rows that read equally many new positions: a prompt is mostly a group of its own.
+Rows that read one token take a static pass (torch_decoder.py), and so does a short prompt (torch_prompt.py).
+What else is read is packed into one (1, N, E) batch, so rows of unequal length need no padding. Only
+attention and LoRA are split there (torch_attention.py).
 On several devices the layers are split into stages that run one after the other, each beside its part of
 the cache: memory adds up, speed does not, and static passes are not recorded.
-Shapes: N new positions of all rows, T those of one row, S cached positions, B rows of a group, H heads,
-D head width, K inputs of a matrix, E model width, V vocabulary, M outputs wanted.
+Shapes: N new positions of all rows, T those of one row, E model width, V vocabulary, M outputs wanted.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kogpt.adapter import Lora, require_lora_fits
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError, localized
 from kogpt.gpu_choice import choose
-from kogpt.model import ForwardPass, Linear
 from kogpt.quantize import FORMATS
 from kogpt.runner import (
     CPU_PREFILL_TOKENS,
@@ -38,18 +34,12 @@ from kogpt.runner import (
     split_outputs,
 )
 from kogpt.sampling import Chosen, SampledToken, Wanted
-from kogpt.torch_cache import (
-    BLOCK,
-    Paged,
-    PagedCache,
-    Row,
-    attend_paged,
-    block_table,
-    blocks_for,
-)
-from kogpt.torch_decoder import ROWS, Capture, CudaGraphs, Decoder, Step, is_plain
+from kogpt.torch_attention import CachedPass, Places
+from kogpt.torch_cache import PagedCache
+from kogpt.torch_decoder import ROWS, Capture, CudaGraphs, Decoder, Recorder, Step, is_plain
 from kogpt.torch_lora import LoraStack
-from kogpt.torch_pass import MAX_GATHERED, StaticModel, StepPlan, Steps
+from kogpt.torch_pass import StaticModel, StepPlan
+from kogpt.torch_prompt import Prompts
 from kogpt.torch_sampling import choose_all
 from kogpt.torch_transfer import to_device
 from kogpt.torch_weights import Layout, Tensors, layers_to_offload, load_model, stored_bytes
@@ -100,7 +90,9 @@ class TorchRunner:
         self._cache = PagedCache(config, layout.precision, devices_of_layers)
         self._loras = LoraStack(self._model)
         model = StaticModel(self._model, self._cache, self._loras, self._stages, choice.plan)
-        self._decoder = Decoder(model, self._cache, _capture(layout))
+        recorder = Recorder(_capture(layout), model.addresses)
+        self._decoder = Decoder(model, self._cache, recorder)
+        self._prompts = Prompts(self._model, self._cache, self._loras, recorder)
 
     @classmethod
     def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
@@ -140,9 +132,9 @@ class TorchRunner:
     def room(self) -> int | None:
         return self._cache.room()
 
-    def use_steps(self, steps: Steps, rows: int = ROWS[-1]) -> None:
-        """Compute the layers of decoding steps of up to `rows` rows by other functions, as gpu_steps.py's."""
-        self._decoder.use(StepPlan(steps, rows))
+    def use_plan(self, plan: StepPlan) -> None:
+        """Compute the layers of decoding steps by other functions, such as those of gpu_steps.py."""
+        self._decoder.use(plan)
 
     @torch.inference_mode()
     def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
@@ -211,13 +203,22 @@ class TorchRunner:
         for chunk in chunks:
             self._decoder.forget(chunk.row)
         sizes = [(chunk.row, len(chunk.inputs)) for chunk in chunks]
-        passes = [CachedPass(self._cache, self._loras, sizes, stage.device) for stage in self._stages]
-        x = self._embed(chunks)
-        for stage, run in zip(self._stages, passes, strict=True):
-            x = self._model.blocks(x.to(stage.device), run.positions, run, stage.layers)
-        x = self._model.norm(x)
+        x = self._read(chunks, sizes)
         self._cache.advance(sizes)
-        return x[0, to_device(output_places(chunks), x.device)]
+        return x[to_device(output_places(chunks), x.device)]
+
+    def _read(self, chunks: Sequence[Chunk], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Read the chunks; (N, E) after the last LayerNorm."""
+        [first, *others] = chunks
+        row = self._cache.row(first.row)
+        if not others and first.inputs.ndim == 1 and self._prompts.reads(row, first.inputs):
+            return self._prompts.read(row, first.inputs)
+        found = [Places.of(self._cache, self._loras, sizes, stage.device) for stage in self._stages]
+        x = self._embed(chunks)
+        for stage, places in zip(self._stages, found, strict=True):
+            run = CachedPass(self._cache, self._loras, places.slots, places.groups)
+            x = self._model.blocks(x.to(stage.device), places.positions, run, stage.layers)
+        return self._model.norm(x)[0]
 
     def _head(self, hidden: Tensor) -> Tensor:
         """(M, E) -> (M, V); M may be 0, for which some kernels are not made."""
@@ -234,95 +235,6 @@ class TorchRunner:
                 x[0, start : start + len(chunk.inputs)] = to_device(np.array(chunk.inputs), device)
             start += len(chunk.inputs)
         return x
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Neighbouring rows that read equally many new positions."""
-
-    size: int  # T
-    packed: slice  # B * T places in the packed batch
-    cached: Paged | None  # None: every row begins here and attends to its new positions only
-    adapters: Tensor | None  # (B,) places in the LoraStack; None: no row has an adapter
-
-
-class CachedPass(ForwardPass):
-    """One pass over the layers of one device: cache, attention and LoRA of the new positions of each row."""
-
-    def __init__(
-        self, cache: PagedCache, loras: LoraStack, sizes: Sequence[tuple[int, int]], device: torch.device
-    ) -> None:
-        """`sizes`: row and number of its new positions, in the order of the packed batch; both reserved."""
-        self._cache = cache
-        self._loras = loras
-        rows = [cache.row(row) for row, _ in sizes]
-        new = [np.arange(row.length, row.length + size) for row, (_, size) in zip(rows, sizes, strict=True)]
-        owners = np.repeat(np.arange(len(rows)), [size for _, size in sizes])
-        places = to_device(np.stack([np.concatenate(new), owners]), device)  # (2, N)
-        self.positions, owner = places[0], places[1]
-        table = to_device(block_table(rows), device)
-        self._slots = table[owner, self.positions // BLOCK] * BLOCK + self.positions % BLOCK  # (N,)
-        self._groups = list(self._grouped(rows, [size for _, size in sizes], table))
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write k and v into the cache, then attend over all of it; (1, H, N, D) each -> (1, H, N, D)."""
-        new = torch.cat((k, v)).transpose(1, 2)  # (2, N, H, D)
-        self._cache.layers[layer].flatten(1, 2).index_copy_(1, self._slots, new)
-        found = [self._attend_group(group, layer, (q, k, v)) for group in self._groups]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
-
-    def project(self, linear: Linear, x: Tensor) -> Tensor:
-        """linear(x), and what the adapter of each row adds; (1, N, K) -> (1, N, out)."""
-        y = linear(x)
-        for group in self._groups:
-            if group.adapters is not None:
-                own = x[0, group.packed].view(-1, group.size, x.shape[-1])  # (B, T, K)
-                update = self._loras.update(linear, own, group.adapters)
-                if update is not None:
-                    y[0, group.packed] += update.flatten(0, 1)
-        return y
-
-    def _grouped(self, rows: Sequence[Row], sizes: Sequence[int], table: Tensor) -> Iterator[Group]:
-        ends = [row.length + size for row, size in zip(rows, sizes, strict=True)]
-        start = 0
-        for some in split_rows(sizes, ends, MAX_GATHERED // self._cache.position_values):
-            size, members = sizes[some.start], rows[some]
-            packed = slice(start, start + size * len(members))
-            cached = None
-            if any(row.length for row in members):
-                blocks = blocks_for(max(ends[some]))
-                cached = Paged.of(table[some, :blocks], self.positions[packed].view(-1, size))
-            adapters = self._loras.places([row.adapter for row in members], table.device)
-            yield Group(size, packed, cached, adapters)
-            start = packed.stop
-
-    def _attend_group(self, group: Group, layer: int, new: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """New q, k and v, (1, H, N, D) each, of all rows -> (1, H, B * T, D)."""
-        q, k, v = (
-            x[0, :, group.packed]
-            .view(x.shape[1], -1, group.size, x.shape[-1])
-            .transpose(0, 1)  # (B, H, T, D)
-            for x in new
-        )
-        if group.cached is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            y = attend_paged(q, self._cache.layers[layer], group.cached)
-        return y.transpose(0, 1).flatten(1, 2)[None]
-
-
-def split_rows(sizes: Sequence[int], ends: Sequence[int], limit: int) -> Iterator[slice]:
-    """Runs of neighbours with equally many new positions, each as long as B * S <= limit allows, or one row.
-
-    ends: positions of each row after the pass; S is the highest of a run, in whole blocks.
-    """
-    first, highest = 0, 0
-    for i, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-        highest = max(highest, end)
-        if i > first and (size != sizes[first] or (i + 1 - first) * BLOCK * blocks_for(highest) > limit):
-            yield slice(first, i)
-            first, highest = i, end
-    yield slice(first, len(sizes))
 
 
 def _capture(layout: Layout) -> Capture | None:

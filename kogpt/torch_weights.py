@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from kogpt.config import ModelConfig
 from kogpt.errors import KoGPTError
 from kogpt.memory import USABLE_SHARE, amount, require_memory
-from kogpt.model import GPTJ
+from kogpt.model import GPTJ, Attention, Linear
 from kogpt.quantize import EMBEDDING, FORMATS, HEAD, Quantized, matrices, parts
 from kogpt.rounding import nearest
 from kogpt.torch_cache import free_bytes
@@ -197,12 +197,40 @@ def load_model(layout: Layout, tensors: Tensors, product: Product) -> GPTJ:
                 _load_codes(model, name, layout, tensors, product)
             else:
                 _load_floats(model, name, layout, tensors)
-        if streamed is not None and layer is not None and layer in layout.offloaded:
+        if layer is None:
+            continue
+        if layer in layout.offloaded and streamed is not None:
             streamed.keep(layer)
+        elif not layout.codes and not is_host(layout.stages[0].device):
+            block: Any = model.transformer.h[layer]
+            join_weights(block.attn)
     if layout.config.tied_head and not layout.codes:
         head = model.transformer.wte.weight.to(layout.device(HEAD))
         model.lm_head.weight = _constant(head)
     return model
+
+
+def join_weights(attn: Attention) -> None:
+    """Move q, k and v into one matrix, so that one product computes them; each keeps its name and place."""
+    linears = (attn.q_proj, attn.k_proj, attn.v_proj)
+    parts = torch.cat([linear.weight.detach() for linear in linears]).chunk(len(linears))
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight = _constant(part)
+
+
+def joined_weight(linears: Sequence[Linear]) -> Tensor | None:
+    """The weights of n linears, (N, K) each, as one (n N, K) where they lie so in memory; else None."""
+    if any(type(linear) is not Linear for linear in linears):
+        return None
+    first = linears[0].weight
+    places = [
+        (linear.weight.untyped_storage().data_ptr(), linear.weight.storage_offset()) for linear in linears
+    ]
+    storage, start = places[0]
+    if places != [(storage, start + i * first.numel()) for i in range(len(linears))]:
+        return None
+    n, k = first.shape
+    return first.as_strided((len(linears) * n, k), (k, 1))
 
 
 def _names(layout: Layout) -> Iterator[str]:

@@ -22,7 +22,7 @@ if not CARD:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 pytest.importorskip("triton", reason="the kernels need triton: pip install 'kogpt[triton]'")
 
-from kogpt import gpu_linear, gpu_steps  # noqa: E402
+from kogpt import gpu_linear, gpu_steps, torch_pass  # noqa: E402
 from kogpt.config import ModelConfig  # noqa: E402
 from kogpt.gpu_steps import GpuSteps  # noqa: E402
 from kogpt.gpu_tiles import Tile, Tiles, key  # noqa: E402
@@ -31,6 +31,7 @@ from kogpt.quantize import FORMATS, Quantized, parts, table  # noqa: E402
 from kogpt.torch_cache import BLOCK, Paged, attend_paged  # noqa: E402
 from kogpt.torch_linear import QuantizedLinear, plain_product  # noqa: E402
 from kogpt.torch_pass import Layer  # noqa: E402
+from kogpt.torch_weights import join_weights  # noqa: E402
 
 DEVICE = torch.device("cuda" if CARD else "cpu")
 Words = NDArray[np.uint32]
@@ -64,7 +65,7 @@ class PlainSteps:
         return x + layer.block.attn.out_proj(attended) + layer.block.mlp.fc_out(inner)
 
 
-Steps = PlainSteps | GpuSteps
+Steps = PlainSteps | GpuSteps | torch_pass.Steps
 
 
 def codes(form: str, n: int, k: int, seed: int = 0) -> Quantized:
@@ -106,7 +107,7 @@ class Case:
             table,
             positions,
             steps.prepare(table, positions),
-            lambda linear, x: linear(x),
+            torch_pass.unadapted,
         )
 
     def cache(self, dtype: torch.dtype) -> Tensor:
@@ -181,6 +182,15 @@ def steps_of(config: ModelConfig, form: str) -> GpuSteps:
 def test_a_layer_is_that_of_plain_torch(form: str) -> None:
     config = ODD if form == "float" else replace(ODD, n_layers=1)  # two: the sums of the first are read
     compare(made(config, form, [1, 257]), steps_of(config, form), "float32")
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_steps_of_many_rows_are_those_of_plain_torch(joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_steps, "COLUMNS", 16)  # E ends within the last program's
+    case = made(ODD, "float", [1, 257, 31])
+    if joined:
+        join_weights(block_of(case.model, 0).attn)
+    compare(case, steps_of(ODD, "float").paged_steps(), "float32")
 
 
 @pytest.mark.parametrize(

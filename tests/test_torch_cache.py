@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from runners import stored
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kogpt import torch_cache, torch_pass, torch_runner
+from kogpt import torch_attention, torch_cache, torch_pass
 from kogpt.runner import Array, Chunk
+from kogpt.torch_attention import split_rows
 from kogpt.torch_cache import BLOCK, Paged, PagedCache, block_table, blocks_for
-from kogpt.torch_runner import TorchRunner, split_rows
+from kogpt.torch_runner import TorchRunner
 
 TENSORS = {name: stored(array) for name, array in random_tensors(TINY).items()}
 IDS = np.random.default_rng(1).integers(0, TINY.n_vocab, (8, 100))
@@ -147,7 +148,7 @@ def test_what_a_step_gathers_is_bounded(limit: int, monkeypatch: pytest.MonkeyPa
         return logits, copied.largest
 
     whole, _ = steps()
-    for module in (torch_runner, torch_pass):
+    for module in (torch_attention, torch_pass):
         monkeypatch.setattr(module, "MAX_GATHERED", limit)
     parts, largest = steps()
     assert largest <= max(2 * limit, 2 * 128 * TINY.d_model, 8 * TINY.n_vocab)

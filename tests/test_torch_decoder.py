@@ -16,7 +16,7 @@ from runners import stored
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from kogpt import torch_decoder, torch_pass
+from kogpt import torch_decoder, torch_pass, torch_prompt
 from kogpt.adapter import Lora, LowRank
 from kogpt.engine import Engine
 from kogpt.numpy_runner import NumpyRunner
@@ -100,7 +100,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recorded(tapes: Tapes | None = None, dtype: str = "float32") -> TorchRunner:
     runner = TorchRunner(TINY, TENSORS, dtype)
-    runner._decoder._recorder = torch_decoder.Recorder(tapes or Tapes())
+    recorder = torch_decoder.Recorder(tapes or Tapes(), runner._decoder._model.addresses)
+    runner._decoder._recorder = runner._prompts._recorder = recorder
     return runner
 
 
@@ -204,6 +205,41 @@ def test_rows_that_are_not_there_leave_no_trace() -> None:
     assert not null[:, : BLOCK - 1].any()
 
 
+# Prompts
+
+
+def test_recorded_prompts_read_what_the_numpy_runner_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of several lengths, begun and continued, beside some that no recording is made for."""
+    monkeypatch.setattr(torch_prompt, "SIZES", (8, 32))
+    tapes = Tapes()
+    runner, numpy_runner = recorded(tapes), NumpyRunner(TINY, TENSORS)
+    runner._cache._require_free(4)  # or it grows, and recordings are made again
+    for n, more in ((5, 20), (31, 9), (7, 32), (32, 64), (40, 8), (1, 3), (3, 100), (8, 88)):
+        row = runner.open()
+        assert numpy_runner.open() == row
+        for ids in (IDS[0, :n], IDS[1, :more]):
+            chunk = Chunk(row, ids, min(4, len(ids)))
+            (found,), (wanted,) = runner.forward([chunk]), numpy_runner.forward([chunk])
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
+        assert runner.length(row) == n + more
+        runner.close(row)
+        numpy_runner.close(row)
+    assert tapes.n_replayed == 3  # two that begin, one that goes on
+
+
+def test_positions_that_a_row_has_not_read_may_hold_anything() -> None:
+    runner = recorded()
+    row = runner.open()
+    runner.forward([Chunk(row, IDS[0, :40], 0)])
+    runner.truncate(row, 35)
+    with torch.inference_mode():
+        for layer in runner._cache.layers:
+            layer[:, runner._cache.row(row).blocks[1], 35 % BLOCK :] = torch.nan
+            layer[:, 0, BLOCK - 1] = torch.nan
+    (logits,) = runner.forward([Chunk(row, IDS[1, :5])])
+    assert np.isfinite(logits).all()
+
+
 # Ahead
 
 
@@ -294,7 +330,8 @@ def test_an_engine_writes_the_same_with_and_without() -> None:
 def test_recordings_are_made_again_when_the_cache_or_an_adapter_moves() -> None:
     tapes = Tapes()
     runner = recorded(tapes)
-    write(runner, [IDS[0, :9]], 5, samplers(1))
+    for _ in range(2):  # the prompt is recorded the second time
+        write(runner, [IDS[0, :9]], 5, samplers(1))
     before = tapes.n_recorded
     write(runner, [IDS[0, :9]], 3, samplers(1))
     assert tapes.n_recorded == before
@@ -322,7 +359,8 @@ def test_other_steps_take_over_at_once() -> None:
 
     runner = recorded()
     write(runner, [IDS[0, :9]], 5, samplers(1))
-    runner.use_steps(torch_pass.PLAIN._replace(out=out, by_length=True))
+    other = torch_pass.PLAIN._replace(out=out, by_length=True)
+    runner.use_plan(torch_pass.StepPlan(other, 4, torch_pass.PLAIN))
     found = write(runner, [IDS[1, :9]], 5, samplers(1))
     assert found == write(NumpyRunner(TINY, TENSORS), [IDS[1, :9]], 5, samplers(1)) and used
 
@@ -374,7 +412,7 @@ def test_graphs_share_a_pool_until_the_last_is_dropped(monkeypatch: pytest.Monke
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    recorder = torch_decoder.Recorder(torch_decoder.CudaGraphs(torch.device("cuda")))
+    recorder = torch_decoder.Recorder(torch_decoder.CudaGraphs(torch.device("cuda")), lambda: 0)
     for n_pools in (1, 2):
         for _ in range(torch_decoder.CAPTURE_AFTER + 1):
             for key in "ab":

@@ -24,13 +24,16 @@ from kogpt.adapter import Lora, LowRank
 from kogpt.checkpoint import Checkpoint
 from kogpt.config import SHAPES, ModelConfig
 from kogpt.errors import KoGPTError
+from kogpt.model import Attention
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.placement import Placement, load_runner
 from kogpt.quantize import EMBEDDING, FORMATS, Floats, Lazy, Quantized
 from kogpt.rounding import Rounded
 from kogpt.runner import Chunk, Runner
 from kogpt.torch_linear import QuantizedLinear
+from kogpt.torch_pass import PLAIN, StepPlan
 from kogpt.torch_runner import TorchRunner
+from kogpt.torch_weights import join_weights, joined_weight
 from kogpt.weights import Stored
 
 pytestmark = pytest.mark.skipif(not native_runner.available(), reason="rounding needs the native kernels")
@@ -291,10 +294,31 @@ def test_nothing_is_said_on_a_cpu(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
-def test_the_table_says_how_far_the_kernels_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_choice.faster_rows({1: 1.0, 2: 1.0, 8: 3.0, 64: 4.0}, {1: 2.0, 2: 1.5, 8: 2.0, 64: 5.0}) == 2
-    assert gpu_choice.faster_rows({1: 1.0}, {1: 1.0}) == gpu_choice.faster_rows({}, {1: 2.0}) == 0
-    assert gpu_choice.kernel_rows((9, 0), "float16") == 0, "no card was measured yet"
-    monkeypatch.setattr(gpu_choice, "MEASURED", {((9, 0), "float16"): 16})
-    assert [gpu_choice.kernel_rows((9, 0), d) for d in ("float16", "int8")] == [16, 0]
-    assert gpu_choice.kernel_rows((8, 0), "float16") == 0
+def test_the_table_says_which_steps_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, plain = {1: 1.0, 2: 1.0, 8: 3.0, 64: 4.0}, {1: 2.0, 2: 1.5, 8: 2.0, 64: 5.0}
+    assert gpu_choice.compare(kernels, {}, plain) == (2, False)
+    assert gpu_choice.compare(kernels, {2: 0.9, 64: 3.0}, plain) == (1, True)
+    assert gpu_choice.compare(kernels, {64: 6.0}, plain) == (2, False)
+    assert gpu_choice.compare({1: 1.0}, {}, {1: 1.0}) == gpu_choice.compare({}, {}, {1: 2.0}) == (0, False)
+    monkeypatch.setattr(gpu_choice, "MEASURED", {((9, 0), "float16"): gpu_choice.Measured(4)})
+    assert [gpu_choice.measured((9, 0), d).kernels for d in ("float16", "int8", "float32")] == [4, 16, 0]
+    assert gpu_choice.measured((8, 0), "float16") == gpu_choice.UNMEASURED
+
+
+def test_a_pass_with_adapters_takes_steps_that_know_them() -> None:
+    few, many = PLAIN._replace(by_length=True), PLAIN
+    plan = StepPlan(few, 4, many)
+    taken = [plan.steps(n, adapted) for n, adapted in ((4, False), (8, False), (4, True))]
+    assert [steps.by_length for steps in taken] == [True, False, False]
+
+
+def test_q_k_and_v_are_one_matrix_where_they_were_joined() -> None:
+    attn = Attention(TINY)
+    linears = (attn.q_proj, attn.k_proj, attn.v_proj)
+    weights = [linear.weight.detach().clone() for linear in linears]
+    assert joined_weight(linears) is None
+    join_weights(attn)
+    joined = joined_weight(linears)
+    assert joined is not None and torch.equal(joined, torch.cat(weights))
+    assert all(torch.equal(linear.weight, weight) for linear, weight in zip(linears, weights, strict=True))
+    assert joined_weight(linears[::-1]) is None

@@ -11,32 +11,43 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `bench` is no package that is installed
 
-from bench import gpu, gpu_weights
+from bench import gpu, gpu_agreement, gpu_weights
 from kogpt.quantize import FORMATS
 from kogpt.torch_runner import TorchRunner
+
+TINY = ["--device", "cpu", "--shape", "tiny"]
 
 
 def test_the_benchmark_runs_and_writes_each_figure_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.jsonl"
-    words = ["--device", "cpu", "--shape", "tiny", "--no-peer", "--rows", "1", "8", "--rounds", "1"]
-    gpu.main([*words, "--out", str(out)])
+    parts = ["--parts", "load", "prompts", "run", "torch", "ids"]
+    gpu.main([*TINY, *parts, "--rows", "1", "8", "--rounds", "1", "--out", str(out)])
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     figures = {(line["column"], line["name"]): line["value"] for line in lines}
-    wrong = {key: value for key, value in figures.items() if not isinstance(value, float) or value < 0}
-    assert wrong == {}
-    assert {column for column, _ in figures} >= {"float32", "float16", *FORMATS}
-    assert all(value == 1.0 for (_, name), value in figures.items() if name.startswith("ids of"))
+    assert all(value == "torch" for value in figures.values() if isinstance(value, str))
+    assert all(value >= 0 for value in figures.values() if not isinstance(value, str))
+    assert {column for column, _ in figures} >= {"float32, torch", "float16", *FORMATS}
+    assert {value for (_, name), value in figures.items() if name.startswith("numpy's ids")} == {1.0}
     for dtype in ("float16", *FORMATS):
-        assert {(dtype, "8 rows, ms a step"), (dtype, "whole run, tokens/s")} <= figures.keys()
+        wanted = {(f"{dtype}, torch", "8 rows, ms a step"), (dtype, "whole run, tokens/s")}
+        assert wanted <= figures.keys()
     table = capsys.readouterr().out.partition("\n| |")[2]
     assert "| 1 row, tokens/s |" in table and ">= 0.76" not in table
 
 
 def test_what_no_longer_fits_into_the_time_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    gpu.main(["--device", "cpu", "--shape", "tiny", "--dtypes", "float16", "--seconds", "0"])
+    gpu.main([*TINY, "--parts", "load", "--dtypes", "float16", "--seconds", "0"])
     assert "left out: no time" in capsys.readouterr().out
+
+
+def test_a_fault_shows_in_the_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = gpu_weights.TINY
+    runner = TorchRunner(small, gpu_weights.random_weights(small, "float32"), "float32")
+    monkeypatch.setattr(runner, "_head", lambda hidden: runner._model.head(hidden).roll(1, -1))
+    found = gpu_agreement.agreement(runner, small, 2, 1)
+    assert found.error > 1 and found.ids < 1
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -54,7 +65,9 @@ def test_random_codes_are_codes(dtype: str) -> None:
 def test_the_lines_of_the_table_of_choices() -> None:
     args = gpu.read_arguments(["--dtypes", "float16", "int8"])
     report = gpu.Report(None, 0.0)
-    for column, times in {"float16": (2.0, 3.0), "float16, kernels": (1.0, 4.0), "int8": (1.0, 2.0)}.items():
-        for rows, ms in zip((1, 8), times, strict=True):
+    times = {"float16, torch": (2.0, 3.0), "float16, kernels": (1.0, 4.0), "float16, paged": (3.0, 2.0)}
+    for column, own in {**times, "int8, torch": (1.0, 2.0)}.items():
+        for rows, ms in zip((1, 8), own, strict=True):
             report.figures[column, gpu.step_name(rows)] = ms
-    assert list(gpu.measured_lines(report, torch.device("cpu"), args)) == ["    ((0, 0), 'float16'): 1,"]
+    (line,) = gpu.measured_lines(report, torch.device("cpu"), args)
+    assert line == "    ((0, 0), 'float16'): Measured(kernels=1, paged=True),"
