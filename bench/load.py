@@ -6,9 +6,12 @@
 Every client streams one answer of --tokens tokens to a prompt of its own, all at once; 1, 4, 16 and 64
 clients. Rounds take the servers in turn. Reported are medians over the rounds of the tokens per second of all
 clients together, and p50 and p99 of the time to the first text and of the gaps between events over all
-rounds. --engine adds the session without HTTP, which takes its turns too. `prefix` is the time to the first
-text of a prompt of 1,500 tokens that was read before, by the time of one that was not. llama.cpp's server is
-that of the wheel xllamacpp; it reads a GGUF file that `kogpt export gguf` wrote.
+rounds. On Linux also the processor time for each token of KoGPT's engine (its thread and those of the
+kernels) and of every other thread of the server: HTTP, JSON, tokenising, events. The client is another
+process, and in neither. --engine adds the session without HTTP, which takes its turns too; `http_share` is
+then the time of the server's other threads by all the time of the session. --prefix adds the time to the
+first text of a prompt of 1,500 tokens that was read before, by the time of one that was not. llama.cpp's
+server is that of the wheel xllamacpp; it reads a GGUF file that `kogpt export gguf` wrote.
 """
 
 from __future__ import annotations
@@ -77,17 +80,63 @@ class Stream:
     gaps: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """Seconds of processor time of a process."""
+
+    engine: float = 0.0  # its thread, and those of the kernels
+    others: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Of all threads."""
+        return self.engine + self.others
+
+    def __add__(self, more: Processor) -> Processor:
+        return Processor(self.engine + more.engine, self.others + more.others)
+
+    def __sub__(self, less: Processor) -> Processor:
+        return Processor(self.engine - less.engine, self.others - less.others)
+
+
+ENGINE_THREADS = ("kogpt-engine", "kogpt-kernels")  # as kogpt names them
+
+
+def processor(pid: int) -> Processor:
+    """What the threads of a process have used; nothing where the system does not tell it (Linux does)."""
+    used = Processor()
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        name = (task / "comm").read_text(encoding="utf-8").strip()
+        seconds = int((task / "schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+        used += Processor(engine=seconds) if name in ENGINE_THREADS else Processor(others=seconds)
+    return used
+
+
 @dataclass(slots=True)
 class Samples:
     """The measurements of one server under a number of clients."""
 
+    tokens: int = 0
+    used: Processor = field(default_factory=Processor)
+    http_share: float | None = None  # processor time of HTTP, by that of the engine alone
     rates: list[float] = field(default_factory=list)  # tokens/s of all clients, one for each round
     firsts: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
 
+    @property
+    def per_token(self) -> Processor:
+        """Seconds of processor time for each token."""
+        return Processor(self.used.engine / self.tokens, self.used.others / self.tokens)
+
     def record(self) -> dict[str, float]:
         """The figures of the table; of the engine only its rate."""
-        rate = {"tokens_per_second": statistics.median(self.rates)}
+        rate = {
+            "tokens_per_second": statistics.median(self.rates),
+            "engine_us_per_token": 1e6 * self.per_token.engine,
+            "others_us_per_token": 1e6 * self.per_token.others,
+        }
+        if self.http_share is not None:
+            rate["http_share"] = self.http_share
         if not self.gaps:
             return rate
         return rate | {
@@ -212,9 +261,11 @@ def llama_server(path: str, port: int, rows: int, context: int) -> None:
 def serve_lines(folder: str, dtype: str, rows: int) -> None:
     """Write what each line of the input asks for, without HTTP; the answer is the number of tokens."""
     from kogpt import KoGPT
+    from kogpt.server.worker import name_thread
 
     model = KoGPT.from_pretrained(folder, dtype=dtype)
     model.engine.max_rows = rows
+    name_thread(ENGINE_THREADS[0])
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -229,6 +280,11 @@ class Engine:
 
     name: str
     child: subprocess.Popen[str]
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self.child.pid
 
     def load(self, prompts: Sequence[str], tokens: int) -> tuple[float, list[Stream]]:
         """Seconds that all took together, and their tokens as one stream."""
@@ -271,12 +327,18 @@ def measure(servers: Sequence[Server | Engine], args: argparse.Namespace) -> lis
             wanted = prompts(n, rng)
             for i in range(len(servers)):
                 server = servers[(number + i) % len(servers)]
+                before = processor(server.pid)
                 seconds, seen = server.load(wanted, args.tokens)
-                sample = samples[server.name, n]
-                sample.rates.append(sum(s.tokens for s in seen) / seconds)
+                sample, tokens = samples[server.name, n], sum(s.tokens for s in seen)
+                sample.used += processor(server.pid) - before
+                sample.tokens += tokens
+                sample.rates.append(tokens / seconds)
                 sample.firsts += [s.first for s in seen if s.first]
                 sample.gaps += [gap for s in seen for gap in s.gaps]
                 print(f"{server.name} {n}: {sample.rates[-1]:.1f} tokens/s", file=sys.stderr, flush=True)
+    for (name, n), sample in samples.items():
+        if name == "kogpt" and (alone := samples.get(("engine", n))) is not None:
+            sample.http_share = sample.per_token.others / alone.per_token.total
     return [{"server": name, "clients": n} | sample.record() for (name, n), sample in samples.items()]
 
 

@@ -120,6 +120,9 @@ void Pool::Crew::dispatch(int n, Call call, const void* context) {
 }
 
 void Pool::Crew::work(int thread) {
+#if defined(__linux__)
+  pthread_setname_np(pthread_self(), "kogpt-kernels");  // as `top -H` shows it
+#endif
   std::uint32_t seen = 0;
   auto idle_since = std::chrono::steady_clock::now();
   while (!stop_.load(std::memory_order_relaxed)) {

@@ -20,6 +20,7 @@ from kogpt.server import pages
 from kogpt.server.limits import Host
 from kogpt.server.refusals import Refused
 from kogpt.server.routes import error_body
+from kogpt.server.streams import DIRECT
 
 # Routes that need no key: who watches the process has none, and the page is where a person gives one.
 OPEN = frozenset(("/health", *pages.PATHS))
@@ -118,6 +119,7 @@ class Guard:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         log = _LogLine(scope, send)
+        scope[DIRECT] = send
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             self._check(scope, headers)

@@ -41,11 +41,13 @@ class Answer:
     usage: Usage = field(default_factory=Usage)
     id: str = field(init=False)
     created: int = field(init=False)
+    n_samples: int = field(init=False)  # of each request
     before_parts: str = field(init=False)  # JSON of an event of a stream, up to its choices
 
     def __post_init__(self) -> None:
         self.id = f"{PREFIXES[self.kind]}-{secrets.token_hex(12)}"
         self.created = int(time.time())
+        self.n_samples = self.requests[0].n_samples
         kind = "chat.completion.chunk" if self.kind == "chat.completion" else self.kind
         self.before_parts = to_json(self._object(kind, [])).removesuffix("]}")
 
@@ -75,11 +77,12 @@ class Answer:
 
     async def events(self, ticket: Ticket, include_usage: bool) -> AsyncIterator[str]:
         """Server-sent events. A stream that fails ends with an error and without [DONE]."""
-        choices = self._choices()
+        choices, meter = self._choices(), self.service.meter(self.usage)
         usage = ', "usage": null' if include_usage else ""
         yield self._event([choice.opening() for choice in choices], usage)
         try:
-            async for batch in self.service.pieces(ticket, self.usage):
+            async for batch in ticket.batches():
+                meter.count(batch)
                 for index, piece in batch:
                     if piece.error is not None:
                         raise failure(piece.error)
@@ -100,11 +103,11 @@ class Answer:
         return f"data: {self.before_parts}{', '.join(parts)}]{usage}}}\n\n"
 
     def _choices(self) -> list[Choice]:
-        n = self.requests[0].n_samples
+        n = self.n_samples
         return [Choice(self, request, i * n + k) for i, request in enumerate(self.requests) for k in range(n)]
 
     def _place(self, index: int, piece: Piece) -> int:
-        return index * self.requests[0].n_samples + piece.sample
+        return index * self.n_samples + piece.sample
 
     def _object(self, kind: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {
@@ -128,25 +131,29 @@ class Choice:
     finish: str | None = None
     closed: bool = False  # the reason of its end was sent
     sent: int = 0  # characters of text before the tokens that are not sent
+    wants_logprobs: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        writing = self.request.writing
+        self.wants_logprobs = writing is not None and writing.sampling.logprobs is not None
 
     @property
     def _chat(self) -> bool:
         return self.answer.kind == "chat.completion"
 
-    @property
-    def _wants_logprobs(self) -> bool:
-        writing = self.request.writing
-        return writing is not None and writing.sampling.logprobs is not None
-
     def push(self, piece: Piece) -> None:
         """Take in a piece."""
-        if piece.event.scores is not None and self.answer.echo:
-            self.tokens = [*self._prompt_tokens(piece.event.scores), *self.tokens]
         self.text += piece.text
-        if piece.token is not None and (piece.event.finish != "stop" or self.answer.echo):
-            self.tokens.append(piece.token)  # with an echo every token, also the end of text
+        if self.wants_logprobs:
+            self._push_tokens(piece)
         if piece.finish_reason:
             self.finish = FINISH.get(piece.finish_reason, piece.finish_reason)
+
+    def _push_tokens(self, piece: Piece) -> None:
+        if piece.event.scores is not None and self.answer.echo:
+            self.tokens = [*self._prompt_tokens(piece.event.scores), *self.tokens]
+        if piece.token is not None and (piece.event.finish != "stop" or self.answer.echo):
+            self.tokens.append(piece.token)  # with an echo every token, also the end of text
 
     def opening(self) -> str:
         """JSON of the first part of a stream; of an echo the prompt."""
@@ -193,7 +200,7 @@ class Choice:
     def _take(self) -> tuple[str, dict[str, Any] | None]:
         text, tokens = self.text, self.tokens
         self.text, self.tokens = "", []
-        if not self._wants_logprobs:
+        if not self.wants_logprobs:
             return text, None
         content = [token_entry(self._tokenizer, token) for token in tokens]
         if self._chat:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
+from starlette.types import Receive
 
 from kogpt.server.refusals import Refused
 
@@ -49,7 +50,7 @@ class Aside:
 async def while_connected(http: HttpRequest, work: Any) -> Any:
     """Await work; cancel it when the client leaves."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(http))
+    gone = asyncio.ensure_future(disconnected(http.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -60,6 +61,7 @@ async def while_connected(http: HttpRequest, work: Any) -> Any:
         task.cancel()
 
 
-async def _gone(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has left."""
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -30,6 +30,7 @@ from kogpt.server.worker import Aborted, Ticket, Worker
 from kogpt.session import Piece
 
 Prompt = str | list[int]
+SHORT = 1000  # characters or token ids: they are tokenised in a fraction of a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,25 @@ class Usage:
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts the pieces of one HTTP request, for its usage and for the metrics."""
+
+    usage: Usage
+    watch: Stopwatch
+
+    def count(self, batch: Sequence[tuple[int, Piece]]) -> None:
+        """Take in pieces as they came: (index of the request, piece)."""
+        written = 0
+        for index, piece in batch:
+            written += piece.token is not None
+            self.usage.cached[index] = piece.event.n_cached
+            if piece.finish_reason:
+                self.watch.finish(piece.finish_reason)
+        self.usage.completion_tokens += written
+        self.watch.tokens(written)
 
 
 @dataclass(slots=True)
@@ -129,8 +149,10 @@ class Service:
         return Served(name, self.models[name])
 
     async def requests(self, order: Order) -> list[Request]:
-        """The requests of an order, tokenised off the event loop. Raises Refused."""
+        """The requests of an order; what takes long is tokenised off the event loop. Raises Refused."""
         self._check(order)
+        if order.grammar_field is None and sum(map(len, order.prompts)) <= SHORT:
+            return self._requests(order)  # takes less time than a thread takes to begin
         return await asyncio.to_thread(self._requests, order)
 
     def _check(self, order: Order) -> None:
@@ -203,23 +225,19 @@ class Service:
         """The client is served or gone; what is unfinished is dropped."""
         self.worker.leave(ticket)
 
-    async def pieces(self, ticket: Ticket, usage: Usage) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """The pieces as they come, all that are there at a time: (index of the request, piece)."""
-        watch = Stopwatch(self.metrics)
-        async for batch in ticket.batches():
-            written = sum(piece.token is not None for _, piece in batch)
-            usage.completion_tokens += written
-            watch.tokens(written)
-            for index, piece in batch:
-                usage.cached[index] = piece.event.n_cached
-                if piece.finish_reason:
-                    watch.finish(piece.finish_reason)
-            yield batch
+    def meter(self, usage: Usage) -> Meter:
+        """What counts the pieces of one HTTP request."""
+        return Meter(usage, Stopwatch(self.metrics))
 
     async def good_pieces(self, ticket: Ticket, usage: Usage) -> AsyncIterator[tuple[int, Piece]]:
-        """As `pieces`, one by one. Raises Refused where one fails, and where the server goes away."""
+        """(index of the request, piece), one by one.
+
+        Raises Refused where one fails, and where the server goes away.
+        """
+        meter = self.meter(usage)
         try:
-            async for batch in self.pieces(ticket, usage):
+            async for batch in ticket.batches():
+                meter.count(batch)
                 for index, piece in batch:
                     if piece.error is not None:
                         raise failure(piece.error)

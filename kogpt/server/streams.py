@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from json.encoder import encode_basestring, encode_basestring_ascii
@@ -10,22 +11,41 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from kogpt.server.aside import disconnected
+
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+DIRECT = "kogpt.send"  # in the scope: the server's own `send`
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 class EventStream(StreamingResponse):
-    """Events as they come; `leave` is called at their end, also if the client left before they began."""
+    """Events as they come; `leave` is called at their end, also if the client left before they began.
+
+    Events go to the server past the middleware, which has nothing to do with them and takes as long as they.
+    """
 
     def __init__(self, events: AsyncIterator[str], leave: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers=STREAM_HEADERS)
         self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        flow = asyncio.ensure_future(self._flow(send, scope.get(DIRECT, send)))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait((flow, gone), return_when=asyncio.FIRST_COMPLETED)
+            if flow.done():
+                flow.result()
         finally:
+            flow.cancel()
+            gone.cancel()
             self._leave()
+
+    async def _flow(self, send: Send, direct: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for text in self.body_iterator:
+            assert isinstance(text, str)
+            await direct({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        await direct({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def event(document: Mapping[str, Any], name: str | None = None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,8 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from serving import Running
 
+from kogpt.request import FinishReason
 from kogpt.server.metrics import BETWEEN, Times
 from kogpt.server.streams import quoted, to_json
+from kogpt.server.worker import EVENTS, Pacer, Ticket
+from kogpt.session import Piece
 
 TURNS = [{"role": "user", "content": "가"}]
 # Characters that str.splitlines, and so some clients of HTTP, take for the end of a line.
@@ -69,3 +74,40 @@ def test_times_are_those_of_prometheus_own_histogram() -> None:
         twin.observe(seconds)
     lines = generate_latest(theirs).decode().splitlines()
     assert generate_latest(ours).decode().splitlines() == [line for line in lines if "_created" not in line]
+
+
+def test_many_quick_streams_share_a_budget_of_events() -> None:
+    async def steps() -> None:
+        pacer, tickets = Pacer(), [Ticket([], 1) for _ in range(20)]
+
+        def step(finish: FinishReason | None = None) -> list[bool]:
+            """Whether each ticket is awake after a piece for all of them."""
+            event: Any = SimpleNamespace()
+            piece, end = Piece("가", None, event), Piece("", finish, event)
+            pacer.hand_out({ticket: [(0, piece)] for ticket in tickets} | {tickets[0]: [(0, end)]})
+            awake = [ticket.woken.is_set() for ticket in tickets]
+            for ticket in tickets:
+                ticket.woken.clear()
+            return awake
+
+        assert all(step())  # the first text of all
+        assert all(step())  # nobody was woken for a while
+        assert not any(step())
+        assert step("stop") == [True] + [False] * 19  # an end never waits
+        await asyncio.sleep(3 * len(tickets) / EVENTS)  # no further step comes
+        assert [ticket.woken.is_set() for ticket in tickets] == [False] + [True] * 19
+        assert all(len(ticket.pieces) == 4 for ticket in tickets)
+
+    asyncio.run(steps())
+
+
+def test_a_ticket_that_is_woken_for_nothing_sleeps_on() -> None:
+    async def main() -> None:
+        ticket = Ticket([], 1)
+        ticket.woken.set()
+        waiting = asyncio.ensure_future(anext(ticket.batches()))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        waiting.cancel()
+
+    asyncio.run(main())
