@@ -30,7 +30,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,10 @@ def loaded(report: Report, config: ModelConfig, dtype: str, args: argparse.Names
         synchronize(args.device)
         return time.perf_counter() - started
 
+    if "load" in args.parts:
+        report.measure(
+            dtype, "first token of one layer, loaded before, s", partial(one_layer, config, dtype, args)
+        )
     before = allocated(args.device)
     report.measure(dtype, "loaded from memory, s", make)
     if not found:
@@ -243,6 +247,14 @@ def loaded(report: Report, config: ModelConfig, dtype: str, args: argparse.Names
     return found[0]
 
 
+def one_layer(config: ModelConfig, dtype: str, args: argparse.Namespace) -> float:
+    """The first use of libraries and kernels: what a model that is loaded later has no more to wait for."""
+    small = replace(config, n_layers=1)
+    runner = TorchRunner(small, random_weights(small, dtype), dtype, args.device)
+    synchronize(args.device)
+    return speed.prefill_seconds(runner, 32)
+
+
 def load(stage: Stage) -> None:
     """Its figures are those of a model just made: `loaded` notes them."""
 
@@ -251,7 +263,7 @@ def steps(stage: Stage) -> None:
     """A step of each number of rows, and what follows from those."""
     report, args, column = stage.report, stage.args, stage.column
     stage.runner.use_plan(plan_of(stage.part, stage.runner.config, args.device))
-    for rows in args.rows:
+    for rows in [n for n in args.rows if n > 1 or stage.part != "paged"]:  # those are for many
         stage.measure(step_name(rows), partial(step_ms, stage.runner, rows, args))
     found = step_times(report, column)
     if 1 in found:

@@ -33,7 +33,7 @@ from kogpt.gpu_steps import GpuSteps
 from kogpt.gpu_tiles import FORMATS, Job, Tile, Tiles
 from kogpt.model import Linear, rotary_table
 from kogpt.torch_cache import BLOCK
-from kogpt.torch_pass import Layer
+from kogpt.torch_pass import Layer, unadapted
 from kogpt.torch_runner import TorchRunner
 
 LENGTH = 300  # positions that attention reads, where the context is that long
@@ -108,7 +108,7 @@ class OneLayer:
         places = steps.prepare(table, positions)
         places.sums.zero_()
         places.summed = True  # by the layer before
-        return Layer(self._block, cache, rotation, slots, table, positions, places, Linear.__call__)
+        return Layer(self._block, cache, rotation, slots, table, positions, places, unadapted)
 
     def _ones(self, width: int) -> Tensor:
         return torch.ones((1, width), dtype=self.dtype, device=self._device)

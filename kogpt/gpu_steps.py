@@ -166,6 +166,8 @@ class GpuSteps:
         config = self._config
         h = layer.block.ln_1(x)
         parts = project_qkv(h, layer)
+        if len({part.stride(0) for part in parts}) > 1:  # parts of one product, some of them adapted
+            parts = [part.contiguous() for part in parts]
         q = x.new_empty((len(x), config.n_heads, config.d_head))
         kernels.rotate_kernel[3 * triton.cdiv(config.d_model, COLUMNS), len(x)](
             tuple(parts),

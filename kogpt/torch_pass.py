@@ -45,6 +45,9 @@ FLOATS = ("temperature", "top_p", "min_p")
 FIELDS = (*INTS, *FLOATS)  # of a row in Buffers.inputs, before its block table
 
 
+Adapt = Callable[[Linear, Tensor, Tensor], Tensor]  # linear, x, linear(x) -> and what each row's adapter adds
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """Inputs of the steps of one layer, besides x."""
@@ -56,7 +59,11 @@ class Layer:
     table: Tensor  # (B, W) int64: the blocks of each row
     positions: Tensor  # (B,) int64 of the new tokens; a row attends to as many cached positions and its own
     places: Any  # result of Steps.prepare
-    project: Callable[[Linear, Tensor], Tensor]  # linear(x), and what each row's adapter adds
+    adapt: Adapt
+
+    def project(self, linear: Linear, x: Tensor) -> Tensor:
+        """linear(x), and what each row's adapter adds."""
+        return self.adapt(linear, x, linear(x))
 
 
 class Steps(NamedTuple):
@@ -168,14 +175,14 @@ class StaticModel:
             x, table, positions, places, own, others = (
                 tensor.to(stage.device) for tensor in (x, table, positions, places, own, others)
             )
-            project = self._adapted(places) if adapted else unadapted
+            adapt = self._adapted(places) if adapted else unadapted
             block = table.gather(1, (positions // BLOCK)[:, None])[:, 0]
             slots = block * BLOCK + positions % BLOCK
             prepared = steps.prepare(table, positions)
             for i in stage.layers:
                 block_i: Any = self.model.transformer.h[i]
                 layer = Layer(
-                    block_i, self._cache.layers[i], (own, others), slots, table, positions, prepared, project
+                    block_i, self._cache.layers[i], (own, others), slots, table, positions, prepared, adapt
                 )
                 h, q = steps.qkv(x, layer)
                 attended, inner = steps.attention_fc_in(h, q, layer)
@@ -187,28 +194,28 @@ class StaticModel:
         """Draw a token for each row from buffers.logits; buffers.ids."""
         buffers.ids.copy_(draw_ids(buffers.logits.double(), buffers.settings(), kind))
 
-    def _adapted(self, places: Tensor) -> Callable[[Linear, Tensor], Tensor]:
-        def project(linear: Linear, x: Tensor) -> Tensor:
-            y = linear(x)
+    def _adapted(self, places: Tensor) -> Adapt:
+        def adapt(linear: Linear, x: Tensor, y: Tensor) -> Tensor:
             update = self._loras.update(linear, x[:, None], places)
             return y if update is None else y + update[:, 0]
 
-        return project
+        return adapt
 
 
-def unadapted(linear: Linear, x: Tensor) -> Tensor:
-    """Layer.project where no row has an adapter."""
-    return linear(x)
+def unadapted(linear: Linear, x: Tensor, y: Tensor) -> Tensor:
+    """Layer.adapt where no row has an adapter."""
+    return y
 
 
 def project_qkv(h: Tensor, layer: Layer) -> Sequence[Tensor]:
     """q, k and v of (B, E), (B, E) each: one product where one matrix holds their weights."""
     attn = layer.block.attn
     linears = (attn.q_proj, attn.k_proj, attn.v_proj)
-    joined = joined_weight(linears) if layer.project is unadapted else None
+    joined = joined_weight(linears)
     if joined is None:
         return [layer.project(linear, h) for linear in linears]
-    return F.linear(h, joined).chunk(len(linears), dim=-1)
+    parts = F.linear(h, joined).chunk(len(linears), dim=-1)
+    return [layer.adapt(linear, h, part) for linear, part in zip(linears, parts, strict=True)]
 
 
 def qkv(x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,8 @@ class PlainSteps:
     def qkv(self, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
         h, attn = layer.block.ln_1(x), layer.block.attn
         q, k, v = (
-            linear(h).view(len(x), -1, attn.d_head) for linear in (attn.q_proj, attn.k_proj, attn.v_proj)
+            layer.project(linear, h).view(len(x), -1, attn.d_head)
+            for linear in (attn.q_proj, attn.k_proj, attn.v_proj)
         )
         q, k = rotate(q, layer.rotation), rotate(k, layer.rotation)
         layer.cache.flatten(1, 2).index_copy_(1, layer.slots, torch.stack((k, v)))
@@ -91,6 +92,7 @@ class Case:
     config: ModelConfig
     model: GPTJ
     lengths: list[int]
+    adapt: torch_pass.Adapt = torch_pass.unadapted
 
     def layer(self, steps: Steps, cache: Tensor, number: int = 0) -> Layer:
         width = self.config.n_ctx // BLOCK
@@ -107,7 +109,7 @@ class Case:
             table,
             positions,
             steps.prepare(table, positions),
-            torch_pass.unadapted,
+            self.adapt,
         )
 
     def cache(self, dtype: torch.dtype) -> Tensor:
@@ -184,12 +186,17 @@ def test_a_layer_is_that_of_plain_torch(form: str) -> None:
     compare(made(config, form, [1, 257]), steps_of(config, form), "float32")
 
 
-@pytest.mark.parametrize("joined", [False, True])
-def test_steps_of_many_rows_are_those_of_plain_torch(joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("joined", "adapted"), [(False, False), (True, False), (True, True)])
+def test_steps_of_many_rows_are_those_of_plain_torch(
+    joined: bool, adapted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_steps, "COLUMNS", 16)  # E ends within the last program's
     case = made(ODD, "float", [1, 257, 31])
+    attn = block_of(case.model, 0).attn
     if joined:
-        join_weights(block_of(case.model, 0).attn)
+        join_weights(attn)
+    if adapted:  # one of q, k and v
+        case.adapt = lambda linear, x, y: y + x.flip(-1) if linear is attn.k_proj else y
     compare(case, steps_of(ODD, "float").paged_steps(), "float32")
 
 

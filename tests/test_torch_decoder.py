@@ -433,6 +433,24 @@ def test_cuda_graphs_write_what_the_numpy_runner_writes(settings: dict[str, Any]
     assert runner._decoder._recorder._replays
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_cuda_graphs_read_prompts_as_the_numpy_runner() -> None:
+    runner, numpy_runner = TorchRunner(TINY, TENSORS, "float32", "cuda"), NumpyRunner(TINY, TENSORS)
+    for n in (20, 31, 32, 40, 9, 64):  # begun, and continued by as many
+        row = runner.open()
+        assert numpy_runner.open() == row
+        for ids in (IDS[0, :n], IDS[1, :n]):
+            chunk = Chunk(row, ids, 2)
+            (found,), (wanted,) = runner.forward([chunk]), numpy_runner.forward([chunk])
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+        runner.close(row)
+        numpy_runner.close(row)
+    replays: Any = runner._decoder._recorder._replays
+    kinds = {key[1:] for key in replays if key[0] == "prompt"}
+    assert kinds == {(32, False), (32, True), (64, False), (64, True)}
+
+
 @contextmanager
 def refused_waiting() -> Iterator[None]:
     """An operation that makes the host wait for the GPU is an error; torch warns that it misses some."""
