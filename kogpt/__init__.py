@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kogpt.classification import Classification as Classification
     from kogpt.config import ModelConfig as ModelConfig
     from kogpt.errors import KoGPTError as KoGPTError
     from kogpt.generation import KoGPT as KoGPT
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 # Public name -> its module. Resolved on first use (PEP 562), so that `import kogpt` loads nothing else.
 _HOMES = {
+    "Classification": "kogpt.classification",
     "KoGPT": "kogpt.generation",
     "KoGPTError": "kogpt.errors",
     "ModelConfig": "kogpt.config",
@@ -28,6 +30,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Classification",
     "KoGPT",
     "KoGPTError",
     "ModelConfig",

@@ -46,6 +46,12 @@ class Wording:
 
     def __post_init__(self) -> None:
         labels, n = self.labels, len(self.labels)
+        for label in labels:
+            if not isinstance(label, str):
+                raise PromptError(
+                    f"a label is a text (str), not {type(label).__name__}: give words, as in 긍정,부정",
+                    f"레이블은 문자열(str)이어야 합니다 (받은 형식: {type(label).__name__}, 예: 긍정,부정)",
+                )
         if not 2 <= n <= MAX_LABELS or not all(label.strip() for label in labels):
             raise PromptError(
                 f"there are {n} labels, some may be empty: give 2 to {MAX_LABELS} labels, as in 긍정,부정",

@@ -245,8 +245,8 @@ class KoGPT:
         error of an answer that fails. With many prompts one error loses the others: see `answers`.
         """
         chosen = self.sampling(sampling, **settings)
-        if not isinstance(prompts, str) and isinstance(prompts, Iterable):
-            return sorted_results(self.results(prompts, chosen))
+        if not isinstance(prompts, str):
+            return sorted_results(self.results(_several(prompts), chosen))
         if chosen.n != 1:
             raise SamplingError(
                 f"n is {chosen.n}, one prompt gives one result: pass a list, generate([prompt], ...)",
@@ -322,24 +322,26 @@ class KoGPT:
         """
         if isinstance(prompt, str):
             return self._scores([(prompt, continuations)])[0]
-        if not isinstance(prompt, Sequence):
-            require_text(prompt)
-        if isinstance(continuations, str) or len(prompt) != len(continuations):
-            n, found = len(prompt), len(continuations)
+        prompts = list(_several(prompt))
+        entries = None if isinstance(continuations, str) else list(_several(continuations))
+        if entries is None or len(prompts) != len(entries):
+            n, (en, ko) = len(prompts), ("one text", "글 하나")
+            if entries is not None:
+                en, ko = f"a list of {len(entries)}", f"{len(entries)}개의 목록"
             raise PromptError(
-                f"{n} prompts need as many entries of continuations, there are {found}",
-                f"프롬프트 {n}개에는 이어지는 글도 {n}개가 필요합니다 (받은 개수: {found})",
+                f"the continuations of a list of {n} prompts are {en}: give a list of {n},"
+                " a text or a list of texts for each prompt",
+                f"프롬프트 {n}개에 이어지는 글로 {ko}만 받았습니다."
+                f" 프롬프트마다 글 하나나 글의 목록을 넣어 {n}개의 목록으로 주세요",
             )
-        return self._scores(list(zip(prompt, continuations, strict=True)))
+        return self._scores(list(zip(prompts, entries, strict=True)))
 
-    def embed(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: str | Iterable[str]) -> NDArray[np.float32]:
         """(d_model,) float32 for one text, (n, d_model) for many: the mean of the last hidden states."""
         if isinstance(texts, str):
             vector: NDArray[np.float32] = self.embed([texts])[0]
             return vector
-        if not isinstance(texts, Sequence):
-            require_text(texts)
-        events = self.session.ask([self.embedding_request(text) for text in texts])
+        events = self.session.ask([self.embedding_request(text) for text in _several(texts)])
         return np.array([event.pooled for event in events], np.float32).reshape(-1, self.config.d_model)
 
     @overload
@@ -355,20 +357,25 @@ class KoGPT:
         those that the model's adapter was tuned for. Raises PromptError as `Classifier.classify`.
         """
         if labels is None and self.tuned is not None and self.tuned.head is not None:
-            answers = self._classify_by_head([texts] if isinstance(texts, str) else texts)
+            answers = self._classify_by_head([texts] if isinstance(texts, str) else list(_several(texts)))
             return answers[0] if isinstance(texts, str) else answers
         classifier = Classifier(self.session, self.wording(labels), self._prefix, self._adapter)
         if isinstance(texts, str):
             [found] = classifier.classify([texts])
             return found
-        return list(classifier.classify(texts))
+        return list(classifier.classify(_several(texts)))
 
     def wording(self, labels: Wording | Texts | None = None) -> Wording:
         """How `classify` asks: as given, with these labels, or as the model's adapter was tuned."""
         if isinstance(labels, Wording):
             return labels
+        if isinstance(labels, str):
+            raise PromptError(
+                f"labels are one text, {labels[:100]!r}: give a list, as in ['긍정', '부정']",
+                f"레이블이 글 하나입니다({labels[:100]!r}). ['긍정', '부정']처럼 목록으로 주세요",
+            )
         if labels is not None:
-            return Wording(tuple(labels))
+            return Wording(tuple(_several(labels)))
         if self.tuned is not None and self.tuned.head is not None:
             raise PromptError(
                 "the adapter answers by a head, not by words: call classify(text) without labels",
@@ -459,7 +466,7 @@ class KoGPT:
         requests: list[Request] = []
         slots: list[int] = []  # of each question among the requests; -1 where it has no choices
         for prompt, texts in questions:
-            choices: list[Any] = list(texts) if isinstance(texts, list | tuple) else [texts]
+            choices = [texts] if isinstance(texts, str) else list(_several(texts))
             for text in (prompt, *choices):
                 require_text(text)
             if choices:
@@ -525,6 +532,14 @@ def token_logprobs(tokens: Sequence[SampledToken], tokenizer: Tokenizer) -> tupl
         replace(named(t.token, t.logprob), top_logprobs=tuple(named(*top) for top in t.top_logprobs))
         for t in tokens
     )
+
+
+def _several(texts: Any) -> Iterable[Any]:
+    """Texts to go through; PromptError for what holds none. Bytes hold numbers, so they are refused whole."""
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        require_text(texts)
+    several: Iterable[Any] = texts
+    return several
 
 
 def sorted_results(results: Iterable[tuple[int, Result]]) -> list[Result]:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from kogpt.config import MAX_EOS_TOKENS, ModelConfig, require_token
@@ -85,7 +84,7 @@ def read_generation_defaults(folder: Path, config: ModelConfig) -> GenerationDef
         raise ConfigError(f"{path}: {error.en}", f"{path}: {error.ko}") from error
     return GenerationDefaults(
         eos_token_ids=_eos_token_ids(document.get("eos_token_id"), config, path),
-        settings=MappingProxyType(settings),
+        settings=settings,
         unsupported=tuple(key for key in UNSUPPORTED if document.get(key) not in NEUTRAL),
     )
 

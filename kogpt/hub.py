@@ -20,12 +20,11 @@ def find_folder(name: str | Path, revision: str | None = None, weights: bool = T
     A built-in name goes before a folder of that name (which "./NAME" or a Path means), a folder before a hub
     name. Without `weights` only the small files of a hub model are fetched.
     """
-    folder = Path(name)
     if isinstance(name, str) and name in BUILT_IN:
-        folder = BUILT_IN[name]
+        name = BUILT_IN[name]
     elif isinstance(name, str) and HUB_NAME.fullmatch(name) and not os.path.lexists(name):
         return _download(name, revision or DEFAULT_REVISIONS.get(name), weights)
-    if not os.path.isdir(folder):
+    if not _is_folder(name):
         shown = repr(str(name)[:200])
         raise CheckpointError(
             f"no model folder {shown}: give a folder with a config.json, a hub name such as "
@@ -35,24 +34,28 @@ def find_folder(name: str | Path, revision: str | None = None, weights: bool = T
         )
     if revision is not None:
         raise CheckpointError(
-            f"{folder} is a local folder and has no revision {revision!r}: leave the revision out",
-            f"{folder}: 로컬 폴더에는 리비전({revision!r})이 없습니다. 리비전을 빼고 다시 실행하세요",
+            f"{name} is a local folder and has no revision {revision!r}: leave the revision out",
+            f"{name}: 로컬 폴더에는 리비전({revision!r})이 없습니다. 리비전을 빼고 다시 실행하세요",
         )
-    return folder
+    return Path(name)
 
 
 def find_adapter(name: str | Path) -> Path:
     """The folder of an adapter; a name that ships goes before a folder of that name, which "./NAME" means."""
     if isinstance(name, str) and name in adapter_names():
         return ADAPTERS / name
-    folder = Path(name)
-    if not os.path.isdir(folder):
+    if not _is_folder(name):
         shown, known = repr(str(name)[:200]), ", ".join(adapter_names())
         raise CheckpointError(
             f"no adapter {shown}: give a folder that KoGPT or PEFT wrote, or one of {known}",
             f"어댑터가 없습니다: {shown} (KoGPT나 PEFT가 만든 폴더 또는 {known} 중 하나를 지정하세요)",
         )
-    return folder
+    return Path(name)
+
+
+def _is_folder(name: object) -> bool:
+    """Whether a name, which may be anything, names a folder; the empty one is not the current folder."""
+    return isinstance(name, str | os.PathLike) and bool(str(name)) and os.path.isdir(name)
 
 
 def adapter_names() -> tuple[str, ...]:

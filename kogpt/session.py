@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Lock, RLock, current_thread
 from threading import Event as Flag
-from typing import Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kogpt.engine import Engine
 from kogpt.errors import KoGPTError, PromptError, SamplingError
@@ -26,6 +26,8 @@ from kogpt.grammar import GrammarCompiler
 from kogpt.request import Event, FinishReason, Grammar, Ids, Request, Writing
 from kogpt.sampling import SampledToken, Sampling
 from kogpt.tokenizer import StreamDecoder, Tokenizer
+
+LOST_WAKE_UP = 1.0  # seconds until a sleeper looks again: an interruption may come before it is woken
 
 logger = logging.getLogger(__name__)
 
@@ -244,6 +246,14 @@ class Session:
             raise _closed()
         return self._engine
 
+    def __reduce__(self) -> NoReturn:
+        raise KoGPTError(
+            "a loaded model cannot be pickled or deep-copied: load it in each process,"
+            " or share one among threads",
+            "불러온 모델은 피클하거나 깊은 복사를 할 수 없습니다."
+            " 프로세스마다 불러오거나 스레드끼리 하나를 함께 쓰세요",
+        )
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
@@ -266,8 +276,7 @@ class Session:
 
     def step(self) -> list[tuple[int, Piece]]:
         """Advance everybody once; the pieces of what was queued by `add`, each with its number."""
-        with self._driving():
-            self._advance()
+        self._drive_alone(self._advance)
         pieces = []
         while self._own.ready:
             pieces.append(self._own.take())
@@ -279,15 +288,7 @@ class Session:
         Unknown and finished requests are ignored. Safe at any moment, also from a finalizer: where the
         engine is in use, whoever uses it drops the request.
         """
-        with self._lock:
-            order = self._orders.pop(number, None)
-            if order is None:
-                return
-            for sample in order.answers:
-                event = Event(number, sample, finish="cancelled")
-                order.mailbox.put(number, Piece("", "cancelled", event))
-            order.mailbox.numbers.discard(number)
-        self._cancelled.append(number)
+        self._drop(number, "cancelled")
         self._hand_over()
 
     def mailbox(self, whole: bool = False) -> Mailbox:
@@ -309,14 +310,16 @@ class Session:
 
     def close(self) -> None:
         """Drop every request, free the rows and let go of the engine; who waits gets a KoGPTError."""
-        with self._driving():
-            if self._engine is not None and not self._closed.is_set():
-                self._engine.close()
-            self._closed.set()
-            self._engine = None
+        self._drive_alone(self._close)
         with self._lock:
             for mailbox in self._sleepers:
                 mailbox.woken.notify_all()
+
+    def _close(self) -> None:
+        if self._engine is not None and not self._closed.is_set():
+            self._engine.close()
+        self._closed.set()
+        self._engine = None
 
     def request(
         self,
@@ -369,7 +372,11 @@ class Session:
     def prompt_ids(self, prompt: str | Ids, reserve: int = 0) -> Ids:
         """Ids of a text; PromptError where there are none, or too many with `reserve` more positions."""
         limit = self.engine.runner.config.n_ctx - reserve
-        ids = prompt if isinstance(prompt, np.ndarray) else self._encoded(prompt, limit)
+        if isinstance(prompt, np.ndarray):
+            require_ids(prompt)
+            ids = prompt
+        else:
+            ids = self._encoded(prompt, limit)
         n_vocab = self.engine.n_vocab
         if not len(ids):
             raise PromptError(
@@ -410,13 +417,7 @@ class Session:
         try:
             while not mailbox.ready:
                 self._stop_at_exit()
-                if self._driver.acquire(blocking=False):
-                    try:
-                        if not mailbox.ready:
-                            self._advance()
-                    finally:
-                        self._driver.release()
-                else:
+                if not self._drive_if_free(lambda: None if mailbox.ready else self._advance()):
                     self._sleep(mailbox)
         finally:
             self._hand_over()
@@ -433,28 +434,37 @@ class Session:
         with self._lock:
             self._sleepers.append(mailbox)
             try:
-                mailbox.woken.wait_for(lambda: mailbox.ready or not self._driver.locked())
+                mailbox.woken.wait_for(lambda: mailbox.ready or not self._driver.locked(), LOST_WAKE_UP)
             finally:
                 self._sleepers.remove(mailbox)
 
     def _hand_over(self) -> None:
         """Drop what was cancelled while the engine was in use, and let another caller drive it."""
-        while self._cancelled and self._driver.acquire(blocking=False):
-            try:
-                self._drop_cancelled()
-            finally:
-                self._driver.release()
+        while self._cancelled and self._drive_if_free(self._drop_cancelled):
+            pass
         with self._lock:
             if self._sleepers:
                 self._sleepers[0].woken.notify_all()
 
-    @contextmanager
-    def _driving(self) -> Iterator[None]:
-        """Within, the engine is ours alone."""
+    def _drive_if_free(self, do: Callable[[], None]) -> bool:
+        """Do something with the engine, unless another caller has it; whether it was free."""
+        held: list[bool] = []
+        try:
+            # One call into C: an interruption (Ctrl-C) never finds a lock that is taken but not noted.
+            held.extend(map(self._driver.acquire, (False,)))
+            if held[0]:
+                do()
+            return held[0]
+        finally:
+            if True in held:
+                self._driver.release()
+
+    def _drive_alone(self, do: Callable[[], None]) -> None:
+        """Do something with the engine, once whoever has it is through with a step."""
         self._stop_at_exit()
         try:
             with self._driver:
-                yield
+                do()
         finally:
             self._hand_over()
 
@@ -467,6 +477,8 @@ class Session:
             event = self._news.popleft()
             try:
                 self._deliver(event)
+            except Exception as error:  # of the answer's screen: its owner is told, not whoever drives
+                self._drop(event.request, "failed", error)
             except BaseException:  # an interruption: half a piece is worse than none
                 self.cancel(event.request)
                 raise
@@ -489,6 +501,18 @@ class Session:
                 logger.debug("request %d: finished (%s)", event.request, piece.finish_reason)
             order.mailbox.put(event.request, piece)
 
+    def _drop(self, number: int, finish: FinishReason, error: BaseException | None = None) -> None:
+        """End a request, if it is unfinished; the engine forgets it at its next step."""
+        with self._lock:
+            order = self._orders.pop(number, None)
+            if order is None:
+                return
+            for sample in order.answers:
+                event = Event(number, sample, finish=finish, error=error)
+                order.mailbox.put(number, Piece("", finish, event))
+            order.mailbox.numbers.discard(number)
+        self._cancelled.append(number)
+
     def _drop_cancelled(self) -> None:
         while self._cancelled:
             number = self._cancelled.popleft()
@@ -510,6 +534,17 @@ def require_text(text: object) -> None:
         raise PromptError(
             f"a prompt is a text (str), not {type(text).__name__}: leave it out, or give some text",
             f"프롬프트는 문자열(str)이어야 합니다 (받은 형식: {type(text).__name__}). 빼거나 글을 적으세요",
+        )
+
+
+def require_ids(ids: NDArray[Any]) -> None:
+    """Raise PromptError unless it is a (T,) array of integers; an empty one has whatever dtype."""
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise PromptError(
+            f"a prompt of token ids has the shape {ids.shape} and the dtype {ids.dtype}:"
+            " give a one-dimensional array of integers, or a text",
+            f"토큰 번호로 된 프롬프트의 모양 {ids.shape}, 자료형 {ids.dtype}:"
+            " 1차원 정수 배열이나 글을 주세요",
         )
 
 

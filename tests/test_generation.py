@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from kogpt import KoGPT, Sampling, native_runner
-from kogpt.errors import KoGPTError, PromptError, SamplingError
+from kogpt.errors import CheckpointError, KoGPTError, PromptError, SamplingError
 from kogpt.runner import Chunk
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -207,20 +208,47 @@ def test_settings_may_be_keywords_or_a_dict(kogpt: KoGPT) -> None:
         kogpt.generate("가", 3)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("prompts", [None, 3, ["봄", None], ["봄", b"abc"], [["봄"]]])
+@pytest.mark.parametrize("prompts", [None, 3, b"abc", ["봄", None], ["봄", b"abc"], [["봄"]]])
 def test_what_is_no_text_is_refused_with_its_type(kogpt: KoGPT, prompts: Any) -> None:
     for call in (kogpt.generate, kogpt.embed):
         with pytest.raises(PromptError, match=r"text \(str\), not (NoneType|int|bytes|list)"):
             call(prompts)
     with pytest.raises(PromptError, match="not"):
         kogpt.score("가", prompts)
+    with pytest.raises(PromptError, match="not"):
+        kogpt.classify(prompts, ["가", "나"])
     assert kogpt.session.idle
+
+
+@pytest.mark.parametrize("labels", [3, b"ab", ["가", None], ["가", 3], "긍정"])
+def test_labels_that_are_no_words_are_refused(kogpt: KoGPT, labels: Any) -> None:
+    with pytest.raises(PromptError, match=r"text \(str\), not|one text"):
+        kogpt.classify("봄", labels)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"x", ""])
+def test_what_names_no_folder_is_refused(name: Any, tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model folder"):
+        KoGPT.from_pretrained(name)
+    if name is not None:
+        with pytest.raises(CheckpointError, match="no adapter"):
+            KoGPT.from_pretrained(tiny_folder, adapter=name)
 
 
 def test_one_text_gives_one_value(kogpt: KoGPT) -> None:
     assert kogpt.embed("문장").shape == (kogpt.config.d_model,)
     one = kogpt.score("이 영화는", " 재미있다")
     assert isinstance(one, float) and kogpt.score("이 영화는", [" 재미있다"]) == [one]
+
+
+def test_texts_may_come_in_any_collection(kogpt: KoGPT) -> None:
+    texts = [" 재미있다", " 지루하다"]
+    scores, vectors = kogpt.score("이 영화는", texts), kogpt.embed(texts)
+    collections: tuple[Callable[[list[str]], Any], ...] = (tuple, np.array, iter)
+    for collection in collections:
+        assert kogpt.score("이 영화는", collection(texts)) == scores
+        assert kogpt.score(collection(["이 영화는"] * 2), collection(texts)) == scores
+        assert kogpt.embed(collection(texts)) == pytest.approx(vectors, abs=1e-5)
 
 
 def test_many_questions_are_scored_as_each_alone(kogpt: KoGPT) -> None:
@@ -234,8 +262,10 @@ def test_many_questions_are_scored_as_each_alone(kogpt: KoGPT) -> None:
         [kogpt.score(question, texts[0]) for question, texts in zip(questions, choices, strict=True)],
         abs=1e-4,
     )
-    with pytest.raises(PromptError, match="3 prompts need"):
+    with pytest.raises(PromptError, match="a list of 3 prompts are a list of 1: give a list of 3"):
         kogpt.score(questions, [" 하나"])
+    with pytest.raises(PromptError, match="a list of 3 prompts are one text"):
+        kogpt.score(questions, " 하나")  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="reads at most"):
         kogpt.score("가나다", "라마바사 " * 200)
 

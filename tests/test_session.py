@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import dis
+import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +25,7 @@ from kogpt import KoGPT, KoGPTError, Result, Sampling
 from kogpt.engine import Engine
 from kogpt.errors import PromptError
 from kogpt.request import Request
-from kogpt.session import Mailbox, Piece, StopStrings
+from kogpt.session import Mailbox, NoScreen, Piece, StopStrings
 from kogpt.tokenizer import Tokenizer
 
 SEEDED = Sampling(temperature=1, seed=3, max_tokens=24)
@@ -216,6 +222,87 @@ def test_an_interruption_while_pieces_are_handed_out_loses_nobody(
     text = first.text + "".join(piece.text for piece in rest)
     assert rest[-1].finish_reason == "cancelled" or text == alone[PROMPTS[1]]
     assert kogpt.session.idle and kogpt.generate(PROMPTS[0], SEEDED).text == alone[PROMPTS[0]]
+
+
+# Instructions after which CPython 3.11 runs signal handlers.
+CHECKED = ("CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD_IF_TRUE")
+
+
+def interrupted(call: Callable[[], object], moment: int) -> bool:
+    """Call it; Ctrl-C at the so-many-th moment of session.py at which Python looks for signals, if any."""
+    left, last = moment, dict[FrameType, str]()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("session.py"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            before, last[frame] = last.get(frame), dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            left -= before in CHECKED
+            if before in CHECKED and left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="names of instructions of Python 3.11")
+def test_an_interruption_at_any_moment_leaves_the_engine_free(kogpt: KoGPT) -> None:
+    """A moment between taking the driver's lock and noting it let every later call wait for ever."""
+    brief, n_moments = Sampling(temperature=1, seed=3, max_tokens=2), 0
+    expected, session = kogpt.generate(PROMPTS[0], brief).text, kogpt.session
+    for call in (lambda: kogpt.generate(PROMPTS[0], brief), session.step):
+        for moment in count(1):
+            if not interrupted(call, moment):
+                break
+            n_moments += 1
+            assert not session._driver.locked(), moment
+            assert kogpt.generate(PROMPTS[0], brief).text == expected and session.idle
+    assert n_moments > 50 and kogpt.engine.idle
+
+
+def test_a_screen_that_fails_costs_its_own_answer_only(kogpt: KoGPT, alone: dict[str, str]) -> None:
+    class Failing(NoScreen):
+        def push(self, text: str) -> tuple[str, bool]:
+            raise RuntimeError("screen")
+
+    session = kogpt.session
+    with session.mailbox(whole=True) as mailbox:
+        session.new_screen = Failing
+        try:
+            mailbox.add(kogpt.request(PROMPTS[1], SEEDED))
+        finally:
+            session.new_screen = NoScreen
+        assert kogpt.generate(PROMPTS[0], SEEDED).text == alone[PROMPTS[0]]
+        _, piece = mailbox.wait()
+        assert piece.finish_reason == "failed" and "screen" in str(piece.error)
+    assert session.idle and kogpt.engine.idle
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[[1, 2]], [1.5], [np.nan], ["가"], [True], 5, np.array([1], dtype=object)],
+    ids=["2-D", "fractions", "NaN", "texts", "truth values", "0-D", "objects"],
+)
+def test_ids_of_the_wrong_kind_are_refused(kogpt: KoGPT, ids: Any) -> None:
+    with pytest.raises(PromptError, match="one-dimensional array of integers"):
+        kogpt.session.request(np.array(ids), SEEDED)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy])
+def test_a_model_says_that_it_cannot_be_pickled(kogpt: KoGPT, copied: Callable[[object], object]) -> None:
+    assert pickle.loads(pickle.dumps(kogpt.defaults)) == kogpt.defaults
+    with pytest.raises(KoGPTError, match="load it in each process"):
+        copied(kogpt)
 
 
 def test_a_closed_model_refuses_and_frees_its_rows(tiny_folder: Path) -> None:
