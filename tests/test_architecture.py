@@ -23,7 +23,7 @@ STANDARD = set(sys.stdlib_module_names)
 ARITHMETIC = {"adapter", "checkpoint", "config", "errors", "memory", "quantize", "runner", "sampling"}
 ARITHMETIC |= {"weights", "numpy"}
 CORE: dict[str, set[str]] = {
-    "__init__": {"config", "errors", "generation", "sampling", "session"},
+    "__init__": {"classification", "config", "errors", "generation", "sampling", "session"},
     "__main__": {"cli"},
     "errors": set(),
     "bits": {"numpy"},
