@@ -477,11 +477,11 @@ class Session:
             event = self._news.popleft()
             try:
                 self._deliver(event)
-            except Exception as error:  # of the answer's screen: its owner is told, not whoever drives
-                self._drop(event.request, "failed", error)
-            except BaseException:  # an interruption: half a piece is worse than none
-                self.cancel(event.request)
-                raise
+            except BaseException as error:
+                if not isinstance(error, Exception):  # an interruption: half a piece is worse than none
+                    self.cancel(event.request)
+                    raise
+                self._drop(event.request, "failed", error)  # a screen's fault: its owner is told
 
     def _deliver(self, event: Event) -> None:
         """Make an event a piece and put it into the mailbox of whoever asked for it."""
