@@ -11,6 +11,7 @@ Shapes: B rows, T tokens, H heads, D head width, R rotary width, E model width, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +46,10 @@ class ForwardPass:
         """The product with one of the six matrices of a block, and its bias; (B, T, in) -> (B, T, out)."""
         return linear(x)
 
+    def project_all(self, linears: Sequence[Linear], x: Tensor) -> Sequence[Tensor]:
+        """`project` by each of the matrices that read the same x, and are equally large."""
+        return [self.project(linear, x) for linear in linears]
+
 
 class Attention(nn.Module):
     """Multi-head attention without biases; positions enter through `rotation`."""
@@ -59,8 +64,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, layer: int, run: ForwardPass) -> Tensor:
         """(B, T, E) -> (B, T, E)."""
         q, k, v = (
-            run.project(projection, x).view(*x.shape[:-1], -1, self.d_head)  # (B, T, E) -> (B, T, H, D)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            part.view(*x.shape[:-1], -1, self.d_head)  # (B, T, E) -> (B, T, H, D)
+            for part in run.project_all((self.q_proj, self.k_proj, self.v_proj), x)
         )
         q, k = rotate(q, rotation), rotate(k, rotation)
         y = run.attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, T, D)

@@ -21,6 +21,7 @@ from kogpt.torch_cache import BLOCK, Paged, PagedCache, attend_paged, block_tabl
 from kogpt.torch_lora import LoraStack
 from kogpt.torch_pass import MAX_GATHERED
 from kogpt.torch_transfer import to_device
+from kogpt.torch_weights import multiply_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,14 @@ class CachedPass(ForwardPass):
 
     def project(self, linear: Linear, x: Tensor) -> Tensor:
         """linear(x), and what the adapter of each row adds; (1, N, K) -> (1, N, out)."""
-        y = linear(x)
+        return self._adapt(linear, x, linear(x))
+
+    def project_all(self, linears: Sequence[Linear], x: Tensor) -> Sequence[Tensor]:
+        """As `project` by each."""
+        parts = multiply_all(linears, x)
+        return [self._adapt(linear, x, part) for linear, part in zip(linears, parts, strict=True)]
+
+    def _adapt(self, linear: Linear, x: Tensor, y: Tensor) -> Tensor:
         for group in self._groups:
             if group.adapters is not None:
                 own = x[0, group.packed].view(-1, group.size, x.shape[-1])  # (B, T, K)

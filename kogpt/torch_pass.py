@@ -35,7 +35,7 @@ from kogpt.model import GPTJ, Block, Linear, Rotation, rotary_table, rotate
 from kogpt.torch_cache import BLOCK, Paged, PagedCache, attend_paged
 from kogpt.torch_lora import LoraStack
 from kogpt.torch_sampling import DrawKind, Settings, draw_ids
-from kogpt.torch_weights import Stage, joined_weight
+from kogpt.torch_weights import Stage, multiply_all
 
 # Values of the keys that rows gather from the cache at a time: 128 MB in 16 bits, and as much for values.
 MAX_GATHERED = 2**26
@@ -208,13 +208,10 @@ def unadapted(linear: Linear, x: Tensor, y: Tensor) -> Tensor:
 
 
 def project_qkv(h: Tensor, layer: Layer) -> Sequence[Tensor]:
-    """q, k and v of (B, E), (B, E) each: one product where one matrix holds their weights."""
+    """q, k and v of (B, E), (B, E) each."""
     attn = layer.block.attn
     linears = (attn.q_proj, attn.k_proj, attn.v_proj)
-    joined = joined_weight(linears)
-    if joined is None:
-        return [layer.project(linear, h) for linear in linears]
-    parts = F.linear(h, joined).chunk(len(linears), dim=-1)
+    parts = multiply_all(linears, h)
     return [layer.adapt(linear, h, part) for linear, part in zip(linears, parts, strict=True)]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from kogpt.config import ModelConfig
@@ -216,6 +217,14 @@ def join_weights(attn: Attention) -> None:
     parts = torch.cat([linear.weight.detach() for linear in linears]).chunk(len(linears))
     for linear, part in zip(linears, parts, strict=True):
         linear.weight = _constant(part)
+
+
+def multiply_all(linears: Sequence[Linear], x: Tensor) -> Sequence[Tensor]:
+    """linear(x) of each, by one product where their weights are joined."""
+    joined = joined_weight(linears)
+    return (
+        [linear(x) for linear in linears] if joined is None else F.linear(x, joined).chunk(len(linears), -1)
+    )
 
 
 def joined_weight(linears: Sequence[Linear]) -> Tensor | None:

@@ -137,6 +137,7 @@ CORE: dict[str, set[str]] = {
         "torch_lora",
         "torch_pass",
         "torch_transfer",
+        "torch_weights",
         "numpy",
         "torch",
     },

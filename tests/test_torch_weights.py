@@ -29,7 +29,7 @@ from kogpt.numpy_runner import NumpyRunner
 from kogpt.placement import Placement, load_runner
 from kogpt.quantize import EMBEDDING, FORMATS, Floats, Lazy, Quantized
 from kogpt.rounding import Rounded
-from kogpt.runner import Chunk, Runner
+from kogpt.runner import Array, Chunk, Runner
 from kogpt.torch_linear import QuantizedLinear
 from kogpt.torch_pass import PLAIN, StepPlan
 from kogpt.torch_runner import TorchRunner
@@ -322,3 +322,23 @@ def test_q_k_and_v_are_one_matrix_where_they_were_joined() -> None:
     assert joined is not None and torch.equal(joined, torch.cat(weights))
     assert all(torch.equal(linear.weight, weight) for linear, weight in zip(linears, weights, strict=True))
     assert joined_weight(linears[::-1]) is None
+
+
+def test_joined_weights_read_the_same() -> None:
+    """Prompts and steps, with an adapter on one of q, k and v and without."""
+    tensors = floats_of(TINY)
+    joined = TorchRunner(TINY, tensors)
+    blocks: Any = joined._model.transformer.h
+    for block in blocks:
+        join_weights(block.attn)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(size).astype(np.float32) for size in ((2, TINY.d_model), (TINY.d_model, 2)))
+    lora = Lora({"transformer.h.0.attn.k_proj": LowRank(a, b, 1.0)})
+    ids = rng.integers(0, TINY.n_vocab, 20)
+
+    def read(runner: Runner) -> Array:
+        rows = [runner.open(adapter) for adapter in (None, runner.add_adapter(lora))]
+        pieces = [[Chunk(row, ids[some]) for row in rows] for some in (slice(0, 19), slice(19, 20))]
+        return np.concatenate([logits for chunks in pieces for logits in runner.forward(chunks)])
+
+    np.testing.assert_allclose(read(joined), read(NumpyRunner(TINY, tensors)), rtol=0, atol=2e-5)
