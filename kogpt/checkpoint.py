@@ -89,7 +89,8 @@ TAKEN_ALONG = {
 MAX_CONFIG_BYTES = 256 << 10  # a published config.json takes 1 to 20 kB
 MAX_INDEX_BYTES = 8 << 20  # 65,536 tensors
 
-OWN_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|" + GGUF_NAME.pattern)
+# Weights of any format that is written here, and the Modelfile that names a GGUF file.
+REPLACED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|Modelfile|" + GGUF_NAME.pattern)
 SHARD_BYTES = 2 << 30
 
 Writer = Callable[[IO[bytes]], Entry]  # writes a file
@@ -328,14 +329,14 @@ def write_folder(
     """Write the files of a model folder and its manifest; what is there is replaced as a whole or not at all.
 
     writers: a function for each file; it writes the file and returns size and digest. stated: the statement
-    about quantised weights. Weights of other formats in the folder are removed.
+    about quantised weights. Weights of other formats in the folder are removed, and a Modelfile.
     """
     names = [*writers, MANIFEST]
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with replace_all(folder, names, stale=OWN_WEIGHTS) as files:
-            entries = digest_folder(folder, lambda name: name in names or OWN_WEIGHTS.fullmatch(name))
+        with replace_all(folder, names, stale=REPLACED) as files:
+            entries = digest_folder(folder, lambda name: name in names or REPLACED.fullmatch(name))
             for name, write in writers.items():
                 entries[name] = write(files[name])
             files[MANIFEST].write(to_bytes(entries, stated))

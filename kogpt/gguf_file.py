@@ -21,7 +21,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.errors import CheckpointError
 from kogpt.files import damaged
 from kogpt.weights import SIZES, OpenFile, Source, WeightsFile, little_endian
 
@@ -51,7 +50,7 @@ OF_BLOCK = {
     "ffn_up": "mlp.fc1",
     "ffn_down": "mlp.fc2",
 }
-TENSOR = re.compile(r"(?:blk\.(\d{1,4})\.)?([a-z_]+)\.(weight|bias)")
+TENSOR = re.compile(r"(?:blk\.(0|[1-9]\d{0,3})\.)?([a-z_]+)\.(weight|bias)")
 
 
 def to_name(phi: str) -> str:
@@ -86,7 +85,8 @@ def open_gguf(path: Path, file: IO[bytes]) -> WeightsFile:
         is_float = dtype not in BLOCK_BYTES
         weights.spans.append(("padding", None, begin - end))
         weights.spans.append((name, dtype if is_float else None, size))
-        unpack = partial(_floats if is_float else _unpacked, partial(source.read, begin, size), dtype, shape)
+        of_dtype = _floats if is_float else partial(_unpacked, path)
+        unpack = partial(of_dtype, partial(source.read, begin, size), dtype, shape)
         weights.tensors[_phi_name(path, name)] = Source(dtype if is_float else "float32", shape, unpack)
         end = begin + size
     if n_bytes - end >= ALIGNMENT:
@@ -99,15 +99,14 @@ def _floats(read: Callable[[], NDArray[np.uint8]], dtype: str, shape: tuple[int,
     return read().view(little_endian(dtype)).reshape(shape)
 
 
-def _unpacked(read: Callable[[], NDArray[np.uint8]], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def _unpacked(
+    path: Path, read: Callable[[], NDArray[np.uint8]], dtype: str, shape: tuple[int, ...]
+) -> NDArray[Any]:
     """Weight = scale x code; Q4_0 has the codes of the first half of a block in the low four bits, less 8."""
     blocks = read().reshape(-1, BLOCK_BYTES[dtype])
     scales = blocks[:, :2].copy().view("<f2").astype(np.float32)
     if not np.isfinite(scales).all():
-        raise CheckpointError(
-            "the file holds NaN or infinite scales; the checkpoint is broken, get it again",
-            "파일에 NaN 또는 무한대인 스케일이 있습니다. 체크포인트를 다시 받으세요",
-        )
+        raise damaged(path, "it holds NaN or infinite scales")
     if dtype == "Q8_0":
         codes = blocks[:, 2:].view(np.int8).astype(np.float32)
     else:

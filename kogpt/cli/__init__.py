@@ -84,6 +84,13 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (sys.argv's if None); the exit code."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:  # also while modules are imported, which takes the first second
+        return INTERRUPTED
+
+
+def _main(argv: Sequence[str] | None) -> int:
     _speak_utf8()
     words = _in_other_words(list(sys.argv[1:] if argv is None else argv))
     name = words.pop(0) if words and not words[0].startswith("-") else None
@@ -107,8 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KoGPTError as error:
         return _stop(MISTAKE, str(error), debug)
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:  # the reader has what it wanted: `kogpt ... | head`
         _abandon_stdout()
         return 0
@@ -188,8 +193,9 @@ def _unexpected(rest: Sequence[str], name: str | None, args: argparse.Namespace)
         first = f"kogpt {known[0]}"
         return localized(f"write the command first: {first} [options]", f"명령을 먼저 쓰세요: {first} [옵션]")
     words = " ".join(rest)
-    if name == "generate" and args.prompt and not any(word.startswith("-") for word in rest):
-        quoted = f'kogpt generate "{args.prompt} {words}"'
+    text = getattr(args, {"generate": "prompt", "ask": "question"}.get(name or "", ""), None)
+    if text and not any(word.startswith("-") for word in rest):
+        quoted = f'kogpt {name} "{text} {words}"'
         return localized(f"put the text in quotes: {quoted}", f"글을 따옴표로 묶으세요: {quoted}")
     return localized(f"unrecognized arguments: {words}", TEXTS["unrecognized arguments: %s"] % words)
 

@@ -27,6 +27,11 @@ FORMATS = {  # -> what it is
     "peft": "the LoRA of --adapter for a model in the layout of Phi",
     "gguf-lora": "the same as one file for llama.cpp and Ollama",
 }
+# Format of an adapter -> its files.
+ADAPTERS = {
+    "peft": ("adapter_config.json", "adapter_model.safetensors"),
+    "gguf-lora": ("adapter.gguf", "kogpt.manifest.json"),
+}
 # Format -> its types, the default first.
 TYPES = {
     "phi": ("float16", "bfloat16", "float32"),
@@ -73,13 +78,15 @@ def run(args: argparse.Namespace) -> int:
     from kogpt.export.folder import require_place
 
     kind = _type(args)
+    if args.format in ADAPTERS:
+        _require_no_options_of_models(args)
     source = hub.find_folder(args.model, args.revision, weights=False)
-    require_place(args.out, source, args.force)
+    require_place(args.out, source, args.force, ADAPTERS.get(args.format, ()))
     text = None
     if args.calibration is not None:
         text = decode(read_bytes(args.calibration), args.calibration)
     stored = checkpoint.load(args.model, args.revision)
-    if args.format in ("peft", "gguf-lora"):
+    if args.format in ADAPTERS:
         return _export_adapter(args, stored)
     if args.adapter is not None:
         from kogpt.export.folder import with_lora
@@ -137,6 +144,17 @@ def _export_adapter(args: argparse.Namespace, stored: Checkpoint) -> int:
         f"{args.out}: Phi 구조의 모델에 쓰는 LoRA 어댑터",
     )
     return 0
+
+
+def _require_no_options_of_models(args: argparse.Namespace) -> None:
+    """KoGPTError for an option without effect on an adapter."""
+    options = ("--verify", args.verify), ("--calibration", args.calibration), ("--own-text", args.own_text)
+    for option, value in options:
+        if value:
+            raise KoGPTError(
+                f"{option} serves the formats of models, the format is {args.format}: leave {option} out",
+                f"{option} 옵션은 모델 형식에만 쓰입니다 (지정한 형식: {args.format}). 이 옵션을 빼세요",
+            )
 
 
 def _type(args: argparse.Namespace) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 from kogpt import checkpoint, peft
 from kogpt.adapter import Lora, merged
 from kogpt.checkpoint import Checkpoint, Stored
-from kogpt.errors import CheckpointError, KoGPTError
+from kogpt.errors import CheckpointError, KoGPTError, josa
 from kogpt.export.calibration import MAX_WINDOWS, WINDOW, Calibrated
 from kogpt.export.own_text import own_text
 from kogpt.files import leftovers, share_folder
@@ -94,10 +94,11 @@ def with_lora(stored: Checkpoint, folder: str | Path) -> Checkpoint:
     return replace(stored, tensors=merged(stored.floats(), saved.adapter))
 
 
-def require_place(out: Path, source: Path, force: bool) -> None:
+def require_place(out: Path, source: Path, force: bool, adapter_files: Collection[str] = ()) -> None:
     """CheckpointError where a new folder must not be written: see the module's docstring.
 
-    What a killed export left half written does not count.
+    adapter_files: the files of an adapter, if one is to be written and not a model; it replaces a folder of
+    nothing else. What a killed export left half written does not count.
     """
     if not os.path.lexists(out):
         return
@@ -114,15 +115,19 @@ def require_place(out: Path, source: Path, force: bool) -> None:
         names = set(out.iterdir()) - set(leftovers(out))
     if not names:
         return
-    if not (out / "config.json").is_file():
+    if adapter_files:
+        (en, ko), is_alike = ("an adapter", "어댑터"), {path.name for path in names} <= set(adapter_files)
+    else:
+        (en, ko), is_alike = ("a model", "모델"), (out / "config.json").is_file()
+    if not is_alike:
         raise CheckpointError(
-            f"{out} holds other files than a model's: name a new folder",
-            f"{out}: 모델이 아닌 파일이 들어 있습니다. 새 폴더를 지정하세요",
+            f"{out} holds other files than {en}'s: name a new folder",
+            f"{out}: {josa(ko, '이/가')} 아닌 파일이 들어 있습니다. 새 폴더를 지정하세요",
         )
     if not force:
         raise CheckpointError(
-            f"{out} holds a model already: name a new folder, or replace it with --force",
-            f"{out}: 이미 모델이 있습니다. 새 폴더를 지정하거나 --force로 바꾸세요",
+            f"{out} holds {en} already: name a new folder, or replace it with --force",
+            f"{out}: 이미 {josa(ko, '이/가')} 있습니다. 새 폴더를 지정하거나 --force로 바꾸세요",
         )
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 from korean import PROSE
+from test_adapter import MODULES, random_lora
 
-from kogpt import checkpoint, native_runner
+from kogpt import checkpoint, native_runner, peft
 from kogpt.cli import main
+from kogpt.peft import SavedAdapter
 
 pytestmark = [
     pytest.mark.skipif(not native_runner.available(), reason="the kernels were not built"),
@@ -67,9 +71,30 @@ def test_a_model_is_replaced_only_with_force(
     assert checkpoint.load(out).quantization == "int8"
 
 
+def test_an_adapter_is_replaced_only_with_force(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By one of the same format; never a model, nor an adapter that was tuned."""
+    own, out, other = tmp_path / "own", tmp_path / "out", tmp_path / "other"
+    peft.save(own, SavedAdapter(random_lora(MODULES)), TINY)
+    words = ["peft", "--model", tiny_folder, "--adapter", own]
+    assert export(*words, "--out", out) == 0
+    assert export(*words, "--out", out) == 2
+    assert "holds an adapter already" in capsys.readouterr().err
+    assert export(*words, "--out", out, "--force") == 0
+    (other / "x").mkdir(parents=True)
+    for place in (own, other, shutil.copytree(tiny_folder, tmp_path / "model")):
+        before = sorted(place.iterdir())
+        assert export(*words, "--out", place, "--force") == 2
+        assert "other files than an adapter's" in capsys.readouterr().err
+        assert sorted(place.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["peft", "--out", "x", "--verify"], "--verify serves the formats of models"),
+        (["gguf-lora", "--out", "x", "--own-text"], "--own-text serves the formats of models"),
         (["int4"], "--out"),
         (["int5", "--out", "x"], "int5"),
         (["int4", "--out", "x", "--model", "gone"], "no model folder"),

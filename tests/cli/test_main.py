@@ -256,6 +256,14 @@ def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyP
     assert main(["info"]) == code
 
 
+def test_an_interruption_while_modules_are_imported_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: str) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kogpt.cli.import_module", interrupted)
+    assert main(["info"]) == 130
+
+
 def test_a_closed_pipe_is_quiet(tiny_folder: Path) -> None:
     lines = "yes 한국어 | head -200 |"
     command = f"{lines} $KOGPT generate --file - --json --model $MODEL --max-tokens 1 | head -1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import struct
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from test_adapter import MODULES, random_lora
 from kogpt import checkpoint, peft, phi
 from kogpt.cli import main
 from kogpt.config import ModelConfig
-from kogpt.errors import CheckpointError, ConfigError, KoGPTError
+from kogpt.errors import CheckpointError, ConfigError, DiskError, KoGPTError
 from kogpt.export.phi import GGUF_TYPES, export_gguf, export_lora, export_phi
 from kogpt.export.verify import compare
 from kogpt.generation import KoGPT
@@ -197,8 +198,33 @@ def test_a_damaged_gguf_file_is_an_error(written: Path, tmp_path: Path) -> None:
     assert outcomes == {"read", "refused"}  # metadata may say anything
 
 
+def test_a_full_disk_is_said(folder: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # EFBIG, as ENOSPC
+    try:
+        with pytest.raises(DiskError, match="make room"):
+            export_gguf(checkpoint.load(folder), "F32", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_modelfile_stays_without_its_gguf_file(folder: Path, tmp_path: Path) -> None:
+    export_gguf(checkpoint.load(folder), "F16", tmp_path / "out")
+    assert (tmp_path / "out" / "Modelfile").exists()
+    export_phi(checkpoint.load(folder), "float32", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.gguf")) and not (tmp_path / "out" / "Modelfile").exists()
+    checkpoint.load(tmp_path / "out")
+
+
 def test_a_gguf_file_that_lies(written: Path, tmp_path: Path) -> None:
     data = (written / "model.Q8_0.gguf").read_bytes()
+    gguf = pytest.importorskip("gguf")
+    found = gguf.GGUFReader(written / "model.Q8_0.gguf").tensors
+    [scale] = [tensor.data_offset for tensor in found if tensor.name == "blk.0.attn_q.weight"]
+    (written / "model.Q8_0.gguf").write_bytes(data[:scale] + b"\0\x7e" + data[scale + 2 :])
+    with pytest.raises(CheckpointError, match=r"model\.Q8_0\.gguf is damaged.* NaN or infinite scales"):
+        arrays(checkpoint.load(written).tensors)
     for count in (2**17, 2**63):
         (written / "model.Q8_0.gguf").write_bytes(data[:8] + struct.pack("<Q", count) + data[16:])
         with pytest.raises(CheckpointError, match="tensors, at most"):
