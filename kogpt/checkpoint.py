@@ -232,7 +232,9 @@ def stored_format(folder: Path) -> tuple[str, int] | None:
         tensors = [tensor for shard in shards for tensor in shard.tensors.values()]
     if not tensors:
         raise damaged(folder / names[0], "it holds no tensors")
-    if dtype is None:
+    if (found := GGUF_NAME.fullmatch(names[0])) is not None:
+        dtype = f"GGUF {found[1]}"  # its blocks would pass for float32
+    elif dtype is None:
         dtype = max(tensors, key=lambda tensor: math.prod(tensor.shape) * SIZES[tensor.dtype]).dtype
     return dtype, sum(safe_join(folder, name).stat().st_size for name in names)
 

@@ -150,6 +150,11 @@ def test_a_phi_with_biases_in_attention_is_refused(
         checkpoint.load(tmp_path / "phi")
 
 
+def stored_bytes(folder: Path) -> int:
+    [file] = folder.glob("*.gguf")
+    return file.stat().st_size
+
+
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_a_gguf_folder_comes_back(kind: str, folder: Path, tmp_path: Path) -> None:
     export_gguf(checkpoint.load(folder), kind, tmp_path / "out")
@@ -160,6 +165,7 @@ def test_a_gguf_folder_comes_back(kind: str, folder: Path, tmp_path: Path) -> No
     for name, array in expected.items():
         limit = limits[kind] if array.ndim == 2 else 0.0
         assert np.abs(found[name] - array).max() <= limit * np.abs(array).max(), name
+    assert checkpoint.stored_format(tmp_path / "out") == (f"GGUF {kind}", stored_bytes(tmp_path / "out"))
     assert "FROM ./model." in (tmp_path / "out" / "Modelfile").read_text()
 
 
