@@ -67,6 +67,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
             service.template.close()
 
     app = FastAPI(title="KoGPT", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.router.redirect_slashes = False  # a redirect would name the host that the client has claimed
     for path, route in POSTS.items():
         answer = _route(service, route.handler)
         app.add_api_route(path, answer, methods=["POST"], openapi_extra=_schema(route.body))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +26,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from kogpt.errors import InputError, localized
 from kogpt.server.access import is_local
 from kogpt.server.limits import Limits
+from kogpt.server.refusals import Refused
 from kogpt.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -179,7 +182,12 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+def last_words(refused: Refused) -> bytes:
+    """A refusal as it is sent where no route has seen the request; the connection closes behind it."""
+    body = json.dumps(refused.openai()).encode()
+    status = HTTPStatus(refused.status)
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
 
 
 def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
@@ -205,8 +213,16 @@ def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
                 return
             self.n_received += len(data)
             if self.n_received > limits.header_bytes and not self.transport.is_closing():
-                self.transport.write(TOO_LARGE)
-                self.transport.close()
+                message = f"the headers are larger than {limits.header_bytes} bytes"
+                self._refuse(Refused(message, status=431, code="headers"))
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(Refused("the request is no HTTP/1.1 that can be read", code="http"))
+
+        def _refuse(self, refused: Refused) -> None:
+            if self.cycle is None or self.cycle.response_complete:  # else it would land within an answer
+                self.transport.write(last_words(refused))
+            self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel()

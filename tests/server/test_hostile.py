@@ -171,3 +171,25 @@ def lists_that_report_every_entry(schema: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("path", POSTS)
 def test_a_list_is_left_at_its_first_wrong_entry(path: str) -> None:
     assert list(lists_that_report_every_entry(POSTS[path].body.__pydantic_core_schema__)) == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"FOO /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"a" * 70_000, 431),
+        (b"POST /v1/completions/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+         b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}", 404),
+    ],
+)  # fmt: skip
+def test_what_reaches_no_route_is_refused_in_openais_shape(server: Running, raw: bytes, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(raw)
+        answer = b""
+        while part := client.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and b"application/json" in head.lower()
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
