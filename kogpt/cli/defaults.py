@@ -115,13 +115,20 @@ def usual_file() -> Path:
 
 
 def _file(words: Sequence[str]) -> Path | None:
-    """The file to read; None if there is none. InputError if one was named that is not there."""
+    """The file to read; None if there is none. InputError for one that cannot be read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", nargs="?")
     named = parser.parse_known_args(list(words))[0].config or os.environ.get(f"{PREFIX}CONFIG")
     path = Path(named) if named else usual_file()
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except PermissionError:
+        shown = str(path)[:200]
+        raise InputError(
+            f"{shown} cannot be read (permission denied): set HOME or KOGPT_CONFIG",
+            f"{shown} 파일을 읽을 권한이 없습니다. HOME이나 KOGPT_CONFIG를 지정하세요",
+        ) from None
     if named:
         shown = named[:200]
         raise InputError(f"--config: there is no file {shown!r}", f"--config: 파일이 없습니다: {shown!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--drain-seconds",
-        type=float,
+        type=_read_seconds,
         default=30.0,
         metavar="S",
         help="time that answers may take to finish after SIGTERM (default: %(default)s)",
@@ -147,6 +148,20 @@ def _show_access_log() -> None:
     access.addHandler(handler)
     access.setLevel(logging.INFO)
     access.propagate = False  # --debug has a handler of its own above
+
+
+def _read_seconds(text: str) -> float:
+    """An argument that is a time: 0 or more seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        shown = text[:40]
+        raise argparse.ArgumentTypeError(
+            localized(f"{shown!r} is not a number from 0 on", f"{shown!r}: 0 이상의 수를 쓰세요")
+        )
+    return value
 
 
 def read_keys(path: str | None) -> tuple[str, ...]:

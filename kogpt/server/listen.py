@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from kogpt.server.refusals import Refused
 from kogpt.server.service import Service
 
 logger = logging.getLogger(__name__)
+LAST_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,18 @@ class Address:
             )
 
     def check_free(self) -> None:
-        """Raise InputError where another program listens, and for certificates that are not there."""
-        for path in (self.certificate, self.key):
-            if path is not None and not path.is_file():
-                raise InputError(f"{path} is no file", f"{path}: 파일이 없습니다")
+        """Raise InputError where nothing can listen, and for certificates that cannot be used."""
+        _check_certificate(self.certificate, self.key)
         if self.socket is not None:
             _check_socket(self.socket)
             return
         family = socket.AF_INET6 if _is_ipv6(self.host) else socket.AF_INET
         try:
+            if self.port > LAST_PORT:
+                raise OSError(f"the last port is {LAST_PORT}")
             socket.create_server((self.host, self.port), family=family).close()
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = os.strerror(error.errno) if error.errno else str(error)
             raise InputError(
                 f"cannot listen on {self.host}:{self.port} ({reason}): choose another --host or --port",
                 f"{self.host}:{self.port} 주소를 열 수 없습니다 ({reason})."
@@ -84,24 +86,58 @@ class Address:
         return f"{scheme}://{host}:{self.port}"
 
 
+def _check_certificate(certificate: Path | None, key: Path | None) -> None:
+    """Raise InputError for files that TLS cannot be served with. The key may stand in the certificate's."""
+    for path in (certificate, key):
+        if path is not None and not path.is_file():
+            raise InputError(f"{path} is no file", f"{path}: 파일이 없습니다")
+    if certificate is None:
+        if key is not None:
+            raise InputError(
+                "--tls-key needs its certificate: --tls-certificate PATH",
+                "--tls-key에는 인증서가 필요합니다. --tls-certificate도 지정하세요",
+            )
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"TLS cannot use {certificate} with {key or 'no key'} ({reason}):"
+            " give a certificate and its own private key as PEM",
+            f"{certificate} 인증서와 {key or '지정하지 않은'} 키로는 TLS를 쓸 수 없습니다 ({reason})."
+            " 짝이 맞는 PEM 인증서와 개인 키를 지정하세요",
+        ) from None
+
+
 def _check_socket(path: Path) -> None:
     """Raise InputError where a UNIX socket cannot be made; one that nobody listens on is replaced."""
     reason = localized("another program listens there", "다른 프로그램이 쓰고 있습니다")
     try:
         if path.exists() and not path.is_socket():
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-        if not path.parent.is_dir():
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(path))
-    except (FileNotFoundError, ConnectionRefusedError):
-        return
+        if not _listens(path):
+            with socket.socket(socket.AF_UNIX) as probe:
+                path.unlink(missing_ok=True)
+                probe.bind(str(path))
+                path.unlink()
+            return
     except OSError as error:
         reason = error.strerror or str(error)
     raise InputError(
         f"cannot listen on {path} ({reason}): name another path with --uds",
         f"{path} 소켓을 열 수 없습니다 ({reason}). --uds로 다른 경로를 지정하세요",
     )
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody answers at a socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
 
 
 def _is_ipv6(host: str) -> bool:

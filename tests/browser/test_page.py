@@ -301,6 +301,8 @@ def test_nobody_is_kept_out(
             page.locator("summary").tap()
         write(page)
         assert violations(page) == []
+        title = page.locator("#answers-title").bounding_box()
+        assert title is not None and title["height"] < 40  # one line
         page.locator(".token").nth(1).click()
         expect(page.locator("#choices")).to_be_visible()
         assert violations(page) == []
@@ -334,7 +336,7 @@ def test_every_use_is_a_part_of_the_page(page: Page) -> None:
     expect(found.last.locator(".head")).to_contain_text("kogpt-mini")
     expect(found.first.locator(".text")).to_contain_text("둘째")
     use(page, "search", question="전화")
-    expect(page.locator("#use-message")).to_contain_text("--index")
+    expect(page.locator("#use-message")).to_contain_text("색인이 없습니다. kogpt serve --index")
     use(page, "filter", text=" ")
     expect(page.locator("#use-message")).to_contain_text("채워")
     page.click("[data-use=write]")

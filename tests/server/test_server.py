@@ -24,6 +24,7 @@ from serving import Running, serving
 
 from kogpt import KoGPT
 from kogpt.adapter import SoftPrompt
+from kogpt.cli import main
 from kogpt.cli.serve import read_keys
 from kogpt.engine import Engine
 from kogpt.errors import InputError
@@ -330,6 +331,31 @@ def test_the_tokens_that_logprobs_name_are_counted(model: KoGPT) -> None:
         for more in ({"n": 2}, {"echo": True, "prompt": "가나다라마바사아자차"}):
             refused = post(server, body | more)
             assert refused.status_code == 400 and refused.json()["error"]["param"] == "logprobs"
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        (Address(port=99_999), "--port"),
+        (Address(socket=Path("/proc/kogpt.sock")), "--uds"),
+        (Address(socket=Path("/nowhere/kogpt.sock")), "--uds"),
+        (Address(key=Path(__file__)), "--tls-certificate"),
+        (Address(certificate=Path(__file__)), "PEM"),
+        (Address(certificate=CERTIFICATE, key=Path(__file__)), "PEM"),
+    ],
+)
+def test_an_address_that_cannot_be_served_is_told_before_the_model_is_loaded(
+    address: Address, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        address.check_free()
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "inf", "x"])
+def test_a_time_to_drain_is_a_number(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--drain-seconds", seconds])
+    assert caught.value.code == 2 and "--drain-seconds" in capsys.readouterr().err
 
 
 def test_a_socket_in_use_is_told_and_a_stale_one_is_replaced(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ function credentials() {
 }
 
 // A response that is fine. `ask` gets a key from the user where the server wants one (true: try again).
-// Throws Refused with the server's own words, TypeError where there is no server, AbortError when aborted.
+// Throws Refused, TypeError where there is no server, AbortError when aborted.
 export async function call(path, { body, signal, ask, say }) {
   for (;;) {
     const headers = { "Content-Type": "application/json" };
@@ -28,10 +28,14 @@ export async function call(path, { body, signal, ask, say }) {
     if (response.ok) return response;
     if (response.status === 401 && (await ask(hasKey()))) continue;
     const answer = await response.json().catch(() => null);
-    const reason = answer?.error?.message ?? `HTTP ${response.status}`;
-    throw new Refused(say("refused", { reason }));
+    throw refusal(answer?.error ?? { message: `HTTP ${response.status}` }, say);
   }
 }
+
+// What people meet often is said in their language, the rest in the server's.
+const TOLD = { no_index: "noIndex", queue_full: "busy" }; // code of the server -> text
+const refusal = ({ code, message }, say) =>
+  new Refused(code in TOLD ? say(TOLD[code]) : say("refused", { reason: message }));
 
 // The JSON objects of a stream of server-sent events. A stream that ends without [DONE] has failed.
 export async function* events(response, say) {
@@ -47,7 +51,7 @@ export async function* events(response, say) {
       const data = line.slice(6).trim();
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
-      if (event.error) throw new Refused(say("refused", { reason: event.error.message }));
+      if (event.error) throw refusal(event.error, say);
       yield event;
     }
   }
