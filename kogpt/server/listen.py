@@ -218,12 +218,15 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def last_words(refused: Refused) -> bytes:
-    """A refusal as it is sent where no route has seen the request; the connection closes behind it."""
-    body = json.dumps(refused.openai()).encode()
-    status = HTTPStatus(refused.status)
-    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+def refuse(protocol: Any, refused: Refused) -> None:
+    """End a connection whose request reaches no route: with a refusal, unless an answer is under way."""
+    if protocol.cycle is None or protocol.cycle.response_complete:
+        body = json.dumps(refused.openai()).encode()
+        status = HTTPStatus(refused.status)
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        protocol.transport.write(head.encode() + body)
+    protocol.transport.close()
 
 
 def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
@@ -250,15 +253,10 @@ def with_deadlines(limits: Limits) -> type[asyncio.Protocol]:
             self.n_received += len(data)
             if self.n_received > limits.header_bytes and not self.transport.is_closing():
                 message = f"the headers are larger than {limits.header_bytes} bytes"
-                self._refuse(Refused(message, status=431, code="headers"))
+                refuse(self, Refused(message, status=431, code="headers"))
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(Refused("the request is no HTTP/1.1 that can be read", code="http"))
-
-        def _refuse(self, refused: Refused) -> None:
-            if self.cycle is None or self.cycle.response_complete:  # else it would land within an answer
-                self.transport.write(last_words(refused))
-            self.transport.close()
+            refuse(self, Refused("the request is no HTTP/1.1 that can be read", code="http"))
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel()
