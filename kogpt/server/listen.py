@@ -197,6 +197,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
         if self._deadline is not None:
+            self._abort()  # so that streams end as such, where there is the time
             self.force_exit = self.should_exit = True
             return
         logger.warning("%s: finishing %d answers", signal.Signals(sig).name, self._service.worker.n_open)
@@ -210,12 +211,15 @@ class Server(uvicorn.Server):
             self.should_exit = True
         if self._deadline is not None:
             if time.monotonic() >= self._deadline:
-                for ticket in list(worker.tickets):
-                    ticket.abort()
+                self._abort()
                 self.should_exit = True
             elif not worker.tickets:
                 self.should_exit = True
         return await super().on_tick(counter)
+
+    def _abort(self) -> None:
+        for ticket in list(self._service.worker.tickets):
+            ticket.abort()
 
 
 def refuse(protocol: Any, refused: Refused) -> None:
