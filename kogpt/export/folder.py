@@ -31,6 +31,13 @@ FLOATS = ("float32", "float16", "bfloat16")
 CALIBRATION_CHARACTERS = 1_000_000  # calibration reads no more of a text
 
 
+def require_tokenizer(stored: Checkpoint) -> Tokenizer:
+    """The tokenizer that goes along; KoGPTError for one that does not load or does not fit the model."""
+    tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
+    tokenizer.check_fits(stored.config)
+    return tokenizer
+
+
 def export(
     stored: Checkpoint,
     dtype: str,
@@ -49,8 +56,7 @@ def export(
     for option, is_used in (("--calibration", calibration is not None), ("--own-text", by_own_text)):
         if is_used:
             require_calibrated(dtype, option)
-    tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
-    tokenizer.check_fits(stored.config)
+    tokenizer = require_tokenizer(stored)
     if dtype in FORMATS and stored.quantization is not None:
         raise wrong_dtype(stored.quantization, dtype)
     floats = stored.floats()

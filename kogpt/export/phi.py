@@ -30,7 +30,7 @@ from kogpt.checkpoint import (
 )
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, KoGPTError, MissingExtra, localized
-from kogpt.export.folder import Watched
+from kogpt.export.folder import Watched, require_tokenizer
 from kogpt.export.vocabulary import add_vocabulary, splits_as_gpt2
 from kogpt.generation_defaults import read_generation_defaults
 from kogpt.manifest import Entry
@@ -49,6 +49,7 @@ def export_phi(
     stored: Checkpoint, dtype: str, out: Path, advance: Callable[[int], None] = lambda n_weights: None
 ) -> None:
     """Write a folder that transformers, vLLM and KoGPT read as PhiForCausalLM, in one of PHI_TYPES."""
+    require_tokenizer(stored)
     config = stored.config
     tensors = Watched(phi.to_phi(config, stored.floats()), advance)
     layout = {name: {name: (dtype, shape)} for name, shape in phi.shapes(config).items()}
@@ -64,6 +65,7 @@ def export_gguf(
     kind: one of GGUF_TYPES, of the matrices; vectors are float32, as llama.cpp wants them. KoGPTError for
     a quantised type where a matrix has a width that 32 does not divide; MissingExtra without `gguf`.
     """
+    require_tokenizer(stored)
     config = stored.config
     if kind in gguf_file.BLOCK_BYTES and (config.d_model % gguf_file.BLOCK or config.d_ff % gguf_file.BLOCK):
         raise KoGPTError(

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from test_adapter import MODULES, random_lora
 
 from kogpt import checkpoint, manifest, native_runner, peft
 from kogpt.adapter import SoftPrompt
+from kogpt.checkpoint import Checkpoint
 from kogpt.errors import CheckpointError, DiskError, KoGPTError
 from kogpt.export import folder as export_folder
 from kogpt.export.folder import FLOATS, export, require_place, with_lora
+from kogpt.export.phi import export_gguf, export_phi
 from kogpt.generation import KoGPT
 from kogpt.native_runner import NativeRunner
 from kogpt.numpy_runner import NumpyRunner
@@ -242,7 +245,12 @@ def test_a_killed_export_can_be_repeated(tiny_folder: Path, tmp_path: Path, call
     assert checkpoint.load(out).quantization == "int8" and not list(out.glob(".*"))
 
 
-def test_a_tokenizer_that_nothing_can_load_is_not_exported(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("write", "kind"), [(export, "float16"), (export_phi, "float16"), (export_gguf, "F16")]
+)
+def test_a_tokenizer_that_nothing_can_load_is_not_exported(
+    write: Callable[[Checkpoint, str, Path], None], kind: str, tiny_folder: Path, tmp_path: Path
+) -> None:
     for name, content in (
         ("empty", "{}"),
         ("torn", '{"model": '),
@@ -253,7 +261,7 @@ def test_a_tokenizer_that_nothing_can_load_is_not_exported(tiny_folder: Path, tm
         (model / "tokenizer.json").write_text(content)
         (model / "kogpt.manifest.json").unlink()
         with pytest.raises(KoGPTError, match=r"tokenizer\.json"):
-            export(checkpoint.load(model), "float16", tmp_path / "out")
+            write(checkpoint.load(model), kind, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
