@@ -232,9 +232,8 @@ def joined_weight(linears: Sequence[Linear]) -> Tensor | None:
     if any(type(linear) is not Linear for linear in linears):
         return None
     first = linears[0].weight
-    places = [
-        (linear.weight.untyped_storage().data_ptr(), linear.weight.storage_offset()) for linear in linears
-    ]
+    # The storage itself and not its address: fake tensors have none.
+    places = [(linear.weight.untyped_storage()._cdata, linear.weight.storage_offset()) for linear in linears]
     storage, start = places[0]
     if places != [(storage, start + i * first.numel()) for i in range(len(linears))]:
         return None

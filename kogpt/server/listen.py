@@ -224,7 +224,8 @@ class Server(uvicorn.Server):
 
 def refuse(protocol: Any, refused: Refused) -> None:
     """End a connection whose request reaches no route: with a refusal, unless an answer is under way."""
-    if protocol.cycle is None or protocol.cycle.response_complete:
+    cycle = protocol.cycle
+    if cycle is None or cycle.response_complete or not cycle.response_started:
         body = json.dumps(refused.openai()).encode()
         status = HTTPStatus(refused.status)
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"

@@ -144,13 +144,16 @@ def main(folder: Path, steps: int, moment: str | None) -> None:
         if moment == "apart" and processes.is_first:
             run._agree = then_ask  # type: ignore[method-assign]
 
-        def batches(step: int) -> Batch:
-            if step == steps and not (moment == "apart" and processes.is_first):
+        update = run.update
+
+        def interrupted(batch: Batch) -> dict[str, Any]:
+            if run.step == steps and not (moment == "apart" and processes.is_first):
                 run.checkpoints.finish()
                 os.kill(os.getpid(), signal.SIGKILL if moment == "update" else signal.SIGTERM)
-            return read(step)
+            return update(batch)
 
-        run.train(batches)
+        run.update = interrupted  # type: ignore[method-assign]
+        run.train(read)
 
 
 if __name__ == "__main__":
