@@ -166,7 +166,7 @@ class Stage:
 
     @property
     def column(self) -> str:
-        """Of the table."""
+        """Name of the column in the table."""
         return column_of(self.dtype, self.part)
 
     def measure(self, name: str, task: Callable[[], float]) -> None:
@@ -263,7 +263,7 @@ def steps(stage: Stage) -> None:
     """A step of each number of rows, and what follows from those."""
     report, args, column = stage.report, stage.args, stage.column
     stage.runner.use_plan(plan_of(stage.part, stage.runner.config, args.device))
-    for rows in [n for n in args.rows if n > 1 or stage.part != "paged"]:  # those are for many
+    for rows in [n for n in args.rows if n > 1 or stage.part != "paged"]:  # paged steps serve many rows
         stage.measure(step_name(rows), partial(step_ms, stage.runner, rows, args))
     found = step_times(report, column)
     if 1 in found:

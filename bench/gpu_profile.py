@@ -44,7 +44,7 @@ from kogpt.training.report import Report
 from kogpt.training.start import initial_model
 
 RECIPE = Path(__file__).parents[1] / "runs" / "mini3.toml"
-VOCABULARY = 16384  # of the recipe's tokenizer
+VOCABULARY = 16384  # entries of the tokenizer that runs/mini3.toml names
 SHOWN = 25  # kernels
 WARM = 8  # runs before: compiled, recorded, memory taken
 STEPS = 5  # that are profiled together

@@ -89,7 +89,7 @@ class Processor:
 
     @property
     def total(self) -> float:
-        """Of all threads."""
+        """Processor seconds of all threads."""
         return self.engine + self.others
 
     def __add__(self, more: Processor) -> Processor:
@@ -103,7 +103,7 @@ ENGINE_THREADS = ("kogpt-engine", "kogpt-kernels")  # as kogpt names them
 
 
 def processor(pid: int) -> Processor:
-    """What the threads of a process have used; nothing where the system does not tell it (Linux does)."""
+    """Processor time that each thread of a process has used; empty where the system is no Linux."""
     used = Processor()
     for task in Path(f"/proc/{pid}/task").glob("*"):
         name = (task / "comm").read_text(encoding="utf-8").strip()
@@ -283,7 +283,7 @@ class Engine:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Number of the process that serves."""
         return self.child.pid
 
     def load(self, prompts: Sequence[str], tokens: int) -> tuple[float, list[Stream]]:

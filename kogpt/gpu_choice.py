@@ -41,7 +41,7 @@ NEVER = StepPlan(PLAIN, 0, PLAIN)
 logger = logging.getLogger(__name__)
 
 
-Times = Mapping[int, float]  # of a step, by its number of rows
+Times = Mapping[int, float]  # number of rows -> time of a step
 
 
 class Choice(NamedTuple):
@@ -70,7 +70,7 @@ def choose(config: ModelConfig, dtype: str, device: torch.device) -> Choice:
 
 
 def measured(capability: tuple[int, int], dtype: str) -> Measured:
-    """What is known of cards of a compute capability."""
+    """The entry of MEASURED for a card, or the rule for cards that nobody measured."""
     return MEASURED.get((capability, dtype), QUANTISED if dtype in FORMATS else UNMEASURED)
 
 

@@ -172,7 +172,7 @@ def rotate_kernel(
     SHAPE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """What qkv_kernel does after its product.
+    """Rotation and cache write, which qkv_kernel does after its product.
 
     projected: q, k and v, (B, E) each. strides: of their rows, and of values after keys in the cache. SHAPE:
     (E, D, R). Grid: 3 ceil(E / COLUMNS), B.

@@ -37,7 +37,7 @@ from kogpt.torch_pass import PLAIN, Layer, Steps, project_qkv
 # Rows from which weights are unpacked once and multiplied by the library: a prompt's, not a step's.
 LIBRARY_ROWS = 257
 UNPACKED = Tile(64, 128, 1, 4)
-COLUMNS = 1024  # of a program of rotate_kernel
+COLUMNS = 1024  # columns that one program of rotate_kernel turns
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ class Answer:
     usage: Usage = field(default_factory=Usage)
     id: str = field(init=False)
     created: int = field(init=False)
-    n_samples: int = field(init=False)  # of each request
+    n_samples: int = field(init=False)  # answers to each prompt
     before_parts: str = field(init=False)  # JSON of an event of a stream, up to its choices
 
     def __post_init__(self) -> None:

@@ -226,7 +226,7 @@ class Service:
         self.worker.leave(ticket)
 
     def meter(self, usage: Usage) -> Meter:
-        """What counts the pieces of one HTTP request."""
+        """A counter of the pieces of one HTTP request."""
         return Meter(usage, Stopwatch(self.metrics))
 
     async def good_pieces(self, ticket: Ticket, usage: Usage) -> AsyncIterator[tuple[int, Piece]]:
