@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 @contextmanager
 def ahead(make: Callable[[int], Item], end: int) -> Iterator[Callable[[int], Item]]:
-    """`make`, whose item n + 1 is begun when item n is taken; none from `end` on is made unasked.
+    """A function that gives item n and has `make` begin item n + 1, unless that is `end`.
 
     `make` runs in one thread, one item at a time, and its errors reach the caller that takes the item.
     A batch of 131,072 tokens takes 7 ms of a CPU, and a GPU would wait for it.
