@@ -7,12 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kogpt import KoGPT, checkpoint, peft
+from kogpt import KoGPT, checkpoint, cli, peft
 from kogpt.errors import CheckpointError
 from kogpt.hub import ADAPTERS, adapter_names, find_adapter
 
 MAX_BYTES = 12 << 20
 LABELLED = {"sentiment", "intent", "profanity"}
+EXAMPLES = Path(__file__).parents[1] / "examples"
+# Commands that run or write a model, apart from --adapter; each finds adapters in its own place.
+COMMANDS = (
+    ("generate", "이 영화는", "--max-tokens", "1"),
+    ("classify", "이 영화는 좋다", "--labels", "좋다,싫다"),
+    ("eval", str(EXAMPLES / "reviews.toml"), "--shots", "0", "--limit", "2", "--no-tfidf"),
+    ("search", "index", str(EXAMPLES / "article.txt"), "--out", "index"),
+    ("bench", "--rows", "1", "--prompt-tokens", "8", "--new-tokens", "2", "--rounds", "1"),
+    ("export", "gguf-lora", "--out", "exported"),
+)
 
 
 def test_adapters_are_small() -> None:
@@ -38,6 +48,14 @@ def test_a_review_is_labelled_by_name() -> None:
     )
     assert int(np.argmax(good)) == 1 and int(np.argmax(bad)) == 0
     assert model.classify("정말 재미있고 감동적인 최고의 영화").label == "긍정"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_every_command_takes_a_name_that_ships(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "--adapter", "sentiment"]) == 0
 
 
 def test_a_name_that_does_not_ship_is_refused(tmp_path: Path) -> None:

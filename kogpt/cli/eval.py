@@ -304,7 +304,7 @@ def _evaluated_model(args: argparse.Namespace) -> EvaluatedModel:
 
     model = load_model(args)
     folder = hub.find_folder(args.model, args.revision)
-    adapter = None if args.adapter is None else Path(args.adapter)
+    adapter = None if args.adapter is None else hub.find_adapter(args.adapter)
     name = args.model if adapter is None else f"{args.model} + {adapter.name}"
     return EvaluatedModel(name, model, identify(folder, model.engine.runner, adapter))
 
