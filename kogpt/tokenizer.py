@@ -19,7 +19,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ MAX_SETTINGS_BYTES = 4 << 20  # of the files beside it, which may list every add
 ROLES = ("bos", "eos", "unk", "pad", "mask")
 WORD_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # how an added word is found in text
 
+QUESTIONS_AT_ONCE = 4096  # of a batch; the library's encodings take some kB each
 MAX_PROMPT_START = 16  # tokens that a template puts before a prompt; published ones put one
 MAX_STEPS = 16  # splitting text before the BPE; published tokenizers have at most 6
 
@@ -160,9 +161,27 @@ class Tokenizer:
         Raises PromptError for a choice that adds no token, for a token that spans the end of the prefix, and
         for a context that has no token after a prefix.
         """
-        before, alone = self.encode(prefix), self.encode(prefix + context)
-        joined = [self.encode(prefix + context + choice) for choice in choices]
-        n = _n_shared([alone, *joined])
+        texts = [self.encode(prefix + text) for text in _wholes(context, choices)]
+        return self._split(texts, choices, prefix)
+
+    def encode_choices_batch(
+        self, questions: Sequence[tuple[str, Sequence[str]]]
+    ) -> list[tuple[list[int], list[list[int]]]]:
+        """`encode_choices` of each context and its choices, on all cores."""
+        found = []
+        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+            part = questions[start : start + QUESTIONS_AT_ONCE]
+            texts = iter(self.encode_batch([text for question in part for text in _wholes(*question)]))
+            found += [self._split(list(islice(texts, 1 + len(choices))), choices) for _, choices in part]
+        return found
+
+    def _split(
+        self, texts: list[list[int]], choices: Sequence[str], prefix: str = ""
+    ) -> tuple[list[int], list[list[int]]]:
+        """`encode_choices` from the ids of `_wholes`, each after the prefix."""
+        before = self.encode(prefix) if prefix else []
+        alone, *joined = texts
+        n = _n_shared(texts)
         for number, ids in enumerate(joined, 1):
             if ids == alone or len(ids) == n:
                 raise _adds_nothing(number, choices[number - 1])
@@ -449,6 +468,11 @@ def _build(
         if given != word["id"]:
             own_ids[given] = word["id"]
     return library, own_ids
+
+
+def _wholes(context: str, choices: Sequence[str]) -> list[str]:
+    """The texts whose ids tell where the choices begin."""
+    return [context, *(context + choice for choice in choices)]
 
 
 def _n_shared(sequences: Sequence[Sequence[int]]) -> int:

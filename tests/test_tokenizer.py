@@ -142,6 +142,8 @@ def test_choices_are_split_as_by_trying_every_border(
 ) -> None:
     found = tokenizer.encode_choices(context, choices)
     assert found == slow_choices(tokenizer.encode, context, choices)
+    other = tokenizer.encode_choices("가", ["나"])
+    assert tokenizer.encode_choices_batch([(context, choices), ("가", ["나"])]) == [found, other]
     for choice, ids in zip(choices, found[1], strict=True):
         assert ids and found[0]
         whole = tokenizer.encode(context + choice)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, form: Form) -> lis
     A prompt loses its beginning, a plain text its end. Every answer ends with [EOS], which is learnt too. A
     graded pair gives a row for each order of its texts.
     """
-    rows = [row for number, example in enumerate(examples) for row in _rows(example, number, tokenizer, form)]
+    rows = _rows(examples, tokenizer, form)
     longest = form.longest
     long = [row for row in rows if max(len(row.ids), len(_partner(row))) > longest]
     if long and not form.truncate:
@@ -75,33 +75,53 @@ def _partner(row: Row) -> Sequence[int] | Ids:
     return () if row.partner is None else row.partner
 
 
-def _rows(example: Example, number: int, tokenizer: Tokenizer, form: Form) -> list[Row]:
-    if example.pair is not None:
-        one, other = (np.array(tokenizer.encode_prompt(text)) for text in example.pair)
-        return [Row(one, len(one), (), None, example.origin, number, partner=other)]
-    if form.head:
-        prompts = [example.prompt] if example.swapped is None else [example.prompt, example.swapped]
-        found = []
-        for prompt in prompts:
+def _rows(examples: Sequence[Example], tokenizer: Tokenizer, form: Form) -> list[Row]:
+    asked = [_question(example, form) for example in examples]
+    split = iter(tokenizer.encode_choices_batch([question for question in asked if question is not None]))
+    rows = []
+    for number, (example, question) in enumerate(zip(examples, asked, strict=True)):
+        if question is not None:
+            rows.append(_answered(example, number, next(split), tokenizer))
+        elif example.pair is not None:
+            one, other = (np.array(tokenizer.encode_prompt(text)) for text in example.pair)
+            rows.append(Row(one, len(one), (), None, example.origin, number, partner=other))
+        elif form.head:
+            rows += _headed(example, number, tokenizer)
+        else:
+            start, end = tokenizer.document_start, _end(tokenizer)
+            ids = np.array([*start, *tokenizer.encode(example.answer), *end])
+            rows.append(Row(ids, len(start), (), None, example.origin, number))
+    return rows
+
+
+def _question(example: Example, form: Form) -> tuple[str, Sequence[str]] | None:
+    """The prompt and the words that may answer it; None where no words do, or there is no prompt."""
+    if example.pair is not None or form.head or not example.prompt:
+        return None
+    return example.prompt, [example.answer] if example.label is None else (example.choices or form.labels)
+
+
+def _headed(example: Example, number: int, tokenizer: Tokenizer) -> Iterator[Row]:
+    """A row for the prompt, and one for the other order of its texts."""
+    for prompt in (example.prompt, example.swapped):
+        if prompt is not None:
             ids = np.array(tokenizer.encode_prompt(prompt))
-            found.append(
-                Row(ids, len(ids), (), example.label, example.origin, number, head=True, grade=example.grade)
-            )
-        return found
-    return [_answered(example, number, tokenizer, form)]
+            grade = example.grade
+            yield Row(ids, len(ids), (), example.label, example.origin, number, head=True, grade=grade)
 
 
-def _answered(example: Example, number: int, tokenizer: Tokenizer, form: Form) -> Row:
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if not example.prompt:
-        ids = [*tokenizer.document_start, *tokenizer.encode(example.answer), *end]
-        return Row(np.array(ids), len(tokenizer.document_start), (), None, example.origin, number)
-    answers = [example.answer] if example.label is None else (example.choices or form.labels)
-    context, choices = tokenizer.encode_choices(example.prompt, answers)
+def _answered(
+    example: Example, number: int, split: tuple[list[int], list[list[int]]], tokenizer: Tokenizer
+) -> Row:
+    context, choices = split
     answer = choices[example.label or 0]
     kept = tuple(map(tuple, choices)) if example.label is not None else ()
-    ids = [*context, *answer, *end]
+    ids = [*context, *answer, *_end(tokenizer)]
     return Row(np.array(ids), len(context), kept, example.label, example.origin, number)
+
+
+def _end(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 def _cut(row: Row, longest: int) -> Row:
