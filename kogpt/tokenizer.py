@@ -36,7 +36,7 @@ MAX_SETTINGS_BYTES = 4 << 20  # of the files beside it, which may list every add
 ROLES = ("bos", "eos", "unk", "pad", "mask")
 WORD_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # how an added word is found in text
 
-QUESTIONS_AT_ONCE = 4096  # of a batch; the library's encodings take some kB each
+QUESTIONS_AT_ONCE = 4096  # questions encoded together; the library keeps several kB for each text
 MAX_PROMPT_START = 16  # tokens that a template puts before a prompt; published ones put one
 MAX_STEPS = 16  # splitting text before the BPE; published tokenizers have at most 6
 
@@ -178,7 +178,7 @@ class Tokenizer:
     def _split(
         self, texts: list[list[int]], choices: Sequence[str], prefix: str = ""
     ) -> tuple[list[int], list[list[int]]]:
-        """`encode_choices` from the ids of `_wholes`, each after the prefix."""
+        """The answer of `encode_choices`; texts: ids of the prefix with each text of `_wholes`."""
         before = self.encode(prefix) if prefix else []
         alone, *joined = texts
         n = _n_shared(texts)

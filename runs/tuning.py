@@ -34,8 +34,8 @@ METHODS = {
     "prefix": ("--batch", "16", "--virtual-tokens", "32"),
     "p-tuning": ("--batch", "16", "--encoder", "lstm"),
 }
-# Of three rates for each, the one of the least loss on dev after two epochs of 20,000 rows (notes/log.md). A
-# LoRA that learnt NSMC best so fell apart on all of its rows; it has a third of that rate here.
+# Peak learning rates: of three that were tried, the one with the least loss on dev after two epochs of 20,000
+# rows (notes/log.md). LoRA on NSMC has a third of that rate, which diverged on all rows.
 RATES = {
     "nsmc": {"full": "2e-4", "lora": "3e-4", "prefix": "2e-2", "p-tuning": "5e-3"},
     "korsts": {"full": "5e-5", "lora": "5e-4", "prefix": "1e-2", "p-tuning": "1e-2"},
