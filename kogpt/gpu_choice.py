@@ -30,9 +30,12 @@ class Measured(NamedTuple):
 
 
 # Compute capability and dtype of the weights -> what was measured; bench/gpu.py prints the lines of a card.
-# H200, 6b, one row: 4.50 ms against 5.78 in plain torch; more rows were not measured
-# (bench/results/gpu_h200_20261127.md).
-MEASURED: Mapping[tuple[tuple[int, int], str], Measured] = {((9, 0), "float16"): Measured(kernels=1)}
+# H200, 6b, 1, 8 and 64 rows (bench/results/gpu_h200_20261127.md).
+MEASURED: Mapping[tuple[tuple[int, int], str], Measured] = {
+    ((9, 0), "float16"): Measured(kernels=8, paged=True),
+    ((9, 0), "int8"): Measured(kernels=8, paged=True),
+    ((9, 0), "int4"): Measured(kernels=64, paged=False),
+}
 QUANTISED = Measured(kernels=16)  # int8 and int4 where no card was measured: what one tile of rows holds
 UNMEASURED = Measured(kernels=0)
 

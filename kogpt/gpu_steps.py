@@ -9,8 +9,7 @@ Many rows take other steps: products by torch, and between them two kernels, whi
 
 Launches only: nothing waits for the device or comes from the host, so a pass can be captured as a graph. On a
 CPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1): so they are tested without a card, beside
-the same steps in plain torch. An H200 ran the three kernels of a layer in float16 (gpu_choice.MEASURED); the
-steps of many rows have not run on a card yet.
+the same steps in plain torch. What an H200 measured is in gpu_choice.MEASURED.
 Shapes: B rows that read one token each, W blocks of a table, H heads, D head width, R rotary width, E model
 width, F MLP width.
 """
