@@ -71,16 +71,8 @@ SHAPES = {
 }
 
 
-# Values that switch a technique off. [average] has none: a recipe without that table averages nothing.
-PLAIN = {
-    "order": '"random"',
-    "optimizer.name": '"muon"',
-    "optimizer.muon_cautious": "false",
-    "optimizer.muon_decay": "0.1",
-    "schedule.weight_decay": "[[0.0, 1.0]]",
-    "schedule.power": "1.0",
-}
-DECAY_TO_0 = {"schedule.weight_decay": "[[0.0, 1.0], [1.0, 0.0]]"}
+# Switches a technique off. [average] has no such value: a recipe without that table averages nothing.
+PLAIN = {"order": '"random"'}
 SEEDS = {"": {}, ", seed 2": {"seed": "2"}}
 
 
@@ -111,37 +103,13 @@ class Ablations:
     def techniques(self) -> dict[str, Changes]:
         """By name; of two that set the same, the later one is in `together`."""
         steps = self.tokens // self.step_tokens
-        after = steps - steps // 25
         tail = f"{{ first_step = {round(0.75 * steps)}, every = {max(1, steps // 100)}, decay = 1.0 }}"
         ema = f"{{ every = 1, decay = {1 - 1 / max(2, 0.05 * steps):.4f} }}"
-        split = f"{{ decay_steps = {round(0.4 * after)}, power = 1.2 }}"
         return {
-            "cautious decay": {"optimizer.muon_cautious": "true"},
-            "decay .4, cautious, to 0": {
-                **DECAY_TO_0,
-                "optimizer.muon_decay": "0.4",
-                "optimizer.muon_cautious": "true",
-            },
-            "mean of the last quarter": {"average": tail},
             "exponential mean": {"average": ema},
+            "mean of the last quarter": {"average": tail},
             "in epochs": {"order": '"epochs"'},
-            "cooldown of power 1.2": {"schedule.power": "1.2"},
-            "cooldowns apart": {
-                "schedule.decay_steps": str(round(0.8 * after)),
-                "schedule.power": "1.2",
-                "schedule.adamw": split,
-            },
-            "normuon": {"optimizer.name": '"normuon"'},
-            "rows grow": self.growing(),
         }
-
-    def growing(self) -> Changes:
-        """Steps of half, once and twice the rows, for a quarter, a half and a quarter of the tokens."""
-        length = self.document["stages"][0]["length"]
-        rows, quarter = self.step_tokens // length, self.tokens // self.step_tokens // 4
-        starts = ((rows // 2, 0), (rows, 2 * quarter), (2 * rows, 4 * quarter))
-        stages = [f"{{ length = {length}, rows = {n}, first_step = {start} }}" for n, start in starts]
-        return {"stages": f"[{', '.join(stages)}]", "schedule.steps": str(4 * quarter + quarter // 2)}
 
     def of_recipe(self) -> dict[str, Changes]:
         """By name: the recipe itself first, twice more with other seeds, to see what chance alone does."""

@@ -138,18 +138,14 @@ def course_of(recipe: Recipe) -> dict[str, Any]:
         parts.append("cosine")
     else:
         parts += [f"{stable} at the peak"] if stable else []
-        shape = "linear decay" if schedule.power == 1 else f"decay of power {schedule.power}"
-        parts.append(f"{shape} over {schedule.decay_steps}")
-    if schedule.adamw:
-        parts.append(f"AdamW's of power {schedule.adamw.power} over {schedule.adamw.decay_steps}")
+        parts.append(f"linear decay over {schedule.decay_steps}")
     if recipe.order == "epochs":
         parts.append("each window once an epoch")
     if recipe.average:
         parts.append(f"weights averaged from step {recipe.average.first_due}")
     rules = f"AdamW ({rule.adamw_rate})"
     if rule.name != "adamw":
-        name = {"muon": "Muon", "normuon": "NorMuon"}[rule.name]
-        rules = f"{name} (matrices of the blocks, {rule.muon_rate}) and AdamW (the rest, {rule.adamw_rate})"
+        rules = f"Muon (matrices of the blocks, {rule.muon_rate}) and AdamW (the rest, {rule.adamw_rate})"
     total = sum(source.weight for source in recipe.sources.values())
     return {
         "data": "\n".join(

@@ -229,7 +229,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--optimizer",
-        choices=("muon", "normuon", "adamw"),
+        choices=("muon", "adamw"),
         default="muon",
         help="optimizer (default: %(default)s)",
     )

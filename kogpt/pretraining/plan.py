@@ -49,11 +49,8 @@ GPUS_PER_NODE = 8
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. (arXiv 2203.15556), table 3: what the same compute does best with
 
 USABLE = 0.9  # of a GPU's memory: the rest is the context, fragments and NCCL's buffers
-STATE_BYTES = {
-    "adamw": 8,
-    "muon": 4,
-    "normuon": 4,  # and one number a row
-}  # per parameter: two moments, or one; Muon is for the blocks' matrices only
+# Per parameter: two moments, or one. Muon is for the blocks' matrices only.
+STATE_BYTES = {"adamw": 8, "muon": 4}
 GATHERED_BYTES = 2  # per parameter: weights travel in bfloat16
 REDUCED_BYTES = 4  # per parameter: gradients travel in float32
 EXCHANGED_BYTES = 2  # per parameter: Muon's matrices travel in bfloat16
@@ -223,8 +220,6 @@ def memory(job: Job, rows: int, checkpointing: bool) -> dict[str, float]:
     vectors = config.n_layers * (2 * config.d_model + config.d_ff + config.d_model)
     matrices = config.n_layers * block - vectors
     state = STATE_BYTES[job.optimizer] * matrices + STATE_BYTES["adamw"] * (outer + vectors)
-    if job.optimizer == "normuon":
-        state += 4 * sum(rows for rows, _ in muon_matrices(config))
     layer = rows * config.n_ctx * activation_bytes(config)
     inputs = rows * config.n_ctx * 4 * config.d_model * config.n_layers
     if job.n_gpus > 1:

@@ -159,8 +159,8 @@ class Run:
         norm = _value(nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.loop.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(self.step, loss, norm, batch.origins)
-        factors = self.settings.schedule.factors(self.step)
-        set_hyperparameters(self.optimizers, self.peaks, factors)
+        factor = self.settings.schedule.factor(self.step)
+        set_hyperparameters(self.optimizers, self.peaks, factor)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -174,7 +174,7 @@ class Run:
         return {
             "loss": loss,
             "gradient_norm": norm,
-            "rate": factors.muon,
+            "rate": factor,
             "seconds_per_step": taken,
             "tokens_per_second": int(lengths.sum()) / taken,
             "targets_per_second": n_targets / taken,

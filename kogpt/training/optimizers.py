@@ -18,10 +18,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import AdamW, Optimizer
 
 from kogpt.errors import ConfigError
-from kogpt.training.schedule import Factors
 
-OPTIMIZERS = ("muon", "normuon", "adamw")
-TINY = 1e-30  # instead of a division by zero, where a whole matrix of gradients is zero
+OPTIMIZERS = ("muon", "adamw")
 TOGETHER = 2**25  # elements per batched product; small matrices one by one would wait for kernel launches
 
 
@@ -29,8 +27,7 @@ TOGETHER = 2**25  # elements per batched product; small matrices one by one woul
 class OptimizerSettings:
     """Peak learning rates and decay; with the name "adamw" every parameter learns by AdamW.
 
-    "normuon" is Muon whose rows are brought to one size, see `Muon`. ConfigError for rates or decay that are
-    not finite or below 0, and betas outside [0, 1).
+    ConfigError for rates or decay that are not finite or below 0, and betas outside [0, 1).
     """
 
     name: str = "muon"
@@ -39,8 +36,6 @@ class OptimizerSettings:
     adamw_decay: float = 0.0
     muon_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
-    row_beta: float = 0.95  # decay of NorMuon's mean square of a row
-    muon_cautious: bool = False  # Muon's decay spares weights that the update enlarges
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -55,8 +50,6 @@ class OptimizerSettings:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             shown = list(self.betas)  # TOML's form
             raise _impossible("betas", shown, "two numbers from 0 to below 1", "0 이상 1 미만의 수 두 개")
-        if not 0 <= self.row_beta < 1:
-            raise _impossible("row_beta", self.row_beta, "a number from 0 to below 1", "0 이상 1 미만의 수")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +65,7 @@ class ParameterGroup:
 class Muon(torch.optim.Muon):
     """torch's Muon with products in `dtype` (torch's own are in bfloat16), and for sharded matrices.
 
-    matrices: parameters or param_groups, as torch's optimizers take them. By the name "normuon" each row of
-    an update is divided by the root of its running mean square (NorMuon, arXiv 2510.05491, algorithm 1). The
-    matrix then gets back its norm, where the paper sets one, so that Muon's rates hold. With `muon_cautious`
-    the decay spares what the update enlarges (arXiv 2510.12402, algorithm 1).
+    matrices: parameters or param_groups, as torch's optimizers take them.
     """
 
     def __init__(
@@ -86,7 +76,6 @@ class Muon(torch.optim.Muon):
     ) -> None:
         super().__init__(matrices, lr=settings.muon_rate, weight_decay=settings.muon_decay)
         self.dtype = dtype
-        self.settings = settings
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures here
@@ -99,10 +88,8 @@ class Muon(torch.optim.Muon):
                     found = _orthogonal_rows(weights, ahead, group)
                 else:
                     found = list(orthogonalize(torch.stack(ahead), group))
-                if self.settings.name == "normuon":
-                    found = self._even_rows(weights, found)
                 for weight, update in zip(weights, found, strict=True):
-                    _apply(weight, update, group, self.settings.muon_cautious)
+                    _apply(weight, update, group)
 
     def _nesterov(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
         """Nesterov momentum in `dtype`; of a sharded matrix, the rows that this process holds."""
@@ -112,24 +99,6 @@ class Muon(torch.optim.Muon):
             state["momentum_buffer"] = torch.zeros_like(gradient)
         mean = local(state["momentum_buffer"]).lerp_(local(gradient), 1 - group["momentum"])
         return local(gradient).lerp(mean, group["momentum"]).to(self.dtype)
-
-    def _even_rows(self, weights: Sequence[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
-        """Rows of like size, in float32, in matrices of the same norms; updates: rows of this process."""
-        even, norms = [], []
-        for weight, update in zip(weights, updates, strict=True):
-            state, rows = self.state[weight], update.float()
-            if "row_square" not in state:
-                assert weight.grad is not None
-                state["row_square"] = torch.zeros_like(weight.grad[:, :1])
-            square = local(state["row_square"])  # (M, 1)
-            square.lerp_(rows.square().mean(1, keepdim=True), 1 - self.settings.row_beta)
-            even.append(rows / square.sqrt().clamp(min=TINY))
-            norms.append(torch.stack([rows.square().sum(), even[-1].square().sum()]))
-        totals = torch.stack(norms)  # (K, 2)
-        if isinstance(weights[0], DTensor):
-            dist.all_reduce(totals, group=weights[0].device_mesh.get_group())
-        factors = (totals[:, 0] / totals[:, 1].clamp(min=TINY)).sqrt()
-        return [rows * factor for rows, factor in zip(even, factors, strict=True)]
 
 
 def _rounds(weights: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
@@ -177,11 +146,9 @@ def _orthogonal_rows(
     return [found.view_as(rows) for found, rows in zip(back.split_with_sizes(held), ahead, strict=False)]
 
 
-def _apply(weight: Tensor, update: Tensor, group: Mapping[str, Any], cautious: bool) -> None:
+def _apply(weight: Tensor, update: Tensor, group: Mapping[str, Any]) -> None:
     rate = group["lr"] * math.sqrt(max(1, weight.shape[0] / weight.shape[1]))
-    held, decay = local(weight), group["lr"] * group["weight_decay"]
-    held.mul_(1 - decay * (update * held >= 0) if cautious else 1 - decay)
-    held.add_(update, alpha=-rate)
+    local(weight).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -240,14 +207,12 @@ def hyperparameters(optimizers: Iterable[Optimizer]) -> list[dict[str, Any]]:
 
 
 def set_hyperparameters(
-    optimizers: Iterable[Optimizer], peaks: Sequence[Mapping[str, Any]], factors: Factors
+    optimizers: Iterable[Optimizer], peaks: Sequence[Mapping[str, Any]], factor: float
 ) -> None:
-    """Set every group to its `peaks`, the learning rate and the decay times their factors."""
-    groups = [(optimizer, group) for optimizer in optimizers for group in optimizer.param_groups]
-    for (optimizer, group), peak in zip(groups, peaks, strict=True):
-        factor = factors.muon if isinstance(optimizer, Muon) else factors.adamw
-        decay = factors.weight_decay * peak["weight_decay"]
-        group.update({**peak, "lr": factor * peak["peak"], "weight_decay": decay})
+    """Set every group to its `peaks`, the learning rate to `factor` times its own."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group, peak in zip(groups, peaks, strict=True):
+        group.update({**peak, "lr": factor * peak["peak"]})
 
 
 def _impossible(name: str, value: object, rule: str, rule_ko: str) -> ConfigError:

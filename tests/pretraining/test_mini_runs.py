@@ -43,9 +43,9 @@ def test_every_ablation_is_a_recipe_that_differs_from_all_others(
     planned = ablations.Ablations(path, 1_000_000, 8192).all()
     recipes = {run: read_recipe(path, ablations.settings(changes)) for run, changes in planned.items()}
     different = {repr(recipe): run for run, recipe in recipes.items()}
-    same = recipes.keys() - different.values()  # a recipe that switches nothing on is the plain one
-    assert same == ({"recipe", "seed 2"} if name in ("mini", "mini_cpu", "mini_tiny") else set())
-    assert len(recipes) >= 36
+    same = recipes.keys() - different.values()  # each recipe is plain but for its order
+    assert same == {"recipe", "seed 2"}
+    assert len(recipes) >= 26
     for run, recipe in recipes.items():
         assert mini_text.tokens_of(recipe) == pytest.approx(1_000_000, rel=0.05), run
         assert recipe.sources.keys() == recipes["recipe"].sources.keys()
@@ -125,12 +125,9 @@ def test_the_card_tells_the_recipe(scripts: tuple[ModuleType, ModuleType]) -> No
     assert "| Naver movie reviews (nsmc) | CC0 1.0 | 17 % |" in facts["data"].splitlines()
     sources = tomllib.loads(path.read_text(encoding="utf-8"))["sources"]
     assert len(facts["data"].splitlines()) == len(sources)
-    techniques = ['order = "epochs"', "average.first_step = 9", 'optimizer.name = "normuon"']
-    techniques += ["schedule.power = 1.2", "schedule.adamw = { decay_steps = 2000 }"]
+    techniques = ['order = "epochs"', "average.first_step = 9"]
     assert card.course_of(read_recipe(path, techniques))["course"] == (
-        "NorMuon (matrices of the blocks, 0.03) and AdamW (the rest, 0.0045); warm-up over 100 steps, 1900 "
-        "at the peak, decay of power 1.2 over 3000, AdamW's of power 1.0 over 2000, each window once an "
-        "epoch, weights averaged from step 9"
+        f"{facts['course']}, each window once an epoch, weights averaged from step 9"
     )
     other = ['optimizer.name = "adamw"', 'schedule.shape = "cosine"', "schedule.decay_steps = 0"]
     assert (
@@ -144,7 +141,7 @@ def test_the_third_edition_fits_and_reads_no_source_too_often(
     import mini_text
 
     recipe = read_recipe(RUNS / "mini3.toml")
-    assert 600e6 < mini_text.tokens_of(recipe) < 610e6
+    assert 690e6 < mini_text.tokens_of(recipe) < 700e6
     assert mini_text.tokens_of(read_recipe(RUNS / "mini.toml")) == 5000 * 131_072
     shape = recipe.model
     assert shape is not None and shape.tied_head and shape.n_ctx == 2048
@@ -156,8 +153,8 @@ def test_the_third_edition_fits_and_reads_no_source_too_often(
         n_tokens = 10_000_000 if name != "law" else 1_000_000
         write_index(folder, Index("uint16", "t", (Shard(f"{number}.bin", n_tokens, 1, "s"),)))
     times = mini_text.epochs(recipe, tmp_path)
-    assert times["kowiki"] == pytest.approx(0.32 * mini_text.tokens_of(recipe) / 0.9847 / 10e6)
-    assert [name for name in times if times[name] > 20] == ["law"]
+    assert times["kowiki"] == pytest.approx(0.35 * mini_text.tokens_of(recipe) / 0.9943 / 10e6)
+    assert [name for name in times if times[name] > 30] == ["law"]
 
 
 @pytest.mark.parametrize(

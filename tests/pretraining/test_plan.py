@@ -249,17 +249,11 @@ def test_the_optimizer_by_hand() -> None:
     assert optimizer_seconds(512, "adamw") == 0
 
 
-def test_an_average_and_the_rows_of_normuon_are_counted() -> None:
+def test_an_average_is_counted() -> None:
     plain = planner.memory(JOB, 1, False)
     averaged = planner.memory(replace(JOB, averages=True), 1, False)
     assert averaged == plain | {"average": plain["weights"]}
-    rows = 28 * (4 * 4096 + 16384 + 4096)  # of B6: four projections, fc_in, fc_out
-    normuon = planner.memory(replace(JOB, optimizer="normuon"), 1, False)
-    assert normuon["optimizer"] - plain["optimizer"] == pytest.approx(4 * rows / JOB.n_gpus)
-    assert optimizer_seconds(64, "normuon") == optimizer_seconds(64)
-    assert "optimizer normuon, an average of the weights." in planner.describe(
-        replace(JOB, optimizer="normuon", averages=True)
-    )
+    assert "optimizer muon, an average of the weights." in planner.describe(replace(JOB, averages=True))
 
 
 def test_the_optimizer_works_when_all_else_is_done() -> None:
@@ -297,7 +291,7 @@ def test_too_small_a_machine_is_refused_with_numbers() -> None:
         ({"tokens": 0}, "tokens 0: must be above 0", "0보다 큰"),
         ({"tokens": math.inf}, "tokens inf: must be above 0 and finite", "유한한 수"),
         ({"mfu": 1.2}, "MFU 1.2: must be above 0 and at most 1", "0보다 크고 1 이하"),
-        ({"optimizer": "sgd"}, "optimizer sgd: must be adamw, muon, normuon", "adamw, muon, normuon"),
+        ({"optimizer": "sgd"}, "optimizer sgd: must be adamw, muon", "adamw, muon"),
         ({"n_gpus": 4096}, "batch tokens 4194304: must be at least 8388608, a row per GPU", "8388608 이상"),
     ],
 )

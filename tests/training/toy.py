@@ -32,7 +32,7 @@ from kogpt.training.objective import ComputeSettings, Objective
 from kogpt.training.optimizers import OptimizerSettings
 from kogpt.training.processes import Processes, join
 from kogpt.training.report import Report
-from kogpt.training.schedule import Cooldown, Schedule
+from kogpt.training.schedule import Schedule
 from kogpt.training.settings import LoopSettings, TrainingSettings
 
 SHAPE = ModelConfig(n_layers=2, n_heads=2, d_model=32, d_ff=64, n_vocab=96, n_ctx=32, rotary_dim=8)
@@ -60,15 +60,8 @@ def make_text(folder: Path) -> Path:
 def everything(text: Path) -> tuple[dict[str, Any], Batches]:
     """Settings of a run with all that a recipe can switch on, and its batches, which grow and get shorter."""
     settings = {
-        "schedule": Schedule(
-            steps=STEPS,
-            warmup_steps=1,
-            decay_steps=3,
-            power=1.2,
-            adamw=Cooldown(decay_steps=2),
-            weight_decay=((0.0, 1.0), (1.0, 0.0)),
-        ),
-        "optimizer": OptimizerSettings(name="normuon", muon_cautious=True, adamw_decay=0.1),
+        "schedule": Schedule(steps=STEPS, warmup_steps=1, decay_steps=3, floor=0.1),
+        "optimizer": OptimizerSettings(adamw_decay=0.1),
         "average": AverageSettings(first_step=1, every=2, decay=0.6),
     }
     sources = {"large": Source(shards="large", weight=3.0), "small": Source(shards="small")}
