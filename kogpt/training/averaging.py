@@ -61,13 +61,13 @@ class Average:
     @torch.no_grad()
     def add(self, module: nn.Module) -> None:
         """Average the weights that the module has now."""
-        share = self.settings.share(self.count)
-        for name, weight in _trained(module):
-            mean = local(self.weights[name])
-            if not self.count:
-                mean.copy_(local(weight))
-            else:
-                mean.lerp_(local(weight), share)
+        trained = dict(_trained(module))
+        means = [local(self.weights[name]) for name in trained]
+        weights = [local(weight) for weight in trained.values()]
+        if self.count:
+            torch._foreach_lerp_(means, weights, self.settings.share(self.count))
+        else:
+            torch._foreach_copy_(means, weights)
         self.count += 1
 
     @torch.no_grad()

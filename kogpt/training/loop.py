@@ -153,10 +153,11 @@ class Run:
     def update(self, batch: Batch) -> dict[str, Any]:
         """One step of the optimizers; TrainingStopped before it if loss or gradient is not finite."""
         begin = time.monotonic()
-        n_targets = int(batch.scored().sum())
-        losses = [self._backward(*part, max(1, n_targets)) for part in self._passes(batch)]
-        (loss,) = self.processes.sum((float(sum(losses)),))
-        norm = _value(nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.loop.clip))
+        n_targets, lengths = int(batch.scored().sum()), batch.lengths()
+        losses = [self._backward(*part, max(1, n_targets)) for part in self._passes(batch, lengths)]
+        clipped = nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.loop.clip)
+        (loss,) = self.processes.sum((float(sum(losses)),))  # a GPU's queue is empty only from here on
+        norm = _value(clipped)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(self.step, loss, norm, batch.origins)
         factor = self.settings.schedule.factor(self.step)
@@ -164,7 +165,6 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        lengths = batch.lengths()
         self.step += 1
         if self.average and self.average.settings.is_due(self.step):
             self.average.add(self.objective)
@@ -194,7 +194,7 @@ class Run:
         """State that a checkpoint holds."""
         return checkpoints.Learner(self.objective, self.optimizers, self.average)
 
-    def _passes(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    def _passes(self, batch: Batch, lengths: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's rows in passes of similar length, longest first; each is cut to its longest row.
 
         The order depends on lengths only; rows of one length stay in the batch's order. All processes make
@@ -202,15 +202,14 @@ class Run:
         """
         count, rank = self.processes.count, self.processes.rank
         assert len(batch.inputs) % count == 0, (len(batch.inputs), count)
-        lengths = batch.lengths()
         order = np.argsort(-lengths, kind="stable")
         while len(order):
             width = max(1, int(lengths[order[0]]))
             n_rows = count * max(1, self.settings.loop.tokens_per_pass // width)
             rows, order = order[:n_rows][rank::count], order[n_rows:]
             yield (
-                torch.from_numpy(batch.inputs[rows, :width]).to(self.processes.device),
-                torch.from_numpy(batch.targets[rows, :width]).to(self.processes.device),
+                self.processes.send(batch.inputs[rows, :width]),
+                self.processes.send(batch.targets[rows, :width]),
             )
 
     def _backward(self, inputs: Tensor, targets: Tensor, n_targets: int) -> Tensor:

@@ -84,7 +84,7 @@ class _HeadLoss(torch.autograd.Function):
             loss, d_logits = kernel(hidden[rows] @ w.T, bias, targets[rows], z_loss)
             total += loss
             if d_hidden is not None:
-                d_hidden[rows] = d_logits @ w
+                torch.mm(d_logits, w, out=d_hidden[rows])
             if d_weight is not None:
                 d_weight += d_logits.T @ hidden[rows]
             if d_bias is not None:

@@ -83,22 +83,25 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             due = [weight for weight in group["params"] if weight.grad is not None]
             for weights in _rounds(due):
-                ahead = [self._nesterov(weight, group) for weight in weights]
+                ahead = self._nesterov(weights, group)
                 if isinstance(weights[0], DTensor):
-                    found = _orthogonal_rows(weights, ahead, group)
+                    found = _orthogonal_rows(weights, [rows.to(self.dtype) for rows in ahead], group)
                 else:
-                    found = list(orthogonalize(torch.stack(ahead), group))
-                for weight, update in zip(weights, found, strict=True):
-                    _apply(weight, update, group)
+                    found = list(orthogonalize(torch.stack(ahead).to(self.dtype), group))
+                _apply(weights, found, group)
 
-    def _nesterov(self, weight: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """Nesterov momentum in `dtype`; of a sharded matrix, the rows that this process holds."""
-        gradient, state = weight.grad, self.state[weight]
-        assert gradient is not None
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        mean = local(state["momentum_buffer"]).lerp_(local(gradient), 1 - group["momentum"])
-        return local(gradient).lerp(mean, group["momentum"]).to(self.dtype)
+    def _nesterov(self, weights: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+        """Nesterov momentum of a round, float32; of sharded matrices, the rows that this process holds."""
+        gradients, means = [], []
+        for weight in weights:
+            gradient, state = weight.grad, self.state[weight]
+            assert gradient is not None
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            gradients.append(local(gradient))
+            means.append(local(state["momentum_buffer"]))
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        return list(torch._foreach_lerp(gradients, means, group["momentum"]))
 
 
 def _rounds(weights: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
@@ -146,9 +149,11 @@ def _orthogonal_rows(
     return [found.view_as(rows) for found, rows in zip(back.split_with_sizes(held), ahead, strict=False)]
 
 
-def _apply(weight: Tensor, update: Tensor, group: Mapping[str, Any]) -> None:
-    rate = group["lr"] * math.sqrt(max(1, weight.shape[0] / weight.shape[1]))
-    local(weight).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+def _apply(weights: Sequence[Tensor], updates: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    torch._foreach_mul_([local(weight) for weight in weights], 1 - group["lr"] * group["weight_decay"])
+    for weight, update in zip(weights, updates, strict=True):
+        rate = group["lr"] * math.sqrt(max(1, weight.shape[0] / weight.shape[1]))
+        local(weight).add_(update, alpha=-rate)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,11 +43,19 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: Iterable[float]) -> list[float]:
-        """Each value summed over the processes, in float64."""
+        """Each value summed over the processes, in float64; a process alone does not wait for its GPU."""
+        if self.count == 1:
+            return [float(value) for value in values]
         total = torch.tensor(list(values), dtype=torch.float64, device=self.device)
-        if self.count > 1:
-            dist.all_reduce(total)
+        dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
+
+    def send(self, values: NDArray[Any]) -> torch.Tensor:
+        """A tensor on the device. What comes from pinned memory does not wait for the GPU's queue."""
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def wait(self) -> None:
         """Block until every process calls this."""

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kogpt.errors import CheckpointError, DiskError
 from kogpt.model import ForwardPass
@@ -77,6 +79,29 @@ def child(folder: Path, steps: int, moment: str = "", **environment: str) -> sub
     command = [sys.executable, "-W", "error", str(HERE / "toy.py"), str(folder), str(steps), *moment.split()]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), **environment}
     return subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
+
+
+class Operations(TorchDispatchMode):
+    """Names of what torch is asked for, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_its_device_only_once_and_late(tmp_path: Path) -> None:
+    """Loss and norm are read one after the other when all up to the clipping is queued."""
+    run = toy.make_run(tmp_path)
+    with Operations() as seen:
+        run.update(toy.batch(0))
+        run._agree(time.monotonic())
+    reads = [n for n, name in enumerate(seen.names) if name.startswith("aten._local_scalar_dense")]
+    assert len(reads) == 2 and reads[1] == reads[0] + 1
+    assert seen.names.index("aten._foreach_mul_.Tensor") < reads[0]  # by the factor of the clipping
 
 
 def checkpoint_of_one_step(folder: Path) -> Run:

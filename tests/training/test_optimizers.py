@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kogpt.config import ModelConfig
 from kogpt.errors import ConfigError
@@ -75,6 +76,32 @@ def test_matrices_that_learn_together_learn_as_each_alone(
     alone = [learnt([n])[0] for n in range(len(sizes))]
     for expected, found in zip(alone, learnt(list(range(len(sizes)))), strict=True):
         assert torch.equal(found, expected)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked for; on a GPU each is one launch or more."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_one_more_matrix_is_one_more_operation() -> None:
+    """A step of small matrices takes as long as its launches; only the update itself is added one by one."""
+
+    def operations(n_matrices: int) -> int:
+        weights = [nn.Parameter(matrix((8, 8), seed=n)) for n in range(n_matrices)]
+        optimizer = Muon(weights, OptimizerSettings(), torch.bfloat16)
+        for _ in range(2):
+            for weight in weights:
+                weight.grad = matrix((8, 8))
+            with Operations() as seen:  # type: ignore[no-untyped-call]
+                optimizer.step()
+        return int(seen.count)
+
+    assert operations(16) - operations(4) == 12
 
 
 @pytest.mark.parametrize("size", SIZES)

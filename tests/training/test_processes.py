@@ -74,6 +74,11 @@ def test_bfloat16_on_the_way_costs_no_more_than_bfloat16_at_work(two: Found, tie
         assert not torch.equal(value, alone[name]), name
 
 
+def test_a_process_alone_sums_without_its_device() -> None:
+    """A tensor on the device would be waited for, and all work in the queue before it."""
+    assert Processes(torch.device("meta")).sum((1.5, True)) == [1.5, 1.0]
+
+
 def test_random_weights_have_their_deviation_and_no_row_twice() -> None:
     config = shares.SHAPES[False]
     model = initial_model(config, seed=1)
