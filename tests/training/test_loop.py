@@ -104,6 +104,20 @@ def test_a_step_waits_for_its_device_only_once_and_late(tmp_path: Path) -> None:
     assert seen.names.index("aten._foreach_mul_.Tensor") < reads[0]  # by the factor of the clipping
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_a_gpu_trains_as_the_cpu(tmp_path: Path) -> None:
+    """Batches in pinned memory, and steps that are queued before the one before has ended."""
+    compute = ComputeSettings(dtype="float32", compile="nothing")
+    found = []
+    for device in ("cpu", "cuda:0"):
+        run = toy.make_run(tmp_path / device, Processes(torch.device(device)), compute=compute)
+        run.resume()
+        assert run.train(toy.batch) is End.DONE
+        found.append(logged(tmp_path / device, "loss"))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
 def checkpoint_of_one_step(folder: Path) -> Run:
     run = toy.make_run(folder)
     run.resume()
