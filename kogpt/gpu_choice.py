@@ -65,7 +65,7 @@ def choose(config: ModelConfig, dtype: str, device: torch.device) -> Choice:
     from kogpt import gpu_steps, gpu_tiles
 
     kernels = gpu_steps.GpuSteps(config, gpu_tiles.load(torch.cuda.get_device_name(device)))
-    if not gpu_steps.fits(config):
+    if not gpu_steps.fits(config, dtype):
         return Choice(kernels.product, NEVER)
     found = measured(torch.cuda.get_device_capability(device), dtype)
     many = kernels.paged_steps() if found.paged else PLAIN

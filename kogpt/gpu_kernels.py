@@ -74,7 +74,7 @@ def sums_kernel(
     x: tl.tensor, sums: tl.tensor, n_rows: tl.tensor, E: tl.constexpr, TILE: tl.constexpr
 ) -> None:
     """The sums of x (B, E), as out_kernel writes them: for the first layer."""
-    outputs, rows, live = tile_places(tl.program_id(0), tl.program_id(1), n_rows, TILE)
+    outputs, rows, live, _ = tile_places(tl.program_id(0), tl.program_id(1), n_rows, TILE)
     places = x + rows[None, :].to(tl.int64) * E + outputs[:, None]
     tile = tl.load(places, mask=(outputs < E)[:, None] & live[None, :], other=0.0).to(tl.float32)
     _store_sums(sums, tl.program_id(0), tile, outputs, rows, n_rows, E)
@@ -99,6 +99,7 @@ def qkv_kernel(
 ) -> None:
     """x (B, E) -> h = LayerNorm(x), q (B, E); k and v into the cache (2, positions, E) at slots (B,).
 
+    Codes are multiplied with x as it is, LayerNorm included, and h is not written.
     norm: (sums, gain, bias, epsilon). weights: those of q, k and v. rotation: cos and sin, (B, R) each, every
     pair twice. SHAPE: (E, D, R). WIDTH: columns of a part of `sums`. Grid: 3 ceil(E / OUTPUTS), row tiles.
     """
@@ -107,16 +108,18 @@ def qkv_kernel(
     ROWS: tl.constexpr = TILE[1]
     TILES: tl.constexpr = (E + OUTPUTS - 1) // OUTPUTS
     which = tl.program_id(0) // TILES
-    outputs, rows, live = tile_places(tl.program_id(0) % TILES, tl.program_id(1), n_rows, TILE)
-    places = (outputs, rows, live)
-    mean, scale = _statistics(norm[0], rows, live, n_rows, norm[3], E, WIDTH)
-    normed = (mean, scale, norm[1], norm[2])
+    places = tile_places(tl.program_id(0) % TILES, tl.program_id(1), n_rows, TILE)
+    _, rows, live, _ = places
     weight = weights[0]
     if which == 1:
         weight = weights[1]
     if which == 2:
         weight = weights[2]
-    acc = product(x, weight, places, normed, h, E, E, TILE, FORMAT)
+    if FORMAT == "float":
+        mean, scale = _statistics(norm[0], rows, live, n_rows, norm[3], E, WIDTH)
+        acc = product(x, weight, places, (mean, scale, norm[1], norm[2]), h, E, E, TILE, FORMAT)
+    else:
+        acc = product(x, weight, places, None, None, E, E, TILE, FORMAT)
     pairs = tl.permute(tl.reshape(acc, (OUTPUTS // 2, 2, ROWS)), (0, 2, 1))
     even, odd = tl.split(pairs)  # (OUTPUTS / 2, ROWS)
     first = tl.program_id(0) % TILES * OUTPUTS + 2 * tl.arange(0, OUTPUTS // 2)
@@ -348,8 +351,9 @@ def attention_fc_in_kernel(
     else:
         tiles = (n_rows + TILE[1] - 1) // TILE[1]
         pid_n = (pid - n_attention) // tiles
-        outputs, rows, live = tile_places(pid_n, (pid - n_attention) % tiles, n_rows, TILE)
-        acc = product(h, weight, (outputs, rows, live), None, None, F, E, TILE, FORMAT)
+        places = tile_places(pid_n, (pid - n_attention) % tiles, n_rows, TILE)
+        outputs, rows, live, _ = places
+        acc = product(h, weight, places, None, None, F, E, TILE, FORMAT)
         y = acc + tl.load(bias + outputs, mask=outputs < F, other=0.0).to(tl.float32)[:, None]
         u = 0.7978845608028654 * (y + 0.044715 * y * y * y)  # sqrt(2 / pi)
         target = inner + rows[None, :].to(tl.int64) * F + outputs[:, None]
@@ -377,8 +381,8 @@ def out_kernel(
     """
     E: tl.constexpr = SHAPE[0]
     F: tl.constexpr = SHAPE[2]
-    outputs, rows, live = tile_places(tl.program_id(0), tl.program_id(1), n_rows, TILE)
-    places = (outputs, rows, live)
+    places = tile_places(tl.program_id(0), tl.program_id(1), n_rows, TILE)
+    outputs, rows, live, _ = places
     acc = product(attended, weights[0], places, None, None, E, E, TILE, FORMAT)
     acc += product(inner, weights[1], places, None, None, E, F, TILE, FORMAT)
     known = (outputs < E)[:, None] & live[None, :]

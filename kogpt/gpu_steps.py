@@ -29,13 +29,15 @@ from kogpt.config import ModelConfig
 from kogpt.gpu_linear import linear_kernel, unpack_kernel
 from kogpt.gpu_tiles import Tile, Tiles, row_tile
 from kogpt.model import Linear
+from kogpt.quantize import FORMATS
 from kogpt.torch_cache import BLOCK
-from kogpt.torch_linear import QuantizedLinear
+from kogpt.torch_linear import QuantizedLinear, plain_product
 from kogpt.torch_pass import PLAIN, Layer, Steps, project_qkv
 
 # Rows from which weights are unpacked once and multiplied by the library: a prompt's, not a step's.
 LIBRARY_ROWS = 257
-UNPACKED = Tile(64, 128, 1, 4)
+ALIGNED = 32  # inputs of a quantised matrix are a multiple of it: 16 bytes of codes, which a thread reads
+UNPACKED = Tile(32, 128, 1, 4)
 COLUMNS = 1024  # columns that one program of rotate_kernel turns
 
 
@@ -66,7 +68,7 @@ class GpuSteps:
 
     def prepare(self, table: Tensor, positions: Tensor) -> Scratch:
         """Scratch of a pass; table (B, W), positions (B,)."""
-        assert fits(self._config), self._config
+        assert fits(self._config, "float"), self._config
         config, n_rows = self._config, len(positions)
         chunks = triton.cdiv(table.shape[1] * BLOCK, kernels.CHUNK.value)
         # As many parts as the smallest tile of out_kernel makes: the tile is known when a layer is.
@@ -83,9 +85,13 @@ class GpuSteps:
         form = _form(attn.q_proj)
         tile = self._tiles.of("qkv", form, (3 * e, e))
         width = self._tiles.of("out", _form(attn.out_proj), (e, e + config.d_ff)).outputs
-        if not layer.places.summed:
-            self._sum(x, layer.places, width)
-        h, q = torch.empty_like(x), x.new_empty((len(x), config.n_heads, config.d_head))
+        if form == "float":
+            if not layer.places.summed:
+                self._sum(x, layer.places, width)
+            h = torch.empty_like(x)
+        else:  # many small programs, in each of which LayerNorm would cost as much as the product
+            x = h = norm(x)
+        q = x.new_empty((len(x), config.n_heads, config.d_head))
         rows = row_tile(len(x), form)
         kernels.qkv_kernel[3 * triton.cdiv(e, tile.outputs), triton.cdiv(len(x), rows)](
             x,
@@ -203,6 +209,8 @@ class GpuSteps:
     def product(self, x: Tensor, linear: Linear) -> Tensor:
         """x W^T + bias; (B, K) -> (B, N). A Product of torch_linear.py, and for floats the same kernel."""
         (n, k), form = (linear.out_features, linear.in_features), _form(linear)
+        if isinstance(linear, QuantizedLinear) and k % ALIGNED:
+            return plain_product(x, linear)
         if isinstance(linear, QuantizedLinear) and len(x) >= LIBRARY_ROWS:
             return F.linear(x, unpacked(linear, x.dtype), linear.bias)
         tile, rows = self._tiles.of("linear", form, (n, k)), row_tile(len(x), form)
@@ -228,9 +236,13 @@ class GpuSteps:
         kernels.sums_kernel[grid](x, scratch.sums, len(x), x.shape[1], (width, rows), num_warps=1)
 
 
-def fits(config: ModelConfig) -> bool:
-    """Whether the kernels can compute a shape: a pair that is rotated must not straddle two heads."""
-    return config.d_head % 2 == 0
+def fits(config: ModelConfig, dtype: str) -> bool:
+    """Whether the kernels can compute a shape with weights in `dtype`.
+
+    A pair that is rotated must not straddle two heads, and a row of codes must be ALIGNED.
+    """
+    aligned = dtype not in FORMATS or config.d_model % ALIGNED == config.d_ff % ALIGNED == 0
+    return config.d_head % 2 == 0 and aligned
 
 
 def unpacked(linear: QuantizedLinear, dtype: torch.dtype) -> Tensor:

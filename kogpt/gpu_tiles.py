@@ -25,7 +25,7 @@ SHIPPED = Path(__file__).with_name("gpu_tiles.json")
 VERSION = 1
 KERNELS = ("qkv", "attention_fc_in", "out", "linear")
 FORMATS = ("float", "int8", "int4")
-MIN_INPUTS = {"float": 16, "int8": 16, "int4": 32}  # tensor cores take 16 at a time; int4: of even and of odd
+MIN_INPUTS = {"float": 16, "int8": 64, "int4": 128}  # what tensor cores take at a time; codes: one warp's slice
 
 MAX_SHARED = 160 << 10  # bytes of one program: it runs on an A100 too, which has 163 KB
 WIDEST = 256  # rows of a pass
@@ -38,25 +38,48 @@ class Tile(NamedTuple):
 
     outputs: int
     inputs: int  # read at a time
-    stages: int  # tiles that the loop loads ahead
+    stages: int  # tiles that the loop loads ahead, of floats; of codes: turns that are unrolled into one
     warps: int
 
 
-# Read in the code that Triton compiles for Hopper. int8: with two warps and 32 outputs codes go from shared
-# memory to registers 8 bytes wide, with four warps and 64 outputs 2 bytes. int4: 256 inputs spill registers.
-DEFAULTS = {"float": Tile(64, 64, 5, 4), "int8": Tile(32, 128, 5, 2), "int4": Tile(64, 128, 4, 4)}
-# The sum over all inputs ends in E outputs only: small tiles, so that every processor has one.
-OUT = {"float": Tile(32, 128, 5, 4), "int8": Tile(32, 128, 6, 2), "int4": Tile(32, 128, 6, 2)}
-# Outputs and inputs, and pairs of stages and warps, that `tune` tries together: a kernel takes seconds to
-# compile, so few. With 16 and 32 outputs there are so many programs that all processors end at about the same
-# time; such a tile needs more inputs, or too few bytes are on their way.
-GRID: dict[str, tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]] = {
+# Read in the code that Triton compiles for Hopper; only those of floats were measured. Codes: a slice of inputs
+# for each warp. With 16 and 32 outputs registers leave room for 32 warps on a processor, each with 64 or 128
+# bytes a thread on their way.
+DEFAULTS = {"float": Tile(64, 64, 5, 4), "int8": Tile(32, 512, 2, 8), "int4": Tile(32, 1024, 1, 8)}
+# The sum over all inputs ends in E outputs only: small tiles, so that every processor has one or two.
+OUT = {"float": Tile(32, 128, 5, 4), "int8": Tile(16, 1024, 2, 16), "int4": Tile(16, 1024, 2, 8)}
+# What `tune` tries beside the defaults: a kernel takes seconds to compile, so few.
+GRID = {
     "float": (
-        ((16, 128), (16, 256), (32, 64), (32, 128), (64, 64), (64, 128)),
-        ((3, 4), (5, 4), (4, 2)),
+        Tile(16, 256, 3, 4),
+        Tile(16, 256, 4, 2),
+        Tile(16, 512, 3, 4),
+        Tile(32, 64, 5, 4),
+        Tile(32, 128, 3, 4),
+        Tile(32, 128, 5, 4),
+        Tile(64, 64, 8, 4),
+        Tile(64, 128, 4, 4),
     ),
-    "int8": (((16, 128), (16, 256), (32, 128), (32, 256), (64, 128)), ((4, 2), (6, 2), (4, 4))),
-    "int4": (((16, 128), (32, 64), (32, 128), (64, 64), (64, 128)), ((3, 4), (6, 2), (4, 8))),
+    "int8": (
+        Tile(16, 512, 2, 8),
+        Tile(16, 512, 4, 8),
+        Tile(16, 1024, 2, 16),
+        Tile(32, 256, 2, 4),
+        Tile(32, 512, 1, 8),
+        Tile(32, 1024, 1, 16),
+        Tile(64, 256, 1, 4),
+        Tile(64, 512, 1, 8),
+    ),
+    "int4": (
+        Tile(16, 512, 2, 4),
+        Tile(16, 1024, 1, 8),
+        Tile(16, 2048, 1, 16),
+        Tile(16, 2048, 2, 16),
+        Tile(32, 512, 1, 4),
+        Tile(32, 1024, 2, 8),
+        Tile(32, 2048, 1, 16),
+        Tile(64, 512, 1, 4),
+    ),
 }
 
 
@@ -82,14 +105,16 @@ def key(kernel: str, form: str, shape: tuple[int, int]) -> str:
 
 def row_tile(n_rows: int, form: str) -> int:
     """Rows of one program: all up to a limit, so that weights are read once."""
-    widest = 32 if form == "int4" else 64  # shared memory: INPUTS numbers of every row
-    return min(widest, max(16, 1 << (n_rows - 1).bit_length()))
+    fewest, widest = (16, 64) if form == "float" else (8, 32)  # codes: registers hold the inputs of every row
+    return min(widest, max(fewest, 1 << (n_rows - 1).bit_length()))
 
 
 def shared_bytes(tile: Tile, form: str) -> int:
     """Shared memory that a tile takes at the most rows of one program."""
-    weights = tile.outputs * tile.inputs * {"float": 4, "int8": 2, "int4": 1}[form] // 2
-    return tile.stages * (weights + 2 * row_tile(WIDEST, form) * tile.inputs)
+    rows = row_tile(WIDEST, form)
+    if form == "float":
+        return tile.stages * 2 * tile.inputs * (tile.outputs + rows)
+    return 4 * tile.outputs * rows * tile.inputs // MIN_INPUTS[form]  # one sum for each slice
 
 
 def load(card: str) -> Tiles:
@@ -143,9 +168,7 @@ class Job(NamedTuple):
 
     def candidates(self) -> list[Tile]:
         """Tiles to try, the default first."""
-        sizes, loops = GRID[self.form]
-        grid = [Tile(*size, *loop) for size in sizes for loop in loops]
-        grid = [tile for tile in grid if shared_bytes(tile, self.form) <= MAX_SHARED]
+        grid = [tile for tile in GRID[self.form] if shared_bytes(tile, self.form) <= MAX_SHARED]
         return list(dict.fromkeys([Tiles().of(self.kernel, self.form, self.shape), *grid]))
 
 
@@ -187,7 +210,7 @@ def _checked(name: str, values: Any) -> Tile:
     tile = Tile(*values)
     whole = all(type(value) is int for value in tile)
     powers = whole and all(n > 0 and n & (n - 1) == 0 for n in (tile.outputs, tile.inputs, tile.warps))
-    if not powers or not (16 <= tile.outputs <= 256 and tile.inputs <= 1024 and tile.warps <= 16):
+    if not powers or not (16 <= tile.outputs <= 256 and tile.inputs <= 2048 and tile.warps <= 16):
         raise ValueError(f"tile {values}")
     if tile.inputs < MIN_INPUTS[form]:
         raise ValueError(f"{tile.inputs} inputs of {form}, at least {MIN_INPUTS[form]}")

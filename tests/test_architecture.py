@@ -97,6 +97,7 @@ CORE: dict[str, set[str]] = {
         "gpu_linear",
         "gpu_tiles",
         "model",
+        "quantize",
         "torch_cache",
         "torch_linear",
         "torch_pass",
