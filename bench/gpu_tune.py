@@ -1,6 +1,6 @@
 """The fastest tiles of the GPU kernels on this card, for gpu_tiles.py, within the given seconds.
 
-    python -m bench.gpu_tune --seconds 110
+    python -m bench.gpu_tune --seconds 95
 
 Compiling takes most of the time: first several processes compile every candidate, side by side, into Triton's
 cache on disk, then this one measures. Tiles go into the user's cache as soon as a kernel is done.
@@ -57,17 +57,12 @@ class OneLayer:
         self.dtype = runner._model.transformer.ln_f.weight.dtype
 
     def jobs(self) -> Iterator[Job]:
-        """One for each kernel and matrix that a model of this shape has in this format."""
+        """One for each kernel that a step of few rows has in this format: three of a layer, and the head."""
         e, f = self._config.d_model, self._config.d_ff
         for kernel, shape in {"qkv": (3 * e, e), "attention_fc_in": (f, e), "out": (e, e + f)}.items():
             yield self._job(kernel, shape, None)
-        if self._form != "float":  # plain torch multiplies those
-            for linear in self.linears():
-                yield self._job("linear", (linear.out_features, linear.in_features), linear)
-
-    def linears(self) -> list[Linear]:
-        """One of each shape."""
-        return [self._block.attn.q_proj, self._block.mlp.fc_in, self._block.mlp.fc_out, self._head]
+        if self._form != "float":  # plain torch multiplies that
+            yield self._job("linear", (self._head.out_features, self._head.in_features), self._head)
 
     def _job(self, kernel: str, shape: tuple[int, int], linear: Linear | None) -> Job:
         name = gpu_tiles.key(kernel, self._form, shape)
@@ -182,8 +177,10 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("--shape", choices=NAMES, default="6b")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS[::-1])
-    parser.add_argument("--seconds", type=float, default=110, help="begin nothing after them")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=("int8", "int4", "float"), help="in this order"
+    )
+    parser.add_argument("--seconds", type=float, default=95, help="begin nothing after them")
     parser.add_argument(
         "--processes", type=int, default=min(12, os.cpu_count() or 1), help="that compile; 0: none"
     )

@@ -125,9 +125,7 @@ def _runs(
 
 
 @triton.jit
-def _integers(
-    weight: tl.tensor, places: tl.tensor, known: tl.tensor, FORMAT: tl.constexpr
-) -> tl.tensor:
+def _integers(weight: tl.tensor, places: tl.tensor, known: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """Whole numbers of runs: (..., 4, 4 or 8), float16 on a GPU; codes of 0 where not known.
 
     places: of the first of each run's four words of codes.
@@ -165,7 +163,7 @@ def _of_bytes(words: tl.tensor) -> tl.tensor:
             pack=1,
         )
         both = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # the last dimension counts by one
-        numbers = tl.reshape(both, words.shape + [4])
+        numbers = tl.reshape(both, words.shape + [4])  # noqa: RUF005 - Triton knows no unpacking
     else:
         numbers = (tl.expand_dims(words, 5) << (24 - 8 * tl.arange(0, 4))) >> 24
     return numbers
@@ -189,7 +187,7 @@ def _of_nibbles(words: tl.tensor, table: tl.tensor) -> tl.tensor:
     )
     even = tl.join(tl.join(w0, w4), tl.join(w2, w6))
     odd = tl.join(tl.join(w1, w5), tl.join(w3, w7))
-    return tl.reshape(tl.join(even, odd), words.shape + [8])
+    return tl.reshape(tl.join(even, odd), words.shape + [8])  # noqa: RUF005 - Triton knows no unpacking
 
 
 @triton.jit

@@ -25,7 +25,11 @@ SHIPPED = Path(__file__).with_name("gpu_tiles.json")
 VERSION = 1
 KERNELS = ("qkv", "attention_fc_in", "out", "linear")
 FORMATS = ("float", "int8", "int4")
-MIN_INPUTS = {"float": 16, "int8": 64, "int4": 128}  # what tensor cores take at a time; codes: one warp's slice
+MIN_INPUTS = {
+    "float": 16,
+    "int8": 64,
+    "int4": 128,
+}  # of tensor cores; codes: one warp's slice
 
 MAX_SHARED = 160 << 10  # bytes of one program: it runs on an A100 too, which has 163 KB
 WIDEST = 256  # rows of a pass
@@ -42,9 +46,9 @@ class Tile(NamedTuple):
     warps: int
 
 
-# Read in the code that Triton compiles for Hopper; only those of floats were measured. Codes: a slice of inputs
-# for each warp. With 16 and 32 outputs registers leave room for 32 warps on a processor, each with 64 or 128
-# bytes a thread on their way.
+# Read in the code that Triton compiles for Hopper; only those of floats were measured. Codes: a slice of
+# inputs for each warp. Registers leave room for 24 to 32 warps on a processor, with 64 or 128 bytes on their
+# way to each thread.
 DEFAULTS = {"float": Tile(64, 64, 5, 4), "int8": Tile(32, 512, 2, 8), "int4": Tile(32, 1024, 1, 8)}
 # The sum over all inputs ends in E outputs only: small tiles, so that every processor has one or two.
 OUT = {"float": Tile(32, 128, 5, 4), "int8": Tile(16, 1024, 2, 16), "int4": Tile(16, 1024, 2, 8)}

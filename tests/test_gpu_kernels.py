@@ -332,7 +332,9 @@ def executed(program: str, given: list[Words]) -> NDArray[np.float16]:
             results.append(registers[operands[2]].view(np.float16).reshape(-1, 2))
         elif name in OPERATIONS:
             values = [
-                registers[operand] if operand in registers else np.full(len(given[0]), int(operand, 0), np.uint32)
+                registers[operand]
+                if operand in registers
+                else np.full(len(given[0]), int(operand, 0), np.uint32)
                 for operand in operands[1:]
             ]
             registers[operands[0]] = OPERATIONS[name](*values)
