@@ -64,6 +64,10 @@ class OneLayer:
         if self._form != "float":  # plain torch multiplies that
             yield self._job("linear", (self._head.out_features, self._head.in_features), self._head)
 
+    def linears(self) -> list[Linear]:
+        """One of each shape."""
+        return [self._block.attn.q_proj, self._block.mlp.fc_in, self._block.mlp.fc_out, self._head]
+
     def _job(self, kernel: str, shape: tuple[int, int], linear: Linear | None) -> Job:
         name = gpu_tiles.key(kernel, self._form, shape)
 

@@ -324,7 +324,7 @@ def executed(program: str, given: list[Words]) -> NDArray[np.float16]:
     lines = [line.strip() for line in program.strip().removeprefix("{").removesuffix("}").split(";")]
     n_results = 2 * sum("{" in line for line in lines)
     registers = {f"${n_results + i}": words for i, words in enumerate(given)}
-    results = []
+    results: list[NDArray[np.float16]] = []
     for line in lines:
         name, *operands = line.replace(",", " ").replace("{", " ").replace("}", " ").split() or [""]
         if "{" in line:  # a register in two halves
