@@ -30,7 +30,8 @@ class Measured(NamedTuple):
 
 
 # Compute capability and dtype of the weights -> what was measured; bench/gpu.py prints the lines of a card.
-# H200, 6b, 1, 8 and 64 rows (bench/results/gpu_h200_20261127.md).
+# H200, 6b, 1, 8 and 64 rows (bench/results/gpu_h200_20261127.md); int8 and int4 by kernels that were replaced
+# since, and are to be measured again.
 MEASURED: Mapping[tuple[tuple[int, int], str], Measured] = {
     ((9, 0), "float16"): Measured(kernels=8, paged=True),
     ((9, 0), "int8"): Measured(kernels=8, paged=True),
