@@ -67,9 +67,7 @@ def tfidf(name: str, data: Path, test: Sequence[Example]) -> list[int]:
 
     recipe = adapters.RECIPES[name]
     assert recipe.task is not None
-    option = dict(zip(recipe.options, recipe.options[1:], strict=False))
-    choice = Choice(skip_bad=True, rows=int(option["--rows"]), dev_share=float(option["--dev-share"]))
-    train = read_task(TASKS[recipe.task], data, choice).train
+    train = read_task(TASKS[recipe.task], data, Choice(skip_bad=True)).train
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, min_df=2)
     features = vectorizer.fit_transform([example.text for example in train])
     model = LogisticRegression(C=4.0, max_iter=1000).fit(features, [example.label for example in train])
@@ -199,8 +197,6 @@ def card(name: str, data: Path, rows: int) -> str:
         "**Figures** on rows that were not learnt from, in percent with 95 % intervals:",
         "",
         *told.figures(name, data, rows),
-        "",
-        "It was tuned on few rows, for minutes of one busy core: larger models and longer tuning are better.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -2,9 +2,10 @@
 
     python runs/adapters.py --data shared/data/eval --work /tmp/adapters [NAME ...]
 
-Each run continues where it was stopped. kogpt/adapters/NAME is replaced once its run has ended; its files
-name the hash of kogpt-mini, so a new edition of the model means running this again. Rows of test sets are
-never learnt from: `kogpt tune` refuses or drops them by hash.
+It takes minutes of a GPU and most of a day of two cores. Each run continues where it was stopped.
+kogpt/adapters/NAME is replaced once its run has ended; its files name the hash of kogpt-mini, so a new
+edition of the model means running this again. Rows of test sets are never learnt from: `kogpt tune` refuses
+or drops them by hash.
 """
 
 from __future__ import annotations
@@ -78,27 +79,22 @@ def _pair(one: str, other: str) -> Row:
     return {"text1": one[:PASSAGE_CHARACTERS], "text2": other[:PASSAGE_CHARACTERS]}
 
 
-SMALL = ("--rank", "8", "--epochs", "1", "--checks", "1", "--skip-bad")
+SMALL = ("--rank", "8", "--epochs", "3", "--checks", "2", "--skip-bad")
 RECIPES = {
-    "sentiment": Recipe(
-        task="nsmc", options=(*SMALL, "--rows", "24000", "--dev-share", "0.03", "--batch", "16")
-    ),
-    "profanity": Recipe(
-        task="profanity", options=(*SMALL, "--rows", "7000", "--dev-share", "0.05", "--batch", "16")
-    ),
-    "intent": Recipe(
-        task="intent", options=(*SMALL, "--rows", "30000", "--dev-share", "0.03", "--batch", "16")
-    ),
+    "sentiment": Recipe(task="nsmc", options=(*SMALL, "--batch", "128", "--rate", "3e-4")),
+    "profanity": Recipe(task="profanity", options=(*SMALL, "--batch", "32")),
+    "intent": Recipe(task="intent", options=(*SMALL, "--batch", "64")),
+    # Other texts of a batch are what a partner is told from, so a batch is as large as it can be.
     "search": Recipe(
         method="embed",
         rows=lambda folder: alike(folder, "train"),
         held_out=lambda folder: alike(folder, "test"),
-        options=(*SMALL, "--rows", "6000", "--dev-share", "0.05", "--batch", "32", "--truncate"),
+        options=(*SMALL, "--batch", "128", "--rate", "1e-3", "--truncate"),
     ),
     "title": Recipe(
         rows=lambda folder: titled(folder, "train"),
         held_out=lambda folder: titled(folder, "test"),
-        options=(*SMALL, "--dev-share", "0.05", "--batch", "16"),
+        options=(*SMALL, "--batch", "16"),
     ),
 }
 

@@ -15,6 +15,8 @@ from kogpt.tuning.plan import PROGRAM, first_fit, memory, n_trained, options, pe
 from kogpt.tuning.rows import padded
 from kogpt.tuning.run import Job, build, free_memory, work_of
 
+SLOW = 10.0  # seconds of a batch
+
 
 def estimate(job: Job, processes: Processes) -> dict[str, Any]:
     """What a run takes: steps; memory by the planner; seconds, measured on batches of it where it fits.
@@ -41,7 +43,9 @@ def _seconds(job: Job, processes: Processes) -> float:
     order = range(job.batches.per_epoch)
     widths = [max(len(row.ids) for row in job.batches.rows_of(step)) for step in order]
     middle = int(np.argsort(widths)[len(widths) // 2])
-    seconds = min(_gradient(job, objective, middle, processes) for _ in range(3))  # the first warms up
+    seconds = _gradient(job, objective, middle, processes)
+    for _ in range(2 if seconds < SLOW else 0):  # the first warmed up, which a slow one needs no more
+        seconds = min(seconds, _gradient(job, objective, middle, processes))
     begin = time.monotonic()
     sample = job.dev[:64]
     measure(objective, sample, processes)
