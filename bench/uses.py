@@ -56,7 +56,8 @@ def measure_filter(args: argparse.Namespace) -> None:
     """F1 and false alarms of profanity, and what is found of personal data."""
     comments, posts = read(args.data / "toxic_kmhas_test.tsv.gz"), read(args.data / "toxic_curse_test.tsv.gz")
     clean = [r["text"] for r in read(args.data / "toxic_hatescore.tsv.gz") if r["macrolabel"] == "Clean"]
-    praise = [r["document"] for r in read(args.data / "nsmc_test.tsv.gz") if r["label"] == "1"][:5000]
+    films = [r for r in read(args.data / "nsmc_test.tsv.gz") if r["document"].strip()]
+    praise = [r["document"] for r in films if r["label"] == "1"][:5000]
     profane = ["3" in r["labels"].split(",") for r in comments]
     insulting = [r["label"] == "1" for r in posts]
     words = [bool(find_profanity(row["text"])) for row in comments]

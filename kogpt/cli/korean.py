@@ -189,7 +189,9 @@ HELP = {
     ),
     "file to read; - reads standard input": "읽을 파일; -이면 표준 입력을 읽습니다",
     "how many sentences to pick (default: %(default)s)": "고를 문장의 수 (기본값: %(default)s)",
-    "write a title instead": "대신 제목을 씁니다",
+    "make a title of words of the text instead; with --adapter title the model writes one": (
+        "대신 글에 있는 낱말로 제목을 만듭니다. --adapter title을 더하면 모델이 씁니다"
+    ),
     "have the model write one line instead; it may be wrong": (
         "대신 모델이 한 줄로 씁니다. 틀릴 수 있습니다"
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from kogpt.cli.options import load_model, read_count
 from kogpt.cli.texts import add_text_options, read_whole
@@ -25,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many sentences to pick (default: %(default)s)",
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--title", action="store_true", help="write a title instead")
+    kind.add_argument(
+        "--title",
+        action="store_true",
+        help="make a title of words of the text instead; with --adapter title the model writes one",
+    )
     kind.add_argument(
         "--abstract", action="store_true", help="have the model write one line instead; it may be wrong"
     )
@@ -51,16 +54,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _title(args: argparse.Namespace, text: str) -> str:
-    """A title by the adapter for titles; of words of the text where there is none."""
-    from kogpt.tasks.named import adapter_folder
+    """A title of words of the text, which is nearer to what people write than the adapter's; or that one's."""
     from kogpt.tasks.summaries import Writer, make_title
 
-    folder = args.adapter
-    if folder is None and args.model == "kogpt-mini":
-        folder = adapter_folder("title")
-    if folder is None:
+    if args.adapter is None:
         return make_title(text)
-    with load_model(argparse.Namespace(**{**vars(args), "adapter": str(Path(folder))})) as model:
+    with load_model(args) as model:
         template = model.origin.template
         return Writer(model, template).title(text) if template else Writer(model).write(text)
 

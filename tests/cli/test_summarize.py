@@ -23,8 +23,9 @@ def test_summarize(file: str, tiny_folder: Path, capsys: pytest.CaptureFixture[s
     assert main(["summarize", file, "--sentences", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == "sentences" and found["summary"][0] in TEXT
-    assert main(["summarize", file, "--title", "--model", str(tiny_folder)]) == 0
-    assert capsys.readouterr().out.strip()
+    assert main(["summarize", file, "--title"]) == 0
+    title = capsys.readouterr().out.split()
+    assert title and all(word in TEXT for word in title)  # nothing is made up without an adapter
     assert main(["summarize", file, "--abstract", "--model", str(tiny_folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "abstract"
 
