@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _title(args: argparse.Namespace, text: str) -> str:
-    """A title of words of the text, which is nearer to what people write than the adapter's; or that one's."""
+    """A title of words of the text, or by an adapter that is named; the first is nearer to what people write."""
     from kogpt.tasks.summaries import Writer, make_title
 
     if args.adapter is None:
