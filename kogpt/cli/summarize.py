@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _title(args: argparse.Namespace, text: str) -> str:
-    """A title of words of the text, or by an adapter that is named; the first is nearer to what people write."""
+    """A title of words of the text, which comes nearer to people's; by an adapter only where one is named."""
     from kogpt.tasks.summaries import Writer, make_title
 
     if args.adapter is None:
