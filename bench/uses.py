@@ -152,13 +152,13 @@ def measure_labels(args: argparse.Namespace) -> None:
     rows = reviews(args.data, args.limit)
     texts = [row["document"] for row in rows]
     right = [("부정", "긍정")[int(row["label"])] for row in rows]
-    base = KoGPT.from_pretrained()
+    base = KoGPT.from_pretrained(dtype=args.dtype)
     ways: dict[str, tuple[KoGPT, Wording | None]] = {
         "labels alone": (base, Wording(("부정", "긍정"))),
         "four examples": (base, NAMED["sentiment"]),
     }
     if (folder := adapter_folder("sentiment")) is not None:
-        ways["adapter"] = (KoGPT.from_pretrained(adapter=folder), None)
+        ways["adapter"] = (KoGPT.from_pretrained(dtype=args.dtype, adapter=folder), None)
     for name, (model, wording) in ways.items():
         started = time.perf_counter()
         found = model.classify(texts, wording)
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--personal", type=Path)
     parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--dtype", default="auto", help="of `labels`: precision of the model")
     args = parser.parse_args()
     PARTS[args.part](args)
 

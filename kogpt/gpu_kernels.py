@@ -99,7 +99,7 @@ def qkv_kernel(
 ) -> None:
     """x (B, E) -> h = LayerNorm(x), q (B, E); k and v into the cache (2, positions, E) at slots (B,).
 
-    Codes are multiplied with x as it is, LayerNorm included, and h is not written.
+    With codes, x is normed already, and h is not written.
     norm: (sums, gain, bias, epsilon). weights: those of q, k and v. rotation: cos and sin, (B, R) each, every
     pair twice. SHAPE: (E, D, R). WIDTH: columns of a part of `sums`. Grid: 3 ceil(E / OUTPUTS), row tiles.
     """

@@ -10,10 +10,10 @@ A weight is a tuple (codes, groups, scales, entries): floats in `codes` alone, o
 output is multiplied once, in float32, at the end.
 
 Codes go from memory to the tensor cores through registers alone. A thread reads 16 bytes of one output, a run
-of 16 inputs (int8) or one group of 32 (int4), and the inputs are put into such an order that these are what
-the instruction m16n8k16 wants from it; x is read in the same order. Warps divide the inputs and meet once, at
-the end: none waits for another in the loop. Triton chooses layouts by itself. The order of dimensions in
-`_words` and `_run_inputs` is one for which it finds no conversion to be necessary; any other is right, too.
+of 16 inputs (int8) or one group of 32 (int4). The inputs are put into such an order that these are what the
+instruction m16n8k16 wants from it; x is read in the same order. Warps divide the inputs and meet once, at the
+end, so that none waits for another in the loop. Triton chooses the layouts. The order of dimensions in
+`_runs` is one that it needs no conversion for; any other order gives the same numbers.
 
 Shapes: B rows, N outputs, K inputs. A program computes OUTPUTS x ROWS outputs and reads INPUTS inputs at a
 time.
@@ -284,7 +284,7 @@ def product(
         acc = _float_product(x, weight, places, norm, h, N, K, TILE)
     else:
         outputs, _, _, first = places
-        tl.static_assert(h is None, "codes are multiplied with x as it is")
+        tl.static_assert(h is None, "x of codes is normed already")
         acc = _quantized_product(x, weight, first, first[2], N, K, TILE, FORMAT)
         acc = acc * tl.load(weight[2] + outputs, mask=outputs < N, other=0.0)[:, None]
     return acc

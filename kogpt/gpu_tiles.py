@@ -25,11 +25,8 @@ SHIPPED = Path(__file__).with_name("gpu_tiles.json")
 VERSION = 1
 KERNELS = ("qkv", "attention_fc_in", "out", "linear")
 FORMATS = ("float", "int8", "int4")
-MIN_INPUTS = {
-    "float": 16,
-    "int8": 64,
-    "int4": 128,
-}  # of tensor cores; codes: one warp's slice
+# Floats: what a tensor core takes at a time. Codes: what a warp reads at a time, four runs of 16 bytes.
+MIN_INPUTS = {"float": 16, "int8": 64, "int4": 128}
 
 MAX_SHARED = 160 << 10  # bytes of one program: it runs on an A100 too, which has 163 KB
 WIDEST = 256  # rows of a pass
@@ -42,17 +39,17 @@ class Tile(NamedTuple):
 
     outputs: int
     inputs: int  # read at a time
-    stages: int  # tiles that the loop loads ahead, of floats; of codes: turns that are unrolled into one
+    stages: int  # floats: tiles that the loop loads ahead; codes: turns that are unrolled into one
     warps: int
 
 
-# Read in the code that Triton compiles for Hopper; only those of floats were measured. Codes: a slice of
-# inputs for each warp. Registers leave room for 24 to 32 warps on a processor, with 64 or 128 bytes on their
-# way to each thread.
+# Choices by the code that Triton compiles for Hopper; only those of floats were measured. With codes, each
+# warp has a slice of the inputs. Registers leave room for 24 to 32 warps on a processor, and each thread has
+# 64 or 128 bytes on their way.
 DEFAULTS = {"float": Tile(64, 64, 5, 4), "int8": Tile(32, 512, 2, 8), "int4": Tile(32, 1024, 1, 8)}
 # The sum over all inputs ends in E outputs only: small tiles, so that every processor has one or two.
 OUT = {"float": Tile(32, 128, 5, 4), "int8": Tile(16, 1024, 2, 16), "int4": Tile(16, 1024, 2, 8)}
-# What `tune` tries beside the defaults: a kernel takes seconds to compile, so few.
+# Tiles that `tune` tries beside the defaults. They are few, because each takes seconds to compile.
 GRID = {
     "float": (
         Tile(16, 256, 3, 4),

@@ -325,7 +325,7 @@ OPERATIONS: dict[str, Callable[..., Words]] = {
 
 
 def executed(program: str, given: list[Words]) -> NDArray[np.float16]:
-    """What inline PTX makes of the words: (words, results). Results come first among the operands."""
+    """Results of inline PTX on words: (words, results). Operands name the results before the words."""
     lines = [line.strip() for line in program.strip().removeprefix("{").removesuffix("}").split(";")]
     n_results = 2 * sum("{" in line for line in lines)
     registers = {f"${n_results + i}": words for i, words in enumerate(given)}

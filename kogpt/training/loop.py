@@ -156,7 +156,7 @@ class Run:
         n_targets, lengths = int(batch.scored().sum()), batch.lengths()
         losses = [self._backward(*part, max(1, n_targets)) for part in self._passes(batch, lengths)]
         clipped = nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.loop.clip)
-        (loss,) = self.processes.sum((float(sum(losses)),))  # a GPU's queue is empty only from here on
+        (loss,) = self.processes.sum((float(sum(losses)),))  # the one wait for a GPU
         norm = _value(clipped)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(self.step, loss, norm, batch.origins)

@@ -15,7 +15,7 @@ from kogpt.tuning.plan import PROGRAM, first_fit, memory, n_trained, options, pe
 from kogpt.tuning.rows import padded
 from kogpt.tuning.run import Job, build, free_memory, work_of
 
-SLOW = 10.0  # seconds of a batch
+SLOW = 10.0  # seconds of a batch that is timed once
 
 
 def estimate(job: Job, processes: Processes) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def _seconds(job: Job, processes: Processes) -> float:
     widths = [max(len(row.ids) for row in job.batches.rows_of(step)) for step in order]
     middle = int(np.argsort(widths)[len(widths) // 2])
     seconds = _gradient(job, objective, middle, processes)
-    for _ in range(2 if seconds < SLOW else 0):  # the first warmed up, which a slow one needs no more
+    for _ in range(2 if seconds < SLOW else 0):  # warm-up counts little in a slow batch
         seconds = min(seconds, _gradient(job, objective, middle, processes))
     begin = time.monotonic()
     sample = job.dev[:64]
