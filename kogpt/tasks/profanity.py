@@ -100,7 +100,8 @@ class _Harmless:
     def of(cls, folded: Folded) -> _Harmless:
         """Those of HARMLESS."""
         matches = _harmless().finditer(_marked(folded.letters, folded))
-        spans = [_whole(folded, *match.span(1)) for match in matches]
+        places = [match.span(1) for match in matches]
+        spans = [_whole(folded, *place) for place in places if _is_plain(folded, *place)]
         return cls([span.start for span in spans], list(accumulate((span.end for span in spans), max)))
 
     def holds(self, span: Span) -> bool:
@@ -178,17 +179,20 @@ def _classifier() -> NgramClassifier:
 
 
 def is_beginning(folded: Folded) -> bool:
-    """Whether the letters are the beginning of a swear word, and not yet all of it."""
+    """Whether the letters are the beginning of a swear word, or of a harmless one, and not yet all of it."""
     strict, alike = _beginnings()
     return folded.letters in strict or folded.alike() in alike
 
 
 @cache
 def _beginnings() -> tuple[frozenset[str], frozenset[str]]:
-    strict, alike = (
-        frozenset(word[:n] for word in found for n in range(1, len(word))) for found in _letters_of_words()
-    )
-    return strict, alike
+    strict, alike = _letters_of_words()
+    harmless = map(letters_of, HARMLESS)
+    return _prefixes([*strict, *harmless]), _prefixes(alike)
+
+
+def _prefixes(words: Iterable[str]) -> frozenset[str]:
+    return frozenset(word[:n] for word in words for n in range(1, len(word)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +268,12 @@ def _span(folded: Folded, text: str, start: int, end: int) -> Span | None:
 
 def _whole(folded: Folded, start: int, end: int) -> Span:
     return Span(int(folded.places[start]), int(folded.places[end - 1]) + 1, "harmless")
+
+
+def _is_plain(folded: Folded, start: int, end: int) -> bool:
+    """Whether letters are written as a word: at most a character between two, the last syllable whole."""
+    is_dense = int(np.diff(folded.places[start:end]).max(initial=0)) <= 2
+    return is_dense and not folded.heads[end - 1]
 
 
 def _has_space(gap: str) -> bool:

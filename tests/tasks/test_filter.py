@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kogpt import KoGPT, Sampling
@@ -167,6 +167,8 @@ def streamed(text: str, pieces: list[str], mode: Mode) -> tuple[str, bool]:
 
 
 @settings(max_examples=80, deadline=None)
+@example(["hong", " 골뱅이 ", "example.com"], random.Random(0))  # was shown once 골뱅이 was whole
+@example(["등신", " ", "사이"], random.Random(0))  # was taken for the harmless 등신상
 @given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=14), st.randoms(use_true_random=False))
 def test_a_stream_shows_what_the_whole_text_shows(parts: list[str], chance: random.Random) -> None:
     text = "".join(parts)

@@ -103,3 +103,18 @@ def test_a_line_of_one_word_is_searched_in_linear_time(word: str) -> None:
 
     seconds(100)
     assert seconds(8000) < 40 * max(seconds(1000), 0.005)  # 8 times if linear, 64 if every pair is compared
+
+
+@pytest.mark.parametrize(
+    ("text", "harmless"),
+    [
+        ("등신상", True),
+        ("등신 상", True),
+        ("등신사이", False),
+        ("등신 사이", False),
+        ("등신. 010-12 상", False),
+    ],
+)
+def test_a_harmless_word_is_written_in_one_piece_and_whole(text: str, harmless: bool) -> None:
+    """Its last syllable is no beginning of the next one, and nothing but a space stands in it."""
+    assert (find_profanity(text) == []) is harmless
