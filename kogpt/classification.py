@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.errors import PromptError
-from kogpt.request import Ids, Request
+from kogpt.request import Request
 from kogpt.session import Session, require_text, too_long
 
 PLACE = "{text}"  # in a template
@@ -118,8 +118,8 @@ class Classifier:
             waiting = iter(texts)
             while batch := list(islice(waiting, BATCH)):
                 if free is None and self.wording.calibrated:
-                    free = self._likelihoods([kept.question(text) for text in WITHOUT_CONTENT])
-                questions = [kept.question(text) for text in batch]
+                    free = self._likelihoods(kept.questions(WITHOUT_CONTENT))
+                questions = kept.questions(batch)
                 found = self._likelihoods(questions)
                 found = shares(found) if free is None else calibrated(found, free)
                 for text, question, row in zip(batch, questions, found, strict=True):
@@ -128,7 +128,8 @@ class Classifier:
     def request(self, text: str) -> Request:
         """The request of `classify` for one text; the wording has no part that all texts share."""
         assert not self.wording.shared()
-        return _Prompt(self, self.prefix, "").question(text).request
+        [question] = _Prompt(self, self.prefix, "").questions([text])
+        return question.request
 
     def _likelihoods(self, questions: Sequence[_Question]) -> Floats:
         """(questions, C) log-likelihoods of the labels."""
@@ -191,37 +192,39 @@ class _Prompt:
     handle: int | None
     ending: str
 
-    def question(self, text: str) -> _Question:
-        """The request for the scores of the labels of a text."""
-        require_text(text)
-        if not text.strip():
-            raise PromptError(
-                "a text is empty: there is nothing to classify", "글이 비어 있어 분류할 것이 없습니다"
-            )
-        context, choices = self._ids(text)
-        session = self.classifier.session
-        engine = session.engine
+    def questions(self, texts: Sequence[str]) -> list[_Question]:
+        """The request for the scores of the labels of each text."""
+        for text in texts:
+            require_text(text)
+            if not text.strip():
+                raise PromptError(
+                    "a text is empty: there is nothing to classify", "글이 비어 있어 분류할 것이 없습니다"
+                )
+        return [self._fitting(text, *ids) for text, ids in zip(texts, self._ids(texts), strict=True)]
+
+    def _fitting(self, text: str, context: list[int], choices: list[list[int]]) -> _Question:
+        """The request for a text of these ids, cut at its end until it fits."""
+        engine = self.classifier.session.engine
         room = engine.runner.config.n_ctx - engine.length(self.handle) - max(map(len, choices)) + 1
         cut = False
         while len(context) > room:
             if len(text) < 2:
                 raise too_long(len(context), room)
             text = text[: min(len(text) - 1, len(text) * max(room, 1) // len(context))]
-            context, choices = self._ids(text)
+            [(context, choices)] = self._ids([text])
             cut = True
         return _Question(
             Request(
                 np.array(context, np.int64),
                 prefix=self.handle,
                 adapter=self.classifier.adapter,
-                choices=choices,
+                choices=[np.array(choice, np.int64) for choice in choices],
                 reusable=False,
             ),
             cut,
         )
 
-    def _ids(self, text: str) -> tuple[list[int], list[Ids]]:
+    def _ids(self, texts: Sequence[str]) -> list[tuple[list[int], list[list[int]]]]:
         wording = self.classifier.wording
-        tokenizer = self.classifier.session.tokenizer
-        context, choices = tokenizer.encode_choices(wording.ask(text), wording.answers, self.ending)
-        return context, [np.array(choice, np.int64) for choice in choices]
+        questions = [(wording.ask(text), wording.answers) for text in texts]
+        return self.classifier.session.tokenizer.encode_choices_batch(questions, self.ending)

@@ -22,7 +22,7 @@ from kogpt.adapter import KeyValuePrefix, Lora
 from kogpt.errors import NotEnoughMemory
 from kogpt.request import Event, FinishReason, Ids, Request, Writing
 from kogpt.row_store import RowStore
-from kogpt.rows import NO_IDS, Part, Row, Task, not_finite, positions
+from kogpt.rows import CLOSED, NO_IDS, Part, Row, Task, not_finite, positions
 from kogpt.runner import Array, Runner
 from kogpt.sampling import Chosen, SampledToken, Sampler
 
@@ -147,10 +147,13 @@ class Engine:
         for batch in self._batches(others):
             self._read(batch, pooled=False)
         self._read(pooled, pooled=True)
+        events = self._events
         try:
-            return self._events
-        finally:  # an interruption before the next line leaves them to the next step
             self._events = []
+            return events
+        except BaseException:  # an interruption leaves them to the next step
+            self._events = events
+            raise
 
     def run(self, requests: Sequence[Request]) -> list[Event]:
         """Add requests that write nothing and step until all are answered; the last event of each.
@@ -199,6 +202,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin waiting requests, in their order, while there are rows and memory for them."""
+        room = self._store.room() if self._queue else None
         while self._queue:
             request = self._waiting.get(self._queue[0])
             if request is None:  # cancelled
@@ -206,16 +210,18 @@ class Engine:
                 continue
             if self._live and self.n_rows + request.n_samples > self.max_rows:
                 break
-            missing = self._store.missing_room(self._promised() + positions(request, self.max_rows))
+            needed = self._promised() + positions(request, self.max_rows)
+            room = self._store.enlarge(room, needed)
+            missing = 0 if room is None else max(0, needed - room)
             if missing and self._live:
                 break
-            number = self._queue.popleft()
-            task = Task(number, request, unfinished=list(range(request.n_samples)))
-            self._live[number] = task
-            del self._waiting[number]
-            if missing:
-                self._fail(task, _no_room(missing))
-            else:
+            task = Task(self._queue[0], request, unfinished=list(range(request.n_samples)))
+            with self._blame(task):
+                self._live[task.number] = task
+                del self._waiting[task.number]
+                self._queue.popleft()
+                if missing:
+                    raise _no_room(missing)
                 self._begin(task)
         self._store.free_released(list(self._waiting.values()))
 
@@ -226,13 +232,12 @@ class Engine:
     def _begin(self, task: Task) -> None:
         """Give a request the row that reads its inputs."""
         request, prefix = task.request, self._store.prefix(task.request)
-        with self._blame(task):
-            if prefix.ids is not None and request.inputs.ndim == 1:
-                task.ids = np.concatenate([prefix.ids, request.inputs])
-            if request.writing is not None:
-                known = NO_IDS if task.ids is None else task.ids
-                task.samplers = self._samplers(request.writing, known)
-            task.trunk = self._store.open(task.reader(prefix.length), self._running())
+        if prefix.ids is not None and request.inputs.ndim == 1:
+            task.ids = np.concatenate([prefix.ids, request.inputs])
+        if request.writing is not None:
+            known = NO_IDS if task.ids is None else task.ids
+            task.samplers = self._samplers(request.writing, known)
+        task.trunk = self._store.open(task.reader(prefix.length), self._running())
 
     def _running(self) -> Iterator[Row]:
         """A row of each request that is read or written."""
@@ -355,28 +360,27 @@ class Engine:
         if task.request.writing is None:
             self._report_if_done(task)
             return
+        source = trunk.handle  # which its prefix or its first sample takes over
         if task.request.n_scored or task.request.keep:
             self._report(task)
         trunk.broken = None in tokens
         for number, token in enumerate(tokens):
             row = Row(
-                task, -1, trunk.length, NO_IDS, samplers=task.samplers[number : number + 1], number=number
+                task, CLOSED, trunk.length, NO_IDS, samplers=task.samplers[number : number + 1], number=number
             )
             if not self._write(row, token):
                 continue
-            if task.trunk is None:
-                row.handle = self._store.fork(trunk.handle)
-            else:
-                row.handle, task.trunk = trunk.handle, None
             task.samples.append(row)
+            row.handle = self._store.fork(source) if trunk.handle == CLOSED else trunk.take_handle()
+            task.trunk = None
         if not task.unfinished:
             self._end(task)
 
     def _choice_read(self, row: Row) -> None:
         task = row.task
-        task.forks.remove(row)
-        self.runner.close(row.handle)
         task.take_choice(row)
+        self._store.close_row(row)
+        task.forks.remove(row)
         self._report_if_done(task)
 
     def _report_if_done(self, task: Task) -> None:
@@ -386,22 +390,20 @@ class Engine:
 
     def _report(self, task: Task) -> None:
         """Say what reading gave; of a request that writes nothing this is the last event."""
-        request, prefix = task.request, None
-        if request.keep and task.trunk is not None:
-            prefix, task.trunk = self._store.keep(task.trunk), None
+        request = task.request
         finish: FinishReason | None = "done" if request.writing is None else None
         pooled = task.mean() if request.pooled else None
-        self._events.append(
-            Event(
-                task.number,
-                finish=finish,
-                scores=task.scores,
-                choices=tuple(task.choices),
-                pooled=pooled,
-                prefix=prefix,
-                n_cached=task.n_cached,
-            )
+        choices = tuple(task.choices)
+        news = Event(
+            task.number,
+            finish=finish,
+            scores=task.scores,
+            choices=choices,
+            pooled=pooled,
+            n_cached=task.n_cached,
         )
+        kept = task.trunk if request.keep else None
+        self._events.append(news if kept is None else news._replace(prefix=self._store.keep(kept)))
 
     def _write(self, row: Row, token: SampledToken | None) -> bool:
         """Take in the next token of a sample; whether the sample goes on."""
@@ -420,25 +422,25 @@ class Engine:
                 finish = "stop"
             elif len(row.written) == writing.limit:
                 finish = "length"
-        if finish is not None:
-            task.unfinished.remove(row.number)
         news = Event(task.number, row.number, token, finish, n_cached=task.n_cached, error=error)
         self._events.append(news)
+        if finish is not None:
+            task.unfinished.remove(row.number)
         return finish is None
 
     def _end_sample(self, row: Row) -> None:
         task = row.task
+        self._store.retire(row)
         task.samples.remove(row)
         if row.number in task.unfinished:
             task.unfinished.remove(row.number)
-        self._store.retire(row)
         if not task.unfinished:
             self._end(task)
 
     def _end(self, task: Task) -> None:
         """Forget a request; its rows stay for a while as a prefix cache."""
         self._live.pop(task.number, None)
-        for row in task.take_rows():
+        for row in task.open_rows():
             self._store.retire(row)
 
     @contextmanager
@@ -452,13 +454,17 @@ class Engine:
                 raise
 
     def _fail(self, task: Task, error: BaseException) -> None:
-        """End a request with an event that says why, for each of its unfinished samples."""
+        """End a request with an event that says why, for each sample that has no last event."""
+        ended = {event.sample for event in self._events if event.request == task.number and event.finish}
         self._events += [
-            Event(task.number, sample, finish="failed", error=error) for sample in task.unfinished
+            Event(task.number, sample, finish="failed", error=error)
+            for sample in task.unfinished
+            if sample not in ended
         ]
+        self._waiting.pop(task.number, None)  # it was being admitted
         self._live.pop(task.number, None)
-        for row in task.take_rows():
-            self.runner.close(row.handle)
+        for row in task.open_rows():
+            self._store.close_row(row)
 
 
 def _question(context: Ids, choices: Sequence[Ids], prefix: int | None) -> Request:

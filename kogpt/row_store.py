@@ -82,8 +82,9 @@ class RowStore:
         """Make a row a prefix; its handle, freed by `release`."""
         task = row.task
         owner = None if _read_ids(row) is None else _owner(task.request)
-        self._prefixes[row.handle] = Prefix(row.length, task.request.adapter, task.ids, owner)
-        return row.handle
+        handle = row.take_handle()
+        self._prefixes[handle] = Prefix(row.length, task.request.adapter, task.ids, owner)
+        return handle
 
     def load(self, prefix: KeyValuePrefix, adapter: int | None) -> int:
         """Make a prefix of (L, P, H, D) keys and values that are given. Raises NotEnoughMemory."""
@@ -100,9 +101,13 @@ class RowStore:
         """Close a row, or leave it to the prefix cache: one of each request."""
         task = row.task
         if row.number == 0 and (read := _read_ids(row)) is not None:
-            self._cache.put(_owner(task.request), read, row.handle)
+            self._cache.put(_owner(task.request), read, row.take_handle())
         else:
-            self._runner.close(row.handle)
+            self.close_row(row)
+
+    def close_row(self, row: Row) -> None:
+        """Close a row for good."""
+        self._runner.close(row.take_handle())
 
     def release(self, prefix: int, waiting: Collection[Request]) -> None:
         """Free a prefix, once none of the waiting requests begins with it."""
@@ -125,14 +130,15 @@ class RowStore:
         self._cache.drop_adapter(adapter)
         self._runner.drop_adapter(adapter)
 
-    def missing_room(self, n_positions: int) -> int:
-        """How many of so many positions do not fit, with the prefix cache emptied as far as it takes."""
-        while True:
+    def room(self) -> int | None:
+        """How many more positions memory holds (None: as many as there may be); reading it takes 0.1 ms."""
+        return self._runner.room()
+
+    def enlarge(self, room: int | None, n_positions: int) -> int | None:
+        """The room, with the prefix cache emptied as far as so many positions take."""
+        while room is not None and n_positions > room and self._cache.drop_oldest():
             room = self._runner.room()
-            if room is None or n_positions <= room:
-                return 0
-            if not self._cache.drop_oldest():
-                return n_positions - room
+        return room
 
     def make_room(self) -> bool:
         """Empty the prefix cache; whether that freed anything."""

@@ -21,6 +21,7 @@ from kogpt.runner import Array, Chunk
 from kogpt.sampling import Chosen, Sampler, Wanted
 
 NO_IDS: Ids = np.empty(0, np.int64)
+CLOSED = -1  # handle of a row that has no row of the runner yet, or has none any more
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +40,11 @@ class Row:
     written: list[int] = field(default_factory=list)
     chosen: list[Chosen] = field(default_factory=list)  # the answers to its scored outputs, part by part
     broken: bool = False  # its logits were not finite
+
+    def take_handle(self) -> int:
+        """Its handle, which it gives up."""
+        handle, self.handle = self.handle, CLOSED
+        return handle
 
     @property
     def first_output(self) -> int:
@@ -122,7 +128,7 @@ class Task:
         firsts = [choice[0] for choice in request.choices]
         return Row(
             self,
-            handle=-1,
+            handle=CLOSED,
             length=start,
             inputs=request.inputs if request.reads_last else request.inputs[:-1],
             outputs=np.concatenate([scored - 1, np.full(len(firsts), n_inputs - 1)]),
@@ -165,13 +171,10 @@ class Task:
         n_states = 1 if self.request.last_only else len(self.request.inputs)
         return (self.total / n_states).astype(np.float32)
 
-    def take_rows(self) -> list[Row]:
-        """All its rows, which it gives up."""
+    def open_rows(self) -> list[Row]:
+        """All its rows that the runner has."""
         rows = [*([] if self.trunk is None else [self.trunk]), *self.samples, *self.forks]
-        self.trunk = None
-        self.samples.clear()
-        self.forks.clear()
-        return rows
+        return [row for row in rows if row.handle != CLOSED]
 
     def positions_left(self, max_rows: int) -> int:
         """How many more positions it may cache."""

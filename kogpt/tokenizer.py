@@ -162,32 +162,35 @@ class Tokenizer:
         for a context that has no token after a prefix.
         """
         texts = [self.encode(prefix + text) for text in _wholes(context, choices)]
-        return self._split(texts, choices, prefix)
+        return self._split(texts, choices, self.encode(prefix))
 
     def encode_choices_batch(
-        self, questions: Sequence[tuple[str, Sequence[str]]]
+        self, questions: Sequence[tuple[str, Sequence[str]]], prefix: str = ""
     ) -> list[tuple[list[int], list[list[int]]]]:
         """`encode_choices` of each context and its choices, on all cores."""
+        before = self.encode(prefix)
         found = []
         for start in range(0, len(questions), QUESTIONS_AT_ONCE):
             part = questions[start : start + QUESTIONS_AT_ONCE]
-            texts = iter(self.encode_batch([text for question in part for text in _wholes(*question)]))
-            found += [self._split(list(islice(texts, 1 + len(choices))), choices) for _, choices in part]
+            texts = [prefix + text for question in part for text in _wholes(*question)]
+            ids = iter(self.encode_batch(texts))
+            found += [
+                self._split(list(islice(ids, 1 + len(choices))), choices, before) for _, choices in part
+            ]
         return found
 
     def _split(
-        self, texts: list[list[int]], choices: Sequence[str], prefix: str = ""
+        self, texts: list[list[int]], choices: Sequence[str], before: list[int]
     ) -> tuple[list[int], list[list[int]]]:
-        """The answer of `encode_choices`; texts: ids of the prefix with each text of `_wholes`."""
-        before = self.encode(prefix) if prefix else []
+        """The answer of `encode_choices`; texts: ids of the prefix, `before`, with each text of `_wholes`."""
         alone, *joined = texts
         n = _n_shared(texts)
         for number, ids in enumerate(joined, 1):
             if ids == alone or len(ids) == n:
                 raise _adds_nothing(number, choices[number - 1])
-        if prefix and (n <= len(before) or alone[: len(before)] != before):
-            raise _no_border(prefix)
-        start = () if prefix else self.prompt_start
+        if before and (n <= len(before) or alone[: len(before)] != before):
+            raise _no_border(self.decode(before))
+        start = () if before else self.prompt_start
         return [*start, *alone[len(before) : n]] or [*self.document_start], [ids[n:] for ids in joined]
 
     @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from itertools import count
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from conftest import TINY, random_tensors
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from numpy.typing import NDArray
 from runners import KINDS
 
 from kogpt import native_runner
@@ -347,29 +349,74 @@ def test_passes_too_large_for_memory_are_read_one_request_at_a_time() -> None:
         assert tokens_of(events, number) == slow_tokens(prompt(n, n), GREEDY, 12)
 
 
-def test_an_interruption_leaves_every_request_where_it_was() -> None:
+INTERRUPTED = {
+    "two texts": [request(4, SEEDED, 2, seed=4), request(9, SEEDED, 2, seed=9)],
+    "two samples": [request(4, Sampling(temperature=1, seed=3, n=2), 2), request(9, GREEDY, 2)],
+    "choices": [
+        Request(prompt(6), choices=[prompt(2, 1), prompt(3, 2), prompt(1, 3)], reusable=False),
+        Request(prompt(7, 4), n_scored=3, reusable=False),
+    ],
+    "a prefix that is kept, and a mean": [Request(prompt(6), keep=True), Request(prompt(7, 1), pooled=True)],
+    "a prefix that is kept and goes on": [
+        Request(prompt(6), keep=True, writing=Writing(SEEDED, 3, frozenset({NO_EOS})))
+    ],
+}
+
+
+@pytest.mark.parametrize("requests", INTERRUPTED.values(), ids=INTERRUPTED)
+def test_an_interruption_at_any_line_leaves_every_request_where_it_was(requests: list[Request]) -> None:
     """Ctrl-C at any line that a step runs: the others go on with the same tokens, and nothing leaks."""
-    expected = {n: slow_tokens(prompt(n, n), SEEDED, 12) for n in (4, 9)}
-    failed = n_moments = 0
-    for moment in range(1, 10_000, 61):
+    engine = Engine(make_runner(NumpyRunner), chunk_tokens=5)
+    expected = said_to([engine.add(each) for each in requests], events_of(engine))
+    n_failed = 0
+    for moment in count(1):
         engine = Engine(make_runner(NumpyRunner), chunk_tokens=5)
-        numbers = {engine.add(request(n, SEEDED, seed=n)): n for n in (4, 9)}
-        events = interrupted(engine, moment)
-        if engine.idle:  # all ended before that line
-            break
-        n_moments += 1
+        numbers = [engine.add(each) for each in requests]
+        events, came = interrupted(engine, moment)
         events += events_of(engine)
-        for number, n in numbers.items():
-            [(_, finish, _)] = ends(events, number)
-            failed += finish == "failed"
-            assert tokens_of(events, number) == expected[n][: len(tokens_of(events, number))]
-            assert finish == "failed" or tokens_of(events, number) == expected[n]
-        assert not engine.runner._rows  # type: ignore[attr-defined]
-    assert n_moments > 20 and failed < 0.47 * n_moments
+        for said, whole in zip(said_to(numbers, events), expected, strict=True):
+            failed = said.finishes == ["failed"]  # the request that was in hand
+            assert failed or said.finishes == whole.finishes, moment
+            assert said.tokens == (whole.tokens[: len(said.tokens)] if failed else whole.tokens), moment
+            assert said.numbers == ([] if failed else pytest.approx(whole.numbers, abs=1e-5)), moment
+            n_failed += failed
+        for event in events:
+            if event.prefix is not None:
+                engine.release(event.prefix)
+        assert not engine.runner._rows, moment  # type: ignore[attr-defined]
+        if not came:
+            break
+    assert moment > 50 and 0 < n_failed < 0.7 * moment * len(expected)
 
 
-def interrupted(engine: Engine, moment: int) -> list[Event]:
-    """Step until line number `moment` of engine.py is run, and raise KeyboardInterrupt there."""
+class Said(NamedTuple):
+    """What the events of a sample say."""
+
+    finishes: list[str]
+    tokens: list[int]
+    numbers: list[float]
+
+
+def said_to(numbers: list[int], events: list[Event]) -> list[Said]:
+    """What was said to every sample of every request; the event of a kept prefix is one of sample 0."""
+    found = []
+    for number, index in sorted({(e.request, e.sample) for e in events if e.request in numbers}):
+        own = [e for e in events if (e.request, e.sample) == (number, index)]
+        scores = [x for e in own for x in (*e.choices, *([e.scores] if e.scores else []))]
+        arrays: list[NDArray[Any]] = [x.logprobs for x in scores]
+        arrays += [e.pooled for e in own if e.pooled is not None]
+        found.append(
+            Said(
+                [e.finish for e in own if e.finish],
+                tokens_of(events, number, index),
+                [float(value) for array in arrays for value in array],
+            )
+        )
+    return found
+
+
+def interrupted(engine: Engine, moment: int) -> tuple[list[Event], bool]:
+    """Step until line number `moment` of engine.py is run, and raise KeyboardInterrupt there, if it comes."""
     left = moment
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -388,10 +435,10 @@ def interrupted(engine: Engine, moment: int) -> list[Event]:
         while not engine.idle:
             events += engine.step()
     except KeyboardInterrupt:
-        pass
+        return events, True
     finally:
         sys.settrace(before)
-    return events
+    return events, False
 
 
 def test_logits_of_a_pass_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
