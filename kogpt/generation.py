@@ -170,6 +170,12 @@ class KoGPT:
             found[name]._attach(peft.load(folder, stored))
         return found
 
+    def untuned(self) -> Self:
+        """This model without its adapter. Both share weights and session, and close together."""
+        base = copy.copy(self)
+        base.tuned, base.origin, base._prefix, base._adapter = None, Origin(), None, None
+        return base
+
     def _attach(self, tuned: SavedAdapter) -> None:
         """Read and write every text with an adapter."""
         self.tuned, self.origin, adapter = tuned, tuned.origin, tuned.adapter

@@ -152,7 +152,7 @@ class _Finder:
         embeds = index.info().model is not None and not args.words_only
         model = load_model(args) if embeds or args.rerank else None
         self._embedder = Embedder(model) if model and embeds else None
-        self._reranker = Reranker(model) if model and args.rerank else None
+        self._reranker = Reranker(model.untuned()) if model and args.rerank else None
 
     def find(self, query: str) -> list[Hit]:
         """The best passages for a query."""

@@ -32,7 +32,7 @@ from kogpt.search.postings import (
     n_entries,
     score_segment,
 )
-from kogpt.search.vectors import EMBEDDED_AT_ONCE, Embedder, VectorStore, blend, discard_vectors
+from kogpt.search.vectors import EMBEDDED_AT_ONCE, Embeds, VectorStore, blend, discard_vectors
 from kogpt.texts import printable_path
 
 DIGEST_BYTES = 16
@@ -137,7 +137,7 @@ class Index:
         n_bytes = sum(path.stat().st_size for path in self.folder.glob("*.sqlite"))
         return IndexInfo(n_documents, n_passages, n_bytes, model)
 
-    def query(self, text: str, k: int = 10, embedder: Embedder | None = None) -> list[Hit]:
+    def query(self, text: str, k: int = 10, embedder: Embeds | None = None) -> list[Hit]:
         """The k best passages, the best first; fewer where fewer share a term with the text.
 
         embedder: the model whose vectors the index holds; without it words decide alone. InputError for an
@@ -198,7 +198,7 @@ class Index:
         return self._database.execute(select, (segment, *distinct))
 
     def _blended(
-        self, embedder: Embedder, text: str, ids: NDArray[np.int64], scores: NDArray[np.float64]
+        self, embedder: Embeds, text: str, ids: NDArray[np.int64], scores: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Scores of words and vectors together."""
         select = f"SELECT id, digest FROM passages WHERE id IN ({','.join(map(str, ids.tolist()))})"
@@ -282,7 +282,7 @@ class IndexWriter:
         self.n_removed += 1
         return True
 
-    def embed(self, embedder: Embedder) -> Iterator[int]:
+    def embed(self, embedder: Embeds) -> Iterator[int]:
         """Make the vectors of passages that have none; yields how many passages are done, batch by batch.
 
         Vectors are kept batch by batch: after an interruption the same command goes on where it stopped.

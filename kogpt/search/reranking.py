@@ -28,7 +28,10 @@ WEIGHT = 30.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reranker:
-    """A model that says how well passages fit a question."""
+    """A model that says how well passages fit a question: one without the adapter that its vectors have.
+
+    An adapter that was tuned on the cosines of texts writes no questions any more (notes/log.md).
+    """
 
     model: KoGPT
     n_hits: int = RERANKED

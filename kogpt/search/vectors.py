@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,33 @@ PROBE_KEY = b"probe"  # shorter than a digest
 PROBE = "세종대왕은 1443년에 훈민정음을 만들었다."
 SAME = 0.995  # cosine of the probe's vectors; another precision of one model stays above it
 EMBEDDED_AT_ONCE = 64
-VECTOR_WEIGHT = 0.3  # of a cosine, in standard deviations of the candidates, beside the score of words
+# Weight of a cosine, in standard deviations of the candidates, beside the score of words: with the adapter
+# `search`, the largest that takes nothing from words on KorQuAD (bench/search.py vectors).
+VECTOR_WEIGHT = 1.0
+
+
+class NoVectors(InputError):
+    """An index has no vectors, or another model's."""
+
+
+class Embeds(Protocol):
+    """What turns texts into unit vectors."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, for messages."""
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, width) unit vectors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedder:
-    """A model that turns texts into unit vectors."""
+    """A model that is an Embeds."""
 
     model: KoGPT
 
@@ -49,10 +70,14 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, width) unit vectors; the end of a text that the model's context may not hold is left out."""
-        limit = self.model.config.n_ctx // 4  # characters; one takes up to four tokens
-        vectors = self.model.embed([text[:limit] for text in texts])
+        vectors = self.model.embed([beginning(text, self.model) for text in texts])
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
+
+
+def beginning(text: str, model: KoGPT) -> str:
+    """As much of a text as the model's context holds in any case: a character takes up to four tokens."""
+    return text[: model.config.n_ctx // 4]
 
 
 class VectorStore:
@@ -65,8 +90,8 @@ class VectorStore:
 
     @classmethod
     @contextmanager
-    def writing(cls, folder: Path, embedder: Embedder) -> Iterator[Self]:
-        """The store, made if there is none. InputError if another model made it."""
+    def writing(cls, folder: Path, embedder: Embeds) -> Iterator[Self]:
+        """The store, made if there is none. NoVectors if another model made it."""
         with store.explain_damage(folder):
             database = sqlite3.connect(folder / FILE, isolation_level=None)
             with closing(database):
@@ -81,11 +106,11 @@ class VectorStore:
 
     @classmethod
     @contextmanager
-    def reading(cls, folder: Path, embedder: Embedder) -> Iterator[Self]:
-        """The store of an index. InputError if there is none, or another model made it."""
+    def reading(cls, folder: Path, embedder: Embeds) -> Iterator[Self]:
+        """The store of an index. NoVectors if there is none, or another model made it."""
         path = folder / FILE
         if not path.is_file():
-            raise InputError(
+            raise NoVectors(
                 f"{folder} has no vectors: index again with --embed",
                 f"{folder}: 벡터가 없습니다. --embed로 다시 색인하세요",
             )
@@ -105,7 +130,7 @@ class VectorStore:
         data = b"".join(found[digest] for digest in digests)
         return np.frombuffer(data, "<f2").astype(np.float32).reshape(-1, self._width)
 
-    def add_missing(self, rows: Sequence[tuple[bytes, str]], embedder: Embedder) -> None:
+    def add_missing(self, rows: Sequence[tuple[bytes, str]], embedder: Embeds) -> None:
         """Make the vectors of texts, (digest, text) each, that have none."""
         texts = dict(rows)
         marks = ",".join("?" * len(texts))
@@ -122,15 +147,15 @@ class VectorStore:
         self._database.executemany(insert, zip(digests, rows, strict=True))
         self._database.execute("COMMIT")
 
-    def _require_same(self, embedder: Embedder) -> None:
+    def _require_same(self, embedder: Embeds) -> None:
         [(data,)] = self._database.execute("SELECT vector FROM vectors WHERE digest = ?", (PROBE_KEY,))
         found = np.frombuffer(data, "<f2").astype(np.float32)
         if len(found) != self._width or float(found @ embedder.embed([PROBE])[0]) < SAME:
-            raise InputError(
-                f"the vectors of {self.folder} were made by another model than {embedder.name}:"
-                " name that model, or index again with --rebuild",
-                f"{self.folder}의 벡터는 다른 모델로 만들었습니다(지금 모델: {embedder.name}). 그 모델을"
-                " 지정하거나 --rebuild로 다시 색인하세요",
+            raise NoVectors(
+                f"the vectors of {self.folder} were made by another model or adapter than {embedder.name}:"
+                " name that one (--model, --adapter), or index again with --rebuild",
+                f"{self.folder}의 벡터는 다른 모델이나 어댑터로 만들었습니다(지금: {embedder.name}). 그것을"
+                " --model, --adapter로 지정하거나 --rebuild로 다시 색인하세요",
             )
 
 

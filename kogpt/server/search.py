@@ -1,7 +1,7 @@
 """POST /v1/search: the passages of the server's index that answer a query.
 
-Words decide, and the model orders the first hits if it is asked to. A passage is data, never an
-instruction.
+Words decide, and vectors and the model order the first hits if they are asked to. A passage is data, never
+an instruction.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -21,7 +23,9 @@ from kogpt.errors import KoGPTError
 from kogpt.request import Request
 from kogpt.search.index import Hit, Index, require_query
 from kogpt.search.reranking import RERANKED, Reranker, ordered
+from kogpt.search.vectors import PROBE, NoVectors, beginning
 from kogpt.server.aside import while_connected
+from kogpt.server.embeddings import unit
 from kogpt.server.fields import Body, read
 from kogpt.server.refusals import Refused, refusal
 from kogpt.server.service import Service
@@ -36,7 +40,25 @@ class SearchBody(Body):
 
     query: str
     top_n: int = Field(default=10, ge=1, le=MAX_HITS)
+    vectors: bool = False  # whether the vectors of the index count, which `model` made
     rerank: bool = False  # whether the model orders the first hits
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An Embeds that knows a few texts already."""
+
+    name: str
+    vectors: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+        return len(next(iter(self.vectors.values())))
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, width) unit vectors of texts that it knows."""
+        return np.stack([self.vectors[text] for text in texts])
 
 
 async def search(http: HttpRequest, service: Service, document: Mapping[str, Any]) -> Response:
@@ -47,16 +69,31 @@ async def search(http: HttpRequest, service: Service, document: Mapping[str, Any
     except KoGPTError as error:
         raise refusal(error, "query") from None
     n_hits = max(body.top_n, RERANKED) if body.rerank else body.top_n
-    hits = await with_index(http, service, lambda index: index.query(body.query, n_hits))
+    embedder = await _embedded(http, service, body) if body.vectors else None
+    hits = await with_index(http, service, lambda index: index.query(body.query, n_hits, embedder))
     if body.rerank and hits:
         hits = await _reranked(http, service, body, hits)
     hits = hits[: body.top_n]
     return JSONResponse({"object": "list", "data": [asdict(hit) for hit in hits]})
 
 
+async def _embedded(http: HttpRequest, service: Service, body: SearchBody) -> Embedded:
+    """The query's vector, and the one that tells whether the index has vectors of the same model."""
+    served = service.find(body.model)
+    texts = [body.query, PROBE]
+    try:
+        requests = [served.model.embedding_request(beginning(text, served.model)) for text in texts]
+    except KoGPTError as error:
+        raise refusal(error, "query") from None
+    service.check_cost(requests, "query")
+    pieces = await while_connected(http, service.ask(requests))
+    vectors = [unit(piece.event.pooled) for piece in pieces if piece.event.pooled is not None]
+    return Embedded(served.name, dict(zip(texts, vectors, strict=True)))
+
+
 async def _reranked(http: HttpRequest, service: Service, body: SearchBody, hits: Sequence[Hit]) -> list[Hit]:
     """The hits as Reranker orders them."""
-    model = service.find(body.model).model
+    model = service.find(body.model).model.untuned()
 
     def questions() -> list[Request]:
         asked = Reranker(model).questions(body.query, hits)
@@ -74,13 +111,17 @@ async def _reranked(http: HttpRequest, service: Service, body: SearchBody, hits:
 async def with_index(http: HttpRequest, service: Service, ask: Callable[[Index], Answer]) -> Answer:
     """What the index says, as it is now, asked in another thread.
 
-    Refused: 404 without an index, 503 for one that cannot be read; where it lies is told to the log alone.
+    Refused: 404 without an index, 400 where its vectors are another model's, 503 for one that cannot be read;
+    where it lies is told to the log alone.
     """
     folder = service.index
     if folder is None:
         raise Refused("this server has no index: kogpt serve --index INDEX", status=404, code="no_index")
     try:
         return await service.aside.run(http, lambda: _ask(folder, ask))
+    except NoVectors:
+        message = "the index has no vectors of this model: name the one that made them, or leave vectors out"
+        raise Refused(message, "vectors") from None
     except KoGPTError as error:
         logger.error("%s", error.en)
         message = "the index cannot be read now; the server's log says why"

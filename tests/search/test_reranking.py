@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kogpt.cli import main
 from kogpt.errors import InputError
 from kogpt.generation import KoGPT
 from kogpt.search import vectors
@@ -98,3 +100,22 @@ def test_vectors_of_another_model_or_none_are_refused(tmp_path: Path) -> None:
         pass
     with Index.open(tmp_path) as index, pytest.raises(InputError, match="another model"):
         index.query("가나다", embedder=other)
+
+
+def test_the_model_without_the_adapter_of_the_vectors_reranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, index = tmp_path / "texts", str(tmp_path / "index")
+    folder.mkdir()
+    for number, text in enumerate(["한강은 서울을 지난다.", "서울의 항구", "서울의 강에는 다리가 많다."]):
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    chosen = ["--adapter", "search", "--device", "cpu"]
+    assert main(["search", "index", str(folder), "--out", index, "--embed", *chosen]) == 0
+    assert main(["search", "query", index, "서울의 강", "--rerank", "--json", *chosen]) == 0
+    found = [json.loads(line)["score"] for line in capsys.readouterr().out.splitlines()]
+    tuned, plain = (KoGPT.from_pretrained(device="cpu", adapter=name) for name in ("search", None))
+    with Index.open(index) as opened:
+        hits = opened.query("서울의 강", embedder=Embedder(tuned))
+    expected, other = (Reranker(model).rerank("서울의 강", hits) for model in (plain, tuned))
+    assert found == pytest.approx([hit.score for hit in expected], abs=1e-3)
+    assert found != pytest.approx([hit.score for hit in other], abs=1e-2)
