@@ -2,7 +2,8 @@
 
     python bench/search.py quality --data DATA              # MRR@10 and recall on TyDi and KorQuAD
     python bench/search.py choose --data DATA               # constants of BM25, for both sets
-    python bench/search.py rerank --data DATA --questions 200
+    python bench/search.py vectors --data DATA --adapter search   # words and vectors, by weight
+    python bench/search.py rerank --data DATA --adapter search    # and the first ten by the model
     python bench/search.py speed --data DATA                # 100,000 paragraphs of Korean Wikipedia
     python bench/search.py peers --data DATA                # FTS5, tantivy and bm25s (pip install them)
     python bench/search.py kills                            # 50 kills of `kogpt search index`
@@ -31,9 +32,11 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from kogpt import KoGPT
 from kogpt.search import postings, reranking
 from kogpt.search.analysis import analyse_word, query_terms, words
 from kogpt.search.index import Document, Hit, Index, Passage
+from kogpt.search.vectors import Embedder
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED_PASSAGES, FILES = 100_000, 100
@@ -96,9 +99,13 @@ def measure(questions: Sequence[tuple[str, str]], find: Callable[[str], Ranking]
     return f"MRR@10 {mrr:.3f}  R@1 {first:.3f}  R@10 {ten:.3f}  {milliseconds:.1f} ms  ({n} questions)"
 
 
-def build(folder: Path, passages: dict[str, str]) -> Index:
-    """An index with a document for each passage."""
-    Index.add(folder, (Document(pid, b"", [Passage(text, 1)]) for pid, text in passages.items()))
+def build(folder: Path, passages: dict[str, str], embedder: Embedder | None = None) -> Index:
+    """An index with a document for each passage, and the vectors of a model."""
+    with Index.writing(folder) as writer:
+        for pid, text in passages.items():
+            writer.add(Document(pid, b"", [Passage(text, 1)]))
+        for _ in writer.embed(embedder) if embedder is not None else ():
+            pass
     return Index.open(folder)
 
 
@@ -132,17 +139,34 @@ def choose(args: argparse.Namespace) -> None:
                         print(f"{each.name:8} k1 {k1} b {b} stems {weight}  {found}", flush=True)
 
 
-def rerank(args: argparse.Namespace) -> None:
-    """The first ten by the model, for several weights, from one pass."""
-    from kogpt import KoGPT
+def load(args: argparse.Namespace) -> tuple[KoGPT, Embedder | None]:
+    """The model, and the one whose vectors are compared, if an adapter is named."""
+    model = KoGPT.from_pretrained(args.model, dtype=args.dtype, adapter=args.adapter)
+    return model.untuned(), Embedder(model) if args.adapter else None
 
-    reranker = reranking.Reranker(KoGPT.from_pretrained(args.model, adapter=args.adapter))
+
+def vectors(args: argparse.Namespace) -> None:
+    """Words and vectors, for several weights of the vectors."""
+    _, embedder = load(args)
     for each in read_sets(args.data):
-        with tempfile.TemporaryDirectory() as folder, build(Path(folder), each.passages) as index:
+        questions = each.sample(args.questions)
+        with tempfile.TemporaryDirectory() as folder, build(Path(folder), each.passages, embedder) as index:
+            for weight in (0.0, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0):
+                with patch("kogpt.search.vectors.VECTOR_WEIGHT", weight):
+                    found = measure(questions, lambda text: sources(index.query(text, embedder=embedder)))
+                print(f"{each.name:8} vectors {weight}  {found}", flush=True)
+
+
+def rerank(args: argparse.Namespace) -> None:
+    """The first ten by the model, for several weights of its likelihood, from one pass."""
+    model, embedder = load(args)
+    reranker = reranking.Reranker(model)
+    for each in read_sets(args.data):
+        with tempfile.TemporaryDirectory() as folder, build(Path(folder), each.passages, embedder) as index:
             rows = []
             started = time.perf_counter()
             for question, right in each.sample(args.questions):
-                hits = index.query(question)
+                hits = index.query(question, embedder=embedder)
                 prompts, asked = zip(*reranker.questions(question, hits), strict=True)
                 likelihoods = np.array(reranker.model.score(prompts, asked)) / len(question)
                 rows.append((sources(hits).index(right) if right in sources(hits) else -1, hits, likelihoods))
@@ -322,7 +346,7 @@ def kills(args: argparse.Namespace) -> None:
     print(f"50 kills: {old} left the old state, {new} the new one; the same command went on each time")
 
 
-ACTIONS = {f.__name__: f for f in (quality, choose, rerank, speed, peers, kills)}
+ACTIONS = {f.__name__: f for f in (quality, choose, vectors, rerank, speed, peers, kills)}
 
 
 def main() -> None:
@@ -332,9 +356,10 @@ def main() -> None:
     )
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--questions", type=int, default=1000, help="of each set (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=1031, help="of each set (default: %(default)s)")
     parser.add_argument("--model", default="kogpt-mini")
-    parser.add_argument("--adapter")
+    parser.add_argument("--dtype", default="auto", help="precision of the model")
+    parser.add_argument("--adapter", help="compare the vectors of this adapter as well")
     args = parser.parse_args()
     ACTIONS[args.action](args)
 

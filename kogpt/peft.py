@@ -115,6 +115,12 @@ class SavedAdapter:
     head: Floats | None = None  # (labels, E): a classifier on the last position
     origin: Origin = field(default_factory=Origin)
 
+    @property
+    def writes(self) -> bool:
+        """Whether it was tuned to write text, not to answer by labels or to embed."""
+        judges = self.head is not None or self.origin.labels
+        return not judges and self.origin.settings.get("method") != "embed"
+
 
 def load(folder: str | Path, stored: Checkpoint) -> SavedAdapter:
     """Read an adapter for a model: a folder, or the name of one that ships.

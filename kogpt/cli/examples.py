@@ -26,9 +26,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kogpt search index documents/ --out documents.index",
         "kogpt search query documents.index '훈민정음은 언제 만들었나?' --rerank",
     ),
-    "kogpt search index": ("kogpt search index documents/ --out documents.index",),
+    "kogpt search index": (
+        "kogpt search index documents/ --out documents.index",
+        "kogpt search index documents/ --out documents.index --embed --adapter search",
+    ),
     "kogpt search query": (
         "kogpt search query documents.index '훈민정음은 언제 만들었나?' -k 3",
+        "kogpt search query documents.index '훈민정음은 언제 만들었나?' --adapter search --rerank",
         "kogpt search query documents.index - --json",
     ),
     "kogpt summarize": ("kogpt summarize article.txt", "kogpt summarize article.txt --title"),

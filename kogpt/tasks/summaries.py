@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kogpt.errors import PromptError
+from kogpt.errors import KoGPTError, PromptError
 from kogpt.generation import KoGPT
 from kogpt.sampling import Sampling
 from kogpt.tasks.sentences import Sentence, split_sentences
@@ -71,11 +71,21 @@ def _weight(word: str, spread: Counter[str]) -> float:
 class Writer:
     """Writes titles and one-line summaries with a model.
 
-    template: with "{text}"; that of an adapter for titles, or SHORT_PROMPT.
+    template: with "{text}"; that of an adapter for titles, or SHORT_PROMPT. KoGPTError for an adapter that
+    was tuned to answer by labels or to embed.
     """
 
     model: KoGPT
     template: str = SHORT_PROMPT
+
+    def __post_init__(self) -> None:
+        tuned = self.model.tuned
+        if tuned is not None and not tuned.writes:
+            task = tuned.origin.task or "embeddings"
+            raise KoGPTError(
+                f"the adapter was tuned for {task} and writes no text: leave --adapter out, or use title",
+                f"{task}용 어댑터라 글을 쓰지 못합니다. --adapter를 빼거나 title을 쓰세요",
+            )
 
     def title(self, text: str) -> str:
         """One line about the beginning of a text, as far as the context reaches."""

@@ -102,6 +102,11 @@ class Data:
         return total.hexdigest()
 
     @property
+    def asked(self) -> bool:
+        """Whether the template asks for labels or numbers; other rows have prompts of their own, or none."""
+        return self.graded or self.train[0].label is not None
+
+    @property
     def graded(self) -> bool:
         """Whether numbers are learnt."""
         return self.train[0].grade is not None

@@ -237,7 +237,8 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
 def _origin(job: Job, stored: Checkpoint) -> Origin:
     """Origin for the adapter's folder: its model, and how it was tuned."""
     wording = job.data.wording
-    return replace(Origin.of(stored, job.task, wording.labels, wording.template), settings=_recorded(job))
+    template = wording.template if job.data.asked else None
+    return replace(Origin.of(stored, job.task, wording.labels, template), settings=_recorded(job))
 
 
 def build(job: Job, processes: Processes) -> TuningObjective:

@@ -109,3 +109,12 @@ def test_the_model_reads_a_long_text_in_parts(model: KoGPT) -> None:
     assert len(parts) > 1
     assert all(len(model.tokenizer.encode(part)) < limit - 64 for part in parts)
     assert isinstance(writer.write(NEWS), str) and isinstance(writer.title(NEWS), str)
+
+
+@pytest.mark.parametrize("name", ["sentiment", "search"])
+def test_an_adapter_that_labels_or_embeds_writes_no_summary(name: str) -> None:
+    with (
+        KoGPT.from_pretrained(device="cpu", adapter=name) as model,
+        pytest.raises(KoGPTError, match="writes no text"),
+    ):
+        Writer(model)

@@ -473,6 +473,7 @@ def test_plain_text_and_completions_are_learnt_whole(tmp_path: Path, tiny_folder
         text = made.tokenizer.decode([int(token) for token in row.ids[row.first : -1]])
         assert text == example.answer.strip(" ") or text == example.answer
         assert set(measure(build(made, Processes()), made.dev)) == {"loss"}
+        assert tuning._origin(made, made.stored).template is None  # the rows have prompts of their own
 
 
 def test_the_command_dry_runs_tunes_and_refuses(
