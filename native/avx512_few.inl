@@ -82,12 +82,12 @@ inline void few_rows(const Linear& w, const Acts& acts, int n, int m, bool fetch
 
 // ---- int8, int4: tiles ----
 
-// int8: sums of R outputs x C tokens, R C = 16.
-template <int C>
+// int8: sums of R outputs and X rows of inputs, R X = 16.
+template <int X>
 struct Tiles8 {
-  static constexpr int kOutputs = 16 / C;
+  static constexpr int kOutputs = 16 / X;
 
-  __m512i sums[kOutputs][C];
+  __m512i sums[kOutputs][X];
 
   void clear() {
     for (auto& line : sums) {
@@ -95,42 +95,60 @@ struct Tiles8 {
     }
   }
 
-  void add(const unsigned char* tile, const std::int8_t* x, std::size_t ld) {
+  void add(const unsigned char* tile, const std::int8_t* const (&x)[X], std::size_t k) {
     const __m512i flip = _mm512_set1_epi8(-128);
-    __m512i inputs[C];
-    for (int c = 0; c < C; ++c) inputs[c] = _mm512_loadu_si512(x + static_cast<std::size_t>(c) * ld);
+    __m512i inputs[X];
+    for (int c = 0; c < X; ++c) inputs[c] = _mm512_loadu_si512(x[c] + k);
     for (int r = 0; r < kOutputs; ++r) {
       const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(tile + r * kDepth), flip);
-      for (int c = 0; c < C; ++c) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], weights, inputs[c]);
+      for (int c = 0; c < X; ++c) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], weights, inputs[c]);
     }
   }
 };
 
-// Asks for the tile that the thread comes to in some microseconds: what the processor fetches by itself is
-// nearer, and a sixth slower in int8.
-template <std::size_t kBytes>
+// Asks for the tile that the thread comes to in a tenth of a microsecond: what the processor fetches by
+// itself is nearer, and a sixth slower in int8. Distances as measured on Zen 5 (notes/log.md).
+template <std::size_t kBytes, std::size_t kAhead>
 inline void fetch_tile(const unsigned char* tile) {
-  constexpr std::size_t kAhead = 16384;
   for (std::size_t line = 0; line < kBytes; line += 64) _mm_prefetch(tile + kAhead + line, _MM_HINT_T1);
 }
 
-template <int C, class F>
-inline void sum_tiles8(const unsigned char* tiles, const std::int8_t* x, std::size_t ld, bool fetch,
-                       __m512i (&out)[C], const F& each) {
-  Line lines[C];
-  for (int r0 = 0; r0 < kPanel; r0 += Tiles8<C>::kOutputs) {
-    Tiles8<C> t;
+template <int X>
+inline void sum_tiles8(const unsigned char* tiles, std::size_t steps, const std::int8_t* const (&x)[X],
+                       bool fetch, __m512i (&out)[X]) {
+  Line lines[X];
+  for (int r0 = 0; r0 < kPanel; r0 += Tiles8<X>::kOutputs) {
+    Tiles8<X> t;
     t.clear();
-    each([&](std::size_t i) {
+    for (std::size_t i = 0; i < steps; ++i) {
       const unsigned char* tile = tiles + i * kTile8;
-      if (fetch && r0 == 0) fetch_tile<kTile8>(tile);
-      t.add(tile + r0 * kDepth, x + i * kDepth, ld);
-    });
-    for (int r = 0; r < Tiles8<C>::kOutputs; ++r) {
-      for (int c = 0; c < C; ++c) lines[c][r0 + r] = t.sums[r][c];
+      if (fetch && r0 == 0) fetch_tile<kTile8, 2048>(tile);
+      t.add(tile + r0 * kDepth, x, i * kDepth);
+    }
+    for (int r = 0; r < Tiles8<X>::kOutputs; ++r) {
+      for (int c = 0; c < X; ++c) lines[c][r0 + r] = t.sums[r][c];
     }
   }
-  for (int c = 0; c < C; ++c) out[c] = add_lanes(lines[c], __m512i{});
+  for (int c = 0; c < X; ++c) out[c] = add_lanes(lines[c], __m512i{});
+}
+
+// Both planes of C tokens: nearly all of an int8 token's blocks have a high one. Those of one token share a
+// pass over the weights; of more, the inputs of both would not stay near.
+template <int C>
+inline void sum_planes8(const unsigned char* tiles, std::size_t steps, const Acts& acts, int m, bool fetch,
+                        __m512i (&low)[C], __m512i (&high)[C]) {
+  if constexpr (C == 1) {
+    __m512i both[2];
+    sum_tiles8<2>(tiles, steps, {acts.low(m), acts.high(m)}, fetch, both);
+    low[0] = both[0];
+    high[0] = both[1];
+  } else {
+    const std::int8_t* x[C];
+    for (int c = 0; c < C; ++c) x[c] = acts.low(m + c);
+    sum_tiles8<C>(tiles, steps, x, fetch, low);
+    for (int c = 0; c < C; ++c) x[c] = acts.high(m + c);
+    sum_tiles8<C>(tiles, steps, x, false, high);
+  }
 }
 
 // int4: four registers of four outputs each, a lane of 16 bytes to an output, so that one table register
@@ -222,7 +240,7 @@ inline void sum_tiles4(const unsigned char* tiles, const std::int8_t* x, std::si
   t.clear();
   each([&](std::size_t i) {
     const unsigned char* tile = tiles + i * kTile4;
-    if (fetch) fetch_tile<kTile4>(tile);
+    if (fetch) fetch_tile<kTile4, 4096>(tile);
     t.add(tile, x + i * kDepth, ld);
   });
   for (int c = 0; c < C; ++c) out[c] = t.outputs(c);
@@ -235,24 +253,21 @@ inline void few_tiles(const Linear& w, const Acts& acts, int n, int m, bool fetc
   constexpr std::size_t kBytes = kFormat == Format::i8 ? kTile8 : kTile4;
   const auto* tiles =
       static_cast<const unsigned char*>(w.w) + static_cast<std::size_t>(n / kPanel) * steps * kBytes;
-  const auto sum = [&](const std::int8_t* x, bool ahead, __m512i(&out)[C], const auto& each) {
-    if constexpr (kFormat == Format::i8) {
-      sum_tiles8<C>(tiles, x, kp, ahead, out, each);
-    } else {
-      sum_tiles4<C>(tiles, x, kp, ahead, out, each);
-    }
-  };
-  __m512i low[C], high[C];
-  sum(acts.low(m), fetch, low, [&](const auto& add) {
-    for (std::size_t i = 0; i < steps; ++i) add(i);
-  });
   const bool outliers = has_outliers(acts, m, C);
-  if (outliers) {
-    sum(acts.high(m), false, high, [&](const auto& add) {
-      outlier_blocks(acts, m, C, [&](std::size_t first, std::size_t count) {
-        for (std::size_t i = first; i < first + count; ++i) add(i);
-      });
+  __m512i low[C], high[C];
+  if constexpr (kFormat == Format::i8) {
+    sum_planes8<C>(tiles, steps, acts, m, fetch, low, high);
+  } else {
+    sum_tiles4<C>(tiles, acts.low(m), kp, fetch, low, [&](const auto& add) {
+      for (std::size_t i = 0; i < steps; ++i) add(i);
     });
+    if (outliers) {
+      sum_tiles4<C>(tiles, acts.high(m), kp, false, high, [&](const auto& add) {
+        outlier_blocks(acts, m, C, [&](std::size_t first, std::size_t count) {
+          for (std::size_t i = first; i < first + count; ++i) add(i);
+        });
+      });
+    }
   }
   for (int c = 0; c < C; ++c) {
     const Token& token = acts.token(m + c);
