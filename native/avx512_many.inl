@@ -71,17 +71,10 @@ struct IntStep {
 template <class Step, int C>
 using SumsOf = typename Step::Sum[C][kPanels];
 
-// `steps` steps of C tokens, x + c * ld, added to the sums or, with kFresh, in place of them. Not inlined:
-// the compiler keeps the sums in registers only where it sees nothing but this loop.
-template <class Step, int C, bool kFresh>
-[[gnu::noinline]] void add_steps(SumsOf<Step, C>& sums, const unsigned char* w, const unsigned char* x,
-                                 std::size_t ld, std::size_t steps) {
-  SumsOf<Step, C> local;
-#pragma GCC unroll 8
-  for (int c = 0; c < C; ++c) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kPanels; ++v) local[c][v] = kFresh ? Step::zero() : sums[c][v];
-  }
+// `steps` steps of C tokens, x + c * ld, added to the sums.
+template <class Step, int C>
+[[gnu::always_inline]] inline void add_products(SumsOf<Step, C>& sums, const unsigned char* w,
+                                                const unsigned char* x, std::size_t ld, std::size_t steps) {
   for (std::size_t i = 0; i < steps; ++i, w += kStripe * 4, x += 4) {
     __m512i weights[kPanels];
 #pragma GCC unroll 8
@@ -92,9 +85,23 @@ template <class Step, int C, bool kFresh>
       std::memcpy(&four, x + static_cast<std::size_t>(c) * ld, 4);
       const __m512i inputs = _mm512_set1_epi32(four);
 #pragma GCC unroll 8
-      for (int v = 0; v < kPanels; ++v) local[c][v] = Step::dot(local[c][v], weights[v], inputs);
+      for (int v = 0; v < kPanels; ++v) sums[c][v] = Step::dot(sums[c][v], weights[v], inputs);
     }
   }
+}
+
+// The products, added to the sums or, with kFresh, in place of them. Not inlined: the compiler keeps the sums
+// in registers only where it sees nothing but this loop.
+template <class Step, int C, bool kFresh>
+[[gnu::noinline]] void add_steps(SumsOf<Step, C>& sums, const unsigned char* w, const unsigned char* x,
+                                 std::size_t ld, std::size_t steps) {
+  SumsOf<Step, C> local;
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanels; ++v) local[c][v] = kFresh ? Step::zero() : sums[c][v];
+  }
+  add_products<Step, C>(local, w, x, ld, steps);
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c) {
 #pragma GCC unroll 8
@@ -109,26 +116,49 @@ inline void clear(SumsOf<Step, C>& sums) {
   }
 }
 
+// Sums of chains that wait for their partners in the tree, by level; the last holds all of them.
+template <int C>
+using Waiting = float[5][C][kPanels][16];
+
+// Chain number i of C tokens, added to the chains that wait for it.
+template <class Step, int C>
+[[gnu::noinline]] void add_chain(Waiting<C>& waiting, int i, const unsigned char* w, const unsigned char* x,
+                                 std::size_t ld, std::size_t steps) {
+  __m512 local[C][kPanels];
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanels; ++v) local[c][v] = Step::zero();
+  }
+  add_products<Step, C>(local, w, x, ld, steps);
+  int level = 0;
+  for (; i >> level & 1; ++level) {
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kPanels; ++v)
+        local[c][v] = _mm512_add_ps(_mm512_load_ps(waiting[level][c][v]), local[c][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanels; ++v) _mm512_store_ps(waiting[level][c][v], local[c][v]);
+  }
+}
+
 // The chains of C tokens, and their tree: (j, j + 8), (j, j + 4), (j, j + 2), (0, 1).
 template <class Step, int C>
 inline void float_stripe(__m512 (&sums)[C][kPanels], const unsigned char* w, const unsigned char* x,
                          std::size_t ld, std::size_t steps) {
   constexpr int kOrder[kChains] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
-  alignas(64) float waiting[4][C][kPanels][16];
+  alignas(64) Waiting<C> waiting;
   for (int i = 0; i < kChains; ++i) {
     const std::size_t at = static_cast<std::size_t>(kOrder[i]) * steps * 4;
-    add_steps<Step, C, true>(sums, w + at * kStripe, x + at, ld, steps);
-    int level = 0;
-    for (; i >> level & 1; ++level) {
-      for (int c = 0; c < C; ++c) {
-        for (int v = 0; v < kPanels; ++v)
-          sums[c][v] = _mm512_add_ps(_mm512_load_ps(waiting[level][c][v]), sums[c][v]);
-      }
-    }
-    if (i == kChains - 1) return;
-    for (int c = 0; c < C; ++c) {
-      for (int v = 0; v < kPanels; ++v) _mm512_store_ps(waiting[level][c][v], sums[c][v]);
-    }
+    add_chain<Step, C>(waiting, i, w + at * kStripe, x + at, ld, steps);
+  }
+  for (int c = 0; c < C; ++c) {
+    for (int v = 0; v < kPanels; ++v) sums[c][v] = _mm512_load_ps(waiting[4][c][v]);
   }
 }
 

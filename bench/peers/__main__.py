@@ -52,6 +52,7 @@ PEER_BITS = {
     ("llama.cpp", "int4"): 4.5,
     ("ik_llama.cpp", "BF16"): 16,
     ("ik_llama.cpp", "Q8_0"): 8.5,
+    ("ik_llama.cpp", "Q5_0"): 5.5,
     ("ik_llama.cpp", "Q4_0"): 4.5,
     ("ik_llama.cpp", "IQ4_KS"): 4.25,
 }
@@ -165,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [] if args.quality is None else args.quality.read_text(encoding="utf-8").splitlines()
     losses = {row["format"]: row["kl"] for row in map(json.loads, lines)}
     with contextlib.ExitStack() as stack:
+        if args.models is not None:
+            args.models.mkdir(parents=True, exist_ok=True)
         folder = args.models or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kogpt-peers-")))
         quiet = Quiet(args.quiet)
         stack.callback(quiet.end)

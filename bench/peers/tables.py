@@ -29,6 +29,7 @@ RATIOS = (
     ("int4", "llama.cpp:int4"),
     ("bfloat16", "ik_llama.cpp:BF16"),
     ("int8", "ik_llama.cpp:Q8_0"),
+    ("int4", "ik_llama.cpp:Q5_0"),
     ("int4", "ik_llama.cpp:Q4_0"),
     ("int4", "ik_llama.cpp:IQ4_KS"),
 )
@@ -42,6 +43,7 @@ QUALITY = {
     "llama.cpp int4": ("llama-quantize Q4_0",),
     "ik_llama.cpp BF16": ("bfloat16",),
     "ik_llama.cpp Q8_0": ("llama-quantize Q8_0",),
+    "ik_llama.cpp Q5_0": ("llama-quantize Q5_0",),
     "ik_llama.cpp Q4_0": ("llama-quantize Q4_0",),
     "ik_llama.cpp IQ4_KS": ("llama-quantize IQ4_KS",),
 }
