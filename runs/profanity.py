@@ -5,9 +5,9 @@
 DATA is a folder with the training parts of K-MHaS, Curse-detection-data, BEEP! and NSMC (.tsv.gz). Nothing of
 a test part is read. Every comment has three n-gram scores, each learnt from one set and its label alone, and
 the number of its swear words; two small logistic models join them, one for each of the labels that are
-reported: K-MHaS's "profanity" and Curse-detection-data's label. With --adapter two more join them with what
-that adapter says of the comments, as `judge(text, odds)` uses it. The adapter has learnt a part of these
-comments once; its weight may be a little too high for that.
+reported: K-MHaS's "profanity" and Curse-detection-data's label. With --adapter two more join these with what
+that adapter says, as `judge(text, odds)` uses it. They are fitted to the comments by which `kogpt tune`
+judged the adapter and from which it did not learn: of the others it is too certain.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import random
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from sklearn.svm import LinearSVC
 from kogpt import KoGPT
 from kogpt.tasks.ngrams import BUCKETS, Joint, NgramClassifier, features
 from kogpt.tasks.profanity import MAX_WORDS, find_profanity, log_odds
+from kogpt.tuning.data import Choice, read_task
+from kogpt.tuning.tasks import TASKS
 
 C = 1.0  # of the SVMs
 N_PRAISE = 10_000  # positive reviews, which are taken for clean
@@ -84,7 +87,7 @@ def adapter_odds(adapter: str, sets: dict[str, Labelled]) -> dict[str, Floats]:
     return {
         name: np.array([log_odds(found) for found in model.classify(texts)])
         for name, (texts, _) in sets.items()
-        if name != "hate"
+        if name in OUTPUTS[:2]
     }
 
 
@@ -112,6 +115,11 @@ def train(data: Path, adapter: str | None = None) -> NgramClassifier:
         print(name, "trained", flush=True)
     scales = np.abs(weights).max(axis=0) / 127
     parts = Parts(sets, inputs, weights, biases, held)
+    alone, with_adapter = join(parts), None
+    if adapter is not None:
+        judged = read_task(TASKS["profanity"], data, Choice(skip_bad=True)).dev
+        unseen = {example.text for example in judged}
+        with_adapter = join_adapter(parts, alone, adapter_odds(adapter, sets), unseen)
     return NgramClassifier(
         OUTPUTS,
         steps,
@@ -119,8 +127,8 @@ def train(data: Path, adapter: str | None = None) -> NgramClassifier:
         np.round(weights / scales).astype(np.int8),
         scales.astype(np.float32),
         biases.astype(np.float32),
-        join(parts),
-        None if adapter is None else join(parts, adapter_odds(adapter, sets)),
+        alone,
+        with_adapter,
     )
 
 
@@ -134,28 +142,51 @@ class Parts:
     biases: Floats  # (K,)
     held: dict[str, Floats]  # an output's scores of its own texts and of praise, each by an SVM without it
 
+    def columns(self, name: str) -> Floats:
+        """(texts, K + 1) scores and the number of swear words, of an output's own texts and of praise."""
+        x = sparse.vstack([self.inputs[name], self.inputs["praise"]]).tocsr()
+        scores = x @ self.weights + self.biases
+        scores[:, OUTPUTS.index(name)] = self.held[name]
+        texts = (*self.sets[name][0], *self.sets["praise"][0])
+        return np.column_stack([scores, [min(len(find_profanity(text)), MAX_WORDS) for text in texts]])
 
-def join(parts: Parts, odds: dict[str, Floats] | None = None) -> Joint:
-    """The logistic models, with an adapter's log-odds where given; thresholds have the best F1 on train."""
+
+def join(parts: Parts) -> Joint:
+    """The logistic models of words and n-grams; thresholds have the best F1 on train."""
     coefficients, thresholds = [], []
     for name in OUTPUTS[:2]:
-        (own_texts, own_labels), (praise, clean) = parts.sets[name], parts.sets["praise"]
-        x = sparse.vstack([parts.inputs[name], parts.inputs["praise"]]).tocsr()
-        scores = x @ parts.weights + parts.biases
-        scores[:, OUTPUTS.index(name)] = parts.held[name]
-        n_words = [min(len(find_profanity(text)), MAX_WORDS) for text in (*own_texts, *praise)]
-        columns, y = np.column_stack([scores, n_words]), np.concatenate([own_labels, clean])
-        if odds is not None:
-            columns = np.column_stack([columns, np.concatenate([odds[name], odds["praise"]])])
-        model = LogisticRegression(C=10, max_iter=1000).fit(columns, y)
-        folds = StratifiedKFold(5, shuffle=True, random_state=1)
-        p = cross_val_predict(model, columns, y, cv=folds, method="predict_proba")[: len(own_texts), 1]
-        grid = np.linspace(0.1, 0.7, 61)
-        best = grid[np.argmax([f1(own_labels, p > t) for t in grid])]
-        print(name, "F1 of cross-validation", f1(own_labels, p > best), "at", best, flush=True)
+        columns = parts.columns(name)
+        labels = np.concatenate([parts.sets[name][1], parts.sets["praise"][1]])
+        model = LogisticRegression(C=10, max_iter=1000).fit(columns, labels)
         coefficients.append([*model.coef_[0], model.intercept_[0]])
-        thresholds.append(best)
+        thresholds.append(best_threshold(name, columns, labels, len(parts.sets[name][0])))
     return Joint(np.array(coefficients, np.float32), np.array(thresholds, np.float32))
+
+
+def join_adapter(parts: Parts, alone: Joint, odds: dict[str, Floats], unseen: Set[str]) -> Joint:
+    """`alone` and an adapter's log-odds, joined on the texts that it has not learnt from."""
+    coefficients, thresholds = [], []
+    for name, (*weights, bias) in zip(OUTPUTS[:2], alone.coefficients.tolist(), strict=True):
+        texts, labels = parts.sets[name]
+        kept = np.array([text in unseen for text in texts])
+        scores = parts.columns(name)[: len(texts)] @ np.array(weights) + bias
+        columns = np.column_stack([scores, odds[name]])[kept]
+        model = LogisticRegression(C=10, max_iter=1000).fit(columns, labels[kept])
+        share, own = model.coef_[0]
+        coefficients.append([*(share * np.array(weights)), own, share * bias + model.intercept_[0]])
+        thresholds.append(best_threshold(name, columns, labels[kept], len(columns)))
+    return Joint(np.array(coefficients, np.float32), np.array(thresholds, np.float32))
+
+
+def best_threshold(name: str, columns: Floats, labels: Flags, n: int) -> float:
+    """The probability above which F1 of the first n rows is best, by cross-validation."""
+    folds = StratifiedKFold(5, shuffle=True, random_state=1)
+    model = LogisticRegression(C=10, max_iter=1000)
+    p = cross_val_predict(model, columns, labels, cv=folds, method="predict_proba")[:n, 1]
+    grid = np.linspace(0.1, 0.7, 61)
+    best = float(grid[np.argmax([f1(labels[:n], p > t) for t in grid])])
+    print(name, "F1 of cross-validation", f1(labels[:n], p > best), "at", best, flush=True)
+    return best
 
 
 def f1(answers: Flags, said: Flags) -> float:
