@@ -44,7 +44,7 @@ def test_every_part_of_a_training_step_is_measured_and_its_other_forms_agree(
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.endswith(" ms") for line in lines) == 2 + 2 * len(gpu_training.LOGITS) + 3
     apart = [float(line.split()[-1]) for line in lines if line.startswith("apart")]
-    assert len(apart) == 3 and max(apart) < 1e-5
+    assert len(apart) == 3 and max(apart) < 1e-2  # of bfloat16, where the processor has products of it
 
 
 def test_what_no_longer_fits_into_the_time_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def test_odds_are_those_of_the_profane_label_and_finite() -> None:
 
 
 def test_the_adapter_joins_in_wherever_profanity_is_judged() -> None:
-    texts = ["야 이 미친놈아", "오늘 날씨가 참 좋네요"]
+    texts = ["야 이 병신아 꺼져", "오늘 날씨가 참 좋네요"]
     with KoGPT.from_pretrained(adapter=ADAPTER, device="cpu") as model:
         assert has_adapter(model)
         found = model.classify(texts)
