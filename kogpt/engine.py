@@ -151,7 +151,7 @@ class Engine:
         try:
             self._events = []
             return events
-        except BaseException:  # an interruption leaves them to the next step
+        except BaseException:  # events of an interrupted step come with the next
             self._events = events
             raise
 
@@ -360,7 +360,7 @@ class Engine:
         if task.request.writing is None:
             self._report_if_done(task)
             return
-        source = trunk.handle  # which its prefix or its first sample takes over
+        source = trunk.handle  # stays the same when the kept prefix or the first sample takes it over
         if task.request.n_scored or task.request.keep:
             self._report(task)
         trunk.broken = None in tokens
@@ -461,7 +461,7 @@ class Engine:
             for sample in task.unfinished
             if sample not in ended
         ]
-        self._waiting.pop(task.number, None)  # it was being admitted
+        self._waiting.pop(task.number, None)  # still there after a failure while it was admitted
         self._live.pop(task.number, None)
         for row in task.open_rows():
             self._store.close_row(row)

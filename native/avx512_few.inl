@@ -132,8 +132,8 @@ inline void sum_tiles8(const unsigned char* tiles, std::size_t steps, const std:
   for (int c = 0; c < X; ++c) out[c] = add_lanes(lines[c], __m512i{});
 }
 
-// Both planes of C tokens: nearly all of an int8 token's blocks have a high one. Those of one token share a
-// pass over the weights; of more, the inputs of both would not stay near.
+// Both planes of C tokens; in int8 nearly all blocks have a high one. The planes of one token share a pass
+// over the weights. With more tokens the inputs of both planes would leave the nearest cache.
 template <int C>
 inline void sum_planes8(const unsigned char* tiles, std::size_t steps, const Acts& acts, int m, bool fetch,
                         __m512i (&low)[C], __m512i (&high)[C]) {

@@ -6,8 +6,8 @@ DATA is a folder with the training parts of K-MHaS, Curse-detection-data, BEEP! 
 a test part is read. Every comment has three n-gram scores, each learnt from one set and its label alone, and
 the number of its swear words; two small logistic models join them, one for each of the labels that are
 reported: K-MHaS's "profanity" and Curse-detection-data's label. With --adapter two more join these with what
-that adapter says, as `judge(text, odds)` uses it. They are fitted to the comments by which `kogpt tune`
-judged the adapter and from which it did not learn: of the others it is too certain.
+that adapter says, as `judge(text, odds)` uses it. They are fitted to the dev rows of the adapter's tuning: of
+comments that it learnt from, the adapter is too certain.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from kogpt.tuning.data import Choice, read_task
 from kogpt.tuning.tasks import TASKS
 
 C = 1.0  # of the SVMs
-SLACK = (
-    0.015  # of F1: one comment of the few that an adapter has not learnt from; a miss is worse than an alarm
-)
+# Loss of F1 that counts as none: among the few comments of dev, one costs as much. The least of equal
+# thresholds is taken, for a miss is worse than an alarm.
+SLACK = 0.015
+
 N_PRAISE = 10_000  # positive reviews, which are taken for clean
 OUTPUTS = ("profanity", "insult", "hate")  # K-MHaS label 3, Curse label 1, BEEP! offensive or hate
 Flags = NDArray[np.bool_]
@@ -182,7 +183,7 @@ def join_adapter(parts: Parts, alone: Joint, odds: dict[str, Floats], unseen: Se
 
 
 def best_threshold(name: str, columns: Floats, labels: Flags, n: int, slack: float = 0.0) -> float:
-    """The least probability above which F1 of the first n rows is best but for slack, by cross-validation."""
+    """The least threshold whose cross-validated F1 on the first n rows is within `slack` of the best."""
     folds = StratifiedKFold(5, shuffle=True, random_state=1)
     model = LogisticRegression(C=10, max_iter=1000)
     p = cross_val_predict(model, columns, labels, cv=folds, method="predict_proba")[:n, 1]

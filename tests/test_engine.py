@@ -390,7 +390,7 @@ def test_an_interruption_at_any_line_leaves_every_request_where_it_was(requests:
 
 
 class Said(NamedTuple):
-    """What the events of a sample say."""
+    """Ends, tokens and numbers in the events of one sample."""
 
     finishes: list[str]
     tokens: list[int]
@@ -398,7 +398,7 @@ class Said(NamedTuple):
 
 
 def said_to(numbers: list[int], events: list[Event]) -> list[Said]:
-    """What was said to every sample of every request; the event of a kept prefix is one of sample 0."""
+    """One Said for each sample of the requests. The event of a kept prefix counts as sample 0's."""
     found = []
     for number, index in sorted({(e.request, e.sample) for e in events if e.request in numbers}):
         own = [e for e in events if (e.request, e.sample) == (number, index)]

@@ -28,9 +28,10 @@ WEIGHT = 30.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reranker:
-    """A model that says how well passages fit a question: one without the adapter that its vectors have.
+    """A model that says how well passages fit a question.
 
-    An adapter that was tuned on the cosines of texts writes no questions any more (notes/log.md).
+    Give it a model without the adapter `search`: after tuning on cosines, likelihoods of text are ruined
+    (bench/results/search_zen5_20261127.md).
     """
 
     model: KoGPT

@@ -34,11 +34,11 @@ VECTOR_WEIGHT = 1.0
 
 
 class NoVectors(InputError):
-    """An index has no vectors, or another model's."""
+    """An index has no vectors, or those of another model."""
 
 
 class Embeds(Protocol):
-    """What turns texts into unit vectors."""
+    """A source of unit vectors for texts: a model, or vectors made before."""
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class Embeds(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedder:
-    """A model that is an Embeds."""
+    """A model as a source of vectors."""
 
     model: KoGPT
 
@@ -76,7 +76,7 @@ class Embedder:
 
 
 def beginning(text: str, model: KoGPT) -> str:
-    """As much of a text as the model's context holds in any case: a character takes up to four tokens."""
+    """The part of a text that surely fits the model's context: a character takes up to four tokens."""
     return text[: model.config.n_ctx // 4]
 
 

@@ -1,7 +1,7 @@
 """POST /v1/search: the passages of the server's index that answer a query.
 
-Words decide, and vectors and the model order the first hits if they are asked to. A passage is data, never
-an instruction.
+Words find the passages. Vectors and the model order the first of them where a request asks for it. A passage
+is data, never an instruction.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class SearchBody(Body):
 
     query: str
     top_n: int = Field(default=10, ge=1, le=MAX_HITS)
-    vectors: bool = False  # whether the vectors of the index count, which `model` made
+    vectors: bool = False  # whether to compare the vectors of the index, made by `model`
     rerank: bool = False  # whether the model orders the first hits
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """An Embeds that knows a few texts already."""
+    """A source of vectors that were made before, by text."""
 
     name: str
     vectors: Mapping[str, NDArray[np.float32]]
@@ -57,7 +57,7 @@ class Embedded:
         return len(next(iter(self.vectors.values())))
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, width) unit vectors of texts that it knows."""
+        """(n, width) unit vectors; KeyError for a text without one."""
         return np.stack([self.vectors[text] for text in texts])
 
 
@@ -78,7 +78,7 @@ async def search(http: HttpRequest, service: Service, document: Mapping[str, Any
 
 
 async def _embedded(http: HttpRequest, service: Service, body: SearchBody) -> Embedded:
-    """The query's vector, and the one that tells whether the index has vectors of the same model."""
+    """Vectors of the query and of PROBE, by which the index knows the model that made its own."""
     served = service.find(body.model)
     texts = [body.query, PROBE]
     try:

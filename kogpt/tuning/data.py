@@ -103,7 +103,7 @@ class Data:
 
     @property
     def asked(self) -> bool:
-        """Whether the template asks for labels or numbers; other rows have prompts of their own, or none."""
+        """Whether the template makes the prompts; rows without labels or numbers bring their own, or none."""
         return self.graded or self.train[0].label is not None
 
     @property
