@@ -50,7 +50,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                if sys.platform == "win32":
+                    file.close()  # an open file cannot be renamed there
+                temporary.replace(path)  # while it is locked: another process would take it for a leftover
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)

@@ -225,3 +225,19 @@ def test_json_has_a_limit_of_its_own(tmp_path: Path) -> None:
     assert read_json(path, 8) == {"a": 1}
     with pytest.raises(InputError, match="has 8 bytes, at most 7 are read"):
         read_json(path, 7, InputError)
+
+
+def test_a_whole_file_is_no_leftover_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process that begins a write in the folder just then removes leftovers, and not this file."""
+    replace = Path.replace
+
+    def replace_late(self: Path, target: Path) -> Path:
+        files.remove_leftovers(tmp_path)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_late)
+    with files.atomic_write(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
