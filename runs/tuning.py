@@ -41,6 +41,8 @@ RATES = {
     "korsts": {"full": "5e-5", "lora": "5e-4", "prefix": "1e-2", "p-tuning": "1e-2"},
     "intent": {"full": "2e-4", "lora": "5e-4", "prefix": "2e-2", "p-tuning": "2e-3"},
 }
+# Weights of the prompt's tokens in the loss; 0 where none was tried (notes/log.md).
+PROMPT_LOSS_WEIGHTS = {("nsmc", "full"): "0.1", ("intent", "full"): "0.1"}
 QUICK = {"rows": 4000, "test_rows": 2000, "epochs": 2.0, "seeds": 1}
 GPU = {"rows": None, "device": "cuda", "jobs": 8}
 # Options of --gpu; a small set is read more often.
@@ -72,6 +74,7 @@ def command(task: str, method: str, seed: int, args: argparse.Namespace) -> list
     """`kogpt tune` of one run, into a folder of its own. Of two options of a name the later holds."""
     words = ["tune", method, task, "--data", str(args.data), *METHODS[method], "--rate", RATES[task][method]]
     words += ["--epochs", str(args.epochs), "--seed", str(seed), "--skip-bad", "--device", args.device]
+    words += ["--prompt-loss-weight", PROMPT_LOSS_WEIGHTS.get((task, method), "0")]
     words += ["--rows", str(args.rows)] if args.rows else []
     words += ["--test-rows", str(args.test_rows)] if args.test_rows else []
     words += ["--tokens-per-pass", "16384", *LARGE[task]] if args.gpu else []

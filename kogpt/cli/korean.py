@@ -454,6 +454,10 @@ HELP = {
     "tune embeddings on pairs of texts that mean the same; writes a LoRA in PEFT's format": (
         "뜻이 같은 글의 쌍으로 임베딩을 튜닝합니다; PEFT 형식의 LoRA를 씁니다"
     ),
+    "learn the prompt as well: weight of its tokens beside those of the answer, such as 0.05 "
+    "(default: %(default)s)": (
+        "프롬프트도 함께 학습합니다: 답의 토큰에 견준 프롬프트 토큰의 가중치, 예: 0.05 (기본값: %(default)s)"
+    ),
     "answer by a linear head, of labels or scores, not by words": (
         "낱말 대신 선형 헤드가 레이블이나 점수로 답합니다"
     ),

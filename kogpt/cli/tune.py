@@ -105,6 +105,14 @@ def _add_method(parser: argparse.ArgumentParser, name: str) -> None:
         group.add_argument(
             "--head", action="store_true", help="answer by a linear head, of labels or scores, not by words"
         )
+        group.add_argument(
+            "--prompt-loss-weight",
+            type=float,
+            default=0.0,
+            metavar="W",
+            help="learn the prompt as well: weight of its tokens beside those of the answer, such as 0.05 "
+            "(default: %(default)s)",
+        )
     if name in ("lora", "embed"):
         group.add_argument("--rank", type=read_count, default=16, help="rank (default: %(default)s)")
         group.add_argument(

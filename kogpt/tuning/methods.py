@@ -36,6 +36,7 @@ class TuningObjective(Objective):
     """
 
     n_virtual = 0  # positions before every text
+    prompt_loss_weight = 0.0  # of a prompt's token beside one of the answer
     # What reads weights outside of `forward`: among several processes these gather them as `forward` does.
     gathering: tuple[str, ...] = (
         *("likelihoods", "next_ids", "starting_values", "adapter", "encoder_state"),
@@ -50,6 +51,23 @@ class TuningObjective(Objective):
         """Begin with a head of small random weights."""
         self.score = nn.Linear(self.model.config.d_model, n_outputs, bias=False)
         nn.init.normal_(self.score.weight, std=0.02)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """(B, T) ids and (B, T) targets -> summed loss (); in training with that of the prompts, weighted.
+
+        Language modelling as an auxiliary objective (Radford et al. 2018, section 3.2).
+        """
+        hidden = self.hidden(self.embedded(inputs), self.forward_pass(inputs))
+        loss = self.loss(hidden, targets)
+        if self.prompt_loss_weight and torch.is_grad_enabled():
+            loss = loss + self.prompt_loss_weight * self._prompt_loss(hidden, inputs, targets)
+        return loss
+
+    def _prompt_loss(self, hidden: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Summed loss of the ids before what is scored, which follow the ids before them."""
+        before = _scored(targets).cumsum(1)[:, :-1] == 0
+        states = hidden[:, -targets.shape[1] : -1][before]
+        return super().loss(states[None], inputs[:, 1:][before][None])
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """As Objective's; the other positions have no part in it, and get no logits.

@@ -80,6 +80,7 @@ class TuningSettings:
     checkpoint_blocks: bool = False
     schedule: str = "cosine"  # of SHAPES in kogpt/training/schedule.py
     tokens_per_pass: int = 4096  # a step of more tokens is made of several passes
+    prompt_loss_weight: float = 0.0  # of a prompt's token beside one of the answer
 
     def __post_init__(self) -> None:
         for name in (
@@ -99,6 +100,13 @@ class TuningSettings:
                     f"{name} 값이 {value}입니다. 0보다 큰 수를 쓰세요",
                 )
 
+        if not 0 <= self.prompt_loss_weight < math.inf:  # NaN is refused too
+            raise ConfigError(
+                f"prompt_loss_weight is {self.prompt_loss_weight}: it must be 0 or a finite number above "
+                "(0.05 is usual)",
+                f"prompt_loss_weight 값이 {self.prompt_loss_weight}입니다. 0 이상의 유한한 수를 쓰세요 "
+                "(보통 0.05)",
+            )
         is_begun = self.method == "prefix" or (self.method == "p-tuning" and self.encoder == "none")
         if self.init_text is not None and not (is_begun and self.init_text.strip()):
             raise ConfigError(
@@ -252,6 +260,7 @@ def build(job: Job, processes: Processes) -> TuningObjective:
     if not is_full:
         freeze(model, base_dtype(settings.base_dtype, stored, compute.dtype_on(processes.device)))
     objective = _objective(model, settings, compute)
+    objective.prompt_loss_weight = settings.prompt_loss_weight
     if settings.head:
         objective.add_head(len(job.data.wording.labels) or 1)
     # Weights of full tuning travel in the dtype of products; a frozen base has its own.
@@ -288,6 +297,7 @@ def work_of(job: Job, processes: Processes) -> Work:
     training = settings.training(job.batches)
     product = training.compute.dtype_on(processes.device)
     width = max(len(row.ids) for row in job.train)
+    longest_answer = max(len(row.ids) - row.first for row in job.train)
     rows = min(batch, max(1, training.loop.tokens_per_pass // width))
     is_pair = settings.method == "embed"
     is_full = settings.method == "full"
@@ -295,7 +305,7 @@ def work_of(job: Job, processes: Processes) -> Work:
         method="lora" if is_pair else settings.method,
         rows=rows * (2 if is_pair else 1),
         width=width,
-        scored=rows * max(len(row.ids) - row.first for row in job.train),
+        scored=None if settings.prompt_loss_weight else rows * longest_answer,
         n_passes=-(-batch // rows),
         dtype=str(product).removeprefix("torch."),
         base_dtype="float32" if is_full else base_dtype(settings.base_dtype, job.stored, product),
@@ -350,8 +360,13 @@ def _require_shares(job: Job, processes: Processes) -> None:
 
 
 def _require_meant(settings: TuningSettings, data: Data) -> None:
-    """ConfigError for a head that the rows have no use for, or that they need."""
+    """ConfigError for a head or a weight that the rows have no use for, or a head that they need."""
     first = data.train[0]
+    if settings.prompt_loss_weight and not any(example.prompt for example in data.train):
+        raise ConfigError(
+            "these rows have no prompts, so --prompt-loss-weight changes nothing: leave it out",
+            "프롬프트가 없는 행이라 --prompt-loss-weight는 아무것도 바꾸지 않습니다. 빼세요",
+        )
     if settings.head and (first.choices or (first.label is None and first.grade is None)):
         raise ConfigError(
             "these rows have neither labels nor scores: a head cannot answer them; leave --head out",

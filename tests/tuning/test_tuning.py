@@ -246,6 +246,51 @@ def test_masked_loss_of_a_batch_equals_single_rows_of_the_plain_model(job: Calla
     assert found == pytest.approx(slow, rel=1e-5)
 
 
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("method", ["full", "lora", "p-tuning", "prefix"])
+def test_prompts_are_learnt_by_their_weight_and_by_training_only(
+    method: str, head: bool, job: Callable[..., Job]
+) -> None:
+    made = job(method, head=head, prompt_loss_weight=0.3)
+    objective = build(made, Processes())
+    batch = made.batches(0)
+    inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+    with torch.no_grad():
+        hidden = objective.hidden(objective.embedded(inputs), objective.forward_pass(inputs))
+        answers = float(objective.loss(hidden, targets))
+        prompts = sum(_prompt_loss_alone(objective, row) for row in made.batches.rows_of(0))
+        assert float(objective(inputs, targets)) == pytest.approx(answers, rel=1e-5)
+    learnt = float(objective(inputs, targets).detach())
+    assert learnt == pytest.approx(answers + 0.3 * prompts, rel=1e-5)
+
+
+def _prompt_loss_alone(objective: TuningObjective, row: Row) -> float:
+    ids = [int(token) for token in row.context]  # of a head: all
+    return -sum(_score_alone(objective, replace(row, first=n), (ids[n],)) for n in range(1, len(ids)))
+
+
+def test_texts_without_prompts_are_learnt_as_before(tmp_path: Path, tiny_folder: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", [{"text": row["text"]} for row in reviews(40)])
+    data = read_data(Files(train=path), Wording())
+    settings = TuningSettings(method="full", batch=8, dtype="float32")
+    made = prepare(settings, str(tiny_folder), data, None)
+    batch, objective = made.batches(0), build(made, Processes())
+    losses = []
+    for weight in (0.0, 1.0):
+        objective.prompt_loss_weight = weight
+        losses.append(objective(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)))
+    torch.autograd.backward(losses[1])
+    assert losses[0].detach() == losses[1].detach()
+    with pytest.raises(ConfigError, match="--prompt-loss-weight changes nothing"):
+        prepare(replace(settings, prompt_loss_weight=0.1), str(tiny_folder), data, None)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_prompt_loss_weight_that_cannot_be_meant_is_refused(weight: float) -> None:
+    with pytest.raises(ConfigError, match=f"prompt_loss_weight is {weight}: it must be 0 or a finite number"):
+        TuningSettings(method="lora", prompt_loss_weight=weight)
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "p-tuning", "prefix"])
 def test_label_scores_equal_single_rows(method: str, job: Callable[..., Job]) -> None:
     made = job(method)
