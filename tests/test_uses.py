@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from unittest import mock
@@ -12,7 +13,7 @@ from kogpt import KoGPT
 
 ROOT = Path(__file__).parents[1]
 with mock.patch.object(sys, "path", [str(ROOT / "runs"), *sys.path]):
-    from uses import OFFICIAL, run_official
+    from uses import OFFICIAL, PAGES, run_official
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
@@ -36,6 +37,16 @@ def test_the_pages_show_them(page: str) -> None:
         assert example.prompt.splitlines()[-1] in text
         assert f"max_tokens {example.settings['max_tokens']}" in text
     assert text.count("→") == 7 and "<!--" not in text
+
+
+@pytest.mark.parametrize(("template", "page"), PAGES.values())
+def test_a_page_has_the_text_of_its_template_and_the_results_that_it_points_to(
+    template: str, page: str
+) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = (ROOT / "runs" / template).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line not in text.splitlines()] == ["<!-- official -->"]
+    assert "\n|" in text or not re.search(r"table below|아래 (?:표|결과)", text)
 
 
 def test_there_is_a_notebook_for_each_use() -> None:

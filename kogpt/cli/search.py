@@ -99,6 +99,7 @@ def _index(args: argparse.Namespace) -> int:
     for error in update.refused:
         print(f"kogpt: {error}", file=sys.stderr)
     _tell(update, args.out)
+    _warn_of_missing_vectors(args.out)
     return MISTAKE if update.refused else 0
 
 
@@ -119,6 +120,17 @@ def _tell(update: Update, folder: Path) -> None:
         f" 제외 {len(update.refused):,})"
     )
     print(localized(en, ko), file=sys.stderr)
+
+
+def _warn_of_missing_vectors(folder: Path) -> None:
+    """Say where queries would compare vectors and cannot: new paragraphs, indexed without --embed."""
+    from kogpt.search.index import Index
+    from kogpt.search.vectors import missing_vectors
+
+    with Index.open(folder) as index:
+        n_missing = index.count_missing_vectors()
+    if n_missing:
+        print(f"kogpt: {missing_vectors(folder, n_missing)}", file=sys.stderr)
 
 
 def _query(args: argparse.Namespace) -> int:

@@ -19,9 +19,20 @@ ENDINGS = Path(__file__).with_name("endings.txt")
 GRAM = "#"  # first character of a 2-gram; no word contains it
 
 _WORD = re.compile(r"[가-힣]+|[a-z]+|[0-9]+|[㐀-鿿ぁ-ゖァ-ヺ]+|[^\W_]")
-# What a question asks with occurs in no passage, and so would weigh more than what it asks about.
-_INTERROGATIVE = re.compile(r"(?:무엇|누구|언제|어디|몇|어느|어떤|얼마|왜|어떻게|무슨|뭐)")
-_ASKING = re.compile(r"(?:은|는|인|던|을|나|된|한|였는|했는|있는|었는)?가요?$")
+# What a question asks with occurs in no passage, and so would weigh more than what it asks about. 왜 and 누가
+# also begin nouns (왜구, 누가복음), so they count only as whole words; no noun begins with one of the others.
+_INTERROGATIVE = re.compile(
+    r"(?:왜(?:인가|인지|일까|죠)?요?|누가|무언가요?)$"
+    r"|무엇|뭐|뭘|뭔|뭣|누구|누군|누굴|언제|언젠|어디|어딘|어딜|얼마|어떻|어떠"
+    r"|(?:어느|어떤|무슨)(?:것|거)?|몇+"
+)
+# What may follow an interrogative beside the endings of `endings.txt`.
+_FOLLOWING = re.compile(
+    r"(?:부터|까지|서|만에?)?"
+    r"(?:(?:이었|였|있|했)(?:나|는가|는지|던가)|인가|인지|일까|일지|입니까|습니까|나|게|죠|한가?|가)?(?:요|를|의)?"
+)
+# Before 인가, 은가, 된가 and 한가 stands what is asked about: 인가, 상한가 and 하한가 are nouns themselves.
+_ASKING = re.compile(r"(?:(?:였|했|있|었)?는|던|(?<=[가-힣])(?:인|은|된|(?<![상하])한))가요?$")
 
 
 def normalize(text: str) -> str:
@@ -67,10 +78,28 @@ def analyse_word(word: str) -> list[str]:
 
 def query_terms(text: str) -> list[str]:
     """The terms of a query, without the words and endings that only make it a question."""
-    asked = _ASKING.sub("", text.strip().rstrip("?？.! "))
-    kept = " ".join(word for word in asked.split() if not _INTERROGATIVE.match(word))
-    found = words(kept) or words(text)
-    return [term for word in found for term in analyse_word(word)]
+    text = normalize(text)
+    found = find_words(text)
+    kept = [_content(word) for word in found]
+    if kept and (kept != found or "?" in text):  # else it is no question, and 인가 may be a noun
+        kept[-1] = _ASKING.sub("", kept[-1])
+    kept = [word for word in kept if word] or found
+    return [term for word in kept for term in _analyse_asked(word)]
+
+
+def _analyse_asked(word: str) -> list[str]:
+    """The terms of a word of a query, itself among them: 물가 may be 물 and 가, or a stem."""
+    terms = analyse_word(word)
+    return terms if word == terms[0] else [word, *terms]
+
+
+def _content(word: str) -> str:
+    """A word of a query without the interrogative that it begins with, and without what only follows that."""
+    asked = _INTERROGATIVE.match(word)
+    if asked is None:
+        return word
+    rest = word[asked.end() :]
+    return "" if rest in _endings()[0] or _FOLLOWING.fullmatch(rest) else rest
 
 
 @cache

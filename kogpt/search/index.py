@@ -32,7 +32,20 @@ from kogpt.search.postings import (
     n_entries,
     score_segment,
 )
-from kogpt.search.vectors import EMBEDDED_AT_ONCE, Embeds, VectorStore, blend, discard_vectors
+from kogpt.search.vectors import (
+    EMBEDDED_AT_ONCE,
+    FILE,
+    UNFINISHED,
+    Embeds,
+    VectorStore,
+    blend,
+    count_missing,
+    discard_others,
+    discard_unfit,
+    is_name,
+    missing_vectors,
+    new_name,
+)
 from kogpt.texts import printable_path
 
 DIGEST_BYTES = 16
@@ -98,16 +111,19 @@ class Index:
     @staticmethod
     @contextmanager
     def writing(path: str | Path, rebuild: bool = False) -> Iterator[IndexWriter]:
-        """A writer of an index, made if there is none; its changes are kept if the block ends well."""
+        """A writer of an index, made if there is none; its changes are kept if the block ends well.
+
+        rebuild: begin with an empty index and no vectors; the old ones stay until the block has ended well.
+        """
         folder = Path(path)
-        if rebuild:
-            discard_vectors(folder)
-        with store.open_writing(folder, rebuild) as database:
-            _check_analysis(database, folder)
-            _set_meta(database, "analysis", analysis.version())
-            writer = IndexWriter(folder, database)
-            yield writer
-            writer.finish()
+        with store.locked(folder):
+            with store.open_writing(folder, rebuild) as database:
+                _check_analysis(database, folder)
+                _set_meta(database, "analysis", analysis.version())
+                writer = IndexWriter(folder, database, rebuild)
+                yield writer
+                writer.finish()
+            writer.publish()
 
     @classmethod
     def add(cls, path: str | Path, documents: Iterable[Document]) -> None:
@@ -137,11 +153,19 @@ class Index:
         n_bytes = sum(path.stat().st_size for path in self.folder.glob("*.sqlite"))
         return IndexInfo(n_documents, n_passages, n_bytes, model)
 
+    def count_missing_vectors(self) -> int:
+        """How many passages have no vector, in an index whose others have one; 0 in one without vectors."""
+        with store.explain_damage(self.folder):
+            if _get_meta(self._database, "model") is None:
+                return 0
+            digests = (row[0] for row in self._database.execute("SELECT digest FROM passages"))
+            return count_missing(self.folder, _vectors_name(self._database, self.folder), digests)
+
     def query(self, text: str, k: int = 10, embedder: Embeds | None = None) -> list[Hit]:
         """The k best passages, the best first; fewer where fewer share a term with the text.
 
         embedder: the model whose vectors the index holds; without it words decide alone. InputError for an
-        empty or endless text, a damaged index, and vectors of another model.
+        empty or endless text, a damaged index, and vectors of another model or not of all passages.
         """
         require_query(text)
         with self._reading():
@@ -203,8 +227,12 @@ class Index:
         """Scores of words and vectors together."""
         select = f"SELECT id, digest FROM passages WHERE id IN ({','.join(map(str, ids.tolist()))})"
         digests = dict(self._database.execute(select).fetchall())
-        with VectorStore.reading(self.folder, embedder) as vectors:
-            found = vectors.read([digests[number] for number in ids.tolist()])
+        wanted = [digests[number] for number in ids.tolist()]
+        name = _vectors_name(self._database, self.folder)
+        with VectorStore.reading(self.folder, embedder, name) as vectors:
+            if n_missing := vectors.count_missing(wanted):
+                raise missing_vectors(self.folder, self.count_missing_vectors() or n_missing)
+            found = vectors.read(wanted)
         return blend(scores, found @ embedder.embed([text])[0])
 
     def _hit(self, passage: int, score: float) -> Hit:
@@ -221,9 +249,13 @@ class Index:
 class IndexWriter:
     """Changes to an index within one transaction; made by `Index.writing`."""
 
-    def __init__(self, folder: Path, database: sqlite3.Connection) -> None:
+    def __init__(self, folder: Path, database: sqlite3.Connection, rebuild: bool = False) -> None:
         self.folder = folder
         self._database = database
+        self._rebuild, self._embedded = rebuild, False
+        if rebuild:
+            _set_meta(database, "vectors", new_name())
+        self._vectors_name = _vectors_name(database, folder)
         self._builder = SegmentBuilder()
         self._digests: dict[str, bytes] = dict(database.execute("SELECT source, digest FROM documents"))
         self._removed: list[int] = []  # passages
@@ -287,7 +319,10 @@ class IndexWriter:
 
         Vectors are kept batch by batch: after an interruption the same command goes on where it stopped.
         """
-        with VectorStore.writing(self.folder, embedder) as vectors:
+        if self._rebuild:
+            discard_unfit(self.folder, embedder)
+        name = UNFINISHED if self._rebuild else self._vectors_name
+        with VectorStore.writing(self.folder, embedder, name) as vectors:
             passages = self._database.execute("SELECT digest, text FROM passages ORDER BY id")
             done = 0
             while batch := passages.fetchmany(EMBEDDED_AT_ONCE):
@@ -295,6 +330,7 @@ class IndexWriter:
                 done += len(batch)
                 yield done
         _set_meta(self._database, "model", embedder.name)
+        self._embedded = True
 
     def finish(self) -> None:
         """Write what is in memory and join small segments; called before the transaction ends."""
@@ -308,6 +344,22 @@ class IndexWriter:
                 f"{self.folder} would hold no passage: give it documents with text",
                 f"{self.folder}: 색인할 문단이 없습니다. 텍스트가 있는 문서를 주세요",
             )
+
+    def publish(self) -> None:
+        """Put a rebuilt index in place of the old one, and remove what no index names; after the transaction.
+
+        A kill before the new index has its name leaves the old one with its vectors, and one after it the new
+        one with its own; the next writer removes what is left over.
+        """
+        kept = [self._vectors_name]
+        if self._rebuild:
+            if self._embedded:
+                (self.folder / UNFINISHED).replace(self.folder / self._vectors_name)
+            store.replace(self.folder)
+        else:
+            store.remove(self.folder / store.NEW)
+            kept.append(UNFINISHED)
+        discard_others(self.folder, kept)
 
     def _add(self, row: tuple[Any, ...]) -> None:
         """Add a passage: its document, position, digest and text."""
@@ -383,6 +435,14 @@ def _get_meta(database: sqlite3.Connection, key: str) -> Any:
 
 def _set_meta(database: sqlite3.Connection, key: str, value: object) -> None:
     database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _vectors_name(database: sqlite3.Connection, folder: Path) -> str:
+    """The file of the vectors of an index."""
+    name = _get_meta(database, "vectors") or FILE
+    if not is_name(name):
+        raise store.damaged(folder, f"its vectors are in {str(name)[:80]!r}")
+    return str(name)
 
 
 def _check_analysis(database: sqlite3.Connection, folder: Path) -> None:

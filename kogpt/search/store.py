@@ -1,20 +1,23 @@
 """One SQLite file in a folder: what an index keeps, its transactions, locks, and signs of damage.
 
 A command that writes is one transaction: killed at any moment, it leaves the index as it was. Writing uses
-SQLite's write-ahead log, so that queries go on meanwhile; at rest the index is `index.sqlite` alone.
+SQLite's write-ahead log, so that queries go on meanwhile; at rest the index is `index.sqlite` alone. A
+rebuild writes a file beside it; the old index is replaced the moment that file gets its name.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from kogpt.errors import InputError
 from kogpt.files import explain_disk_errors, lock_folder
 
 FILE = "index.sqlite"
+NEW = "new-index.sqlite"  # of a rebuild, until it is whole
+JOURNALS = ("-wal", "-shm", "-journal")
 APPLICATION = 0x4B6F5365  # "KoSe"
 VERSION = 1  # of the tables
 COMMAND = "kogpt search index"
@@ -53,36 +56,54 @@ def connect_reading(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def open_writing(folder: Path, rebuild: bool = False) -> Iterator[sqlite3.Connection]:
-    """The database in one transaction, which is kept if the block ends well; others are locked out.
-
-    rebuild: begin with an empty index, whatever is there. InputError as `open_reading`, or if another process
-    writes.
-    """
+def locked(folder: Path) -> Iterator[None]:
+    """The folder, made if there is none; others are locked out. InputError if another process writes."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
     with explain_disk_errors(folder), lock_folder(folder, COMMAND), explain_damage(folder):
-        fresh = folder / f"new-{FILE}" if rebuild else path
-        if rebuild:
-            _remove(fresh)
-        database = sqlite3.connect(fresh, isolation_level=None)
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA cache_size=-65536")  # KiB
-            database.execute("BEGIN IMMEDIATE")
-            _create_or_check(database, folder)
-            yield database
-            database.execute("COMMIT")
-            with suppress(sqlite3.OperationalError):  # a query has it open: the next writer folds the log in
-                database.execute("PRAGMA journal_mode=DELETE")
-        finally:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
-            database.close()
-        if rebuild:
-            for leftover in (path.with_name(f"{FILE}-wal"), path.with_name(f"{FILE}-shm")):
-                leftover.unlink(missing_ok=True)
-            fresh.replace(path)
+        yield
+
+
+@contextmanager
+def open_writing(folder: Path, rebuild: bool = False) -> Iterator[sqlite3.Connection]:
+    """The database of a locked folder in one transaction, which is kept if the block ends well.
+
+    rebuild: an empty index, which `replace` puts in place of the old one. InputError as `open_reading`.
+    """
+    path = folder / (NEW if rebuild else FILE)
+    if rebuild:
+        remove(path)
+    database = sqlite3.connect(path, isolation_level=None)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA cache_size=-65536")  # KiB
+        database.execute("BEGIN IMMEDIATE")
+        _create_or_check(database, folder)
+        yield database
+        database.execute("COMMIT")
+        with suppress(sqlite3.OperationalError):  # a query has it open: the next writer folds the log in
+            database.execute("PRAGMA journal_mode=DELETE")
+    finally:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        database.close()
+
+
+def replace(folder: Path) -> None:
+    """Put the index that a rebuild has made in place of the old one, whose journals must not outlive it."""
+    path = folder / FILE
+    if path.is_file():
+        with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0)) as old:  # it may be damaged
+            old.execute("PRAGMA wal_checkpoint")  # its log is folded in: a kill from here on loses nothing
+            old.execute("PRAGMA journal_mode=DELETE")
+    for suffix in JOURNALS:
+        path.with_name(f"{FILE}{suffix}").unlink(missing_ok=True)
+    (folder / NEW).replace(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a database and its journals."""
+    for suffix in ("", *JOURNALS):
+        path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
 
 
 def _create_or_check(database: sqlite3.Connection, folder: Path) -> None:
@@ -153,8 +174,3 @@ def explain_damage(folder: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.ProgrammingError):
             raise
         raise damaged(folder, error) from error
-
-
-def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)

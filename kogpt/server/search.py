@@ -120,7 +120,10 @@ async def with_index(http: HttpRequest, service: Service, ask: Callable[[Index],
     try:
         return await service.aside.run(http, lambda: _ask(folder, ask))
     except NoVectors:
-        message = "the index has no vectors of this model: name the one that made them, or leave vectors out"
+        message = (
+            "the index has no vectors of this model, or not of every paragraph: name the model that made "
+            "them and index with --embed, or leave vectors out"
+        )
         raise Refused(message, "vectors") from None
     except KoGPTError as error:
         logger.error("%s", error.en)

@@ -73,6 +73,25 @@ def test_vectors_and_reranking(
     assert sources(Path(index), "신라", capsys, "--words-only") == ["경주.txt"]
 
 
+def test_a_mistaken_rebuild_or_an_index_without_embed_keeps_the_vectors(
+    texts: Path, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, model = str(tmp_path / "index"), ["--model", str(tiny_folder)]
+    assert main(["search", "index", str(texts), "--out", index, "--embed", *model]) == 0
+    assert main(["search", "index", str(tmp_path / "typo"), "--out", index, "--rebuild"]) == 2
+    assert set(sources(Path(index), "도시는", capsys, *model)) == {"서울.txt", "부산.txt"}
+    (texts / "새.txt").write_text("새 도시는 넓다.", encoding="utf-8")
+    assert main(["search", "index", str(texts), "--out", index]) == 0
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("kogpt: ") and "1 paragraphs have no vector yet" in told and "--embed" in told
+    assert main(["search", "query", index, "도시는", *model]) == 2
+    assert capsys.readouterr().err.splitlines() == [told]
+    assert set(sources(Path(index), "도시는", capsys, "--words-only")) == {"서울.txt", "부산.txt", "새.txt"}
+    assert main(["search", "index", str(texts), "--out", index, "--embed", *model]) == 0
+    assert "no vector" not in capsys.readouterr().err
+    assert set(sources(Path(index), "도시는", capsys, *model)) == {"서울.txt", "부산.txt", "새.txt"}
+
+
 def test_one_line_and_exit_code_2(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = tmp_path / "index"
     assert main(["search", "query", str(index), "x"]) == 2
