@@ -27,7 +27,7 @@ from kogpt.generation_defaults import GenerationDefaults, read_generation_defaul
 from kogpt.manifest import Verification
 from kogpt.peft import Origin, SavedAdapter
 from kogpt.placement import Placement, load_runner
-from kogpt.request import FinishReason, Ids, Request, Tuned
+from kogpt.request import Event, FinishReason, Ids, Request, Tuned
 from kogpt.sampling import SampledToken, Sampling
 from kogpt.session import Piece, Screen, Session, require_text, too_long
 from kogpt.tokenizer import Tokenizer
@@ -362,7 +362,7 @@ class KoGPT:
         labels: words such as ["긍정", "부정"], or a Wording with instruction, examples and template; None:
         those that the model's adapter was tuned for. Raises PromptError as `Classifier.classify`.
         """
-        if labels is None and self.tuned is not None and self.tuned.head is not None:
+        if labels is None and self.has_head:
             answers = self._classify_by_head([texts] if isinstance(texts, str) else list(_several(texts)))
             return answers[0] if isinstance(texts, str) else answers
         classifier = Classifier(self.session, self.wording(labels), self._prefix, self._adapter)
@@ -382,7 +382,7 @@ class KoGPT:
             )
         if labels is not None:
             return Wording(tuple(_several(labels)))
-        if self.tuned is not None and self.tuned.head is not None:
+        if self.has_head:
             raise PromptError(
                 "the adapter answers by a head, not by words: call classify(text) without labels",
                 "이 어댑터는 낱말이 아니라 헤드로 답합니다. classify(글)처럼 레이블 없이 부르세요",
@@ -397,14 +397,40 @@ class KoGPT:
         names = tuple(word.strip() for word in words)
         return Wording(names, template, words, calibrated=False)
 
-    def _classify_by_head(self, texts: Sequence[str]) -> list[Classification]:
+    @property
+    def has_head(self) -> bool:
+        """Whether the model's adapter answers by a head instead of words."""
+        return self.tuned is not None and self.tuned.head is not None
+
+    def head_requests(self, texts: Sequence[str]) -> list[Request]:
+        """What `classify` asks the session for where the adapter has a head; see `labels_by_head`.
+
+        Raises PromptError for a head that grades, CheckpointError for a template of two texts.
+        """
+        if not self.origin.labels:
+            raise PromptError(
+                "the adapter grades texts and has no labels: give some, as in"
+                " classify(text, ['긍정', '부정']), or call label_scores",
+                "이 어댑터는 점수를 매기며 레이블이 없습니다. classify(글, ['긍정', '부정'])처럼 주거나"
+                " label_scores를 쓰세요",
+            )
+        return [self.embedding_request(self.origin.prompt(text), last_only=True) for text in texts]
+
+    def labels_by_head(self, texts: Sequence[str], events: Sequence[Event]) -> list[Classification]:
+        """The label of each text by the answers to its `head_requests`."""
+        assert self.tuned is not None and self.tuned.head is not None
         names = [word.strip() for word in self.origin.labels]
         found = []
-        for text, row in zip(texts, self.label_scores(texts), strict=True):
+        for text, event in zip(texts, events, strict=True):
+            assert event.pooled is not None
+            row = (event.pooled @ self.tuned.head.T).astype(np.float64)
             powers = np.exp(row - row.max())
             shares = dict(zip(names, map(float, powers / powers.sum()), strict=True))
             found.append(Classification(text, names[int(row.argmax())], shares))
         return found
+
+    def _classify_by_head(self, texts: Sequence[str]) -> list[Classification]:
+        return self.labels_by_head(texts, self.session.ask(self.head_requests(texts)))
 
     def label_scores(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """(n, labels): what the adapter thinks of each text, or pair of texts; of grades (n, 1).

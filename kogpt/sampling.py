@@ -80,7 +80,7 @@ class Sampling:
     regex: str | None = field(
         default=None, metadata={"help": "write text that matches this regular expression as a whole"}
     )
-    choice: Sequence[str] = field(default=(), metadata={"help": "write one of these texts"})
+    choice: Sequence[str] | None = field(default=None, metadata={"help": "write one of these texts"})
     json_schema: str | Mapping[str, Any] | None = field(
         default=None, metadata={"help": "write JSON that fits this JSON Schema"}
     )
@@ -105,7 +105,7 @@ class Sampling:
     @property
     def grammar(self) -> str | None:
         """The one of `GRAMMARS` that is set."""
-        return next((name for name in GRAMMARS if getattr(self, name) not in (None, (), False)), None)
+        return next((name for name in GRAMMARS if getattr(self, name) not in (None, False)), None)
 
     def new_tokens(self, prompt_tokens: int, n_ctx: int) -> int:
         """How many tokens may follow a prompt of this length; 0 or less means that none fits."""
@@ -482,12 +482,16 @@ def _checked_bias(bias: object) -> dict[int, float]:
     return {int(token): float(value) for token, value in bias.items()}
 
 
-def _checked_choice(choice: object) -> tuple[str, ...]:
-    texts = tuple(choice) if isinstance(choice, (tuple, list)) else None
-    if texts is None or not all(isinstance(text, str) and text for text in texts):
+def _checked_choice(choice: object) -> tuple[str, ...] | None:
+    if choice is None:
+        return None
+    texts = tuple(choice) if isinstance(choice, (tuple, list)) else ()
+    if not texts or not all(isinstance(text, str) and text for text in texts):
         raise SamplingError(
-            f"choice is {_shown(choice)}, must be texts of at least one character",
-            f"choice 값 {_shown(choice)} (조건: 한 글자 이상의 문자열)",
+            f"choice is {_shown(choice)}, must be one text or more of at least one character: give some,"
+            " or leave choice out",
+            f"choice 값 {_shown(choice)} (조건: 한 글자 이상의 문자열 하나 이상)."
+            " 글을 넣거나 choice를 빼세요",
         )
     _check_length("choice", sum(map(len, texts)))
     return texts
@@ -520,7 +524,7 @@ def _check_grammars(sampling: Sampling) -> None:
         shown = _shown(sampling.hangul)
         raise SamplingError(f"hangul is {shown}, must be true or false", f"hangul 값 {shown} (조건: 참/거짓)")
     _check_length("regex", len(sampling.regex or ""))
-    given = [name for name in GRAMMARS if getattr(sampling, name) not in (None, (), False)]
+    given = [name for name in GRAMMARS if getattr(sampling, name) not in (None, False)]
     if len(given) > 1:
         raise SamplingError(
             f"{given[1]} is given beside {given[0]}: an answer follows one of {', '.join(GRAMMARS)}",

@@ -81,7 +81,9 @@ class DrawKind(NamedTuple):
 
 def settings_columns(draws: Sequence[Draw], n_logits: int) -> dict[str, NDArray[Any]]:
     """The fields of Settings, (R,) each, on the host."""
-    ints = [(_signed(d.key), d.top_k, min(d.n_vocab or n_logits, n_logits)) for d in draws]
+    ints = [
+        (_signed(d.key), min(d.top_k, n_logits), min(d.n_vocab or n_logits, n_logits)) for d in draws
+    ]  # top_k has no bound of its own
     floats = [(d.temperature, d.top_p, d.min_p) for d in draws]
     columns = (*np.array(ints, np.int64).T, *np.array(floats, np.float64).T)
     return dict(zip(Settings._fields, columns, strict=True))

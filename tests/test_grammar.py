@@ -6,7 +6,9 @@ import json
 import re
 import string
 import subprocess
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from conftest import TINY
 from numpy.typing import NDArray
 from runners import KINDS
 
-from kogpt import KoGPT, Sampling
+from kogpt import KoGPT, Sampling, grammar
 from kogpt.engine import Engine
 from kogpt.errors import SamplingError
 from kogpt.generation import Result
@@ -161,6 +163,17 @@ BAD: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "begin", ["[", "{", "{1,", "{" + " " * 65_000, "{1" + " " * 65_000, "[\\]", "(?", "\\p{"]
+)
+def test_a_hostile_expression_is_measured_in_linear_time(begin: str) -> None:
+    hostile = (begin * 65_536)[:65_536]
+    started = time.process_time()
+    with suppress(SamplingError):
+        grammar._check_repeats(hostile)
+    assert time.process_time() - started < 1.0
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_end_or_is_too_large_is_refused(compiler: GrammarCompiler, name: str) -> None:
     with pytest.raises(SamplingError) as caught:
@@ -235,6 +248,8 @@ def test_a_grammar_that_becomes_too_complex_fails_its_own_answer(
         {"regex": "a" * 70_000},
         {"choice": "가"},
         {"choice": [""]},
+        {"choice": []},
+        {"choice": ()},
         {"choice": ["가" * 40_000] * 2},
         {"json_schema": "no JSON"},
         {"json_schema": "[]"},

@@ -81,7 +81,7 @@ def any_draw(draw: st.DrawFn, n_outputs: int) -> Draw:
     return Draw(
         key=draw(st.integers(0, 2**64 - 1)),
         temperature=draw(st.sampled_from([0.0, 1e-300, 0.01, 0.7, 0.8, 1.0, 5.0, 100.0])),
-        top_k=draw(st.sampled_from([0, 0, 1, 2, 7, 50, N_VOCAB - 1, N_VOCAB, 10**6])),
+        top_k=draw(st.sampled_from([0, 0, 1, 2, 7, 50, N_VOCAB - 1, N_VOCAB, 10**6, 2**63, 2**70])),
         top_p=draw(st.sampled_from([0.0, 1e-9, 0.3, 0.5, 0.9, 0.95, 1 - 2**-53, 1.0, 1.0])),
         min_p=draw(st.sampled_from([0.0, 0.0, 1e-320, 0.05, 0.5, 1.0])),
         n_vocab=draw(st.sampled_from([None, N_VOCAB, N_VOCAB - 10])),

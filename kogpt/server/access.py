@@ -121,15 +121,15 @@ class Guard:
         log = _LogLine(scope, send)
         scope[DIRECT] = send
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        log.extra = self._cors(headers)  # of a refusal too: without them a browser hides its status
         try:
             self._check(scope, headers)
         except Refused as refused:
             await answer(refused, scope, log.send)
         else:
             if scope["method"] == "OPTIONS" and headers.get("origin") in self.access.origins:
-                await _answer(log.send, 204, b"", self._cors(headers))
+                await _answer(log.send, 204, b"", ())
             else:
-                log.extra = self._cors(headers)
                 await self.app(scope, receive, log.send)
         finally:
             log.write()

@@ -66,7 +66,7 @@ class Answer:
         """An answer that is not streamed; one that names many tokens is put together beside the loop."""
         choices = self._choices()
         async for index, piece in self.service.good_pieces(ticket, self.usage):
-            choices[self._place(index, piece)].push(piece)
+            self._push(choices, index, piece)
         if sum(map(n_named, self.requests)) > MANY:
             return await asyncio.to_thread(self._whole, choices)
         return self._whole(choices)
@@ -86,7 +86,7 @@ class Answer:
                 for index, piece in batch:
                     if piece.error is not None:
                         raise failure(piece.error)
-                    choices[self._place(index, piece)].push(piece)
+                    self._push(choices, index, piece)
                 if parts := [part for choice in choices if (part := choice.part()) is not None]:
                     yield self._event(parts, usage)
         except Refused as refused:
@@ -106,8 +106,13 @@ class Answer:
         n = self.n_samples
         return [Choice(self, request, i * n + k) for i, request in enumerate(self.requests) for k in range(n)]
 
-    def _place(self, index: int, piece: Piece) -> int:
-        return index * self.n_samples + piece.sample
+    def _push(self, choices: Sequence[Choice], index: int, piece: Piece) -> None:
+        """Give a piece to its answer; the scores of a prompt, which come once, to every answer to it."""
+        first = index * self.n_samples
+        if piece.event.scores is not None:
+            for choice in choices[first : first + self.n_samples]:
+                choice.begin(piece.event.scores)
+        choices[first + piece.sample].push(piece)
 
     def _object(self, kind: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {
@@ -136,10 +141,17 @@ class Choice:
     def __post_init__(self) -> None:
         writing = self.request.writing
         self.wants_logprobs = writing is not None and writing.sampling.logprobs is not None
+        if not self.request.n_scored:  # a prompt of one token, of which no scores come
+            self.begin(None)
 
     @property
     def _chat(self) -> bool:
         return self.answer.kind == "chat.completion"
+
+    def begin(self, scores: Scores | None) -> None:
+        """Take in the tokens of an echoed prompt; scores: of all but the first, None where that is all."""
+        if self.wants_logprobs and self.answer.echo:
+            self.tokens = [*self._prompt_tokens(scores), *self.tokens]
 
     def push(self, piece: Piece) -> None:
         """Take in a piece."""
@@ -150,8 +162,6 @@ class Choice:
             self.finish = FINISH.get(piece.finish_reason, piece.finish_reason)
 
     def _push_tokens(self, piece: Piece) -> None:
-        if piece.event.scores is not None and self.answer.echo:
-            self.tokens = [*self._prompt_tokens(piece.event.scores), *self.tokens]
         if piece.token is not None and (piece.event.finish != "stop" or self.answer.echo):
             self.tokens.append(piece.token)  # with an echo every token, also the end of text
 
@@ -216,10 +226,12 @@ class Choice:
     def _prompt(self) -> str:
         return self._tokenizer.decode([int(token) for token in self.request.inputs])
 
-    def _prompt_tokens(self, scores: Scores) -> Iterator[SampledToken]:
+    def _prompt_tokens(self, scores: Scores | None) -> Iterator[SampledToken]:
         """The prompt's own tokens; nothing precedes the first, so that it has no log-probability."""
         ids = [int(token) for token in self.request.inputs]
         yield SampledToken(ids[0], float("nan"), ())
+        if scores is None:
+            return
         for i, token in enumerate(ids[1:]):
             yield SampledToken(token, float(scores.logprobs[i]), scores.top[i] if scores.top else ())
 

@@ -119,7 +119,7 @@ class StructuredOutputs(Strict):
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: Many[str] | None = None
+    choice: Many[str] | None = Field(default=None, min_length=1)
 
 
 class Sampled(Body):
@@ -138,10 +138,10 @@ class Sampled(Body):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     regex: str | None = None
-    choice: Many[str] | None = None
+    choice: Many[str] | None = Field(default=None, min_length=1)
     hangul: bool | None = None
     guided_regex: str | None = None
-    guided_choice: Many[str] | None = None
+    guided_choice: Many[str] | None = Field(default=None, min_length=1)
     guided_json: dict[str, Any] | str | None = None
     structured_outputs: StructuredOutputs | None = None
 
@@ -199,7 +199,11 @@ class Writing(Sampled):
 
     def formats(self) -> Sequence[tuple[str, str, Any]]:
         """response_format as a setting."""
-        if self.response_format is None or self.response_format.type == "text":
+        if self.response_format is None:
+            return ()
+        if self.response_format.type != "json_schema" and self.response_format.json_schema is not None:
+            raise schema_without_use("response_format.json_schema", self.response_format.type)
+        if self.response_format.type == "text":
             return ()
         schema: dict[str, Any] = {"type": "object"}
         if self.response_format.type == "json_schema":
@@ -207,6 +211,11 @@ class Writing(Sampled):
                 raise Refused("response_format.json_schema is missing", "response_format.json_schema")
             schema = self.response_format.json_schema.schema_
         return (("response_format", "json_schema", schema),)
+
+
+def schema_without_use(name: str, kind: str) -> Refused:
+    """The refusal of a schema that the answer would not follow."""
+    return Refused(f"{name} is given with the type {kind}: write the type json_schema, or leave it out", name)
 
 
 def read(kind: type[B], document: Mapping[str, Any]) -> B:

@@ -29,7 +29,8 @@ from kogpt.server.refusals import Refused
 from kogpt.server.routes import error_body
 
 KAKAO = "/v1/inference/kogpt/generation"
-READS = ("/v1/models", "/metrics", "/version", "/load")
+MODELS = "/v1/models"
+READS = ("/metrics", "/version", "/load")
 POSTS = (
     *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/messages"),
     *("/v1/score", "/v1/rerank", "/tokenize", "/detokenize"),
@@ -51,7 +52,11 @@ class Front:
 
 def make_proxy(front: Front, access: Access) -> ASGIApp:
     """The whole server as an ASGI application."""
-    client = httpx.AsyncClient(base_url=front.engine, timeout=httpx.Timeout(None, connect=10))
+    client = httpx.AsyncClient(
+        base_url=front.engine,
+        timeout=httpx.Timeout(None, connect=10),
+        limits=httpx.Limits(max_connections=None),  # the engine has its own queue
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +72,9 @@ def make_proxy(front: Front, access: Access) -> ASGIApp:
     async def get(request: HttpRequest) -> Response:
         return await _pass_on(client, "GET", request.url.path, b"")
 
+    async def models() -> Response:
+        return await _models(client)
+
     async def generation(request: HttpRequest) -> Response:
         return await _kakao(client, front, await read_body(request, front))
 
@@ -75,14 +83,14 @@ def make_proxy(front: Front, access: Access) -> ASGIApp:
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
     async def ready() -> Response:
-        answer = await _pass_on(client, "GET", "/health", b"")
-        able = answer.status_code == 200 and not front.draining
+        able = not front.draining and await _is_ready(client)
         return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)
 
     for path in POSTS:
         app.add_api_route(path, post, methods=["POST"])
     for path in READS:
         app.add_api_route(path, get, methods=["GET"])
+    app.add_api_route(MODELS, models, methods=["GET"])
     app.add_api_route(KAKAO, generation, methods=["POST"])
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/ready", ready, methods=["GET"])
@@ -96,13 +104,37 @@ async def _refuse(request: HttpRequest, error: Exception) -> Response:
     return JSONResponse(error_body(request.url.path, error), error.status, error.headers)
 
 
+async def _is_ready(client: httpx.AsyncClient) -> bool:
+    """Whether the engine says that it can answer."""
+    try:
+        return (await client.get("/health")).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+async def _models(client: httpx.AsyncClient) -> Response:
+    """The engine's models; the page is told that their completions name no tokens by id and bytes."""
+    try:
+        answer = await client.get(MODELS)
+    except httpx.HTTPError as error:
+        raise _unreachable(error) from None
+    if answer.status_code != 200:
+        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+    found = answer.json()
+    return JSONResponse(found | {"data": [entry | {"logprobs": False} for entry in found["data"]]})
+
+
+def _unreachable(error: httpx.HTTPError) -> Refused:
+    return Refused(f"the engine does not answer ({type(error).__name__})", status=503)
+
+
 async def _pass_on(client: httpx.AsyncClient, method: str, path: str, body: bytes) -> Response:
-    """The engine's answer, piece by piece; 502 where it cannot be reached."""
+    """The engine's answer, piece by piece; 503 where it cannot be reached."""
     request = client.build_request(method, path, content=body, headers={"content-type": "application/json"})
     try:
         answer = await client.send(request, stream=True)
     except httpx.HTTPError as error:
-        raise Refused(f"the engine does not answer ({type(error).__name__})", status=503) from None
+        raise _unreachable(error) from None
     headers = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
     return StreamingResponse(
         answer.aiter_bytes(), answer.status_code, headers, background=BackgroundTask(answer.aclose)
@@ -115,7 +147,7 @@ async def _kakao(client: httpx.AsyncClient, front: Front, document: Mapping[str,
     try:
         answer = await client.post("/v1/completions", json=body.model_dump() | {"model": front.model})
     except httpx.HTTPError as error:
-        raise Refused(f"the engine does not answer ({type(error).__name__})", status=503) from None
+        raise _unreachable(error) from None
     found = answer.json()
     if answer.status_code != 200:
         raise Refused(str((found.get("error") or found).get("message", "the engine refused"))[:200])

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from kogpt.request import Request
 from kogpt.server.chat import Role, conversation
-from kogpt.server.fields import Many, Sampled, Strict, read
+from kogpt.server.fields import Many, Sampled, Strict, read, schema_without_use
 from kogpt.server.refusals import Refused
 from kogpt.server.service import Order, Served, Service, Usage, Written, client_of
 from kogpt.server.streams import EventStream, event
@@ -77,7 +77,11 @@ class ResponseBody(Sampled):
     def formats(self) -> Sequence[tuple[str, str, Any]]:
         """text.format as a setting."""
         wanted = self.text.format if self.text else None
-        if wanted is None or wanted.type == "text":
+        if wanted is None:
+            return ()
+        if wanted.type != "json_schema" and wanted.schema_ is not None:
+            raise schema_without_use("text.format.schema", wanted.type)
+        if wanted.type == "text":
             return ()
         if wanted.type == "json_schema" and wanted.schema_ is None:
             raise Refused("text.format.schema is missing", "text.format.schema")

@@ -243,7 +243,7 @@ class Service:
                         raise failure(piece.error)
                     yield index, piece
         except Aborted:
-            raise Refused("the server is shutting down", status=503) from None
+            raise stopping() from None
 
     async def write(self, http: HttpRequest, requests: Sequence[Request], usage: Usage) -> list[Written]:
         """The whole answers to requests, n for each. Raises Refused where one fails or the client leaves."""
@@ -271,9 +271,16 @@ class Service:
                     if piece.error is not None:
                         raise failure(piece.error)
                     answers[index] = piece
+        except Aborted:
+            raise stopping() from None
         finally:
             self.worker.leave(ticket)
         return [answers[index] for index in range(len(requests))]
+
+
+def stopping() -> Refused:
+    """The refusal of what is unfinished when the server goes away."""
+    return Refused("the server is shutting down", status=503)
 
 
 def n_named(request: Request) -> int:
@@ -281,7 +288,7 @@ def n_named(request: Request) -> int:
     writing = request.writing
     if writing is None or writing.sampling.logprobs is None:
         return 0
-    n_tokens = request.n_scored + request.n_samples * writing.limit
+    n_tokens = request.n_samples * (request.n_scored + writing.limit)  # each answer echoes the prompt
     return n_tokens * (1 + writing.sampling.logprobs)
 
 

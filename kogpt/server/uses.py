@@ -23,7 +23,7 @@ from kogpt.request import Request
 from kogpt.search.index import require_query
 from kogpt.server.aside import while_connected
 from kogpt.server.fields import Body, Many, Strict, checked_count, read
-from kogpt.server.refusals import refusal
+from kogpt.server.refusals import Refused, refusal
 from kogpt.server.search import with_index
 from kogpt.server.service import Order, Served, Service, Usage, client_of
 from kogpt.tasks.answers import SHORT, Evidence, Source, find_evidence, find_sources, prompt
@@ -79,23 +79,50 @@ async def classify(http: HttpRequest, service: Service, document: Mapping[str, A
     served = service.find(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     checked_count(len(texts), "input", service.limits.prompts)
+    _require_labels(body)
     try:
-        asked = _Asked(served, _wording(served, body), texts)
-        service.check_characters(asked.n_characters(), "input")
-        requests = await asyncio.to_thread(asked.requests)
+        if body.labels is None and served.model.has_head:
+            found, n_tokens = await _by_head(http, service, served, texts)
+        else:
+            found, n_tokens = await _by_words(http, service, _Asked(served, _wording(served, body), texts))
     except KoGPTError as error:
         raise refusal(error, "input") from None
+    data = [
+        {"index": index, "label": one.label, "probabilities": one.probabilities}
+        for index, one in enumerate(found)
+    ]
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    return JSONResponse({"object": "list", "model": served.name, "data": data, "usage": usage})
+
+
+def _require_labels(body: ClassifyBody) -> None:
+    """Refuse what only labels of the client's own can follow: an adapter has its own wording."""
+    for name in ("examples", "instruction"):
+        if body.labels is None and getattr(body, name):
+            raise Refused(f"{name} is given without labels: give labels, or leave {name} out", name)
+
+
+async def _by_head(
+    http: HttpRequest, service: Service, served: Served, texts: Sequence[str]
+) -> tuple[list[Classification], int]:
+    """What the head of the model's adapter says of each text, and how many tokens were read."""
+    service.check_characters(sum(map(len, texts)), "input")
+    requests = await asyncio.to_thread(served.model.head_requests, texts)
+    service.check_cost(requests, "input")
+    pieces = await while_connected(http, service.ask(requests))
+    found = served.model.labels_by_head(texts, [piece.event for piece in pieces])
+    return found, sum(len(request.inputs) for request in requests)
+
+
+async def _by_words(http: HttpRequest, service: Service, asked: _Asked) -> tuple[list[Classification], int]:
+    """The same by the likelihood of the words that stand for labels."""
+    service.check_characters(asked.n_characters(), "input")
+    requests = await asyncio.to_thread(asked.requests)
     service.check_cost(requests, "input")
     if asked.wording.shared():
         requests = [replace(request, reusable=True, namespace=client_of(http)) for request in requests]
     likelihoods = await while_connected(http, _likelihoods(service, requests))
-    data = [
-        {"index": index, "label": found.label, "probabilities": found.probabilities}
-        for index, found in enumerate(asked.classifications(likelihoods))
-    ]
-    n_tokens = sum(len(request.inputs) for request in requests)
-    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    return JSONResponse({"object": "list", "model": served.name, "data": data, "usage": usage})
+    return asked.classifications(likelihoods), sum(len(request.inputs) for request in requests)
 
 
 def _wording(served: Served, body: ClassifyBody) -> Wording:

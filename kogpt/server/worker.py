@@ -39,7 +39,7 @@ class Ticket:
     pieces: deque[tuple[int, Piece]] = field(default_factory=deque)  # (index of the request, piece)
     told: bool = False  # a piece has come
     woken: asyncio.Event = field(default_factory=asyncio.Event)
-    broken: BaseException | None = None  # why no more pieces come
+    broken: Refused | Aborted | None = None  # why no more pieces come
 
     def put(self, pieces: Sequence[tuple[int, Piece]]) -> bool:
         """Take in what a step gave. True if the client should see it at once: the first text, or an end."""
@@ -156,7 +156,7 @@ class Worker:
         """Queue the requests of one client. Raises Refused where the queue is full."""
         n_answers = sum(request.n_samples for request in requests)
         if self.dead is not None:
-            raise Refused("the model has failed; the server restarts", status=503, code="failed")
+            raise failed()
         if self.tickets and self.n_open + n_answers > self.capacity:
             message = f"{self.n_open} answers are open, the limit is {self.capacity}: try again later"
             raise Refused(message, status=429, code="queue_full", headers={"Retry-After": "1"})
@@ -236,11 +236,16 @@ class Worker:
 
     def _break(self) -> None:
         for ticket in self.tickets:
-            ticket.broken = self.dead
+            ticket.broken = failed()
             ticket.woken.set()
 
     def _stop(self) -> None:
         self._stopping = True
+
+
+def failed() -> Refused:
+    """The refusal of every request once the thread has died."""
+    return Refused("the model has failed; the server restarts", status=503, code="failed")
 
 
 def name_thread(name: str) -> None:

@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 
 # A sentence ends with a full stop, a question or exclamation mark and what closes it, before white space; not
-# after a number ("3. ") or a single Latin letter ("J. ").
-END = re.compile(r"(?<![\s(]\d)(?<!^\d)(?<!\b[A-Za-z])[.!?…。]+[\"'”’)\]》」』]*(?=\s)|\n+")
+# after a number ("3. ") or a single Latin letter ("J. "), unless there are several marks. A run of marks is
+# entered at its start alone and never given back: time is linear.
+END = re.compile(
+    r"(?<![.!?…。])(?:(?<![\s(]\d)(?<!^\d)(?<!\b[A-Za-z])|[.!?…。])[.!?…。]++[\"'”’)\]》」』]*+(?=\s)|\n+"
+)
 MAX_CHARACTERS = 1000  # a sentence without end is cut here
 
 

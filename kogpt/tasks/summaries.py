@@ -25,7 +25,7 @@ MIN_FIRST = 10  # characters of a first sentence that is more than a place and a
 TITLE_CHARACTERS = 28  # of a title that is made of words of the text
 SHORT_PROMPT = "{text}\n\n한줄 요약:"  # the third official example of Kakao's API
 ONE_LINE = Sampling(temperature=0, top_p=0.7, max_tokens=64, repetition_penalty=1.2, stop=("\n",))
-PARENTHESES = re.compile(r"\s*[(\[（][^)\]）]{0,60}[)\]）]")
+PARENTHESES = re.compile(r"(?<!\s)\s*+[(\[（][^)\]）]{0,60}[)\]）]")
 
 
 def summarize(text: str, n_sentences: int = 3) -> list[Sentence]:

@@ -301,6 +301,14 @@ def test_chats_and_responses_write_json(client: Any, model: KoGPT) -> None:
         ({"regex": "a{60000}"}, "regex"),
         ({"regex": "a", "choice": ["b"]}, "choice"),
         ({"choice": [""]}, "choice"),
+        ({"choice": []}, "choice"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+        ),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
@@ -315,6 +323,12 @@ def test_grammars_that_cannot_be_followed_are_refused(
     server: Running, field: dict[str, Any], param: str
 ) -> None:
     assert refused(server, "/v1/completions", {"prompt": "가"} | field)["param"] == param
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+def test_a_schema_that_a_response_would_not_follow_is_refused(server: Running, kind: str) -> None:
+    body = {"input": "가", "text": {"format": {"type": kind, "schema": {"type": "object"}}}}
+    assert refused(server, "/v1/responses", body)["param"] == "text.format.schema"
 
 
 def test_a_grammar_that_becomes_too_complex_is_the_clients_mistake(

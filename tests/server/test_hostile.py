@@ -87,6 +87,29 @@ def test_no_field_takes_the_server_down(server: Running, path: str) -> None:
     assert 400 in statuses
 
 
+def integer_fields(path: str) -> Iterator[str]:
+    """Fields of a body that take a whole number, by its JSON Schema."""
+    schema = POSTS[path].body.model_json_schema()
+    for name, field in schema["properties"].items():
+        if "integer" in json.dumps([field, schema.get("$defs") if "$ref" in json.dumps(field) else None]):
+            yield name
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 2**64, 2**70])
+def test_no_whole_number_is_too_large_to_be_answered(server: Running, number: int) -> None:
+    """Beyond int32, int64 and uint64: alone, in a list, and as the key of a mapping."""
+    n_asked = 0
+    for path in POSTS:
+        for name in integer_fields(path):
+            for value in (number, [number], [[number]]):
+                response = httpx.post(server.url + path, json=GOOD[path] | {name: value}, timeout=60)
+                check(path, response)
+                n_asked += 1
+    biased = GOOD["/v1/completions"] | {"logit_bias": {str(number): 1}}
+    assert httpx.post(server.url + "/v1/completions", json=biased).status_code == 400
+    assert n_asked > 30
+
+
 ACCEPTED: Mapping[str, dict[str, Any]] = {
     "a NUL": {"prompt": "가\x00나"},
     "no character": {"prompt": "가\ufffe나"},

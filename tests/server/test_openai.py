@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,41 @@ def test_echo_scores_every_token_of_the_prompt(client: Any, model: KoGPT) -> Non
     assert values[1 : len(ids)] == pytest.approx(scores[0].tolist(), abs=1e-5)
     assert b"".join(bytes(entry["bytes"]) for entry in content).decode("utf-8", "replace") == found.text
     assert all(len(entry["top_logprobs"]) == 3 for entry in content[1:])
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, [7]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_answer_echoes_the_tokens_of_its_prompt(
+    server: Running, model: KoGPT, prompt: str | list[int], stream: bool
+) -> None:
+    """Prompts of many tokens, and of one, which has no log-probability."""
+    body = {"prompt": prompt, "n": 3, "echo": True, "logprobs": 1, "max_tokens": 4, "seed": 1}
+    ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    texts = [""] * 3
+    entries: list[list[Any]] = [[], [], []]
+    places: list[list[int]] = [[], [], []]
+    for choice in echoed(server, body | {"stream": stream}):
+        texts[choice["index"]] += choice["text"]
+        if choice["logprobs"]:
+            entries[choice["index"]] += choice["logprobs"]["content"]
+            places[choice["index"]] += choice["logprobs"]["text_offset"]
+    for text, found, offsets in zip(texts, entries, places, strict=True):
+        assert [entry["id"] for entry in found][: len(ids)] == list(ids)
+        assert len(found) > len(ids) and found[0]["logprob"] is None
+        assert all(entry["logprob"] is not None for entry in found[1:])
+        raw = b"".join(bytes(entry["bytes"]) for entry in found)
+        assert raw.decode("utf-8", "ignore") == text.replace("\ufffd", "")  # the last character may be cut
+        assert offsets == [sum(len(e["token"]) for e in found[:i]) for i in range(len(found))]
+
+
+def echoed(server: Running, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The choices of an answer, or those of all events of a stream."""
+    answer = httpx.post(server.url + "/v1/completions", json=body, timeout=60)
+    if not body["stream"]:
+        choices: list[dict[str, Any]] = answer.json()["choices"]
+        return choices
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    return [choice for event in events for choice in event["choices"]]
 
 
 def test_usage_comes_last_where_it_is_asked_for(client: Any, model: KoGPT) -> None:

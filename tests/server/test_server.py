@@ -198,6 +198,30 @@ def test_pages_of_other_origins_are_refused(server: Running, guarded: Running) -
     assert "x-stainless-os" in asked.headers["access-control-allow-headers"]
 
 
+def test_a_page_of_a_friend_can_read_why_it_is_refused(guarded: Running) -> None:
+    friend = {"origin": "https://friend.example"}
+    key = {"authorization": "Bearer first"}
+    refusals = {
+        401: post(guarded, PROMPT, **friend),
+        415: post(guarded, PROMPT, **friend | key | {"content-encoding": "gzip"}),
+        400: post(guarded, {"prompt": 1}, **friend | key),
+        404: httpx.get(guarded.url + "/nowhere", headers=friend | key),
+        431: post(guarded, PROMPT, **friend | key | {"x": "a" * 40_000}),
+    }
+    guarded.service.draining = True
+    try:
+        refusals[503] = post(guarded, PROMPT, **friend | key)
+    finally:
+        guarded.service.draining = False
+    for status, response in refusals.items():
+        assert response.status_code == status
+        assert response.headers.get_list("access-control-allow-origin") == ["https://friend.example"]
+    asked = httpx.options(guarded.url + "/v1/completions", headers=friend)
+    assert asked.headers.get_list("access-control-allow-origin") == ["https://friend.example"]
+    foreign = post(guarded, PROMPT, origin="https://evil.test")
+    assert foreign.status_code == 403 and "access-control-allow-origin" not in foreign.headers
+
+
 def test_a_public_address_needs_a_key() -> None:
     with pytest.raises(InputError, match="API key"):
         Address("0.0.0.0").check(has_key=False)

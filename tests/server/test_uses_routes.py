@@ -10,12 +10,17 @@ from time import sleep
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from conftest import TINY
+from numpy.typing import NDArray
 from serving import Running, serving
 
-from kogpt import KoGPT
+from kogpt import KoGPT, KoGPTError
+from kogpt.adapter import SoftPrompt
 from kogpt.classification import Wording
 from kogpt.engine import Engine
+from kogpt.peft import Origin, SavedAdapter
 from kogpt.search.index import Document, Index, Passage
 from kogpt.server import uses
 from kogpt.server.limits import Limits
@@ -129,6 +134,43 @@ def test_sentences_and_covered_text(server: Running) -> None:
 )
 def test_mistakes(server: Running, path: str, body: dict[str, Any]) -> None:
     assert post(server, path, **body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "field", [{"instruction": "나눕니다."}, {"examples": [{"text": "글", "label": "다"}]}]
+)
+def test_what_labels_alone_can_follow_is_refused_without_them(model: KoGPT, field: dict[str, Any]) -> None:
+    tuned = with_adapter(model, Origin(labels=("가", "나"), template="{text}="))
+    with serving(tuned) as server:
+        assert post(server, "classify", input="글").status_code == 200
+        refused = post(server, "classify", input="글", **field)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] in field
+
+
+def test_a_head_answers_as_in_python(model: KoGPT) -> None:
+    head = np.random.default_rng(3).standard_normal((2, TINY.d_model)).astype(np.float32)
+    tuned = with_adapter(model, Origin(labels=("가", "나"), template="{text}="), head)
+    graded = with_adapter(model, Origin(template="{text}="), head[:1])
+    with serving(tuned) as server:
+        found = post(server, "classify", input=TEXTS)
+        worded = post(server, "classify", input=TEXTS, labels=["좋음", "나쁨"])
+    for entry, own in zip(found.json()["data"], tuned.classify(TEXTS), strict=True):
+        assert entry["label"] == own.label
+        assert entry["probabilities"] == pytest.approx(own.probabilities, abs=1e-5)
+    powers = np.exp(tuned.label_scores(TEXTS))
+    shares = [list(entry["probabilities"].values()) for entry in found.json()["data"]]
+    np.testing.assert_allclose(shares, powers / powers.sum(1, keepdims=True), atol=1e-4)
+    assert found.json()["usage"]["prompt_tokens"] > 0 and worded.status_code == 200
+    with serving(graded) as server:
+        assert post(server, "classify", input=TEXTS).status_code == 400
+    with pytest.raises(KoGPTError, match="grades"):
+        graded.classify(TEXTS)
+
+
+def with_adapter(model: KoGPT, origin: Origin, head: NDArray[np.float32] | None = None) -> KoGPT:
+    noise = np.random.default_rng(0).standard_normal((5, TINY.d_model)).astype(np.float32)
+    saved = SavedAdapter(SoftPrompt(noise), head, origin)
+    return KoGPT(model.tokenizer, Engine(model.engine.runner), tuned=saved)
 
 
 WRITTEN = "전화 010-0123-4567, 또는 없음. "

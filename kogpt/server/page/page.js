@@ -19,7 +19,7 @@ let language = localStorage.getItem("kogpt-language") ?? (navigator.language.sta
 let running = null; // AbortController of the request in flight
 let examples = []; // {name_ko, name_en, prompt, max_tokens, temperature, top_p}
 let answers = []; // {card, index, n, prompt, promptIds, versions, shown, drawn}
-let namesTokens = true; // not where the server's filter covers text: then only the text is shown
+let namesTokens = true; // not under the server's filter, nor before vLLM: then only the text is shown
 
 // --- language, theme, settings
 

@@ -28,7 +28,7 @@ export const TEXTS = {
     empty:
       "글을 쓰면 여기에 나타납니다. 낱말에 마우스를 올리면 모델이 고민한 다른 토큰과 확률이 보이고, " +
       "그 토큰을 누르면 거기서부터 글이 달라집니다.",
-    emptyCovered: "글을 쓰면 여기에 나타납니다. 서버의 필터가 욕설과 개인정보를 가립니다.",
+    emptyCovered: "글을 쓰면 여기에 토큰 없이 나타납니다. 필터를 켠 서버는 욕설과 개인정보를 가립니다.",
     answer: "결과",
     answerNumber: "결과 {number}",
     tokensOf: "{title}의 토큰",
@@ -132,7 +132,7 @@ export const TEXTS = {
     empty:
       "Texts appear here. Point at a word to see what else the model considered, and how likely it was; " +
       "press an alternative to go on from there.",
-    emptyCovered: "Texts appear here. A filter of the server covers profanity and personal data.",
+    emptyCovered: "Texts appear here, without their tokens. A server with a filter covers profanity and personal data.",
     answer: "Result",
     answerNumber: "Result {number}",
     tokensOf: "Tokens of {title}",

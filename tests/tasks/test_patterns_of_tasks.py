@@ -1,0 +1,94 @@
+"""Every regular expression that a text of a request or of a file meets takes linear time."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import kogpt.search
+import kogpt.server
+import kogpt.tasks
+from kogpt import patterns
+from kogpt.tasks import personal
+from kogpt.tasks.answers import Source, find_evidence
+from kogpt.tasks.filter import OPEN, WORD
+from kogpt.tasks.sentences import split_sentences
+from kogpt.tasks.summaries import make_title, summarize
+
+UNITS = (
+    *(".", " ", "1", '"', ")", "(", "[", "{", "\n", "…", "가", "공", "@", "-", "\\", "a"),
+    *("()", "1 ", "1.", '"\\', "공 ", "a.", "가로 ", "1-", "[\\", ". ", "。”"),
+)
+BOUNDED = (*OPEN, WORD)  # of FilteredStream, which shows them the last characters of a line alone
+SECONDS = 1.0  # a linear one takes some hundredths
+
+
+def runs(n: int) -> Iterator[str]:
+    """Texts of one thing over and over; after some a letter, so that a match to the end fails."""
+    for unit in UNITS:
+        run = (unit * n)[:n]
+        yield from (run, run + "가")
+
+
+def modules() -> Iterator[ModuleType]:
+    for package in (kogpt.tasks, kogpt.server, kogpt.search):
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            yield importlib.import_module(found.name)
+    yield patterns
+
+
+def found_in(value: Any) -> Iterator[re.Pattern[str]]:
+    if isinstance(value, re.Pattern) and isinstance(value.pattern, str) and value not in BOUNDED:
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from found_in(part)
+
+
+def all_patterns() -> list[re.Pattern[str]]:
+    values = [value for module in modules() for value in vars(module).values()]
+    rules = [rule.pattern for rule in personal.RULES]
+    return list(dict.fromkeys(pattern for value in [*values, *rules] for pattern in found_in(value)))
+
+
+def seconds(do: Callable[..., object], *given: object) -> float:
+    """Of this thread's processor time, whoever else is busy."""
+    began = time.thread_time()
+    do(*given)
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize("pattern", all_patterns(), ids=lambda pattern: pattern.pattern[:30])
+def test_no_run_takes_a_pattern_long(pattern: re.Pattern[str]) -> None:
+    for text in runs(20_000):
+        spent = seconds(pattern.sub, "", text)
+        assert spent < SECONDS, (text[:4], spent)
+
+
+def test_sentences_of_the_longest_text_come_at_once() -> None:
+    for n in (20_000, 200_000):
+        for text in runs(n):
+            spent = seconds(split_sentences, text)
+            assert spent < SECONDS, (n, text[:4], spent)
+        dots = "." * n
+        assert seconds(summarize, dots) + seconds(make_title, dots) < SECONDS
+        assert seconds(find_evidence, "무엇?", [Source(dots)]) < SECONDS
+
+
+def test_an_end_needs_white_space_and_no_number_before_it() -> None:
+    for text, wanted in (
+        ("하나. 둘.. 셋", ["하나.", "둘..", "셋"]),
+        ('하나." 둘', ['하나."', "둘"]),
+        ("3. 하나", ["3. 하나"]),
+        ("3.. 하나", ["3..", "하나"]),
+        ("J. 하나", ["J. 하나"]),
+        ("1.5 하나...) 둘", ["1.5 하나...)", "둘"]),
+    ):
+        assert [sentence.text for sentence in split_sentences(text)] == wanted
