@@ -76,21 +76,29 @@ INDEX = "model.safetensors.index.json"
 LEGACY_WEIGHTS = "pytorch_model.bin"
 LEGACY_INDEX = "pytorch_model.bin.index.json"
 TOKENIZER = "tokenizer.json"
-LICENSE = "LICENSE"
 # Largest size of each file that is taken along; a vocabulary of 200,000 takes 15 MB.
 TAKEN_ALONG = {
     TOKENIZER: 32 << 20,
     "tokenizer_config.json": 4 << 20,
     "special_tokens_map.json": 1 << 20,
     "generation_config.json": 1 << 20,
-    LICENSE: 1 << 20,
+    "LICENSE": 1 << 20,
+    "LICENSE.md": 1 << 20,
+    "LICENSE.txt": 1 << 20,
     "README.md": 1 << 20,
 }
 MAX_CONFIG_BYTES = 256 << 10  # a published config.json takes 1 to 20 kB
 MAX_INDEX_BYTES = 8 << 20  # 65,536 tensors
 
-# Weights of any format that is written here, and the Modelfile that names a GGUF file.
-REPLACED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|Modelfile|" + GGUF_NAME.pattern)
+# Weights of any format that is read here, and the Modelfile that names a GGUF file.
+REPLACED = re.compile(
+    r"(model(-\d{5}-of-\d{5})?\.safetensors|pytorch_model(-\d{5}-of-\d{5})?\.bin)(\.index\.json)?|Modelfile|"
+    + GGUF_NAME.pattern
+)
+# Those and what was taken along: the card and the licence of one model are wrong for the next.
+WHOLE_MODEL = re.compile(
+    rf"{REPLACED.pattern}|LICENSE\.[\w.-]+|{'|'.join(map(re.escape, TAKEN_ALONG))}", re.ASCII
+)
 SHARD_BYTES = 2 << 30
 
 Writer = Callable[[IO[bytes]], Entry]  # writes a file
@@ -215,13 +223,15 @@ def _open_archive(path: Path, file: IO[bytes], copy: bool) -> WeightsFile:
 
 
 def stored_format(folder: Path) -> tuple[str, int] | None:
-    """The format in which a local folder stores its weights, and their bytes; None where there are none.
+    """The format in which a local folder stores its weights, and their bytes; None where they are not there.
 
     Reads the manifest and the headers of the weights, not the weights.
     """
     try:
         names = _weight_files(folder)
     except CheckpointError:
+        return None
+    if not all(os.path.exists(folder / name) for name in names):  # an index can come without its shards
         return None
     manifest = read_manifest(folder)
     config = read_config(folder)
@@ -256,9 +266,15 @@ def _weight_files(folder: Path) -> list[str]:
             return [weights]
         if os.path.lexists(folder / index):
             return sorted(set(_weight_map(folder, index).values()))
-    found = [name for name in os.listdir(folder) if GGUF_NAME.fullmatch(name)]
+    found = sorted(name for name in os.listdir(folder) if GGUF_NAME.fullmatch(name))
     if len(found) == 1:
         return found
+    if found:
+        shown = ", ".join(found)
+        raise CheckpointError(
+            f"{folder} holds several GGUF files ({shown}): keep one",
+            f"{folder}: GGUF 파일이 여러 개 있습니다({shown}). 하나만 남기세요",
+        )
     raise CheckpointError(
         f"{folder} holds no weights: no {WEIGHTS}, {INDEX}, {LEGACY_WEIGHTS}, {LEGACY_INDEX}, GGUF file",
         f"{folder}: 가중치 파일({WEIGHTS}, {INDEX}, {LEGACY_WEIGHTS}, {LEGACY_INDEX}, GGUF)이 없습니다",
@@ -308,6 +324,18 @@ def save(
     along. Saving over a model, even one that is in use, replaces it as a whole or not at all.
     CheckpointError if a tensor is missing, extra, of another shape or too large for `dtype`.
     """
+    writers = model_writers(config, tensors, dtype, shard_bytes)
+    writers |= plain_writers({} if tokenizer is None else taken_along(config, tokenizer))
+    write_folder(folder, writers, statement(config, dtype) if dtype in FORMATS else None)
+
+
+def model_writers(
+    config: ModelConfig,
+    tensors: Mapping[str, NDArray[Any] | Stored | Quantized],
+    dtype: str,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Writer]:
+    """The writers of a model folder's weights and settings; arguments and errors as of `save`."""
     if dtype not in WIDTHS and dtype not in FORMATS:
         raise CheckpointError(
             f"weights cannot be stored as {dtype!r}, only as {', '.join((*WIDTHS, *FORMATS))}",
@@ -320,25 +348,27 @@ def save(
     layout = file_layout(config, dtype, float_dtype)
     require_names(layout, tensors)
     documents = settings_documents(config, config.to_json(), float_dtype)
-    documents |= {} if tokenizer is None else taken_along(config, tokenizer)
-    writers = weights_writers(layout, tensors, shard_bytes) | plain_writers(documents)
-    write_folder(folder, writers, statement(config, dtype) if dtype in FORMATS else None)
+    return weights_writers(layout, tensors, shard_bytes) | plain_writers(documents)
 
 
 def write_folder(
-    folder: Path, writers: Mapping[str, Writer], stated: Mapping[str, Any] | None = None
+    folder: Path,
+    writers: Mapping[str, Writer],
+    stated: Mapping[str, Any] | None = None,
+    stale: re.Pattern[str] = REPLACED,
 ) -> None:
     """Write the files of a model folder and its manifest; what is there is replaced as a whole or not at all.
 
     writers: a function for each file; it writes the file and returns size and digest. stated: the statement
-    about quantised weights. Weights of other formats in the folder are removed, and a Modelfile.
+    about quantised weights. stale: names of files that leave where they are not written anew; by default
+    weights of other formats, and a Modelfile.
     """
     names = [*writers, MANIFEST]
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with replace_all(folder, names, stale=REPLACED) as files:
-            entries = digest_folder(folder, lambda name: name in names or REPLACED.fullmatch(name))
+        with replace_all(folder, names, stale) as files:
+            entries = digest_folder(folder, lambda name: name in names or stale.fullmatch(name))
             for name, write in writers.items():
                 entries[name] = write(files[name])
             files[MANIFEST].write(to_bytes(entries, stated))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from kogpt.errors import CheckpointError
+from kogpt.manifest import MANIFEST, read_manifest
 
 BUILT_IN = {"kogpt-mini": Path(__file__).parent / "mini"}
 ADAPTERS = Path(__file__).parent / "adapters"  # those that ship, by name
 DEFAULT_REVISIONS = {"kakaobrain/kogpt": "KoGPT6B-ryan1.5b-float16"}  # as in the original's command line
+SETTINGS = ("*.json",)
+CARD = ("README.md", "LICENSE*")
+# Weights that are read, in the order in which a folder's are looked for.
+WEIGHTS = ("*.safetensors", "*.bin", "model.*.gguf")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -18,7 +25,7 @@ def find_folder(name: str | Path, revision: str | None = None, weights: bool = T
     """The local folder of a model; a model of the hub is downloaded, or found in the hub's cache.
 
     A built-in name goes before a folder of that name (which "./NAME" or a Path means), a folder before a hub
-    name. Without `weights` only the small files of a hub model are fetched.
+    name. Without `weights` only the small files of a hub model are fetched: settings, card and licence.
     """
     if isinstance(name, str) and name in BUILT_IN:
         name = BUILT_IN[name]
@@ -64,16 +71,39 @@ def adapter_names() -> tuple[str, ...]:
 
 
 def _download(name: str, revision: str | None, weights: bool) -> Path:
-    import huggingface_hub as hub
+    """The hub's folder: its small files, then what its manifest lists, else one kind of weights."""
+    folder = _fetch(name, revision, SETTINGS, CARD)
+    if not weights:
+        return folder
+    commit = folder.name  # a branch may move meanwhile
+    if os.path.lexists(folder / MANIFEST):
+        if missing := _missing(folder):
+            _fetch(name, commit, missing)
+        return folder
+    for kind in WEIGHTS:
+        _fetch(name, commit, [kind])
+        if any(folder.glob(kind)):
+            break
+    return folder
+
+
+def _missing(folder: Path) -> list[str]:
+    """Patterns of the files that a folder's manifest lists and the folder lacks. CheckpointError."""
+    manifest = read_manifest(folder)
+    listed = () if manifest is None else manifest.files
+    return [glob.escape(name) for name in listed if not os.path.exists(folder / name)]
+
+
+def _fetch(name: str, revision: str | None, needed: Sequence[str], beside: Sequence[str] = ()) -> Path:
+    """The folder in the hub's cache with the files of these patterns; CheckpointError where it cannot be had.
+
+    beside: patterns that a model runs without.
+    """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     at = f"{name} ({revision})" if revision else name
     try:
-        patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
-        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-        if weights and not any(folder.glob("*.safetensors")):
-            hub.snapshot_download(name, revision=revision, allow_patterns=["*.bin"])
-        return folder
+        return _snapshot(name, revision, needed, beside)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise CheckpointError(
             f"the hub has no {at}, or it needs `hf auth login`: check the name and the revision",
@@ -87,3 +117,15 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
             f"{name} 폴더가 없고, 허브에서 {at} 모델을 내려받을 수도 없습니다 ({kind}). "
             "네트워크에 연결하거나 이미 받은 폴더를 지정하세요",
         ) from error
+
+
+def _snapshot(name: str, revision: str | None, needed: Sequence[str], beside: Sequence[str]) -> Path:
+    import huggingface_hub as hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*needed, *beside]))
+    except LocalEntryNotFoundError:  # no network, and a cache that lacks one of them
+        if not beside:
+            raise
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=[*needed]))

@@ -34,7 +34,7 @@ CORE: dict[str, set[str]] = {
     "data_files": {"errors", "files", "texts"},
     "datasets": {"data_files"},
     "metrics": {"numpy"},
-    "hub": {"errors", "huggingface_hub"},
+    "hub": {"errors", "manifest", "huggingface_hub"},
     "memory": {"errors"},
     "weights": {"errors", "files", "numpy"},
     "torch_archive": {"errors", "files", "weights", "numpy"},

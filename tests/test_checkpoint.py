@@ -15,6 +15,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from kogpt import manifest as manifests
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, DiskError
+from kogpt.export.phi import export_gguf, export_phi
 from kogpt.generation import KoGPT
 from kogpt.native_runner import NativeRunner
 from kogpt.placement import Placement, load_runner
@@ -256,6 +258,16 @@ def test_no_file_of_the_older_model_remains(tmp_path: Path, tiny_tokenizer: Path
         on_disk = {path.name for path in tmp_path.iterdir()}
         assert on_disk == set(manifest(tmp_path)["files"]) | {"kogpt.manifest.json"}
         assert {"README.md", "tokenizer.json", "tokenizer_config.json"} < on_disk
+
+
+def test_no_weights_of_2021_remain(tmp_path: Path) -> None:
+    old = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"]
+    for name in (*old, "training_args.bin"):
+        (tmp_path / name).write_text("old")
+    checkpoint.save(tmp_path, TINY, random_tensors(TINY))
+    assert not any((tmp_path / name).exists() for name in old)
+    assert (tmp_path / "training_args.bin").exists(), "nobody takes it for weights"
+    assert not manifest(tmp_path)["files"].keys() & set(old)
 
 
 def test_lazy_tensors_are_asked_for_once(tmp_path: Path) -> None:
@@ -749,6 +761,19 @@ def test_a_verification_runs_once_in_a_process(monkeypatch: pytest.MonkeyPatch) 
     assert runs == [1, 1]
 
 
+def test_several_gguf_files_are_named(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        checkpoint.load(tmp_path / "model")
+    for kind in ("Q8_0", "F16"):
+        (tmp_path / "model" / f"model.{kind}.gguf").touch()
+    both = r"several GGUF files \(model\.F16\.gguf, model\.Q8_0\.gguf\): keep one"
+    with pytest.raises(CheckpointError, match=both) as caught:
+        checkpoint.load(tmp_path / "model")
+    assert "GGUF 파일이 여러 개" in caught.value.ko
+
+
 # ---------------------------------------------------------------------------------------------- the hub
 
 
@@ -779,17 +804,106 @@ def test_hub_names_are_downloaded_at_their_revision(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot(tiny_folder, asked))
-    wanted = ("*.json", "*.safetensors")
     for name, revision, expected in (
         ("kakaobrain/kogpt", None, "KoGPT6B-ryan1.5b-float16"),
         ("kakaobrain/kogpt", "KoGPT6B-ryan1.5b", "KoGPT6B-ryan1.5b"),
         ("someone/else", None, None),
     ):
         assert checkpoint.load(name, revision).folder == tiny_folder
-        assert asked.pop() == (name, expected, wanted) and not asked
+        # The manifest lists what is there: nothing more is asked for.
+        assert asked.pop() == (name, expected, ("*.json", "README.md", "LICENSE*")) and not asked
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot(tmp_path, asked))
-    assert hub.find_folder("someone/else") == tmp_path  # no safetensors there
-    assert [patterns for _, _, patterns in asked] == [wanted, ("*.bin",)]
+    assert hub.find_folder("someone/else", "main") == tmp_path
+    kinds = [(tmp_path.name, (kind,)) for kind in ("*.safetensors", "*.bin", "model.*.gguf")]
+    assert [(revision, patterns) for _, revision, patterns in asked[1:]] == kinds, "of the same commit"
+
+
+def upload(repository: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the hub have a repository; the names of the files that are fetched from it, as they come."""
+    fetched: list[str] = []
+    copy = repository.parent / "models--me--it" / "snapshots" / ("0" * 40)
+
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        for path in sorted(path for path in repository.rglob("*") if path.is_file()):
+            file = path.relative_to(repository).as_posix()
+            is_wanted = any(fnmatchcase(file, pattern) for pattern in allow_patterns)
+            if is_wanted and not (copy / file).exists():
+                (copy / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy / file)
+                fetched.append(file)
+        return str(copy)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return fetched
+
+
+@pytest.mark.parametrize("weights", ["one file", "shards", "phi", "GGUF"])
+def test_a_folder_that_kogpt_wrote_loads_from_the_hub(
+    weights: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it that its manifest lists is fetched, and nothing else that lies beside it."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(tiny_folder, source)
+    for name in ("README.md", "LICENSE"):
+        (source / name).write_text(name)
+    (source / "kogpt.manifest.json").unlink()
+    stored = checkpoint.load(source)
+    if weights == "GGUF":
+        pytest.importorskip("gguf")
+        export_gguf(stored, "F16", out)
+    elif weights == "phi":
+        export_phi(stored, "float16", out)
+    else:
+        shard_bytes = 100_000 if weights == "shards" else 1 << 30
+        checkpoint.save(out, TINY, stored.tensors, "float16", source, shard_bytes)
+    (out / "pictures").mkdir()
+    (out / "pictures" / "[1] 손실.png").write_bytes(b"\x89PNG")
+    manifests.write_manifest(out)
+    listed = manifest(out)["files"].keys()
+    for name in ("int4/model.safetensors", "other.safetensors", "pytorch_model.bin", "model.Q8_0.gguf"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("of no use here")
+    fetched = upload(out, monkeypatch)
+    folder = hub.find_folder("me/it")
+    checkpoint.load(folder)
+    assert {"README.md", "LICENSE"} < set(fetched) == {*listed, "kogpt.manifest.json"}
+    assert len(fetched) == len(set(fetched)), "nothing twice"
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (("model.safetensors", "pytorch_model.bin", "model.F16.gguf"), "model.safetensors"),
+        (("pytorch_model.bin", "model.F16.gguf"), "pytorch_model.bin"),
+        (("model.F16.gguf", "another.Q4_K_M.gguf"), "model.F16.gguf"),
+        ((), None),
+    ],
+)
+def test_one_kind_of_weights_is_fetched_where_there_is_no_manifest(
+    there: tuple[str, ...], expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    small = {"config.json", "README.md", "LICENSE.txt"}
+    for name in (*small, *there, "training.log"):
+        (repository / name).write_text("{}")
+    fetched = upload(repository, monkeypatch)
+    hub.find_folder("me/it", weights=False)
+    assert set(fetched) == small
+    hub.find_folder("me/it")
+    assert set(fetched) == small | ({expected} if expected else set()) and len(fetched) == len(set(fetched))
+
+
+def test_without_network_a_model_needs_no_card(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client refuses a cache that lacks a file it is asked for; older ones lack card and licence."""
+
+    def incomplete(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        if "README.md" in allow_patterns:
+            raise hub_errors.LocalEntryNotFoundError("incomplete")
+        return str(tiny_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", incomplete)
+    assert checkpoint.load("someone/else").folder == tiny_folder
 
 
 HTTP_ERROR = vars(hub_errors)["HTTPError"]  # of whichever HTTP library the hub's client uses

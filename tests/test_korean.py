@@ -39,6 +39,31 @@ def test_messages(pattern: re.Pattern[str]) -> None:
     assert wrong == [], "-하세요, not -십시오; kogpt.errors.josa chooses the particle"
 
 
+def english_words(call: ast.Call) -> Iterator[str]:
+    """Words in a row that a call of print shows whatever the locale says."""
+    for shown in call.args:
+        parts = shown.values if isinstance(shown, ast.JoinedStr) else [shown]
+        for part in parts:
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                yield from re.findall("[A-Za-z]{3,} [A-Za-z]{3,}", part.value)
+
+
+def test_what_is_printed_is_localized() -> None:
+    prints = [
+        (path, node)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+    ]
+    assert len(prints) > 50
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {' '.join(words)}"
+        for path, node in prints
+        if (words := list(english_words(node)))
+    ]
+    assert wrong == [], "kogpt.errors.localized gives the text in the user's language"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -83,7 +83,7 @@ def _cached() -> Iterator[Model]:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir())
+    return any(path.suffix in (".safetensors", ".bin", ".gguf") for path in folder.iterdir())
 
 
 def _fits(name: str, folder: Path) -> str | None:

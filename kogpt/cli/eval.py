@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,9 +123,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(reports.summary(report), end="")
     plotted = not report.results or any(path.suffix == ".png" for path in paths)
-    hint = "" if plotted else " (plots: pip install 'kogpt[eval]')"
-    print(f"kogpt: {paths[0]}, {paths[1].name} and {len(paths) - 2} more files{hint}", file=sys.stderr)
+    print(f"kogpt: {closing(paths, plotted)}", file=sys.stderr)
     return 0
+
+
+def closing(paths: Sequence[Path], is_plotted: bool) -> str:
+    """The last line: the files of a report, and what plots need where there are none."""
+    first, n_more = f"{paths[0]}, {paths[1].name}", len(paths) - 2
+    line = localized(f"{first} and {n_more} more files", f"{first} 외 파일 {n_more}개")
+    hint = localized("plots", "그래프") + ": pip install 'kogpt[eval]'"
+    return line if is_plotted else f"{line} ({hint})"
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -142,7 +149,8 @@ def _list(args: argparse.Namespace) -> int:
             print(json.dumps({**row, "published_shots": task.published_shots}, ensure_ascii=False))
         rows.append((task.name, task.metrics[0], str(task.published_shots or "-"), " ".join(prompts)))
     if not args.json:
-        rows.append(("ppl", "bits_per_byte", "-", "(any text: --text FILE)"))
+        any_text = localized("any text", "모든 글")
+        rows.append(("ppl", "bits_per_byte", "-", f"({any_text}: --text FILE)"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for cells in rows:
             line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))

@@ -89,8 +89,9 @@ def run(args: argparse.Namespace) -> int:
     if args.format in ADAPTERS:
         return _export_adapter(args, stored)
     if args.adapter is not None:
-        from kogpt.export.folder import with_lora
+        from kogpt.export.folder import require_unrounded, with_lora
 
+        require_unrounded(stored, args.format)
         stored = with_lora(stored, args.adapter)
     with Progress(stored.config.n_parameters) as progress:
         _write(args, stored, kind, text, progress.advance)

@@ -12,7 +12,7 @@ from kogpt import checkpoint, hub, native_runner
 from kogpt.cli.machine import Gpu, gpus
 from kogpt.cli.options import read_count
 from kogpt.config import SHAPES, ModelConfig
-from kogpt.errors import CheckpointError
+from kogpt.errors import CheckpointError, localized
 from kogpt.memory import USABLE_SHARE, available_memory
 from kogpt.native_runner import NativeRunner
 from kogpt.placement import Placement, cache_bytes, native_problem
@@ -134,7 +134,10 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 def _tuning_lines(needs: Mapping[str, Mapping[str, float]], args: argparse.Namespace) -> list[str]:
     """Bytes of a step by method and precision of the frozen base."""
-    title = f"tuning on a GPU, {args.batch} rows of {args.length} tokens, products in bfloat16, base in"
+    title = localized(
+        f"tuning on a GPU, {args.batch} rows of {args.length} tokens, products in bfloat16, base in",
+        f"GPU 튜닝에 필요한 메모리 ({args.length}토큰 {args.batch}행, 행렬곱은 bfloat16), 기반 모델의 형식별",
+    )
     lines = ["", title, "", f"{'method':10}" + "".join(f"{base:>12}" for base in plan.BASES)]
     for method, row in needs.items():
         cells = (shown_size(round(row[base])) if base in row else "-" for base in plan.BASES)
@@ -145,13 +148,13 @@ def _tuning_lines(needs: Mapping[str, Mapping[str, float]], args: argparse.Names
 def _runner(name: str) -> str:
     if name == "native":
         return f"native ({native_runner.isa()})"
-    return f"numpy ({native_problem()[0]})" if name == "numpy" else name
+    return f"numpy ({localized(*native_problem())})" if name == "numpy" else name
 
 
 def shown_size(n_bytes: int | None) -> str:
     """Bytes for people, in powers of ten as memory of models is quoted."""
     if n_bytes is None:
-        return "unknown"
+        return localized("unknown", "모름")
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:.2f} GB"
     return f"{n_bytes / 1e6:.1f} MB"

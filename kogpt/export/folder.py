@@ -15,15 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
-from kogpt import checkpoint, peft
+from kogpt import peft
 from kogpt.adapter import Lora, merged
-from kogpt.checkpoint import Checkpoint, Stored
+from kogpt.checkpoint import (
+    WHOLE_MODEL,
+    Checkpoint,
+    Stored,
+    model_writers,
+    plain_writers,
+    taken_along,
+    write_folder,
+)
 from kogpt.errors import CheckpointError, KoGPTError, josa
 from kogpt.export.calibration import MAX_WINDOWS, WINDOW, Calibrated
 from kogpt.export.own_text import own_text
 from kogpt.files import leftovers, share_folder
 from kogpt.placement import Placement, load_runner
-from kogpt.quantize import FORMATS, Lazy, Quantized, wrong_dtype
+from kogpt.quantize import FORMATS, Lazy, Quantized, statement
 from kogpt.rounding import Rounded, kernels
 from kogpt.tokenizer import Tokenizer
 
@@ -57,8 +65,7 @@ def export(
         if is_used:
             require_calibrated(dtype, option)
     tokenizer = require_tokenizer(stored)
-    if dtype in FORMATS and stored.quantization is not None:
-        raise wrong_dtype(stored.quantization, dtype)
+    require_unrounded(stored, dtype)
     floats = stored.floats()
     tensors: Mapping[str, Stored | Quantized] = floats
     if dtype in FORMATS:
@@ -72,7 +79,21 @@ def export(
         # In int8 the model writes as well as in floats, and takes half of the memory.
         ids = own_text(load_runner(stored, Placement("cpu", "int8")), tokenizer, MAX_WINDOWS * window, window)
         tensors = Calibrated(stored.config, floats, ids)
-    checkpoint.save(out, stored.config, Watched(tensors, advance), dtype, stored.folder)
+    writers = model_writers(stored.config, Watched(tensors, advance), dtype)
+    writers |= plain_writers(taken_along(stored.config, stored.folder))
+    stated = statement(stored.config, dtype) if dtype in FORMATS else None
+    write_folder(out, writers, stated, stale=WHOLE_MODEL)
+
+
+def require_unrounded(stored: Checkpoint, dtype: str) -> None:
+    """KoGPTError where the weights of a quantised model, or of it and a LoRA, would be quantised again."""
+    if dtype in FORMATS and stored.quantization is not None:
+        raise KoGPTError(
+            f"the model is stored in {stored.quantization}, and {dtype} would round it twice: export it from "
+            "the original model, or in a float format",
+            f"모델이 {stored.quantization} 형식으로 저장되어 있어 {dtype} 형식으로 다시 양자화하지 않습니다. "
+            "원래 모델에서 내보내거나 실수 형식으로 내보내세요",
+        )
 
 
 def require_calibrated(dtype: str, option: str) -> None:
@@ -85,7 +106,10 @@ def require_calibrated(dtype: str, option: str) -> None:
 
 
 def with_lora(stored: Checkpoint, folder: str | Path) -> Checkpoint:
-    """A model whose weights contain the LoRA of a folder; CheckpointError for another kind of adapter."""
+    """A model of floats whose weights contain the LoRA of a folder.
+
+    CheckpointError for another kind of adapter.
+    """
     saved = peft.load(folder, stored)
     if not isinstance(saved.adapter, Lora):
         raise CheckpointError(
@@ -97,7 +121,7 @@ def with_lora(stored: Checkpoint, folder: str | Path) -> Checkpoint:
             f"{folder} has a head for labels beside its LoRA, which a GPT-J cannot hold: it is not merged",
             f"{folder}: LoRA 옆에 있는 분류 헤드를 담을 곳이 GPT-J에는 없어 합치지 않습니다",
         )
-    return replace(stored, tensors=merged(stored.floats(), saved.adapter))
+    return replace(stored, tensors=merged(stored.floats(), saved.adapter), quantization=None)
 
 
 def require_place(out: Path, source: Path, force: bool, adapter_files: Collection[str] = ()) -> None:

@@ -20,6 +20,7 @@ from kogpt import gguf_file, peft, phi
 from kogpt.adapter import Lora
 from kogpt.checkpoint import (
     TOKENIZER,
+    WHOLE_MODEL,
     Checkpoint,
     Writer,
     plain_writers,
@@ -54,7 +55,7 @@ def export_phi(
     tensors = Watched(phi.to_phi(config, stored.floats()), advance)
     layout = {name: {name: (dtype, shape)} for name, shape in phi.shapes(config).items()}
     documents = settings_documents(config, phi.to_config(config), dtype) | taken_along(config, stored.folder)
-    write_folder(out, weights_writers(layout, tensors) | plain_writers(documents))
+    write_folder(out, weights_writers(layout, tensors) | plain_writers(documents), stale=WHOLE_MODEL)
 
 
 def export_gguf(
@@ -95,7 +96,7 @@ def export_gguf(
         return write_gguf(writer, file, kind, phi.shapes(config), tensors)
 
     writers: dict[str, Writer] = {name: write}
-    write_folder(out, writers | plain_writers(documents))
+    write_folder(out, writers | plain_writers(documents), stale=WHOLE_MODEL)
 
 
 def export_lora(stored: Checkpoint, adapter: str | Path, out: Path) -> None:

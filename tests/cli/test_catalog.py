@@ -57,6 +57,13 @@ def test_what_does_not_fit_says_so(
     assert mini.endswith(" no") and kogpt.endswith((" int8", " int4", " float16"))
 
 
+def test_a_model_in_gguf_is_listed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [folder] = cache.glob("models--some--empty/snapshots/*")
+    (folder / "model.Q8_0.gguf").touch()
+    assert main(["models", "--json"]) == 0
+    assert "some/empty" in [json.loads(line)["model"] for line in capsys.readouterr().out.splitlines()]
+
+
 def test_no_cache_is_no_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from test_adapter import MODULES, random_lora
 
 from kogpt import checkpoint, native_runner, peft
 from kogpt.cli import main
+from kogpt.export.folder import with_lora as merge
+from kogpt.export.verify import compare
 from kogpt.peft import SavedAdapter
 
 pytestmark = [
@@ -69,6 +71,30 @@ def test_a_model_is_replaced_only_with_force(
     assert export("int8", "--model", tiny_folder, "--out", out, "--force") == 0
     assert "int8 형식" in capsys.readouterr().err
     assert checkpoint.load(out).quantization == "int8"
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_a_quantised_model_is_not_quantised_again(
+    with_lora: bool, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor with a LoRA in its weights; floats of it are what it computes with."""
+    int8, out = tmp_path / "int8", tmp_path / "out"
+    peft.save(tmp_path / "lora", SavedAdapter(random_lora(MODULES)), TINY)
+    words: list[object] = ["--adapter", tmp_path / "lora"] if with_lora else []
+    assert export("int8", "--model", tiny_folder, "--out", int8) == 0
+    for dtype in ("int4", "int8"):
+        capsys.readouterr()
+        assert export(dtype, "--model", int8, "--out", out, *words) == 2
+        error = capsys.readouterr().err
+        assert "export it from the original model, or in a float format" in error
+        assert "--dtype" not in error and "in int8 and cannot become int8" not in error and not out.exists()
+    assert export("float32", "--model", int8, "--out", out, *words, "--verify") == 0
+    assert "equal first choices: 64 / 64" in capsys.readouterr().err
+    stored = checkpoint.load(int8)
+    if with_lora:
+        stored = merge(stored, tmp_path / "lora")
+    assert stored.quantization == (None if with_lora else "int8")
+    assert compare(stored, checkpoint.load(out)).largest == 0
 
 
 def test_an_adapter_is_replaced_only_with_force(

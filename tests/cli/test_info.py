@@ -104,16 +104,29 @@ def test_numpy_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr("kogpt.placement.has_cuda", lambda: False)
     monkeypatch.setattr("kogpt.native_runner.available", lambda: False)
     monkeypatch.setattr("kogpt.native_runner.LIBRARY", Path("not built"))
-    assert main(["info"]) == 0
-    assert (
-        "numpy (the native kernels were not built: install a C++ compiler, then pip"
-        in capsys.readouterr().out
-    )
+    reasons = {"C": "the native kernels were not built", "ko_KR.UTF-8": "native 커널이 빌드되지"}
+    for locale, reason in reasons.items():
+        monkeypatch.setenv("LC_ALL", locale)
+        assert main(["info", "--tune"]) == 0
+        shown = capsys.readouterr().out
+        assert f"numpy ({reason}" in shown and ("tuning on a GPU" in shown) == (locale == "C")
 
 
 def test_weights_are_not_needed(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
     assert main(["info", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "pytorch_model-00001-of-00002.bin"])
+def test_shards_are_not_needed(
+    name: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The small files of a hub model hold the index of its shards."""
+    (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    index = "model.safetensors.index.json" if name.endswith("s") else "pytorch_model.bin.index.json"
+    (tmp_path / index).write_text(json.dumps({"weight_map": {"transformer.wte.weight": name}}))
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stored"] is None
 
 
 def test_of_a_hub_model_only_small_files_are_fetched(
@@ -127,7 +140,7 @@ def test_of_a_hub_model_only_small_files_are_fetched(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert main(["info", "kakaobrain/kogpt"]) == 0
-    assert asked == [("kakaobrain/kogpt", "KoGPT6B-ryan1.5b-float16", ["*.json"])]
+    assert asked == [("kakaobrain/kogpt", "KoGPT6B-ryan1.5b-float16", ["*.json", "README.md", "LICENSE*"])]
 
 
 def test_a_foreign_config_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

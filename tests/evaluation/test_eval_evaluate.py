@@ -19,6 +19,7 @@ from conftest import random_tensors
 from small import CONFIG, make_model, small_copa, small_nsmc, small_sts
 
 from kogpt import checkpoint, cli
+from kogpt.cli import eval as command
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, store, tasks
 from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, identify
@@ -342,6 +343,16 @@ def test_a_report_of_another_model_is_named(tmp_path: Path, tiny_tokenizer: Path
     with pytest.raises(KoGPTError, match=r"the report of small \(float32\), which big") as caught:
         report.require_own_report(other, tmp_path)
     assert "--out" in caught.value.ko
+
+
+def test_the_closing_line_is_in_the_language_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [Path("out") / name for name in ("report.md", "report.json", "nsmc.csv")]
+    monkeypatch.setenv("LC_ALL", "C")
+    assert command.closing(paths, is_plotted=True) == "out/report.md, report.json and 1 more files"
+    assert command.closing(paths, is_plotted=False).endswith("(plots: pip install 'kogpt[eval]')")
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    expected = "out/report.md, report.json 외 파일 1개 (그래프: pip install 'kogpt[eval]')"
+    assert command.closing(paths, is_plotted=False) == expected
 
 
 def test_list_shows_every_task(capsys: pytest.CaptureFixture[str]) -> None:

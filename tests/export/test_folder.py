@@ -59,7 +59,7 @@ def test_a_quantised_folder_runs_as_the_float_model_rounded_at_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = replace(TINY, tied_head=tied)
-    monkeypatch.setattr(checkpoint.save, "__defaults__", ("float16", None, shard_bytes))
+    monkeypatch.setattr(checkpoint.model_writers, "__defaults__", (shard_bytes,))
     checkpoint.save(tmp_path / "source", config, random_tensors(config), "bfloat16", tiny_tokenizer)
     source = checkpoint.load(tmp_path / "source")
     export(source, dtype, tmp_path / "out")
@@ -193,6 +193,33 @@ def test_where_a_folder_may_be_written(tiny_folder: Path, tmp_path: Path) -> Non
             require_place(tmp_path, tiny_folder, force)
         with pytest.raises(CheckpointError, match="not a folder"):
             require_place(model / "config.json", tiny_folder, force)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"), [(export, "float16"), (export_phi, "float16"), (export_gguf, "F16")]
+)
+def test_nothing_of_another_model_remains(
+    write: Callable[[Checkpoint, str, Path], None], kind: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Neither its weights nor its licence, which would be another model's."""
+    old = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.cc-by-nc-nd-4.0", "special_tokens_map.json")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (*old, "pytorch_model.bin", "notes.txt"):
+        (out / name).write_text("old")
+    write(checkpoint.load(tiny_folder), kind, out)
+    remaining = {path.name for path in out.iterdir() if path.read_bytes() == b"old"}
+    assert remaining == {"notes.txt"}
+    listed = json.loads((out / "kogpt.manifest.json").read_text())["files"]
+    assert listed.keys() == {path.name for path in out.iterdir()} - {"kogpt.manifest.json"}
+    assert checkpoint.load(out).config == TINY
+    own = tmp_path / "own"
+    shutil.copytree(tiny_folder, own)
+    for name in old[:3]:
+        (own / name).write_text("own")
+    (own / "kogpt.manifest.json").unlink()
+    write(checkpoint.load(own), kind, out)
+    assert {path.name for path in out.iterdir() if path.read_bytes() == b"own"} == set(old[:3])
 
 
 def test_a_full_disk_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
