@@ -228,6 +228,8 @@ def _read_tensors(folder: Path, config: ModelConfig, digest: str | None) -> dict
                 f"저장했다면 {OWN} 파일을 지우세요",
             )
         for name, tensor in file.tensors.items():
+            if not tensor.shape:
+                raise damaged(file.path, f"{name} is a single number, adapters hold matrices")
             if tensor.dtype == "float64":
                 raise damaged(file.path, f"{name} is float64, adapters are float32, float16 or bfloat16")
         return {name: np.array(tensor.load().to("float32")) for name, tensor in file.tensors.items()}

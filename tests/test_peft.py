@@ -327,6 +327,11 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, np.ndarray]], object], str]] =
     "none": ("lora", lambda t: [t.pop(name) for name in list(t)[1:]], "has one factor"),
     "another width": ("lora", lambda t: t.update({A: np.ones((4, 32), np.float32)}), "must be"),
     "vectors": ("lora", lambda t: t.update({A: np.ones(4, np.float32)}), "must be"),
+    "a number instead of a matrix": (
+        "lora",
+        lambda t: t.update({A: np.array(1, np.float32)}),
+        "is a single number",
+    ),
     "float64": ("lora", lambda t: t.update({A: t[A].astype(np.float64)}), "float64"),
     "integers": ("lora", lambda t: t.update({A: t[A].astype(np.int8)}), "dtype"),
     "NaN": ("lora", lambda t: t.update({A: t[A] * np.nan}), "NaN or infinite"),

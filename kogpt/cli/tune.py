@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,14 @@ NAMED = (
     *("kobest-sentineg", "kobest-wic", "intent", "k-mhas", "curse", "profanity"),
 )  # a test compares them with tuning.data: importing it takes torch's time
 
+SKIPPED = {  # reasons of Data.skipped, in Korean
+    "empty in train": "학습의 빈 행",
+    "duplicate in train": "학습의 중복 행",
+    "empty in dev": "검증의 빈 행",
+    "duplicate in dev": "검증의 중복 행",
+    "also in dev or test": "검증이나 시험에도 있는 행",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One parser for each method."""
@@ -44,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune, or continue a run that was stopped; or say what it would take."""
-    if find_spec("torch") is None:
+    if any(find_spec(name) is None for name in ("torch", "matplotlib")):  # a finished run draws its curves
         raise MissingExtra("tuning", "train")
     from kogpt.training.processes import join
     from kogpt.training.report import METRICS, plot
@@ -200,13 +209,14 @@ def _add_training(parser: argparse.ArgumentParser, name: str) -> None:
         default="cosine",
         help="fall of the learning rate: along a cosine, or late and straight (default: %(default)s)",
     )
-    group.add_argument(
-        "--tokens-per-pass",
-        type=read_count,
-        default=4096,
-        metavar="N",
-        help="gradients of a larger batch are summed over several passes (default: %(default)s)",
-    )
+    if name != "embed":  # the pairs of a batch are compared with each other
+        group.add_argument(
+            "--tokens-per-pass",
+            type=read_count,
+            default=4096,
+            metavar="N",
+            help="gradients of a larger batch are summed over several passes (default: %(default)s)",
+        )
     group.add_argument(
         "--checkpoint-blocks", action="store_true", help="compute blocks twice: less memory, more time"
     )
@@ -235,25 +245,43 @@ def _read(args: argparse.Namespace) -> Data:
     else:
         files = Files(train=args.data, dev=args.dev, test=args.test)
         found = read_data(files, _wording(args), choice, pairs=args.method == "embed")
-    left_out = ", ".join(f"{count:,} {why}" for why, count in found.skipped.items() if count)
-    if left_out:
-        print(localized(f"kogpt: left out: {left_out}", f"kogpt: 뺀 행: {left_out}"), file=sys.stderr)
+    if "template" in args.typed and not found.asked:
+        raise InputError(
+            "--template has no effect: these rows bring their own prompts, or have none; leave it out",
+            "프롬프트가 행에 있거나 없는 데이터라 --template을 쓸 수 없습니다. 빼세요",
+        )
+    _tell_skipped(found.skipped)
     return found
 
 
+def _tell_skipped(skipped: Mapping[str, int]) -> None:
+    """How many rows were left out and why, unless none was."""
+    told = {why: count for why, count in skipped.items() if count}
+    if told:
+        en = ", ".join(f"{count:,} {why}" for why, count in told.items())
+        ko = ", ".join(f"{SKIPPED[why]} {count:,}개" for why, count in told.items())
+        print(localized(f"kogpt: left out: {en}", f"kogpt: 뺀 행: {ko}"), file=sys.stderr)
+
+
 def _require_effect(args: argparse.Namespace) -> None:
-    """InputError for options that would change nothing."""
-    if args.task is not None and (args.template is not None or args.labels is not None):
+    """InputError for typed options that would change nothing; configured ones serve other runs."""
+    typed = args.typed.keys()
+    if args.task is not None and typed & {"template", "labels"}:
         raise InputError(
             f"{args.task} has a template and labels of its own: leave --template and --labels out",
             f"{args.task}에는 템플릿과 레이블이 이미 있습니다. --template과 --labels를 빼세요",
         )
-    if args.task is not None and args.test is not None:
+    if args.task is not None and "test" in typed:
         raise InputError(
             f"--test has no effect: {args.task} has test rows of its own; leave it out",
             f"{args.task}에는 시험 행이 이미 있어 --test를 쓸 수 없습니다. 빼세요",
         )
-    if args.test_rows is not None and not args.score_test:
+    if typed >= {"dev", "dev_share"}:
+        raise InputError(
+            "--dev-share has no effect beside --dev: leave one out",
+            "--dev-share는 --dev와 함께 쓸 수 없습니다. 하나를 빼세요",
+        )
+    if "test_rows" in typed and not args.score_test:
         raise InputError(
             "--test-rows has no effect without --score-test: add it",
             "--test-rows는 --score-test와 함께 쓰세요",
@@ -305,7 +333,8 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
         if name.endswith("_bytes"):
             name, shown = name.removesuffix("_bytes"), amount(value)
         elif name == "seconds":
-            name, shown = "time", "unknown" if value is None else f"{value / 60:,.1f} min"
+            minutes = None if value is None else f"{value / 60:,.1f} min"
+            name, shown = "time", minutes or localized("unknown", "알 수 없음")
         elif name == "instead":
             shown = "-" if value is None else " ".join(value)
         print(f"{name.replace('_', ' ')}: {shown}")
@@ -322,5 +351,6 @@ def _say(outcome: Outcome, args: argparse.Namespace) -> int:
         return 0
     for split, metrics in outcome.metrics.items():
         print(f"{split}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    print(f"{outcome.result}  ({outcome.n_trained:,} weights)")
+    weights = localized(f"{outcome.n_trained:,} weights", f"가중치 {outcome.n_trained:,}개")
+    print(f"{outcome.result}  ({weights})")
     return 0

@@ -21,7 +21,13 @@ from kogpt.pretraining import corpus, sample
 from kogpt.pretraining.mixture import Mixture
 from kogpt.pretraining.recipe import Recipe
 from kogpt.tokenizer import Tokenizer
-from kogpt.training.folder import export_model, remember_start, require_checkpoint, require_training_memory
+from kogpt.training.folder import (
+    export_model,
+    remember_start,
+    require_checkpoint,
+    require_same_start,
+    require_training_memory,
+)
 from kogpt.training.loop import End, Run, Validate
 from kogpt.training.objective import Objective
 from kogpt.training.processes import Processes
@@ -78,11 +84,12 @@ def _pretrain(
     identity = {**config.to_json(), "tokenizer_sha256": inputs.mixture.tokenizer_sha256}
     run = Run(folder, objective, recipe, processes, report, identity)
     validate = _validation(recipe, root, inputs, run)
-    if not run.resume():
-        processes.fill(objective.model, stored_rows(start) if start else random_rows(config, recipe.seed))
     facts = {"dtype": str(dtype).removeprefix("torch.")}
     if start:
         facts |= {"init": str(start.folder), "init_sha256": digest_folder(start.folder)}
+    require_same_start(run, facts)
+    if not run.resume():
+        processes.fill(objective.model, stored_rows(start) if start else random_rows(config, recipe.seed))
     remember_start(run, facts)
     return run.train(inputs.mixture.batch, validate)
 

@@ -32,25 +32,36 @@ def require_training_memory(
     require_memory(n_bytes, "training this model", "이 모델의 학습", free)
 
 
-def remember_start(run: Run, facts: Mapping[str, str]) -> None:
-    """Write `facts` of a run's start into the first line of its metrics.
+def require_same_start(run: Run, facts: Mapping[str, str], usual: Mapping[str, str] | None = None) -> None:
+    """ConfigError if the folder's run, which is to be resumed, began with other `facts`.
 
-    facts: strings by name; `init`, the folder that the weights came from, and `init_sha256`, its digest, are
-    left out by a run from random weights. ConfigError if a resumed run began with other facts; `init` itself
-    may differ, for folders move.
+    To be asked before the run is resumed: a checkpoint of other shapes would look damaged. facts: strings by
+    name; `init`, the folder that the weights came from, and `init_sha256`, its digest, are left out by a run
+    from random weights; `init` itself may differ, for folders move. usual: facts that an older version did
+    not note.
     """
     path = run.folder / METRICS
-    run.processes.wait()  # the first process may have shortened the file
-    lines = read_metrics(path) if path.exists() else []
-    noted = next((line for line in lines if line["step"] == 0), {})
-    run.processes.wait()  # every process has read the file before it grows
-    if run.step:
-        _require_same_start(run.folder, noted, facts)
-    elif run.processes.is_first:
+    is_begun = checkpoints.latest(run.folder) is not None
+    lines = read_metrics(path) if is_begun and path.exists() else []
+    run.processes.wait()  # every process has read the file before it changes
+    if is_begun:
+        noted = next((line for line in lines if line["step"] == 0), {})
+        _compare(run.folder, {**(usual or {}), **noted}, facts)
+
+
+def remember_start(run: Run, facts: Mapping[str, str]) -> None:
+    """Write `facts` of a run's start into the first line of its metrics, unless the run was resumed."""
+    if not run.step and run.processes.is_first:
         run.report.write({"step": 0, "tokens": 0, "seconds": 0.0, **facts})
 
 
-def _require_same_start(folder: Path, noted: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+def _compare(folder: Path, noted: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+    if noted.get("data_sha256") != facts.get("data_sha256"):
+        raise ConfigError(
+            f"{folder} began with other rows, or other words for them: give those again, or another --out",
+            f"{josa(folder, '은/는')} 다른 행이나 다른 낱말로 시작했습니다. 처음 것을 쓰거나 다른 --out을 "
+            "지정하세요",
+        )
     if noted.get("init_sha256") != facts.get("init_sha256"):
         began, now = (line.get("init", "random weights") for line in (noted, facts))
         raise ConfigError(

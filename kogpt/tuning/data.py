@@ -42,6 +42,13 @@ class Example:
     swapped: str | None = None  # the prompt with its two texts in the other order
     pair: tuple[str, str] | None = None  # two texts that mean the same, for embeddings
 
+    @property
+    def kind(self) -> str:
+        """What is learnt, by the name of its field."""
+        if self.label is not None:
+            return "label"
+        return "score" if self.grade is not None else "text"
+
     def digest(self) -> bytes:
         """SHA-256 of the text in NFC, white space collapsed: rows with equal ones are the same text."""
         plain = " ".join(unicodedata.normalize("NFC", self.text).split())
@@ -95,7 +102,9 @@ class Data:
 
     def digest(self) -> str:
         """SHA-256 over all that is learnt from and judged by."""
-        total = hashlib.sha256(repr(sorted(self.wording.words.items())).encode())
+        total = hashlib.sha256(
+            repr(list(self.wording.words.items())).encode()
+        )  # a label's number is its place
         for example in (*self.train, None, *self.dev):
             told = "" if example is None else f"{example.prompt}\0{example.answer}\0{example.pair or ''}"
             total.update(f"{told}\0".encode())
@@ -137,7 +146,7 @@ class _Splits:
     """Rows as they were read."""
 
     train: list[Example]
-    dev: list[Example]
+    dev: list[Example] | None  # None: a share of train
     test: list[Example]
     where: str  # train's place, for messages
 
@@ -147,11 +156,9 @@ def read_data(files: Files, wording: Wording, choice: Choice | None = None, pair
 
     pairs: rows are two texts that mean the same.
     """
-    train, dev, test = (
-        [] if path is None else list(_read(path, wording, pairs))
-        for path in (files.train, files.dev, files.test)
-    )
-    return _assemble(_Splits(train, dev, test, str(files.train)), wording, choice or Choice())
+    train = list(_read(files.train, wording, pairs))
+    dev, test = (_held_out(path, wording, pairs) for path in (files.dev, files.test))
+    return _assemble(_Splits(train, dev, test or [], str(files.train)), wording, choice or Choice())
 
 
 def read_task(task: Task, folder: Path | None, choice: Choice | None = None, dev: Path | None = None) -> Data:
@@ -161,7 +168,7 @@ def read_task(task: Task, folder: Path | None, choice: Choice | None = None, dev
     """
     words = {} if task.own_choices else {str(n): word for n, word in enumerate(task.answers)}
     wording = Wording(task.template, words)
-    judged = [] if dev is None else list(_read(dev, wording, False))
+    judged = _held_out(dev, wording, False)
     train, test = (
         [example for part in parts for example in _examples(task, part, folder)]
         for parts in (task.train, task.test)
@@ -173,26 +180,54 @@ def read_task(task: Task, folder: Path | None, choice: Choice | None = None, dev
 def _assemble(read: _Splits, wording: Wording, choice: Choice) -> Data:
     skipped: Counter[str] = Counter()
     train = _clean(read.train, choice.skip_bad, skipped, "train")
-    dev = _clean(read.dev, choice.skip_bad, skipped, "dev")
+    dev = _clean(read.dev or [], choice.skip_bad, skipped, "dev")
     test = read.test
     if not choice.allow_overlap:
         train = _apart(train, test, choice.skip_bad, skipped)
         train = _apart(train, dev, choice.skip_bad, skipped)
+    if read.dev is not None and not dev:
+        raise _without_rows(read.dev[0].origin.rpartition(":")[0])
     if not train:
         raise InputError(
             f"{read.where} holds no row to learn from: give a file that has some",
             f"{read.where}: 학습할 행이 없습니다. 행이 있는 파일을 지정하세요",
         )
+    _require_alike(train[0], [*dev[:1], *test[:1]])
     if choice.rows is not None:
         train = lowest(train, choice.rows)
     if choice.test_rows is not None:
         test = lowest(test, choice.test_rows)
     wording = _with_words(wording, train, read.where)
     train, dev, test = (_labelled(rows, wording) for rows in (train, dev, test))
-    if not dev:
+    if read.dev is None:
         train, dev = _split(train, choice.dev_share)
     _require_two(train, read.where)
     return Data(tuple(train), tuple(dev), tuple(test), wording, skipped)
+
+
+def _held_out(path: Path | None, wording: Wording, pairs: bool) -> list[Example] | None:
+    """The rows of a file that was named; InputError where it has none."""
+    found = None if path is None else list(_read(path, wording, pairs))
+    if found == []:
+        raise _without_rows(str(path))
+    return found
+
+
+def _without_rows(where: str) -> InputError:
+    return InputError(
+        f"{where} holds no row to judge by: give a file that has some, or leave it out",
+        f"{where}: 평가할 행이 없습니다. 행이 있는 파일을 지정하거나 빼세요",
+    )
+
+
+def _require_alike(learnt: Example, judged: Sequence[Example]) -> None:
+    """InputError where dev or test has another kind of answers than train."""
+    for example in judged:
+        if example.kind != learnt.kind:
+            raise InputError(
+                f"{example.origin} has a {example.kind}, training rows have a {learnt.kind}: give both alike",
+                f"{example.origin}: 학습 행은 {learnt.kind}인데 {example.kind}입니다. 같은 종류를 쓰세요",
+            )
 
 
 def _examples(task: Task, part: Part, folder: Path | None) -> Iterator[Example]:
@@ -367,7 +402,7 @@ def _apart(
             f"학습 글 {len(shared):,}개가 검증이나 시험에도 있습니다 ({_places(shared)}). "
             "--skip-bad로 빼거나, 그래도 쓰려면 --allow-overlap을 지정하세요",
         )
-    skipped["held out"] += len(shared)
+    skipped["also in dev or test"] += len(shared)
     return [example for example in train if example.digest() not in digests]
 
 

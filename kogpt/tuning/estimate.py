@@ -28,11 +28,11 @@ def estimate(job: Job, processes: Processes) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": len(job.train), "dev_rows": len(job.dev), "steps": steps}
     found |= {"passes_per_step": work.n_passes, "trained_weights": n_trained(config, work)}
     found |= {f"{name.replace(' ', '_')}_bytes": round(size) for name, size in memory(config, work).items()}
-    need = peak(config, work, processes.device.type) + PROGRAM[processes.device.type]
-    found["memory_bytes"] = round(need)
-    if free is None or need <= free:
+    need = peak(config, work, processes.device.type)
+    found["memory_bytes"] = round(need + PROGRAM[processes.device.type])
+    if free is None or need <= free:  # the program is loaded: what it takes is not free any more
         return {**found, "fits": True, "instead": None, "seconds": round(_seconds(job, processes), 1)}
-    way = first_fit(config, work, free - PROGRAM[processes.device.type], processes.device.type)
+    way = first_fit(config, work, free, processes.device.type)
     return {**found, "fits": False, "instead": None if way is None else options(way), "seconds": None}
 
 

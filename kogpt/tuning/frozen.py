@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kogpt.checkpoint import Checkpoint
 from kogpt.errors import ConfigError
 from kogpt.model import GPTJ, Linear
-from kogpt.quantize import CODEBOOK, FORMATS, GROUP, Quantized, wrong_dtype
+from kogpt.quantize import CODEBOOK, FORMATS, GROUP, Quantized
 from kogpt.rounding import nearest
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -156,7 +156,7 @@ def freeze(model: GPTJ, dtype: str) -> None:
 def base_dtype(wanted: str, stored: Checkpoint, product: torch.dtype) -> str:
     """The format of a frozen base; "auto": as stored if quantised, else that of products.
 
-    ConfigError for an unknown name, KoGPTError where quantised weights would be rounded again.
+    ConfigError for an unknown name, and where quantised weights would be rounded again.
     """
     if wanted not in ("auto", *BASE_DTYPES):
         raise ConfigError(
@@ -166,7 +166,12 @@ def base_dtype(wanted: str, stored: Checkpoint, product: torch.dtype) -> str:
     if wanted == "auto":
         return stored.quantization or str(product).removeprefix("torch.")
     if stored.quantization is not None and wanted in FORMATS and wanted != stored.quantization:
-        raise wrong_dtype(stored.quantization, wanted)
+        raise ConfigError(
+            f"the model is stored in {stored.quantization} and cannot become {wanted}, which would round it "
+            "twice: use --base-dtype auto, a float format, or the model that it was exported from",
+            f"모델이 {stored.quantization} 형식으로 저장되어 있어 {wanted} 형식으로 다시 양자화하지 "
+            "않습니다. --base-dtype auto나 실수 형식을 쓰거나, 내보내기 전의 원래 모델을 쓰세요",
+        )
     return wanted
 
 

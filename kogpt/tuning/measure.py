@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from kogpt import metrics
 from kogpt.metrics import METRICS, Floats, Metric, Outcome
 from kogpt.training.processes import Processes
-from kogpt.tuning.methods import ContrastObjective, TuningObjective
+from kogpt.tuning.methods import ContrastObjective, TuningObjective, apart
 from kogpt.tuning.rows import Ids, Row, at_the_end, padded
 
 TOKENS_PER_PASS = 8192
+TEXTS_AT_ONCE = 1024  # whose likeness to all others is in memory
 T = TypeVar("T")
 
 
@@ -103,11 +104,15 @@ def _measure_pairs(
             ids, ends = (torch.from_numpy(array).to(processes.device) for array in (inputs, targets))
             found[group] += counts * objective.vectors(ids, ends).double().cpu().numpy()
     vectors = torch.from_numpy(np.reshape(processes.sum(found.ravel()), found.shape))
-    likeness = vectors @ vectors.T
-    likeness.fill_diagonal_(-torch.inf)
+    numbers: dict[bytes, int] = {}
+    equal = torch.tensor([numbers.setdefault(ids.tobytes(), len(numbers)) for ids in texts])
     partners = torch.arange(len(texts)) ^ 1  # 2n and 2n + 1 are a pair
-    loss = F.cross_entropy(likeness / objective.temperature, partners)
-    return {"loss": float(loss), "recall_at_1": float((likeness.argmax(1) == partners).float().mean())}
+    loss, n_found = 0.0, 0
+    for some in torch.arange(len(texts)).split(TEXTS_AT_ONCE):
+        likeness = apart(vectors[some] @ vectors.T, some, equal, partners)
+        loss += float(F.cross_entropy(likeness / objective.temperature, partners[some], reduction="sum"))
+        n_found += int((likeness.argmax(1) == partners[some]).sum())
+    return {"loss": loss / len(texts), "recall_at_1": n_found / len(texts)}
 
 
 def dev_loss(objective: TuningObjective, rows: Sequence[Row], processes: Processes) -> float:

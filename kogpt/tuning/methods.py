@@ -225,13 +225,28 @@ class ContrastObjective(LoraObjective):
         means = (hidden.float() * after).sum(1) / after.sum(1)
         return F.normalize(means, dim=-1)
 
-    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Summed over the texts; targets (B, T), B = 2 x pairs."""
-        vectors, pairs = self._pooled(hidden, targets), targets[_scored(targets)]
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Summed over the texts; inputs and targets (B, T), B = 2 x pairs."""
+        vectors, pairs = self.vectors(inputs, targets), targets[_scored(targets)]
         itself = torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
-        likeness = (vectors @ vectors.T / self.temperature).masked_fill(itself, -math.inf)
         partners = ((pairs[:, None] == pairs) & ~itself).long().argmax(1)
+        texts = (inputs[:, None] == inputs).all(-1).long().argmax(1)  # the first that is equal
+        rows = torch.arange(len(texts), device=texts.device)
+        likeness = apart(vectors @ vectors.T / self.temperature, rows, texts, partners)
         return F.cross_entropy(likeness, partners, reduction="sum")
+
+
+def apart(likeness: Tensor, rows: Tensor, texts: Tensor, partners: Tensor) -> Tensor:
+    """(R, N) likeness of `rows` to all N texts; -inf for the text itself and for what is no stranger to it.
+
+    texts: (N,) numbers below N, equal for equal texts; partners: (N,) places. A text that stands in several
+    pairs would be a wrong answer to itself, and its other partners as well.
+    """
+    same = texts == texts[rows][:, None]
+    paired = torch.zeros_like(likeness).index_add_(1, texts[partners], same.to(likeness.dtype)) > 0
+    known = same | paired[:, texts]
+    known[torch.arange(len(rows), device=rows.device), partners[rows]] = False
+    return likeness.masked_fill(known, -math.inf)
 
 
 class PromptEncoder(nn.Module):

@@ -16,6 +16,7 @@ from kogpt.config import ModelConfig
 from kogpt.quantize import GROUP
 
 METHODS = ("full", "lora", "p-tuning", "prefix")
+LOW_RANK = ("lora", "embed")
 MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
 BASES = ("float32", "bfloat16", "int8", "int4")
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -34,12 +35,14 @@ class Work:
     """One way to tune: method, sizes and precisions."""
 
     method: str
-    rows: int  # of a pass
+    rows: int  # of a pass; each text of a pair is one
     width: int  # tokens of a row, virtual ones apart
     scored: int | None = None  # learnt tokens of a pass; None: all
     n_passes: int = 1  # of a step
+    batch: int | None = None  # rows or pairs of a step, as asked for; None: those of its passes
     dtype: str = "float32"  # of products
     base_dtype: str = "float32"  # of a frozen model
+    quantization: str | None = None  # of the stored model, which cannot be rounded again
     checkpointing: bool = False
     rank: int = 16
     targets: tuple[str, ...] = MATRICES
@@ -58,7 +61,7 @@ def n_trained(config: ModelConfig, work: Work) -> int:
     """Weights that learn."""
     if work.method == "full":
         return config.n_parameters
-    if work.method == "lora":
+    if work.method in LOW_RANK:
         return config.n_layers * work.rank * sum(sum(_shape(config, name)) for name in work.targets)
     if work.method == "prefix":
         return 2 * config.n_layers * work.virtual_tokens * config.d_model
@@ -117,12 +120,12 @@ def kept_bytes(config: ModelConfig, work: Work) -> float:
     attention and its sums; GELU's input and its result.
     """
     c, e, f = FLOAT_BYTES[work.dtype], config.d_model, config.d_ff
-    learns = set(MATRICES) if work.method == "full" else set(work.targets if work.method == "lora" else ())
+    learns = set(MATRICES) if work.method == "full" else set(work.targets if work.method in LOW_RANK else ())
     readers = len(learns & {"q_proj", "k_proj", "v_proj", "fc_in"})
     read = c * e * (readers if work.dtype == "bfloat16" else min(1, readers))
     attention = 4 * c * e + 4 * config.n_heads
     mlp = c * f * (2 if "fc_out" in learns else 1)
-    low_rank = c * work.rank * len(learns) if work.method == "lora" else 0
+    low_rank = c * work.rank * len(learns) if work.method in LOW_RANK else 0
     layer = work.tokens * (4 * e + 8 + read + attention + mlp + low_rank)
     if work.method == "prefix":
         layer += 2 * c * e * work.virtual_tokens * work.rows
@@ -188,7 +191,9 @@ def _matrices(config: ModelConfig) -> list[tuple[int, int]]:
 
 def ways(work: Work) -> Iterator[Work]:
     """The same work in less and less memory: narrower bases, then blocks computed twice."""
-    bases = BASES[1:] if work.method != "full" else BASES[:1]
+    bases = list(BASES[1:] if work.method != "full" else BASES[:1])
+    if work.quantization is not None:
+        bases = [base for base in bases if base in (*FLOAT_BYTES, work.quantization)]
     for again in (False, True):
         for base in bases:
             yield replace(work, base_dtype=base, checkpointing=again)
@@ -201,8 +206,10 @@ def first_fit(config: ModelConfig, work: Work, room: float, device: str = "cuda"
 
 def options(work: Work) -> list[str]:
     """The options of `kogpt tune` that ask for this work."""
-    found = ["--batch", str(work.rows * work.n_passes * work.n_processes), "--length", str(work.width)]
-    found += ["--tokens-per-pass", str(work.rows * work.width)]
+    batch = work.batch or work.rows * work.n_passes * work.n_processes
+    found = ["--batch", str(batch), "--length", str(work.width)]
+    if work.method != "embed":  # all pairs of a batch share one pass
+        found += ["--tokens-per-pass", str(work.rows * work.width)]
     if work.method != "full":
         found += ["--base-dtype", work.base_dtype]
     return found + (["--checkpoint-blocks"] if work.checkpointing else [])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kogpt.errors import InputError
+from kogpt.errors import InputError, josa
 from kogpt.tokenizer import Tokenizer
 from kogpt.training.loop import Batch
 from kogpt.training.loss import IGNORED
@@ -40,6 +40,11 @@ class Row:
         """What is read before the answer."""
         return self.ids[: self.first]
 
+    @property
+    def longest(self) -> int:
+        """Ids of the longer text of a pair, or of the row."""
+        return max(len(self.ids), 0 if self.partner is None else len(self.partner))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
@@ -59,9 +64,10 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, form: Form) -> lis
     """
     rows = _rows(examples, tokenizer, form)
     longest = form.longest
-    long = [row for row in rows if max(len(row.ids), len(_partner(row))) > longest]
+    _require_apart(rows, form)
+    long = [row for row in rows if row.longest > longest]
     if long and not form.truncate:
-        widest = max(max(len(row.ids), len(_partner(row))) for row in long)
+        widest = max(row.longest for row in long)
         raise InputError(
             f"{len(long):,} rows are longer than {longest:,} tokens (the longest has {widest:,}, the first "
             f"is {long[0].origin}): shorten them, or cut them with --truncate",
@@ -71,8 +77,19 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, form: Form) -> lis
     return [_cut(row, longest) for row in rows]
 
 
-def _partner(row: Row) -> Sequence[int] | Ids:
-    return () if row.partner is None else row.partner
+def _require_apart(rows: Sequence[Row], form: Form) -> None:
+    """InputError for a label whose ids begin those of another: it would always be the likelier one."""
+    choices = next((row.choices for row in rows if row.choices and form.labels), ())
+    for one, first in enumerate(choices):
+        for other, second in enumerate(choices):
+            if one != other and second[: len(first)] == first:
+                begun, longer = form.labels[one].strip(), form.labels[other].strip()
+                raise InputError(
+                    f"the word {begun!r} begins {longer!r}, which could never win: use --head, or give words "
+                    "with --labels of which none begins another",
+                    f"{josa(repr(longer), '은/는')} {josa(repr(begun), '으로/로')} 시작해서 답이 될 수 "
+                    "없습니다. --head를 쓰거나, 서로의 앞부분이 아닌 낱말을 --labels로 지정하세요",
+                )
 
 
 def _rows(examples: Sequence[Example], tokenizer: Tokenizer, form: Form) -> list[Row]:

@@ -21,7 +21,7 @@ from kogpt.model import GPTJ
 from kogpt.peft import Origin, SavedAdapter
 from kogpt.tokenizer import Tokenizer
 from kogpt.training import checkpoints
-from kogpt.training.folder import export_model, remember_start
+from kogpt.training.folder import export_model, remember_start, require_same_start
 from kogpt.training.loop import End, Run
 from kogpt.training.objective import ComputeSettings
 from kogpt.training.optimizers import OptimizerSettings
@@ -52,6 +52,7 @@ from kogpt.weights import Stored, write_safetensors
 # (PEFT's comparison of methods).
 RATES = {"full": 5e-5, "lora": 5e-4, "p-tuning": 5e-3, "prefix": 5e-3, "embed": 5e-4}
 ENCODER = "p_tuning_encoder.safetensors"
+UNNOTED = {"prompt_loss_weight": "0.0"}  # settings that older runs did not have
 WARMUP, DECAY = 0.1, 0.3  # shares of the steps; the second is wsd's
 
 
@@ -100,6 +101,11 @@ class TuningSettings:
                     f"{name} 값이 {value}입니다. 0보다 큰 수를 쓰세요",
                 )
 
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(
+                f"seed is {self.seed}: it must be a whole number from 0 to below 2^63",
+                f"seed 값이 {self.seed}입니다. 0 이상 2^63 미만의 정수를 쓰세요",
+            )
         if not 0 <= self.prompt_loss_weight < math.inf:  # NaN is refused too
             raise ConfigError(
                 f"prompt_loss_weight is {self.prompt_loss_weight}: it must be 0 or a finite number above "
@@ -215,8 +221,10 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
     objective = build(job, processes)
     training = job.settings.training(job.batches)
     run = Run(folder, objective, training, processes, report, _identity(job))
+    facts = _facts(job)
+    require_same_start(run, facts, UNNOTED)
     run.resume()
-    remember_start(run, _facts(job))
+    remember_start(run, facts)
     measured: dict[int, dict[str, float]] = {}  # of dev, by step
     end = run.train(job.batches, lambda step, best: _validate(job, run, best, measured))
     result = folder / ("model" if job.settings.method == "full" else "adapter")
@@ -296,19 +304,20 @@ def work_of(job: Job, processes: Processes) -> Work:
     settings, batch = job.settings, job.batches.size // processes.count
     training = settings.training(job.batches)
     product = training.compute.dtype_on(processes.device)
-    width = max(len(row.ids) for row in job.train)
+    width = max(row.longest for row in job.train)
     longest_answer = max(len(row.ids) - row.first for row in job.train)
     rows = min(batch, max(1, training.loop.tokens_per_pass // width))
-    is_pair = settings.method == "embed"
     is_full = settings.method == "full"
     return Work(
-        method="lora" if is_pair else settings.method,
-        rows=rows * (2 if is_pair else 1),
+        method=settings.method,
+        rows=rows * (2 if settings.method == "embed" else 1),
+        batch=job.batches.size,
         width=width,
         scored=None if settings.prompt_loss_weight else rows * longest_answer,
         n_passes=-(-batch // rows),
         dtype=str(product).removeprefix("torch."),
         base_dtype="float32" if is_full else base_dtype(settings.base_dtype, job.stored, product),
+        quantization=job.stored.quantization,
         checkpointing=settings.checkpoint_blocks,
         rank=settings.rank,
         targets=settings.targets,
@@ -333,14 +342,23 @@ def _require_room(job: Job, processes: Processes) -> None:
     if free is None or need <= free:
         return
     way = first_fit(config, work, free, device)
-    remedy = "a smaller model, or more GPUs under torchrun" if way is None else " ".join(options(way))
-    instead = "더 작은 모델이나 torchrun으로 더 많은 GPU" if way is None else " ".join(options(way))
+    remedy, instead = _remedies(work) if way is None else (" ".join(options(way)),) * 2
     raise NotEnoughMemory(
         f"not enough memory: {job.settings.method} of this model needs {amount(int(need))}, "
         f"{amount(free)} is free: use {remedy}",
         f"메모리가 부족합니다: {amount(int(need))}가 필요하지만 {amount(free)}만 남아 있습니다. "
         f"다음을 쓰세요: {instead}",
     )
+
+
+def _remedies(work: Work) -> tuple[str, str]:
+    """What to do where no way fits, in both languages."""
+    if work.method == "embed":  # its pairs share one pass of one process
+        return (
+            "a smaller --batch, a shorter --length or a smaller model",
+            "더 작은 --batch나 --length, 더 작은 모델",
+        )
+    return "a smaller model, or more GPUs under torchrun", "더 작은 모델이나 torchrun으로 더 많은 GPU"
 
 
 def _require_shares(job: Job, processes: Processes) -> None:
@@ -392,7 +410,8 @@ def _identity(job: Job) -> dict[str, Any]:
 
 def _facts(job: Job) -> dict[str, str]:
     """What a resumed run must share with its beginning."""
-    facts = {name: str(value) for name, value in asdict(job.settings).items()}
+    rate = job.settings.training(job.batches).optimizer.adamw_rate
+    facts = {name: str(value) for name, value in asdict(replace(job.settings, rate=rate)).items()}
     facts |= {"data_sha256": job.data.digest(), "template": job.data.wording.template}
     return facts | {"init": str(job.stored.folder), "init_sha256": checkpoint.digest(job.stored.folder)}
 

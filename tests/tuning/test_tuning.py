@@ -103,7 +103,7 @@ def test_bad_rows_can_be_left_out_or_insisted_on(tmp_path: Path) -> None:
     assert {name: count for name, count in found.skipped.items() if count} == {
         "empty in train": 1,
         "duplicate in train": 1,
-        "held out": 2,
+        "also in dev or test": 2,
     }
     assert len(found.train) + len(found.dev) == 8
     kept = read_data(Files(train=write(path, good), test=test), Wording(), Choice(allow_overlap=True))
@@ -205,6 +205,43 @@ def test_answers_alone_are_learnt(job: Callable[..., Job]) -> None:
         assert made.tokenizer.decode([int(t) for t in row.ids[:-1]]).endswith(example.prompt + example.answer)
 
 
+def test_a_label_that_begins_another_is_refused(job: Callable[..., Job], tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": ("가", "가 나")[row["label"]]} for row in reviews(30)]
+    data = read_data(Files(train=write(tmp_path / "rows.jsonl", rows)), Wording())
+    model, settings = str(job().stored.folder), TuningSettings(method="lora", dtype="float32")
+    with pytest.raises(InputError, match="the word '가' begins '가 나', which could never win: use --head"):
+        prepare(settings, model, data, None)
+    prepare(replace(settings, head=True), model, data, None)
+    words = {"가": " 가", "가 나": " 나"}
+    prepare(settings, model, read_data(Files(train=tmp_path / "rows.jsonl"), Wording(words=words)), None)
+
+
+def test_the_order_of_the_labels_is_part_of_the_data(rows_file: Path) -> None:
+    turned = dict(reversed(LABELS.items()))
+    digests = [read_data(Files(train=rows_file), Wording(words=w)).digest() for w in (LABELS, LABELS, turned)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("kind", ["dev", "test"])
+def test_files_to_judge_by_are_read_or_refused(kind: str, tmp_path: Path, rows_file: Path) -> None:
+    empty, other = tmp_path / "empty.csv", tmp_path / "other.jsonl"
+    empty.write_text("text,label\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"empty\.csv holds no row to judge by"):
+        read_data(Files(train=rows_file, **{kind: empty}), Wording())
+    write(other, [{"prompt": "질문 하나", "completion": "답"}])
+    with pytest.raises(InputError, match="has a text, training rows have a label"):
+        read_data(Files(train=rows_file, **{kind: other}), Wording())
+    write(other, [{"text": "다른 글", "score": 3.5}])
+    with pytest.raises(InputError, match="has a score, training rows have a label"):
+        read_data(Files(train=rows_file, **{kind: other}), Wording())
+
+
+def test_dev_rows_that_are_all_bad_are_not_replaced_by_a_share(tmp_path: Path, rows_file: Path) -> None:
+    dev = write(tmp_path / "dev.jsonl", [{"text": " ", "label": 1}])
+    with pytest.raises(InputError, match=r"dev\.jsonl holds no row to judge by"):
+        read_data(Files(train=rows_file, dev=dev), Wording(), Choice(skip_bad=True))
+
+
 def test_every_epoch_reads_every_row_in_a_new_order(job: Callable[..., Job]) -> None:
     rows = job().train
     batches = Batches(rows, 7, seed=1)
@@ -283,6 +320,12 @@ def test_texts_without_prompts_are_learnt_as_before(tmp_path: Path, tiny_folder:
     assert losses[0].detach() == losses[1].detach()
     with pytest.raises(ConfigError, match="--prompt-loss-weight changes nothing"):
         prepare(replace(settings, prompt_loss_weight=0.1), str(tiny_folder), data, None)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match=f"seed is {seed}: it must be a whole number from 0"):
+        TuningSettings(method="lora", seed=seed)
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
@@ -420,6 +463,34 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
         tune(replace(made, settings=replace(made.settings, rate=1.0)), tmp_path / "parts", Processes())
 
 
+def test_other_settings_on_a_run_of_before_are_told_and_nothing_is_called_damaged(
+    job: Callable[..., Job], rows_file: Path, tmp_path: Path, no_fsync: None
+) -> None:
+    folder = tmp_path / "run"
+    tune(job(epochs=1, checks=1), folder, Processes())
+    for changes, told in (
+        ({"head": True}, "began with head False, not True"),
+        ({"targets": ("q_proj",)}, "began with targets"),
+        ({"rank": 8}, "began with rank 16, not 8"),
+        ({"rate": 1e-4}, "began with rate 0.0005, not 0.0001"),
+        ({"prompt_loss_weight": 0.1}, "began with prompt_loss_weight 0.0, not 0.1"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            tune(job(epochs=1, checks=1, **changes), folder, Processes())
+    turned = read_data(
+        Files(train=rows_file), Wording(words=dict(reversed(LABELS.items()))), Choice(dev_share=0.2)
+    )
+    with pytest.raises(ConfigError, match="began with other rows, or other words for them"):
+        tune(replace(job(epochs=1, checks=1), data=turned), folder, Processes())
+    # The usual rate, said aloud; and a run that began before there was a weight for prompts.
+    metrics = folder / "metrics.jsonl"
+    first, *rest = metrics.read_text(encoding="utf-8").splitlines()
+    noted = json.loads(first)
+    del noted["prompt_loss_weight"]
+    metrics.write_text("\n".join([json.dumps(noted), *rest, ""]), encoding="utf-8")
+    assert tune(job(epochs=1, checks=1, rate=5e-4), folder, Processes()).end is End.DONE
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "p-tuning", "prefix"])
 def test_a_killed_run_goes_on_from_its_checkpoint_with_the_same_bits(
     method: str, job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None
@@ -522,7 +593,12 @@ def test_plain_text_and_completions_are_learnt_whole(tmp_path: Path, tiny_folder
 
 
 def test_the_command_dry_runs_tunes_and_refuses(
-    rows_file: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_fsync: None
+    rows_file: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_fsync: None,
 ) -> None:
     common = ["--data", str(rows_file), "--model", str(tiny_folder), "--device", "cpu", "--dtype", "float32"]
     common += ["--labels", "0= 부정", "1= 긍정", "--epochs", "1", "--json"]
@@ -543,7 +619,15 @@ def test_the_command_dry_runs_tunes_and_refuses(
     assert main(["tune", "lora", "nsmc", *common, "--out", str(out), "--test", str(rows_file)]) == 2
     assert main(["tune", "lora", "nsmc", "--out", str(out), "--test", str(rows_file)]) == 2
     assert main(["tune", "embed", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.count("kogpt: ") == 7
+    plain = write(tmp_path / "plain.jsonl", [{"text": row["text"]} for row in reviews(20)])
+    own = ["tune", "lora", "--data", str(plain), "--out", str(out), "--template", "{text}"]
+    assert main(own) == 2
+    assert (
+        main(["tune", "lora", *common, "--out", str(out), "--dev", str(rows_file), "--dev-share", "0.1"]) == 2
+    )
+    monkeypatch.setattr("kogpt.cli.tune.find_spec", lambda name: None if name == "matplotlib" else name)
+    assert main(["tune", "lora", *common, "--out", str(out)]) == 2
+    assert capsys.readouterr().err.count("kogpt: ") == 10
 
 
 def test_lora_learns_six_matrices_of_every_block(job: Callable[..., Job]) -> None:
@@ -653,23 +737,27 @@ def test_a_head_learns_beside_every_method(
     assert right == pytest.approx(outcome.metrics["dev"]["accuracy"], abs=0.04) and right >= 0.7
 
 
-def slow_contrast(vectors: list[np.ndarray[Any, Any]], temperature: float) -> float:
-    """InfoNCE of pairs (0, 1), (2, 3), ..., one text after the other."""
+def slow_contrast(texts: list[str], vectors: list[np.ndarray[Any, Any]], temperature: float) -> float:
+    """InfoNCE of pairs (0, 1), (2, 3), ..., one text after the other; equal texts are one text."""
     units = [vector / np.linalg.norm(vector) for vector in vectors]
     total = 0.0
     for number, own in enumerate(units):
-        likeness = {n: own @ other / temperature for n, other in enumerate(units) if n != number}
+        known = {texts[number]} | {texts[n ^ 1] for n, text in enumerate(texts) if text == texts[number]}
+        strangers = [n for n, text in enumerate(texts) if text not in known]
+        likeness = {n: own @ units[n] / temperature for n in (number ^ 1, *strangers)}
         total += np.log(sum(np.exp(value) for value in likeness.values())) - likeness[number ^ 1]
     return total
 
 
+@pytest.mark.parametrize("batch", [6, 100])  # the second holds the text that stands in two pairs
 def test_contrastive_loss_equals_its_slow_twin_and_serves_embeddings(
-    tiny_folder: Path, tmp_path: Path, no_fsync: None
+    batch: int, tiny_folder: Path, tmp_path: Path, no_fsync: None
 ) -> None:
-    path = write(tmp_path / "pairs.jsonl", pairs(40))
+    again = {"text1": pairs(1)[0]["text1"], "text2": "다른 짝"}
+    path = write(tmp_path / "pairs.jsonl", [*pairs(40), again])
     data = read_data(Files(train=path), Wording(), Choice(dev_share=0.2), pairs=True)
     made = prepare(
-        TuningSettings(method="embed", batch=6, epochs=4, rate=1e-3, dtype="float32", patience=100),
+        TuningSettings(method="embed", batch=batch, epochs=4, rate=1e-3, dtype="float32", patience=100),
         str(tiny_folder),
         data,
         None,
@@ -684,7 +772,12 @@ def test_contrastive_loss_equals_its_slow_twin_and_serves_embeddings(
     inputs, targets = made.batches(0).inputs, made.batches(0).targets
     with torch.no_grad():
         found = float(objective(torch.from_numpy(inputs), torch.from_numpy(targets)))
-    assert found == pytest.approx(slow_contrast(list(plain.embed(texts)), objective.temperature), rel=1e-3)
+    assert found == pytest.approx(
+        slow_contrast(texts, list(plain.embed(texts)), objective.temperature), rel=1e-3
+    )
+    [dev] = [[text for e in data.dev for text in e.pair or ()]]
+    alone = slow_contrast(dev, list(plain.embed(dev)), objective.temperature) / len(dev)
+    assert measure(objective, made.dev)["loss"] == pytest.approx(alone, rel=1e-3)
     before = measure(objective, made.dev)
     outcome = tune(made, tmp_path / "run", Processes())
     assert outcome.metrics["dev"]["loss"] < before["loss"]

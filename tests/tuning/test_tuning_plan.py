@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 
 from kogpt.cli import main
 from kogpt.config import SHAPES, ModelConfig
+from kogpt.errors import NotEnoughMemory
 from kogpt.training.objective import ComputeSettings
 from kogpt.training.processes import Processes
 from kogpt.training.start import meta_model
-from kogpt.tuning import plan, run
+from kogpt.tuning import estimate, plan, run
+from kogpt.tuning.data import Files, Wording, read_data
 from kogpt.tuning.frozen import freeze
 from kogpt.tuning.methods import TuningObjective, n_trained
 from kogpt.tuning.plan import Work, command, first_fit, peak
@@ -115,6 +118,50 @@ def test_less_room_asks_for_narrower_bases_then_for_blocks_twice() -> None:
     assert found[2] is not None
     assert peak(SHAPES["kogpt-6b"], found[2]) < 12e9
     assert command(found[2], "x").endswith("--base-dtype int8 --checkpoint-blocks")
+
+
+def test_the_options_that_fit_keep_the_batch_that_was_asked_for() -> None:
+    work = Work(method="lora", rows=13, width=300, n_passes=3, batch=32)
+    assert plan.options(work)[:2] == ["--batch", "32"]
+    pairs = Work(method="embed", rows=64, width=256, batch=32)
+    assert plan.options(pairs) == ["--batch", "32", "--length", "256", "--base-dtype", "float32"]
+
+
+def test_a_quantised_model_is_not_to_be_rounded_again() -> None:
+    work = Work(method="lora", rows=8, width=512, quantization="int8")
+    assert {way.base_dtype for way in plan.ways(work)} == {"bfloat16", "int8"}
+
+
+def test_embed_is_planned_for_the_longer_text_of_a_pair(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = [{"text1": f"글 {n}", "text2": f"{n}번째 글은 훨씬 깁니다. " * 4} for n in range(20)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    data = read_data(Files(train=path), Wording(), pairs=True)
+    job = run.prepare(TuningSettings(method="embed", batch=4), str(tiny_folder), data, None)
+    work = run.work_of(job, Processes())
+    longest = max(len(job.tokenizer.encode_prompt(pair[1])) for e in data.train if (pair := e.pair))
+    assert (work.width, work.rows, work.batch) == (longest, 8, 4)
+    assert run._remedies(work)[0].startswith("a smaller --batch")
+
+
+def test_a_dry_run_and_a_run_agree_on_what_fits(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"글 {n}"}) + "\n" for n in range(20)), encoding="utf-8")
+    job = run.prepare(
+        TuningSettings(method="lora", batch=4),
+        str(tiny_folder),
+        read_data(Files(train=path), Wording()),
+        None,
+    )
+    need = peak(job.stored.config, run.work_of(job, Processes()), "cpu")
+    for spare in (1, -1):
+        for module in (run, estimate):
+            monkeypatch.setattr(module, "free_memory", lambda _, spare=spare: int(need) + spare)
+        assert estimate.estimate(job, Processes())["fits"] == (spare > 0)
+        with nullcontext() if spare > 0 else pytest.raises(NotEnoughMemory):
+            run._require_room(job, Processes())
 
 
 def test_info_tells_what_tuning_needs(capsys: pytest.CaptureFixture[str]) -> None:
