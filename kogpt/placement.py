@@ -88,7 +88,7 @@ class Placement:
         """Which runner computes here; MissingExtra or KoGPTError where that one cannot."""
         on_gpu = self.device.startswith("cuda")
         name = self.runner
-        if name == "auto" and (on_gpu or (self.device == "auto" and has_cuda() and _has_torch())):
+        if name == "auto" and (on_gpu or (self.device == "auto" and finds_gpu())):
             name = "torch"
         elif name == "auto":
             name = "native" if native_runner.available() else "numpy"
@@ -111,7 +111,7 @@ class Placement:
         """The device of a torch runner: what "auto" means here."""
         if self.device != "auto":
             return self.device
-        return "cuda" if has_cuda() else "cpu"
+        return "cuda" if finds_gpu() else "cpu"
 
 
 def load_runner(stored: Checkpoint, placement: Placement | None = None) -> Runner:
@@ -168,12 +168,7 @@ def default_dtype(placement: Placement) -> str:
 def fallbacks(placement: Placement, name: str) -> Iterator[str]:
     """A line for each thing that is slower than it could be, and for each option without effect."""
     if placement.device == "auto" and name != "torch" and placement.runner == "auto" and has_cuda():
-        yield localized(
-            "this machine has a GPU, but torch is not installed: computing on the CPU; "
-            "pip install 'kogpt[torch]', or choose --device cpu",
-            "GPU가 있지만 torch가 설치되어 있지 않아 CPU로 계산합니다. "
-            "pip install 'kogpt[torch]'로 설치하거나 --device cpu를 지정하세요",
-        )
+        yield localized(*_unused_gpu())
     if name == "numpy" and placement.runner == "auto":
         en, ko = native_problem()
         yield localized(f"computing with numpy, which is slower: {en}", f"더 느린 numpy로 계산합니다. {ko}")
@@ -198,6 +193,23 @@ def fallbacks(placement: Placement, name: str) -> Iterator[str]:
         )
 
 
+def _unused_gpu() -> tuple[str, str]:
+    """Why "auto" leaves a GPU alone, and the remedy; English and Korean."""
+    if _has_torch():
+        return (
+            "this machine has a GPU, but torch finds none: computing on the CPU; install a driver and a "
+            "build of torch that fit each other, or choose --device cpu",
+            "GPU가 있지만 torch가 찾지 못해 CPU로 계산합니다. 서로 맞는 드라이버와 torch를 설치하거나 "
+            "--device cpu를 지정하세요",
+        )
+    return (
+        "this machine has a GPU, but torch is not installed: computing on the CPU; "
+        "pip install 'kogpt[torch]', or choose --device cpu",
+        "GPU가 있지만 torch가 설치되어 있지 않아 CPU로 계산합니다. "
+        "pip install 'kogpt[torch]'로 설치하거나 --device cpu를 지정하세요",
+    )
+
+
 def cache_bytes(config: ModelConfig, cache_dtype: str, n_tokens: int) -> int:
     """Memory of the keys and values of `n_tokens`; int8 has a float32 scale for each position and head."""
     if cache_dtype == "int8":
@@ -207,8 +219,20 @@ def cache_bytes(config: ModelConfig, cache_dtype: str, n_tokens: int) -> int:
 
 def has_cuda() -> bool:
     """Whether an NVIDIA driver is at hand, told without importing torch."""
-    nodes = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Linux under Windows
+    # Linux; Linux under Windows, where /dev/dxg is there for any vendor's GPU.
+    nodes = (Path("/dev/nvidiactl"), Path("/usr/lib/wsl/lib/libcuda.so.1"))
     return any(node.exists() for node in nodes) or shutil.which("nvidia-smi") is not None
+
+
+def finds_gpu() -> bool:
+    """Whether torch computes on a GPU here; it may be a build without CUDA, beside a driver."""
+    return has_cuda() and _has_torch() and _torch_gpus() > 0
+
+
+def _torch_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _weights(stored: Checkpoint, name: str, placement: Placement) -> tuple[str, Mapping[str, Any]]:

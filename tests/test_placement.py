@@ -83,8 +83,11 @@ def test_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Placement().runner_name() == Placement("cpu").runner_name() == cpu
     assert Placement(runner="torch").torch_device() == "cpu"
     monkeypatch.setattr(placement, "has_cuda", lambda: True)
+    monkeypatch.setattr(placement, "_torch_gpus", lambda: 1)
     assert Placement().runner_name() == "torch" and Placement("cpu").runner_name() == cpu
     assert Placement().torch_device() == "cuda"
+    monkeypatch.setattr(placement, "_torch_gpus", lambda: 0)  # a driver beside a build of torch for CPUs
+    assert Placement().runner_name() == cpu and Placement(runner="torch").torch_device() == "cpu"
     without_native(monkeypatch)
     assert Placement("cpu").runner_name() == "numpy"
 
@@ -181,16 +184,18 @@ def test_numpy_for_want_of_the_library_is_said_once(
     assert said(caplog) == [], "numpy was asked for"
 
 
+@pytest.mark.parametrize("has_torch", [False, True])
 def test_an_unused_gpu_is_said_once(
-    stored: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    has_torch: bool, stored: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(placement, "has_cuda", lambda: True)
-    monkeypatch.setattr(placement, "_has_torch", lambda: False)
+    monkeypatch.setattr(placement, "_has_torch", lambda: has_torch)
+    monkeypatch.setattr(placement, "_torch_gpus", lambda: 0)
     load_runner(stored, Placement("cpu"))
     assert [line for line in said(caplog) if "GPU" in line] == [], "the CPU was asked for"
     load_runner(stored)
     (line,) = [line for line in said(caplog) if "GPU" in line]
-    assert "kogpt[torch]" in line and "--device cpu" in line
+    assert ("torch finds none" if has_torch else "kogpt[torch]") in line and "--device cpu" in line
 
 
 def test_threads_without_effect_are_said(

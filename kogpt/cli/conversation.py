@@ -98,23 +98,35 @@ class Conversation:
         return "\n".join(lines)
 
     def _save(self, rest: str) -> str:
-        from kogpt.files import atomic_write
-
-        path = Path(rest).expanduser()
         if not rest or not self.written:
             raise InputError(
                 "/save FILE: write a text first, and name a file",
                 "/save 파일: 먼저 글을 쓰고 파일 이름을 적으세요",
             )
+        try:
+            path = self._write_new(rest)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a home that nobody has
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"/save: {rest[:200]}: {reason}: choose another place",
+                f"/save: {rest[:200]}: {reason}. 다른 곳을 쓰세요",
+            ) from error
+        n = len(self.written)
+        return localized(f"{n} texts saved: {path}", f"글 {n}개를 저장했습니다: {path}")
+
+    def _write_new(self, name: str) -> Path:
+        """All texts in a new file; InputError where there is one already."""
+        from kogpt.files import atomic_write
+
+        path = Path(name).expanduser()
         if path.exists() or not path.parent.is_dir():
             raise InputError(
-                f"/save: {rest[:200]} exists already, or its folder does not: choose another name",
-                f"/save: {rest[:200]} 파일이 이미 있거나 폴더가 없습니다. 다른 이름을 쓰세요",
+                f"/save: {name[:200]} exists already, or its folder does not: choose another name",
+                f"/save: {name[:200]} 파일이 이미 있거나 폴더가 없습니다. 다른 이름을 쓰세요",
             )
         with atomic_write(path) as file:
             file.write("\n\n".join([*self.written, ""]).encode())
-        n = len(self.written)
-        return localized(f"{n} texts saved: {path}", f"글 {n}개를 저장했습니다: {path}")
+        return path
 
     def _leave(self, _: str) -> NoReturn:
         raise EOFError
