@@ -102,7 +102,7 @@ def _check(args: argparse.Namespace) -> None:
             f"--as brings its own labels: leave out --{other}",
             f"--as에는 레이블이 정해져 있습니다. --{other} 옵션을 빼세요",
         )
-    if args.labels is None and (args.examples or args.instruction or args.template):
+    if args.labels is None and args.typed.keys() & {"examples", "instruction", "template"}:
         raise InputError(
             "--examples, --instruction and --template go with --labels: add it, or leave them out",
             "--examples, --instruction, --template은 --labels와 함께 써야 합니다. --labels를 더하세요",

@@ -1,7 +1,11 @@
 """`kogpt config`, and the defaults of options: a TOML file, and KOGPT_* in the environment.
 
 A flag goes before the environment, the environment before the file, the file before what is built in; the
-model's own settings are built in. A name that is no option of any command is refused.
+model's own settings are built in. What goes before also switches off what it excludes. A name that is no
+option of any command is refused, and a value that no command takes.
+
+Commands find in `args.typed` the flag by which an option was typed, in `args.configured` what gave it its
+value instead, both by dest.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +27,14 @@ LINK = r"SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?"
 OWN_OPTIONS = ("help", "version", "config")  # that a file cannot set
 SECTION_OF_PROMPT = "prompt"
 MAX_FILE_BYTES = 1 << 20
+# Options that a command refuses together by itself: some of their values go together, as no group allows.
+RIVALS = (("as", "labels"), ("as", "adapter"), ("device", "model_parallel"), ("shape", "adapter"))
 SWITCHES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 EPILOG = """The file is $XDG_CONFIG_HOME/kogpt/config.toml, or ~/.config/kogpt/config.toml;
 --config FILE or KOGPT_CONFIG names another. A key is an option's name without its
-dashes: top_p for --top-p. Keys at the top serve every command that has the option, a
-table serves one command, [prompt] the interactive prompt:
+dashes: top_p for --top-p. Keys at the top serve every command that has the option and
+takes the value, a table serves one command, [prompt] the interactive prompt:
 
     dtype = "int8"
     temperature = 0.7
@@ -36,8 +43,9 @@ table serves one command, [prompt] the interactive prompt:
     [pretrain.run]
     device = "cpu"
 
-The variable KOGPT_TOP_P stands for --top-p in every command that has it. A flag goes
-before a variable, a variable before the file, the file before what is built in."""
+The variable KOGPT_TOP_P stands for --top-p in every command that takes its value. A flag
+goes before a variable, a variable before the file, the file before what is built in. What
+goes before also switches off the options that it excludes."""
 
 
 Commands = Mapping[str, Callable[[], argparse.ArgumentParser]]  # name of a command -> makes its parser
@@ -50,13 +58,30 @@ class Given(NamedTuple):
     value: Any  # as TOML or the environment has it
     source: str
     path: tuple[str, ...] = ()  # names of the tables around it, such as ("pretrain", "run")
+    is_variable: bool = False  # of the environment
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """How special it is: a variable goes before the file, a table before the top."""
+        return self.is_variable, len(self.path)
+
+
+class Choice(NamedTuple):
+    """The value that an option gets, and what gave it."""
+
+    given: Given
+    value: Any  # as argparse would have made it
+
+
+Choices = dict[argparse.Action, Choice]
 
 
 class Defaults:
     """Every value that the file and the environment give, in the order in which later ones win."""
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, file: Path | None = None, words: Sequence[str] = ()) -> None:
         self.file = file
+        self.words = words  # that the user typed: they go before
         self.given: list[Given] = []
 
     def apply(self, parser: argparse.ArgumentParser, name: str, commands: Commands) -> None:
@@ -66,6 +91,7 @@ class Defaults:
         """
         path = (name,)
         parsers = dict(parsers_below(parser, path))
+        chosen: dict[tuple[str, ...], Choices] = {where: {} for where in parsers}
         for given in self.given:
             if given.path and given.path[0] not in commands:
                 raise _no_table(given.path[:1], given.source, list(commands))
@@ -73,15 +99,18 @@ class Defaults:
                 continue  # of another command
             if len(given.path) > len(path) and given.path not in parsers:
                 raise _no_table(given.path, given.source, [where[-1] for where in parsers])
-            actions = [
-                options_of(child)[given.name]
+            actions = {
+                where: options_of(child)[given.name]
                 for where, child in parsers.items()
                 if where[: len(given.path)] == given.path and given.name in options_of(child)
-            ]
+            }
             if not actions:
                 _require_known(given, _known_options(given.path, commands))
-            for action in actions:
-                _set_default(action, given)
+            for where, action in actions.items():
+                if _is_meant_for(action, given, commands):
+                    chosen[where][action] = Choice(given, _value(action, given))
+        for where, child in parsers.items():
+            _settle(child, chosen[where], _typed(child, self.words))
 
 
 class Repeated(list[Any]):
@@ -93,13 +122,13 @@ class Repeated(list[Any]):
 
 def read_defaults(words: Sequence[str]) -> Defaults:
     """The values of the file that `words` name with --config, or of the usual one, and of the environment."""
-    found = Defaults(_file(words))
+    found = Defaults(_file(words), words)
     if found.file is not None:
         found.given += _read_file(found.file)
     for variable, value in sorted(os.environ.items()):
         name = variable.removeprefix(PREFIX)
         if variable.startswith(PREFIX) and name not in OTHER_VARIABLES and not _is_link(name, value):
-            found.given.append(Given(name.lower(), value, variable))
+            found.given.append(Given(name.lower(), value, variable, is_variable=True))
     return found
 
 
@@ -200,15 +229,83 @@ def _no_table(path: tuple[str, ...], source: str, known: Sequence[str]) -> Input
     )
 
 
+def _is_meant_for(action: argparse.Action, given: Given, commands: Commands) -> bool:
+    """False where a value of the top or the environment suits the option of another command alone."""
+    if given.path or _takes(action, given):
+        return True
+    others = (child for name, make in commands.items() for _, child in parsers_below(make(), (name,)))
+    found = (options_of(other).get(given.name) for other in others)
+    return not any(option is not None and _takes(option, given) for option in found)
+
+
+def _takes(action: argparse.Action, given: Given) -> bool:
+    try:
+        _value(action, given)
+    except InputError:
+        return False
+    return True
+
+
+def _typed(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, str]:
+    """dest of every option of the parser that a command line types -> the flag."""
+    before = takewhile(lambda word: word != "--", words)
+    flags = {flag for word in before for flag in (word.partition("=")[0], word[:2])}  # -k3 is -k
+    return {
+        action.dest: flag for action in parser._actions for flag in action.option_strings if flag in flags
+    }
+
+
+def _settle(parser: argparse.ArgumentParser, chosen: Choices, typed: Mapping[str, str]) -> None:
+    """Make what was chosen the defaults of a parser, but for what a better one excludes. InputError."""
+    options = options_of(parser)
+    for names in RIVALS:
+        _drop_beaten([options[name] for name in names if name in options], chosen, typed)
+    for group in parser._mutually_exclusive_groups:
+        _drop_beaten(group._group_actions, chosen, typed)
+        left = [chosen[action].given for action in group._group_actions if _is_on(action, chosen)]
+        if len(left) > 1:
+            raise _exclusive(left)
+        group.required = group.required and not left
+    for action, choice in chosen.items():
+        action.required = False
+        if choice.value is not False or action.default is not argparse.SUPPRESS:  # "debug" in args is on
+            action.default = choice.value
+    configured = {action.dest: choice.given for action, choice in chosen.items() if action.dest not in typed}
+    parser.set_defaults(typed=typed, configured=configured)
+
+
+def _drop_beaten(actions: Sequence[argparse.Action], chosen: Choices, typed: Mapping[str, str]) -> None:
+    """Of options that exclude each other, forget what is less special than another, or than a typed one."""
+    is_typed = any(action.dest in typed for action in actions)
+    on = [action for action in actions if _is_on(action, chosen)]
+    best = max((chosen[action].given.rank for action in on), default=None)
+    for action in on:
+        if is_typed or chosen[action].given.rank != best:
+            del chosen[action]
+
+
+def _is_on(action: argparse.Action, chosen: Choices) -> bool:
+    return action in chosen and chosen[action].value is not False
+
+
+def _exclusive(given: Sequence[Given]) -> InputError:
+    sources = ", ".join(dict.fromkeys(each.source for each in given))
+    names = [each.name for each in given]
+    return InputError(
+        f"{sources}: {' and '.join(names)} exclude each other: type one of them, or leave one out",
+        f"{sources}: {', '.join(names)} 중 하나만 쓸 수 있습니다. 하나를 명령줄에 쓰거나 나머지를 빼세요",
+    )
+
+
 def _require_known(given: Given, known: set[str]) -> None:
     if given.name in known:
         return
     from difflib import get_close_matches
 
-    shown = given.source if given.source.startswith(PREFIX) else given.name
+    shown = given.source if given.is_variable else given.name
     close = get_close_matches(given.name, sorted(known), n=1)
     nearest = close[0] if close else ", ".join(sorted(known)[:5]) + ", ..."
-    if given.source.startswith(PREFIX):
+    if given.is_variable:
         nearest = PREFIX + nearest.upper() if close else nearest
         raise InputError(
             f"{shown} is set, but there is no such option: unset it, or did you mean {nearest}?",
@@ -222,24 +319,21 @@ def _require_known(given: Given, known: set[str]) -> None:
     )
 
 
-def _set_default(action: argparse.Action, given: Given) -> None:
-    action.required = False
+def _value(action: argparse.Action, given: Given) -> Any:
+    """A value as argparse would make it for the option; InputError."""
     if action.nargs == 0:
         switch = given.value if isinstance(given.value, bool) else SWITCHES.get(str(given.value).lower())
         if switch is None:
             raise _wrong(given, "true or false", "true나 false")
-        if switch or action.default is not argparse.SUPPRESS:
-            action.default = switch if switch else False
-        return
+        return switch
     is_list = action.nargs not in (None, "?") or isinstance(action, argparse._AppendAction)
     parts = given.value if isinstance(given.value, list) else [given.value]
     if len(parts) != 1 and not is_list:
         raise _wrong(given, "one value", "값 하나")
     values = [_converted(action, part, given) for part in parts]
     if isinstance(action, argparse._AppendAction):
-        action.default = Repeated(values)
-    else:
-        action.default = values if is_list else values[0]
+        return Repeated(values)
+    return values if is_list else values[0]
 
 
 def _converted(action: argparse.Action, part: Any, given: Given) -> Any:

@@ -20,6 +20,8 @@ MODES = ("mask", "block")
 FORMATS = ("text", "json", "tsv")
 COLUMNS = ("text", "found", "profanity", "insult", "profane", "insulting")
 BATCH = 256  # texts that are judged at once
+# Options that nothing reads without a model; a test compares them with add_model_options.
+OF_A_MODEL = ("model", "revision", "device", "dtype", "cache_dtype", "model_parallel", "offload")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +59,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse options of a model that nothing would load."""
-    if args.adapter is None and (args.model != "kogpt-mini" or args.dtype != "auto"):
+    """Refuse typed options of a model that nothing would load; configured ones serve other commands."""
+    typed = ", ".join(args.typed[name] for name in OF_A_MODEL if name in args.typed)
+    if args.adapter is None and typed:
         raise InputError(
-            "the filter loads a model for --adapter only: add --adapter profanity, or leave the model out",
-            "필터는 --adapter가 있을 때만 모델을 씁니다. --adapter profanity를 더하거나 모델 옵션을 빼세요",
+            f"the filter loads a model for --adapter only: add --adapter profanity, or leave {typed} out",
+            "필터는 --adapter가 있을 때만 모델을 씁니다."
+            f" --adapter profanity를 더하거나 다음 옵션을 빼세요: {typed}",
         )
 
 

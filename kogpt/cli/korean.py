@@ -85,8 +85,8 @@ HELP = {
     (
         "The file is $XDG_CONFIG_HOME/kogpt/config.toml, or ~/.config/kogpt/config.toml;\n"
         "--config FILE or KOGPT_CONFIG names another. A key is an option's name without its\n"
-        "dashes: top_p for --top-p. Keys at the top serve every command that has the option, a\n"
-        "table serves one command, [prompt] the interactive prompt:\n"
+        "dashes: top_p for --top-p. Keys at the top serve every command that has the option and\n"
+        "takes the value, a table serves one command, [prompt] the interactive prompt:\n"
         "\n"
         '    dtype = "int8"\n'
         "    temperature = 0.7\n"
@@ -95,13 +95,14 @@ HELP = {
         "    [pretrain.run]\n"
         '    device = "cpu"\n'
         "\n"
-        "The variable KOGPT_TOP_P stands for --top-p in every command that has it. A flag goes\n"
-        "before a variable, a variable before the file, the file before what is built in."
+        "The variable KOGPT_TOP_P stands for --top-p in every command that takes its value. A flag\n"
+        "goes before a variable, a variable before the file, the file before what is built in. What\n"
+        "goes before also switches off the options that it excludes."
     ): (
         "파일은 $XDG_CONFIG_HOME/kogpt/config.toml 또는 ~/.config/kogpt/config.toml입니다.\n"
         "--config FILE이나 KOGPT_CONFIG로 다른 파일을 지정할 수 있습니다. 키는 줄표를 뺀\n"
-        "옵션 이름입니다(--top-p는 top_p). 맨 위의 키는 그 옵션이 있는 모든 명령에, 표는\n"
-        "그 명령에, [prompt]는 대화형 프롬프트에 쓰입니다:\n"
+        "옵션 이름입니다(--top-p는 top_p). 맨 위의 키는 그 옵션이 있고 그 값을 받는 모든\n"
+        "명령에, 표는 그 명령에, [prompt]는 대화형 프롬프트에 쓰입니다:\n"
         "\n"
         '    dtype = "int8"\n'
         "    temperature = 0.7\n"
@@ -110,8 +111,9 @@ HELP = {
         "    [pretrain.run]\n"
         '    device = "cpu"\n'
         "\n"
-        "환경 변수 KOGPT_TOP_P는 --top-p가 있는 모든 명령에서 그 값을 정합니다.\n"
-        "우선순위는 옵션, 환경 변수, 파일, 내장된 값의 순서입니다."
+        "환경 변수 KOGPT_TOP_P는 그 값을 받는 모든 명령에서 --top-p의 값을 정합니다.\n"
+        "우선순위는 옵션, 환경 변수, 파일, 내장된 값의 순서입니다. 함께 쓸 수 없는 옵션은\n"
+        "우선순위가 높은 것만 남습니다."
     ),
     "file of defaults (kogpt help config)": "기본값 파일 (kogpt help config 참고)",
     "print a script that completes command lines in a shell": (

@@ -17,7 +17,7 @@ from kogpt.cli.options import (
     placement_from,
     read_count,
 )
-from kogpt.cli.vllm import add_engine_options, serve_by_vllm
+from kogpt.cli.vllm import add_engine_options, require_use, serve_by_vllm
 from kogpt.errors import InputError, MissingExtra, localized
 
 KEY_VARIABLE = "KOGPT_API_KEY"
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.print_limits:
         print("\n".join(limits.describe()))
         return 0
+    require_use(args)
     address = Address(args.host, args.port, _path(args.uds), _path(args.tls_certificate), _path(args.tls_key))
     keys = read_keys(args.api_key_file)
     address.check(has_key=bool(keys))

@@ -6,21 +6,46 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kogpt import checkpoint
 from kogpt.cli.options import read_count
-from kogpt.errors import localized
+from kogpt.errors import InputError, localized
 
 if TYPE_CHECKING:
     import subprocess
 
     from kogpt.checkpoint import Checkpoint
+    from kogpt.cli.defaults import Given
     from kogpt.cluster.vllm import Deployment
     from kogpt.server.access import Access
     from kogpt.server.listen import Address
+
+# Options of `kogpt serve` that an engine does not use, by dest -> the value that asks for nothing, if any.
+UNUSED: Mapping[str, Mapping[str, object]] = {
+    "vllm": {
+        "filter": "off",
+        "adapters": None,
+        "index": None,
+        "rows": None,
+        "drain_seconds": None,
+        "device": "auto",
+        "dtype": "auto",
+        "cache_dtype": "auto",
+        "model_parallel": False,
+        "offload": None,
+    },
+    "kogpt": {
+        "tensor_parallel_size": 1,
+        "pipeline_parallel_size": 1,
+        "nnodes": 1,
+        "master_addr": None,
+        "phi_folder": None,
+        "print_commands": False,
+    },
+}
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +70,49 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--print-commands", action="store_true", help="vllm: print the command of each machine and exit"
+    )
+
+
+def require_use(args: argparse.Namespace) -> None:
+    """InputError for typed options that the engine does not use; a line for configured ones.
+
+    A configured filter is an InputError as well: without it texts would go out that nobody expects.
+    """
+    unused = [name for name, nothing in UNUSED[args.engine].items() if getattr(args, name) != nothing]
+    if typed := [name for name in unused if name in args.typed]:
+        raise _unused(args.engine, ", ".join(_as_typed(args, name) for name in typed))
+    configured = [args.configured[name] for name in unused if name in args.configured]
+    for given in configured:
+        if given.name == "filter":
+            raise _no_filter(given)
+    if configured:
+        told = ", ".join(f"{given.name} ({given.source})" for given in configured)
+        en = f"not used by --engine {args.engine}: {told}"
+        ko = f"--engine {args.engine}에 쓰이지 않는 설정: {told}"
+        print(f"kogpt: {localized(en, ko)}", file=sys.stderr)
+
+
+def _as_typed(args: argparse.Namespace, name: str) -> str:
+    """An option and its value, as in --rows 4."""
+    value = getattr(args, name)
+    values = value if isinstance(value, list) else [value]
+    return " ".join([args.typed[name], *(str(each) for each in values if each is not True)])
+
+
+def _unused(engine: str, shown: str) -> InputError:
+    other = next(name for name in UNUSED if name != engine)
+    return InputError(
+        f"--engine {engine} does not use {shown}: leave that out, or serve with --engine {other}",
+        f"--engine {engine}에 쓰이지 않는 옵션: {shown}. 빼거나 --engine {other} 옵션으로 실행하세요",
+    )
+
+
+def _no_filter(given: Given) -> InputError:
+    return InputError(
+        f"{given.source}: filter is {given.value}, --engine vllm filters nothing: type --filter off to serve"
+        " without it, or serve with --engine kogpt",
+        f"{given.source}: filter 값 {given.value} (--engine vllm에는 필터가 없습니다)."
+        " 필터 없이 실행하려면 --filter off를, 아니면 --engine kogpt를 쓰세요",
     )
 
 

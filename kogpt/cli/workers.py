@@ -51,9 +51,9 @@ def spread(
 
 
 def require_workers(args: argparse.Namespace) -> None:
-    """InputError for --ray or --parts where there are no workers."""
+    """InputError for --ray or --parts, if typed, where there are no workers."""
     for name in ("ray", "parts"):
-        if getattr(args, name) is not None and args.workers is None:
+        if name in args.typed and args.workers is None:
             raise InputError(
                 f"--{name} needs --workers N: how many processes work",
                 f"--{name}에는 작업 프로세스 수를 정하는 --workers N이 필요합니다",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
 from kogpt.cli import main
-from kogpt.cli.filter import COLUMNS, FORMATS, MODES
-from kogpt.cli.options import FILTERS
+from kogpt.cli.filter import COLUMNS, FORMATS, MODES, OF_A_MODEL
+from kogpt.cli.options import FILTERS, add_model_options
 from kogpt.tasks.profanity import judge
 
 CALL = "전화는 010-0123-4567입니다"
@@ -52,10 +53,31 @@ def run_classify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, 
     return code, shown.out, shown.err
 
 
+def test_every_option_of_a_model_is_known() -> None:
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    assert set(OF_A_MODEL) == {action.dest for action in parser._actions} - {"help"}
+
+
+def test_a_configured_model_is_no_mistake(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = {"MODEL": "other", "REVISION": "x", "DTYPE": "int8", "CACHE_DTYPE": "int8"}
+    configured |= {"DEVICE": "cuda:1", "OFFLOAD": "1", "MODEL_PARALLEL": "1"}
+    for name, value in configured.items():
+        monkeypatch.setenv(f"KOGPT_{name}", value)
+    assert run(capsys, CALL) == (0, "전화는 ***-****-****입니다\n", "")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["글", "--model", "other"], "--adapter profanity"),
+        (["글", "--revision", "x"], "--adapter profanity"),
+        (["글", "--dtype=int8", "--device", "cpu"], "--device, --dtype"),
+        (["글", "--cache_dtype", "int8"], "--cache_dtype"),
+        (["글", "--offload", "1"], "--offload"),
+        (["글", "--model_parallel"], "--model_parallel"),
         (["글", "--adapter", "sentiment"], "not tuned on profanity"),
     ],
 )
