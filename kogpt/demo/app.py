@@ -1,10 +1,14 @@
-"""The demo's page and its start. Nothing is collected, kept or fetched from outside."""
+"""The demo's page and its start. Nothing is collected, kept or fetched from outside.
+
+A text is coloured by the rarest of its tokens. Where a filter holds text back, a word is coloured at a time.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
@@ -13,6 +17,7 @@ import gradio as gr
 from kogpt.errors import KoGPTError
 from kogpt.examples import EXAMPLES
 from kogpt.generation import KoGPT
+from kogpt.session import Piece
 
 TEXTS = {
     "ko": {
@@ -27,6 +32,7 @@ TEXTS = {
         "stop": "멈추기",
         "text": "이어진 글",
         "tokens": "토큰마다의 확률: 진할수록 드문 토큰",
+        "words": "낱말마다의 확률: 진할수록 드문 낱말",
         "examples": "예시",
         "warning": "거르지 않은 글로 배운 모델이라 사실과 다르거나 거친 말을 쓸 수 있습니다.",
     },
@@ -42,6 +48,7 @@ TEXTS = {
         "stop": "Stop",
         "text": "Continuation",
         "tokens": "Probability of every token: the darker, the rarer",
+        "words": "Probability of every word: the darker, the rarer",
         "examples": "Examples",
         "warning": "The model learnt from unfiltered text: it may be wrong or rude.",
     },
@@ -103,7 +110,9 @@ def build(model: KoGPT, say: gr.I18n) -> gr.Blocks:
                 text = gr.Textbox(
                     label=say("text"), lines=6, buttons=["copy"], interactive=False, elem_id="text"
                 )
-                tokens = gr.HighlightedText(label=say("tokens"), show_whitespaces=True)
+                tokens = gr.HighlightedText(
+                    label=say("words" if _holds_back(model) else "tokens"), show_whitespaces=True
+                )
             with gr.Column(scale=1, min_width=240):
                 temperature = gr.Slider(
                     0, 2, 0.8, step=0.05, label=say("temperature"), info=say("temperature_info")
@@ -123,18 +132,48 @@ def build(model: KoGPT, say: gr.I18n) -> gr.Blocks:
 def _writer(model: KoGPT) -> Callable[[str, float, float, float], Iterator[Shown]]:
     def write(prompt: str, temperature: float, length: float, top_p: float) -> Iterator[Shown]:
         text = ""
-        tokens: list[tuple[str, float]] = []
+        colours = Colours(_holds_back(model))
         try:
             settings = {"temperature": temperature, "max_tokens": int(length), "top_p": top_p}
             for piece in model.stream(prompt, settings, logprobs=0):
                 text += piece.text
-                if piece.token is not None and piece.text:
-                    tokens.append((piece.text, rarity(piece.token.logprob)))
-                yield text, tokens
+                colours.add(piece)
+                yield text, colours.shown
         except KoGPTError as error:
             raise gr.Error(str(error)) from error
 
     return write
+
+
+def _holds_back(model: KoGPT) -> bool:
+    """Whether the model's screen shows a word only once the next one begins."""
+    return model.session.new_screen().push("가")[0] != "가"
+
+
+@dataclass(slots=True)
+class Colours:
+    """What was shown of an answer, and how rare the rarest token of each piece of it is."""
+
+    holds_back: bool  # the last word, until the first token of the next one
+    shown: list[tuple[str, float]] = field(default_factory=list)
+    _held: list[float] = field(default_factory=list, init=False)  # log-probabilities of what is not shown yet
+
+    def add(self, piece: Piece) -> None:
+        """Add a piece, which may be empty. The token that ends an answer has no colour."""
+        own = [] if piece.token is None or piece.event.finish == "stop" else [piece.token.logprob]
+        if not piece.text:
+            self._held += own
+            return
+        whole = self._shows_its_token(piece)
+        counted = self._held + own if whole or not self._held else self._held
+        self.shown.append((piece.text, rarity(min(counted, default=0.0))))
+        self._held = [] if whole else own
+
+    def _shows_its_token(self, piece: Piece) -> bool:
+        """Whether the text of a piece goes as far as its token, not only up to the word that it begins."""
+        if not self.holds_back or piece.finish_reason not in (None, "filtered"):
+            return True
+        return piece.text.endswith("\n") or (not self._held and bool(piece.text.strip()))
 
 
 def rarity(logprob: float) -> float:

@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 from kogpt.errors import InputError
 from kogpt.tasks.folding import fold
-from kogpt.tasks.personal import ALOUD, AT, LABEL_REACH, LONGEST, REGION, find_personal, plain_copy
+from kogpt.tasks.personal import (
+    ALOUD,
+    AT,
+    LABEL_REACH,
+    LONGEST,
+    REGION,
+    find_personal,
+    plain_copy,
+    without_invisible,
+)
 from kogpt.tasks.profanity import Judgement, find_profanity, is_beginning
 from kogpt.tasks.spans import Span, without_overlaps
 
@@ -164,9 +173,11 @@ class FilteredStream:
         return piece, False
 
     def _forget(self) -> None:
-        """Let go of what was shown long ago, up to a white space."""
+        """Let go of what was shown long ago: up to a white space, or anywhere in a run without one."""
         if self._shown > 4 * BEFORE:
             at = self._line.rfind(" ", 0, self._shown - BEFORE)
+            if at <= 0 and self._shown > 16 * BEFORE:
+                at = self._shown - 2 * BEFORE
             if at > 0:
                 self._line, self._shown = self._line[at:], self._shown - at
 
@@ -185,10 +196,16 @@ def held_from(line: str, spans: Sequence[Span]) -> int:
 
 def _open_starts(tail: str) -> Iterator[int]:
     """Starts of everything at the end of a text that may go on."""
-    end = len(tail)
     if word := WORD.search(tail):
-        yield max(word.start(), end - HELD_WORD)
-    plain = plain_copy(tail)
+        yield max(word.start(), len(tail) - HELD_WORD)
+    seen, places = without_invisible(tail)
+    yield from (places[start] for start in _open_items(plain_copy(seen)))
+    yield from _beginnings_of_words(tail)
+
+
+def _open_items(plain: str) -> Iterator[int]:
+    """Starts of personal data at the end of a plain copy that may go on."""
+    end = len(plain)
     for pattern in OPEN:
         if match := pattern.search(plain, max(0, end - LONGEST)):
             yield match.start()
@@ -197,7 +214,6 @@ def _open_starts(tail: str) -> Iterator[int]:
         if after < CLOSED or (n_digits >= LONG_NUMBER and after <= LABEL_REACH + 1):
             before = WORD.search(plain, max(0, match.start() - HELD_WORD), match.start())
             yield before.start() if before else match.start()
-    yield from _beginnings_of_words(tail)
 
 
 def _beginnings_of_words(tail: str) -> Iterator[int]:

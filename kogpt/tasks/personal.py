@@ -2,8 +2,8 @@
 and account numbers, e-mail addresses, passports, driving licences, number plates, IP and street addresses.
 
 Works on a copy of the same length in which full-width digits, other dashes and digits in Hangul ("공일공")
-are plain, so that places in the copy are places in the text. A number that other things look like too counts
-only beside a label ("계좌번호") or with a right check digit. Every pattern is bounded: time is linear.
+are plain, and without invisible characters, whose places are counted back. A number that other things look
+like too counts only beside a label ("계좌번호") or with a right check digit. Time is linear.
 
 Sources: rules of the resident number (Enforcement Rule of the Resident Registration Act, article 2; the last
 six digits are random since October 2020), of the business number (National Tax Service, weights 1 3 7), of
@@ -28,13 +28,18 @@ KINDS = (
     *("email", "ip", "address"),
 )
 NUMBERS = frozenset(("resident", "business", "card", "mobile", "landline", "account", "licence"))
-CLUSTER = re.compile(r"\d(?:[ ()\-./·,]{0,3}\d){7,39}")  # where numbers of eight digits and more can be
+# Where numbers of eight digits and more can be: a line of them is one cluster, cut in the middle of none.
+CLUSTER = re.compile(r"\d(?:[ ()\-./·,]{0,3}\d){7,}")
 SEEDS = re.compile(r"[0-9@]|골뱅이|\(at\)|\[at\]")
 WHOLE = ((0, sys.maxsize),)
 LONGEST = 120  # characters of the longest item, with what has to be seen on either side of it
 
 DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−－﹣﹘ㅡ"), "-")
-INVISIBLE = frozenset("\u200b\u200c\u200d\u2060\ufeff\u00ad")
+# Format characters, blank letters, selectors of a form and the frame of a keycap: they split a number unseen.
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
+    "\u20e3\u3164\ufe00-\ufe0f\ufeff\uffa0]"
+)
 HANGUL_DIGITS = dict(zip("공영일이삼사오육륙칠팔구", "001234566789", strict=True))
 ALOUD = "공영일이삼사오육륙칠팔구"
 READ_ALOUD = re.compile(rf"(?<!\d)[{ALOUD}](?:[ \-.]?[{ALOUD}]){{8,19}}")
@@ -43,14 +48,23 @@ PARTLY_ALOUD = re.compile(rf"(?<![가-힣\d])[\d{ALOUD}](?:[ \-]?[\d{ALOUD}]){{8
 
 SEPARATOR = r"(?: ?[-./·,] ?| )?"  # between the groups of a number
 LABEL_REACH = 16  # characters before or after a number in which its label stands
+LIST_GAP = 4  # characters between two numbers of a list
+LIST_REACH = 216  # characters of a list for which the label of its first number stands
 RANDOM_TAILS_SINCE = date(2020, 10, 1)
 
 
 def find_personal(text: str) -> list[Span]:
     """The personal data in a text, in its order and without overlaps."""
-    plain = plain_copy(text)
+    seen, places = without_invisible(text)
+    plain = plain_copy(seen)
     if not SEEDS.search(plain):
         return []
+    found = _items(plain)
+    return without_overlaps(Span(places[item.start], places[item.end - 1] + 1, item.kind) for item in found)
+
+
+def _items(plain: str) -> list[Span]:
+    """Everything that the rules find in a plain copy, the stricter rules first."""
     found: list[Span] = []
     taken = bytearray(len(plain))
     clusters = [(max(0, match.start() - 2), match.end() + 1) for match in CLUSTER.finditer(plain)]
@@ -60,7 +74,7 @@ def find_personal(text: str) -> list[Span]:
                 continue  # an earlier rule, which is the stricter one, has it
             taken[start:end] = b"\1" * (end - start)
             found.append(Span(start, end, rule.kind))
-    return without_overlaps(found)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +91,18 @@ class Rule:
     valid: Callable[[str], bool] | None = None
 
     def places(self, text: str, regions: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """(start, end) of every item of this form in some regions of a text."""
+        """(start, end) of every item of this form in some regions of a text; a label stands for a list."""
+        begun = ended = -LIST_REACH  # of the labelled list
         for match in chain.from_iterable(self.pattern.finditer(text, *region) for region in regions):
             start, end = match.span()
             item = match.group()
             if self.valid is not None and not self.valid(item):
                 continue
-            if self.sure is None or self.sure(item) or self._labelled(text, start, end):
+            if self._labelled(text, start, end):
+                begun, ended = start, end
+            elif 0 < start - ended <= LIST_GAP and start - begun <= LIST_REACH:
+                ended = end
+            if ended == end or self.sure is None or self.sure(item):
                 yield start, end
 
     def _labelled(self, text: str, start: int, end: int) -> bool:
@@ -91,6 +110,15 @@ class Rule:
             return False
         around = text[max(0, start - LABEL_REACH) : start] + "\n" + text[end : end + LABEL_REACH]
         return self.label.search(around) is not None
+
+
+def without_invisible(text: str) -> tuple[str, Sequence[int]]:
+    """The text as it is seen, and where each character of it stands in the text, with the end."""
+    if text.isascii() or not INVISIBLE.search(text):
+        return text, range(len(text) + 1)
+    hidden = {match.start() for match in INVISIBLE.finditer(text)}
+    places = [place for place in range(len(text)) if place not in hidden]
+    return INVISIBLE.sub("", text), [*places, len(text)]
 
 
 def plain_copy(text: str) -> str:

@@ -37,33 +37,63 @@ MAX_WORDS = 3  # swear words of a text that count
 MAX_ODDS = 12.0  # log-odds of an adapter
 MIN_KEYS = 5  # keys of a word that is written in the other layout
 
-# Words of the language that hold a swear word's letters.
-HARMLESS = (
-    *(
-        "시발점",
-        "시발역",
-        "시발지",
-        "시발택시",
-        "시발자동차",
-        "시발열차",
-        "시발기지",
-        "병신년",
-        "병신생",
-        "병신일",
+# Words of the language that hold a swear word's letters. A space may stand between two of their syllables.
+HARMLESS = tuple(
+    word
+    for group in (
+        "시발점 시발역 시발지 시발택시 시발자동차 시발열차 시발기지 시발종착 시발종점 시발착",
+        "병신년 병신생 병신일 병신처분 등신대 등신불 등신상 샅샅이뒤졌 을뒤졌 를뒤졌",
+        "새끼손 새끼발 새끼줄 새끼고양이 새끼강아지 새끼돼지 새끼곰 새끼사자 새끼새 새끼거북 새끼거위",
+        "새끼호랑이 새끼나귀 새끼를낳 새끼를치 새끼를키 새끼를돌 새끼를배 새끼낳 어미와새끼 염소새끼",
+        "나귀새끼 비둘기새끼 오리새끼 미운우리새끼 개년계획 저년차개발 저년차직원",
+        "북부우랄 남부우랄 동부우랄 서부우랄 갈보리 쉐키나 니미츠",
+    )
+    for word in group.split()
+)
+# Beginnings and ends of what holds a swear word over the border: "동시" + "발매", but no "야동시발".
+OVER_BORDERS = (
+    ("가족 민족 부족 종족 귀족 왕족 수족 혈족 친족 유족 동족 금쪽 대쪽 반쪽", "같은"),
+    ("도시 택시 자치시 광역시 특별시", "발전 발달 발표 발주 발행"),
+    ("서울시 부산시 대구시 인천시 광주시 대전시 울산시 세종시 수원시 창원시", "발전 발표 발주 발행"),
+    (
+        "동시 수시 정시 임시 일시 전시 표시",
+        "발매 발생 발표 발행 발간 발송 발급 발견 발화 발동 발현 발언 발차 발주",
     ),
-    *(
-        "새끼손",
-        "새끼발",
-        "새끼줄",
-        "새끼고양이",
-        "새끼강아지",
-        "새끼돼지",
-        "새끼곰",
-        "새끼사자",
-        "새끼새",
-        "새끼를낳",
-    ),
-    *("새끼를치", "새끼를키", "새끼를돌", "새끼를배", "새끼낳", "어미와새끼", "등신대", "등신불", "등신상"),
+    ("출시 즉시", "발"),
+    ("다시 역시 혹시 당시", "발표 발매 발송 발행 발급 발견 발생 발전 발굴 발사"),
+    ("다시 택시 접시 전시 즉시", "팔고 팔아 팔았 팔면 팔려 팔리 팔지 팔기"),
+    ("무니 프린", "시팔"),
+    ("미", "니미"),
+    ("애", "니미즘"),
+    ("나", "니미스트"),
+    ("구 쿠", "니미"),
+    ("언니 어머니 할머니 주머니", "미안 미소 미역 미국 미리 미인"),
+    ("즈보니", "미르"),
+    ("소니", "미러"),
+    ("로바 하카 키비 히에타", "니에미"),
+    ("합병 발병 질병 전염병 간병 사병 장병 용병 해병 보병 헌병", "신고 신설 신주 신청 신체 신분 신병"),
+    ("결빙", "신고"),
+    ("전등 동등 균등", "신화 신뢰 신호"),
+    ("팔 칠 육 삼 구", "등신"),
+    ("등", "신청 신규 신뢰 신분 신원 신고 신문 신용 신탁 신제품 신기술 신체"),
+    ("일등", "신랑 신부 신문"),
+    ("글씨", "바"),
+    ("날씨 아저씨 아가씨 솜씨 말씨", "바탕 바꾸 바꿔 바뀌 바뀐 바람 바로 바닥 바지 벌써 부리"),
+    ("아저씨 아가씨", "팔뚝 팔다리 발가락 발바닥 발냄새"),
+    ("최저 초저", "년"),
+    ("갈색 흰색 붉은색 노란색 회색 같은색", "끼"),
+    ("색", "끼리"),
+    ("어느새", "키"),
+    ("날개 무지개 베개 번개", "새로"),
+    ("교육 체육 사육", "갑"),
+    ("생존 보존 공존 의존", "나"),
+    ("퍼", "시발"),
+)
+# What a digit, a space or a letter of the alphabet before or in it makes harmless, as it stands in the text.
+COUNTED = re.compile(
+    r"\d{1,4} ?여? ?개년|(?<![가-힣])(?:수|몇|여러|수십|몇십) ?개년|\d등신"
+    r"|\d시발[표매차송행사]|\d개새(?![끼뀌퀴키])|(?<![가-힣])[그저니] \d{1,4}년"
+    r"|(?<![가-힣])새 키|(?<![가-힣])개,? 새(?!끼)|ㅁ[ ,·]{0,2}ㅂ[ ,·]{0,2}ㅅ"
 )
 # Keys of a two-set keyboard (KS X 5002) for the letters.
 KEYS = dict(
@@ -79,7 +109,7 @@ def find_profanity(text: str) -> list[Span]:
     folded = fold(text)
     if not folded.letters:
         return []
-    harmless = _Harmless.of(folded)
+    harmless = _Harmless.of(text, folded)
     found = (
         span
         for finder, letters in zip(_finders(), (folded.letters, folded.alike()), strict=True)
@@ -97,11 +127,13 @@ class _Harmless:
     reaches: list[int]  # the furthest end of any that begins there or before
 
     @classmethod
-    def of(cls, folded: Folded) -> _Harmless:
-        """Those of HARMLESS."""
+    def of(cls, text: str, folded: Folded) -> _Harmless:
+        """Those of HARMLESS and OVER_BORDERS in the letters of a text, and of COUNTED in the text."""
         matches = _harmless().finditer(_marked(folded.letters, folded))
         places = [match.span(1) for match in matches]
         spans = [_whole(folded, *place) for place in places if _is_plain(folded, *place)]
+        spans += [Span(*match.span(), "harmless") for match in COUNTED.finditer(text)]
+        spans.sort(key=lambda span: span.start)
         return cls([span.start for span in spans], list(accumulate((span.end for span in spans), max)))
 
     def holds(self, span: Span) -> bool:
@@ -231,7 +263,18 @@ def _finders() -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 @cache
 def _harmless() -> re.Pattern[str]:
-    return _finder([letters_of(word) for word in HARMLESS], whole=False)
+    return _finder([*map(letters_of, HARMLESS), *_over_borders()], whole=False)
+
+
+@cache
+def _over_borders() -> frozenset[str]:
+    """Letters of the words that are made of OVER_BORDERS."""
+    return frozenset(
+        letters_of(head + tail)
+        for heads, tails in OVER_BORDERS
+        for head in heads.split()
+        for tail in tails.split()
+    )
 
 
 def _places(finder: re.Pattern[str], letters: str, folded: Folded, text: str) -> Iterator[Span]:
@@ -271,8 +314,12 @@ def _whole(folded: Folded, start: int, end: int) -> Span:
 
 
 def _is_plain(folded: Folded, start: int, end: int) -> bool:
-    """Whether letters are written as a word: at most a character between two, the last syllable whole."""
-    is_dense = int(np.diff(folded.places[start:end]).max(initial=0)) <= 2
+    """Whether letters are written as a word, the last syllable whole.
+
+    At most a character stands between two of them, and none over a border: "내가 족같은" is no "가족같은".
+    """
+    furthest = 1 if folded.letters[start:end] in _over_borders() else 2
+    is_dense = int(np.diff(folded.places[start:end]).max(initial=0)) <= furthest
     return is_dense and not folded.heads[end - 1]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 
+from kogpt.tasks.filter import TextFilter
 from kogpt.tasks.personal import business_check, find_personal, luhn_check, resident_check
 
 FOUND = [
@@ -104,3 +106,77 @@ def test_time_is_linear_in_hostile_text(piece: str) -> None:
 
     seconds(100)
     assert seconds(20000) < 20 * max(seconds(2000), 0.005)
+
+
+def grouped(digits: str, sign: str, *sizes: int) -> str:
+    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+    return sign.join(digits[start : start + size] for start, size in zip(starts, sizes, strict=True))
+
+
+def checked(body: str, check: Callable[[str], bool]) -> str:
+    return next(f"{body}{digit}" for digit in range(10) if check(f"{body}{digit}"))
+
+
+# The n-th number of a kind with a sign between its groups.
+NUMBERS: dict[str, Callable[[int, str], str]] = {
+    "mobile": lambda n, sign: grouped(f"010{n + 20}34{n + 56}78", sign, 3, 4, 4),
+    "landline": lambda n, sign: grouped(f"02{n + 20}34{n + 56}78", sign, 2, 4, 4),
+    "card": lambda n, sign: grouped(checked(f"41111111{n:02}34567", luhn_check), sign, 4, 4, 4, 4),
+    "resident": lambda n, sign: grouped(checked(f"9001{n + 1:02}1{n:02}345", resident_check), sign, 6, 7),
+    "business": lambda n, sign: grouped(checked(f"12345{n + 10}78", business_check), sign, 3, 2, 5),
+    "account": lambda n, sign: grouped(f"{n + 100}45601234567", sign, 6, 2, 6),
+    "licence": lambda n, sign: f"11-{n + 10}-333333-44",
+}
+LABELS = {"account": "계좌번호: ", "mobile": "연락처: ", "card": "카드번호 ", "resident": "주민번호 "}
+
+
+@pytest.mark.parametrize("between", [", ", ",", " ", "  ", "/", " / ", "·", "; ", "\t", " - ", ",  ", "("])
+@pytest.mark.parametrize("sign", ["-", ".", ""])
+@pytest.mark.parametrize("kind", sorted(NUMBERS))
+def test_every_number_of_a_line_is_found(kind: str, sign: str, between: str) -> None:
+    """A label stands for the whole list. All digits are numbers' digits, so none may be left."""
+    for n in range(2, 13):
+        text = LABELS.get(kind, "") + between.join(NUMBERS[kind](i, sign) for i in range(n))
+        assert len(find_personal(text)) == n
+        assert not any(map(str.isdecimal, TextFilter("mask").apply(text)[0]))
+        stream = TextFilter("mask").stream()
+        pieces = text if (n, between) == (12, ", ") else ""
+        streamed = "".join(stream.push(character)[0] for character in pieces) + stream.flush()[0]
+        assert not any(map(str.isdecimal, streamed))
+
+
+def test_a_label_stands_for_a_list_and_no_further() -> None:
+    text = "계좌 12345601234567, 12345601234568은 닫혔고 주문 번호는 이렇습니다: 12345601234569"
+    assert len(find_personal(text)) == 2
+    assert find_personal("12345601234567, 12345601234568") == []
+
+
+@pytest.mark.parametrize("hidden", [*"\u200b\u200d\u2060\ufeff\u00ad\u200e\ufe0f\u3164", "\ufe0f\u20e3"])
+@pytest.mark.parametrize(("text", "kind", "item"), FOUND)
+def test_invisible_characters_hide_nothing(text: str, kind: str, item: str, hidden: str) -> None:
+    dressed = hidden.join(item)
+    text = text.replace(item, dressed)
+    [span] = find_personal(text)
+    assert (text[span.start : span.end], span.kind) == (dressed, kind)
+    stream = TextFilter("mask").stream()
+    shown = "".join(stream.push(character)[0] for character in text) + stream.flush()[0]
+    assert shown == TextFilter("mask").apply(text)[0]
+    assert not any(map(str.isalnum, shown[span.start : span.end].replace(hidden, "")))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["1", "1,", "1 ", ",", " ", "1, ", "1234-", "010-1234-5678, ", "010-1234-5678 ", "12,  ", "1\u200b"],
+)
+def test_a_line_of_numbers_without_end_takes_no_time(piece: str) -> None:
+    text = (piece * 200_000)[:200_000]
+    assert thread_seconds(lambda: TextFilter("mask").apply(text)) < 1.0
+    stream = TextFilter("mask").stream()
+    pieces = [text[start : start + 4000] for start in range(0, len(text), 4000)]
+    assert thread_seconds(lambda: [stream.push(each) for each in pieces]) < 1.0
+
+
+def thread_seconds(do: Callable[[], object]) -> float:
+    began = time.thread_time()
+    do()
+    return time.thread_time() - began

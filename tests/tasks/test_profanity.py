@@ -83,7 +83,7 @@ def test_harmless_words_are_passed_over_as_one_by_one() -> None:
         text = "".join(chance.choices(pieces, k=chance.randint(1, 8)))
         folded = fold(text)
         harmless = [profanity._whole(folded, *match.span(1)) for match in every_harmless(folded)]
-        found = profanity._Harmless.of(folded)
+        found = profanity._Harmless.of(text, folded)
         for start in range(len(text)):
             for end in range(start + 1, len(text) + 1):
                 slow = any(other.start <= start and end <= other.end for other in harmless)
@@ -118,3 +118,43 @@ def test_a_line_of_one_word_is_searched_in_linear_time(word: str) -> None:
 def test_a_harmless_word_is_written_in_one_piece_and_whole(text: str, harmless: bool) -> None:
     """Its last syllable is no beginning of the next one, and nothing but a space stands in it."""
     assert (find_profanity(text) == []) is harmless
+
+
+OVER_BORDERS = (
+    "경제개발 5개년 계획, 10 개년, 수 개년, 몇개년, 10여 개년, 오개년 계획",
+    "가족같은 분위기, 금쪽같은 자식, 민족같은",
+    "동시발생, 즉시발송, 혁신도시발전, 출시발표, 정시발차, 수시발급, 10시발표, 다시발표, 부산광역시발전",
+    "미니미, 애니미즘, 니미츠, 위나니미스트, 쿠니미, 언니미안, 로바니에미, 에스타디오 무니시팔",
+    "색깔보다 크기, 빛깔보다, 남을 깔보고, 갈보리 교회",
+    "글씨바탕, 날씨바람, 아저씨벌써, 아저씨팔뚝",
+    "최저년도, 저년차 개발자, 그 10년 동안, 그 2년",
+    "합병신고서, 질병신고, 분할합병신설, 보병신분, 전등신화, 신고자등신원, 8등신, 팔등신",
+    "갑질사건, 핵연료물질사용자, 샅샅이 뒤졌다, 집을 뒤졌고",
+    "갈색끼, 같은색끼리, 북부우랄, 쉐키나, 새 키를 만든다, 개, 새, ㄱㄴㄷㄹㅁㅂㅅㅇ",
+    "염소 새끼, 나귀 새끼, 미운 오리 새끼, 새끼 호랑이",
+)
+
+
+@pytest.mark.parametrize("words", OVER_BORDERS)
+def test_words_over_a_border_are_harmless(words: str) -> None:
+    found = find_profanity(words)
+    assert [words[span.start : span.end] for span in found] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("이 개년아", "철수 개년아", "저 개년", "나도시발", "야동시발", "완전시발놈", "역시발놈"),
+        *("내가 족같은 인생", "아 니미 씨발", "저년도 똑같아", "그1년", "저 새키 봐"),
+        *("갈보년", "이등신이", "질싸", "저 새끼 뒤졌으면", "시발놈 5개년 계획", "개새끼 3마리"),
+    ],
+)
+def test_an_insult_beside_such_a_word_is_found(text: str) -> None:
+    assert find_profanity(text)
+
+
+def test_every_word_over_a_border_is_needed_and_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [h + t for heads, tails in profanity.OVER_BORDERS for h in heads.split() for t in tails.split()]
+    assert [word for word in made if find_profanity(word)] == []
+    monkeypatch.setattr(profanity._Harmless, "holds", lambda self, span: False)
+    assert [word for word in made if not find_profanity(word)] == []
