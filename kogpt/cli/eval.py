@@ -96,7 +96,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, write the report, print its table."""
     from kogpt.evaluation import report as reports
-    from kogpt.evaluation import tasks
     from kogpt.evaluation.store import only_run
 
     if "list" in args.tasks:
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tasks[0] == "compare":
         return _compare(args)
     require_workers(args)
-    chosen = [(task, _prompts(task, args.prompt)) for task in map(tasks.get, _task_words(args))]
+    chosen = _chosen(args)
     if ("ppl" in args.tasks) != bool(args.text):
         raise KoGPTError("ppl and --text FILE go together", "ppl 과제와 --text FILE은 함께 써야 합니다")
     args.out = args.out or _default_out(args)
@@ -209,6 +208,21 @@ def _measure(
                 report.results.append(result)
         results = [result for result in report.results if result.task is task]
         report.baselines[task.name] = baselines.of_task(task, results, args.out, tfidf=not args.no_tfidf)
+
+
+def _chosen(args: argparse.Namespace) -> list[tuple[Task, list[Prompt]]]:
+    """The tasks with their prompts. KoGPTError if two share a name, under which results are kept."""
+    from kogpt.evaluation import tasks
+
+    chosen = [(task, _prompts(task, args.prompt)) for task in map(tasks.get, _task_words(args))]
+    names = [task.name.casefold() for task, _ in chosen]  # some file systems know no case
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise KoGPTError(
+            f"two tasks are named {twice!r}: give each task once, and of two files one another `name`",
+            f"이름이 {twice!r}인 과제가 둘입니다. 과제는 한 번씩만 쓰고, 다른 파일이면 한쪽에"
+            " 다른 `name`을 적으세요",
+        )
+    return chosen
 
 
 def _task_words(args: argparse.Namespace) -> list[str]:
@@ -328,10 +342,10 @@ def _words(args: argparse.Namespace) -> list[str]:
     """The arguments that repeat this measurement, in a fixed order."""
     words = [*args.tasks, "--model", args.model, "--shots", ",".join(map(str, args.shots))]
     words += ["--seeds", str(args.seeds)]
-    for name in ("revision", "adapter", "limit", "scoring", "sample", "dtype"):
+    for name in ("revision", "adapter", "limit", "scoring", "sample", "dtype", "cache_dtype"):
         value = getattr(args, name)
         if value not in (None, "auto"):
-            words += [f"--{name}", str(value)]
+            words += [f"--{name.replace('_', '-')}", str(value)]
     for name in args.prompt or ():
         words += ["--prompt", name]
     for path in args.text or ():

@@ -86,11 +86,12 @@ def _trained(task: Task, data: TaskData, drawn: Mapping[int, Sequence[Sequence[E
 
 
 def _key(task: Task, data: TaskData, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> str:
-    """Hash of everything that the regressions depend on."""
+    """Hash of everything that the regressions depend on; a task of one's own may change in all of it."""
     table = data.pool_table or data.test_table
     examples = [data.scored, data.pool, *(shots for runs in drawn.values() for shots in runs)]
-    names = [[example.id for example in part] for part in examples]
-    parts = [VERSION, task.name, task.version, data.test_table.digest, table.digest, list(drawn), names]
+    answers = [[(example.id, example.answer, example.grade) for example in part] for part in examples]
+    asked = [task.name, task.version, task.metrics, task.labels, task.content, task.prompts[0].choices]
+    parts = [VERSION, asked, data.test_table.digest, table.digest, list(drawn), answers]
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -190,9 +191,9 @@ class Features:
 
 
 def _choice_prompt(task: Task) -> Prompt | None:
-    """The prompt that names the choices, where every item has its own; else None."""
+    """The prompt that names the choices, where every item has its own; None for labels and grades."""
     prompt = task.prompts[0]
-    return None if prompt.fixed else prompt
+    return None if prompt.fixed or prompt.grades else prompt
 
 
 def _measure(

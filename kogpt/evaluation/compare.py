@@ -24,6 +24,16 @@ from kogpt.texts import Record, read_records, read_text
 MAX_REPORT_BYTES = 1 << 26
 RESAMPLES = 2000
 LEVEL = 0.95
+# What must be alike before a difference is the models' own, in Korean.
+CONDITIONS = {
+    "task version": "과제 버전",
+    "metrics": "지표",
+    "data": "데이터",
+    "prompt wording": "프롬프트 문구",
+    "scoring": "점수 계산 방식",
+    "temperature": "온도",
+    "shots": "예시",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +62,56 @@ class Comparison:
 
     names: tuple[str, str]
     differences: list[Difference]
-    left_out: list[str]
+    left_out: list[str]  # each with its reason
 
 
 def compare(first: Path, second: Path) -> Comparison:
     """Compare two folders that `kogpt eval` wrote. InputError if they have no measurement in common."""
     reports = [_report(folder) for folder in (first, second)]
     a, b = ({_key(result): result for result in report["results"]} for report in reports)
-    differences = [
-        _difference((first, second), a[key], sorted(_seeds(a[key]) & _seeds(b[key])))
-        for key in a
-        if key in b and _seeds(a[key]) & _seeds(b[key])
-    ]
-    if not differences:
+    reasons = {key: _unlike(a.get(key), b.get(key)) for key in {**a, **b}}
+    en, ko = (
+        [f"{' '.join(map(str, key))} ({reason[side]})" for key, reason in reasons.items() if reason]
+        for side in (0, 1)
+    )
+    common = [key for key, reason in reasons.items() if reason is None]
+    if not common:
         raise InputError(
-            f"{first} and {second} have no task, prompt and number of shots in common: measure both alike",
-            f"{first}, {second}: 과제, 프롬프트, 예시 수가 같은 결과가 없습니다. "
-            "두 모델을 같은 옵션으로 평가하세요",
+            f"{first} and {second} have no measurement in common: measure both alike; {'; '.join(en[:3])}",
+            f"{first}, {second}: 같은 조건의 결과가 없습니다. 두 모델을 같은 옵션으로 평가하세요. "
+            f"{'; '.join(ko[:3])}",
         )
-    compared = {(d.task, d.prompt, d.shots) for d in differences}
-    left_out = [" ".join(map(str, key)) for key in {**a, **b} if key not in compared]
-    return Comparison(_names(reports, (first, second)), differences, left_out)
+    differences = [
+        _difference((first, second), a[key], sorted(_seeds(a[key]) & _seeds(b[key]))) for key in common
+    ]
+    return Comparison(_names(reports, (first, second)), differences, en)
+
+
+def _unlike(a: dict[str, Any] | None, b: dict[str, Any] | None) -> tuple[str, str] | None:
+    """Why two results are not compared, in English and Korean; None if they are."""
+    if a is None or b is None:
+        return "only in one report", "한 보고서에만 있음"
+    seeds = _seeds(a) & _seeds(b)
+    if not seeds:
+        return "other seeds", "시드가 다름"
+    pairs = zip(CONDITIONS, _conditions(a, seeds), _conditions(b, seeds), strict=True)
+    if not (other := [name for name, first, second in pairs if first != second]):
+        return None
+    return f"other {', '.join(other)}", f"다른 조건: {', '.join(CONDITIONS[name] for name in other)}"
+
+
+def _conditions(result: dict[str, Any], seeds: set[int]) -> tuple[object, ...]:
+    """What a result was measured with, in the order of CONDITIONS."""
+    prompt = result["prompt"]
+    return (
+        result.get("task_version"),
+        list(result["mean"]),
+        result.get("test", {}).get("digest"),
+        [prompt.get(part) for part in ("instruction", "question", "choices", "separator")],
+        result.get("scoring"),
+        result.get("temperature"),
+        {run["seed"]: run.get("shots") for run in result["seeds"] if run["seed"] in seeds},
+    )
 
 
 def _names(reports: Sequence[dict[str, Any]], folders: tuple[Path, Path]) -> tuple[str, str]:
@@ -209,7 +248,7 @@ def as_markdown(found: Comparison) -> str:
         )
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     if found.left_out:
-        lines += ["", f"Only in one report, or with other seeds: {'; '.join(found.left_out)}"]
+        lines += ["", f"Left out: {'; '.join(found.left_out)}"]
     return "\n".join(lines) + "\n"
 
 

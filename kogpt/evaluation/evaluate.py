@@ -27,7 +27,7 @@ from kogpt.evaluation.task import Prompt, Scoring, Task
 from kogpt.files import open_inside
 from kogpt.generation import KoGPT
 from kogpt.metrics import METRICS, Outcome
-from kogpt.native_runner import NativeRunner
+from kogpt.native_runner import NativeRunner, cache_dtype_for
 from kogpt.runner import Runner
 from kogpt.sampling import Sampling
 from kogpt.session import Session
@@ -144,7 +144,15 @@ def identify(folder: Path, runner: Runner, adapter: Path | None = None) -> dict[
         **tuned,
         "runner": runner.name + kernels,
         "dtype": runner.dtype,
+        **_cache_format(runner),
     }
+
+
+def _cache_format(runner: Runner) -> dict[str, str]:
+    """The format of keys and values; nothing for the usual one, so that batches of before it count on."""
+    if not isinstance(runner, NativeRunner) or runner.cache_dtype == cache_dtype_for(runner.dtype):
+        return {}
+    return {"cache_dtype": runner.cache_dtype}
 
 
 def _adapter_digest(folder: Path) -> str:
@@ -269,10 +277,11 @@ class Measurement:
         return SeedResult(seed, encoded, own, outcomes[chosen], by_scoring[chosen], by_scoring)
 
     def _outcome(self, choices: metrics.Ints, probabilities: Sequence[metrics.Floats]) -> Outcome:
-        """Choices as labels. On a scale, the expected grade is the score and decides the label."""
+        """Choices as labels. On a scale, the expected grade is the score and decides a readable label."""
         if self.prompt.grades:
             scores = np.array([float(row @ np.array(self.prompt.grades)) for row in probabilities])
-            predictions = (scores >= self.task.grade_threshold).astype(np.int64)
+            unreadable = choices == sampling_mode.UNREADABLE
+            predictions = np.where(unreadable, choices, scores >= self.task.grade_threshold)
         else:
             scores = np.array([float(row[1]) for row in probabilities])
             predictions = choices

@@ -14,11 +14,13 @@
     scoring = "raw"                            # normalised, calibrated
     id = "id"                                  # column that names an item; otherwise its line
 
-With pearson or spearman the labels are numbers, and the expected grade is the score.
+With pearson or spearman the labels are numbers, and the expected grade is the score. binary_f1 beside them
+counts grades from the middle of the scale up as 1; accuracy and macro_f1 beside them need exactly two labels.
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +45,10 @@ EXAMPLE = '{ neg = " 부정", pos = " 긍정" }'
 REQUIRED = ("data", "label", "prompt", "metric")
 SCORINGS = ("raw", "normalised", "calibrated")
 GRADED = ("pearson", "spearman")  # metrics of numbers
+COUNTED = ("accuracy", "macro_f1")  # metrics of all labels
 MAX_FILE_BYTES = 1 << 20
 MAX_DATA_BYTES = 1 << 30
+MAX_NAME_BYTES = 200  # of a task; files of results add prompt, shots and seed, and have 255 at most
 
 
 def read_task(path: Path) -> Task:
@@ -76,19 +80,21 @@ class _Description:
         if missing := [key for key in REQUIRED if key not in self.table]:
             names = ", ".join(missing)
             raise self._wrong(f"it lacks {names}", f"빠진 키: {names}")
-        metrics = self._metrics()
+        name, metrics = self._name(), self._metrics()
         values, prompt = self._prompt(any(metric in GRADED for metric in metrics))
-        reader = _Reader(self.path, self.text("label"), values, self.table.get("id"), prompt)
+        middle = f"{prompt.middle_grade:g}" if prompt.grades else ""
+        self._require_one_meaning(metrics, prompt)
         return Task(
-            name=self.text("name") if "name" in self.table else self.path.stem,
-            title=self.text("name") if "name" in self.table else self.path.stem,
+            name=name,
+            title=name,
             version=1,
-            labels=values,
+            labels=(f"below {middle}", f"{middle} and up") if middle else values,
             metrics=metrics,
             prompts=(prompt,),
             test=(self._source("data"),),
             pool=(self._source("shots"),) if "shots" in self.table else (),
-            read=reader.read,
+            read=self._reader("data", values, prompt).read,
+            read_pool=self._reader("shots", values, prompt).read if "shots" in self.table else None,
             scoring=self._one_of("scoring", SCORINGS, "raw"),
             grade_threshold=prompt.middle_grade if prompt.grades else 3.0,
             content=tuple(sorted(_fields(prompt.question))),
@@ -101,6 +107,35 @@ class _Description:
         if not isinstance(value, str):
             raise self._wrong(f"{key} is {value!r}, must be a text", f"{key} 값 {value!r} (조건: 글)")
         return value
+
+    def _name(self) -> str:
+        """The task's name, under which its results are kept: the same rule on every system."""
+        name = self.text("name", self.path.stem)
+        printable = name.isprintable() and name.strip(" .") and not set(name) & set("/\\")
+        if not printable or len(name.encode()) > MAX_NAME_BYTES:
+            raise self._wrong(
+                f"no results can be kept under the name {name[:40]!r}: give a `name` of 1 to {MAX_NAME_BYTES}"
+                " bytes without / and \\",
+                f"{name[:40]!r} 이름으로는 결과를 저장할 수 없습니다. `name`에 /와 \\가 없는"
+                f" 1~{MAX_NAME_BYTES}바이트 이름을 적으세요",
+            )
+        return name
+
+    def _reader(self, key: str, values: tuple[str, ...], prompt: Prompt) -> _Reader:
+        """What reads the rows of the file that a key names."""
+        path = self.path.parent / self.text(key)
+        return _Reader(path, self.text("label"), values, self.table.get("id"), prompt)
+
+    def _require_one_meaning(self, metrics: Sequence[str], prompt: Prompt) -> None:
+        """Refuse a count of labels beside grades, which are cut in two, where there are more labels."""
+        counted = next((metric for metric in metrics if metric in COUNTED), None)
+        if counted and len(prompt.grades) > 2:
+            raise self._wrong(
+                f"{counted} would count two halves of the scale, not {len(prompt.grades)} labels, beside"
+                " pearson or spearman: take binary_f1, or measure it with a file of its own",
+                f"pearson이나 spearman과 함께 쓴 {counted} 값은 레이블 {len(prompt.grades)}개가 아니라 척도의"
+                " 위아래 절반만 구별합니다. binary_f1을 쓰거나 다른 파일로 따로 평가하세요",
+            )
 
     def _metrics(self) -> tuple[Any, ...]:
         given = self.table["metric"]
@@ -130,7 +165,8 @@ class _Description:
         if (labels is None) == (choices is None):
             raise self._wrong("give labels or choices, one of them", "labels와 choices 중 하나만 쓰세요")
         if choices is not None:
-            texts, values = choices, tuple(map(str, range(len(choices))))
+            texts = choices if isinstance(choices, list) else None
+            values = tuple(map(str, range(len(texts or ()))))
         else:
             texts = list(labels.values()) if isinstance(labels, dict) else None
             values = tuple(labels) if isinstance(labels, dict) else ()
@@ -205,7 +241,7 @@ class _Description:
 class _Reader:
     """A row as an example."""
 
-    path: Path
+    path: Path  # of the rows
     label: str
     values: tuple[str, ...]
     id: str | None
@@ -232,10 +268,10 @@ class _Reader:
     def _graded(self, row: Row, name: str, fields: Mapping[str, str], value: str) -> Example:
         try:
             grade = float(value)
-        except ValueError as error:
-            raise self._wrong(
-                row, f"label {value[:40]!r} is no number", f"레이블 {value[:40]!r} (조건: 수)"
-            ) from error
+        except ValueError:
+            grade = math.nan
+        if not math.isfinite(grade):
+            raise self._wrong(row, f"label {value[:40]!r} is no number", f"레이블 {value[:40]!r} (조건: 수)")
         return Example(name, fields, int(grade >= self.prompt.middle_grade), grade)
 
     def _wrong(self, row: Row, en: str, ko: str) -> InputError:

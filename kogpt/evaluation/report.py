@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ SAME_MODEL = (
     "tokenizer_sha256",
     "adapter_sha256",
     "dtype",
+    "cache_dtype",
 )  # what two reports of one model have in common
 
 HOW_TO_READ = (
@@ -80,13 +81,20 @@ def require_own_report(model: EvaluatedModel, folder: Path) -> None:
     found = document.get("model")
     theirs = found if isinstance(found, dict) else {}
     if any(theirs.get(key) != model.identity.get(key) for key in SAME_MODEL):
-        name, dtype = str(theirs.get("name"))[:80], str(theirs.get("dtype"))[:20]
+        kept = f"{str(theirs.get('name'))[:80]} ({_precision(theirs)})"
+        ours = _precision(model.identity)
         raise InputError(
-            f"{path} is the report of {name} ({dtype}), which {model.name} ({model.identity['dtype']}) would"
-            " overwrite: choose another folder with --out",
-            f"{path} 파일은 다른 모델의 보고서입니다: {name} ({dtype}). 덮어쓰지 않도록 --out으로 다른 폴더를"
-            f" 지정하세요 (지금 모델: {model.name}, {model.identity['dtype']})",
+            f"{path} is the report of {kept}, which {model.name} ({ours}) would overwrite: choose another"
+            " folder with --out",
+            f"{path} 파일은 다른 모델의 보고서입니다: {kept}. 덮어쓰지 않도록 --out으로 다른 폴더를"
+            f" 지정하세요 (지금 모델: {model.name}, {ours})",
         )
+
+
+def _precision(identity: Mapping[str, Any]) -> str:
+    """The format of the weights, and that of the cache where it is not the usual one."""
+    dtype, cache_dtype = str(identity.get("dtype"))[:20], identity.get("cache_dtype")
+    return dtype if cache_dtype is None else f"{dtype}, --cache-dtype {str(cache_dtype)[:20]}"
 
 
 def lines(report: Report) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def shared_prefix(session: Session, prefix: Ids, tuned: Tuned = PLAIN) -> Iterat
         yield handle
     finally:
         for ready in handles:
-            session.engine.release(ready)
+            session.release(ready)
 
 
 def question(context: Ids, choices: Sequence[Ids], prefix: int | None, adapter: int | None = None) -> Request:

@@ -18,11 +18,18 @@ import zstandard
 from conftest import random_tensors
 from small import CONFIG, make_model, small_copa, small_nsmc, small_sts
 
-from kogpt import checkpoint, cli
+from kogpt import KoGPT, checkpoint, cli, native_runner
 from kogpt.cli import eval as command
 from kogpt.errors import KoGPTError
 from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, store, tasks
-from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, identify
+from kogpt.evaluation.evaluate import (
+    EvaluatedModel,
+    Measurement,
+    Settings,
+    evaluate,
+    identify,
+    read_data,
+)
 from kogpt.evaluation.report import Report
 from kogpt.request import Event, Request
 from kogpt.session import Session
@@ -191,6 +198,20 @@ def test_sampling_reads_the_label_that_was_written(tmp_path: Path, tiny_tokenize
     assert (result.seeds[0].outcome.predictions[0] == -1) == (written[:1] not in ("가", "나"))
 
 
+def test_an_unreadable_answer_has_no_label_on_a_scale_either(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Its expected grade is 0, which would be right for every item below the threshold."""
+    task = small_sts(tmp_path)
+    settings = Settings(folder=tmp_path, sample=0.0, seeds=(1,))
+    made = Measurement(
+        make_model(tiny_tokenizer), task, task.prompt("grade"), settings, read_data(task, settings)
+    )
+    rows = [[0.0] * 6, [0.0] * 5 + [1.0], [1.0] + [0.0] * 5]
+    answers = replace(made, data=replace(made.data, scored=made.data.scored[:3]))
+    outcome = answers._outcome(*sampling_mode.decide(rows))
+    assert list(outcome.predictions) == [sampling_mode.UNREADABLE, 1, 0]
+    assert list(outcome.scores) == [0.0, 5.0, 0.0] and outcome.predictions.dtype == np.int64
+
+
 def test_only_the_beginning_of_what_was_written_counts() -> None:
     assert sampling_mode._match(" 긍정입니다", ["부정", "긍정"]) == [0.0, 1.0]
     assert sampling_mode._match("아주 긍정", ["부정", "긍정"]) == [0.0, 0.0]
@@ -285,6 +306,40 @@ def test_identity_names_every_file(tmp_path: Path, tiny_folder: Path, tiny_token
     weights = next(copy.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert identify(copy, runner)["model_sha256"] != before["model_sha256"]
+
+
+@pytest.mark.skipif(native_runner.library() is None, reason="not built")
+def test_identity_names_a_cache_of_another_format(model_folder: Path) -> None:
+    """The usual format is not named: batches that were finished before it was a choice stay valid."""
+
+    def identity(dtype: str, cache_dtype: str) -> dict[str, str]:
+        with KoGPT.from_pretrained(model_folder, None, "cpu", dtype, cache_dtype) as model:
+            return identify(model_folder, model.engine.runner)
+
+    usual = identity("float32", "auto")
+    assert "cache_dtype" not in usual and identity("float32", "float32") == usual
+    assert identity("float32", "int8") == {**usual, "cache_dtype": "int8"}
+    assert identity("bfloat16", "float32")["cache_dtype"] == "float32"
+    assert identity("bfloat16", "bfloat16") == identity("bfloat16", "auto")
+
+
+@pytest.mark.skipif(native_runner.library() is None, reason="not built")
+def test_another_cache_is_another_measurement(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = small_nsmc(tmp_path)
+    monkeypatch.setattr(tasks, "get", lambda name: small)
+    monkeypatch.setenv("KOGPT_DATA", str(tmp_path))
+    out = tmp_path / "out"
+    words = ["eval", "nsmc", "--shots", "0", "--limit", "3", "--no-tfidf", "--device", "cpu"]
+    words += ["--dtype", "float32", "--out", str(out), "--model", str(model_folder)]
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--cache-dtype", "int8"]) == 2
+    assert "float32, --cache-dtype int8" in capsys.readouterr().err
+    (out / "report.json").unlink()
+    assert cli.main([*words, "--cache-dtype", "int8"]) == 0
+    assert len(list((out / "batches").glob("*.jsonl"))) == 2, "no batch of the other cache is reused"
+    assert "--cache-dtype int8" in json.loads((out / "report.json").read_text())["command"]
 
 
 @pytest.fixture

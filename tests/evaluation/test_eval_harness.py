@@ -20,7 +20,7 @@ from small import CONFIG, make_model, merging_tokenizer, small_copa, small_nsmc
 from kogpt import checkpoint
 from kogpt.datasets import Example
 from kogpt.engine import Engine
-from kogpt.errors import PromptError
+from kogpt.errors import KoGPTError, PromptError
 from kogpt.evaluation import harness, scoring, tasks
 from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, read_data
 from kogpt.evaluation.task import Task
@@ -280,6 +280,37 @@ def test_the_harness_command_knows_kogpt(tmp_path: Path, tiny_tokenizer: Path) -
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.strip() == "True"
+
+
+def test_model_arguments_reach_the_model_or_are_refused(
+    model: KoGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lm_eval.simple_evaluate gives them: with settings of its own, as text or as a dict."""
+    from kogpt.evaluation.harness.model import KoGPTLM
+
+    asked: list[tuple[Any, ...]] = []
+
+    def load(*given: Any) -> KoGPT:
+        asked.append(given)
+        return model
+
+    monkeypatch.setattr(KoGPT, "from_pretrained", load)
+    settings = {"batch_size": 8, "max_batch_size": 64, "device": None}
+    text = "pretrained=m,revision=r,device=cpu,dtype=bfloat16,cache_dtype=int8,adapter=tuned,batch_size=2"
+    KoGPTLM.create_from_arg_string(text, settings)
+    KoGPTLM.create_from_arg_obj(
+        {"pretrained": "m", "trust_remote_code": True}, {**settings, "device": "cuda"}
+    )
+    assert asked == [
+        ("m", "r", "cpu", "bfloat16", "int8", "tuned"),
+        ("m", None, "cuda", "auto", "auto", None),
+    ]
+    for wrong in ("dtyp=int8", "pretrained=m,peft=x"):
+        with pytest.raises(KoGPTError, match=r"no model argument .*cache_dtype, adapter"):
+            KoGPTLM.create_from_arg_string(wrong, settings)
+    mistyped: dict[str, Any] = {"dtyp": "int8"}
+    with pytest.raises(TypeError, match="dtyp"):
+        KoGPTLM(model, **mistyped)
 
 
 def test_the_harness_own_models_stay_known_beside_kogpt() -> None:

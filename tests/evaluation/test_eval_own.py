@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from kogpt.cli.eval import _TimeLeft
 from kogpt.cli.progress import Progress
 from kogpt.datasets import Example
 from kogpt.errors import InputError
-from kogpt.evaluation import compare, perplexity, report, tasks
+from kogpt.evaluation import baselines, compare, perplexity, report, tasks
 from kogpt.evaluation.evaluate import EvaluatedModel, Settings, evaluate, identify
 from kogpt.evaluation.harness.model import KoGPTLM
 from kogpt.evaluation.own import read_task
@@ -107,6 +108,7 @@ def test_choices_of_each_item_and_grades(tmp_path: Path) -> None:
         ('["accuracy", "macro_f1"]', '"accuracity"', "must be one of accuracy"),
         ("labels = {", "label_s = {", "no key 'label_s', try label"),
         ('labels = { "0" = " 부정", "1" = " 긍정" }', "", "give labels or choices"),
+        ('labels = { "0" = " 부정", "1" = " 긍정" }', "choices = 5", "choices a list of texts"),
         ('"1" = " 긍정"', '"1" = "{x}"', "has a brace"),
         ('"0" = " 부정", "1" = " 긍정"', '"0" = " 부정"', "two or more"),
         ("{document}", "{document.x}", "no column name"),
@@ -138,9 +140,123 @@ def test_a_row_that_does_not_fit_is_named(tmp_path: Path, old: str, new: str, co
         _examples(path)
 
 
+@pytest.mark.parametrize(
+    ("metric", "value", "complaint"),
+    [
+        ('"accuracy"', "2", "label '2' is none of"),
+        ('"pearson"', "x", "label 'x' is no number"),
+        ('"pearson"', "nan", "label 'nan' is no number"),
+        ('"pearson"', "inf", "label 'inf' is no number"),
+    ],
+)
+def test_a_row_is_named_with_the_file_that_holds_it(
+    tmp_path: Path, metric: str, value: str, complaint: str
+) -> None:
+    shots = tmp_path / "shots.tsv"
+    shots.write_text(f"id\tdocument\tlabel\n1\t글\t{value}\n", encoding="utf-8")
+    text = TOML.replace('["accuracy", "macro_f1"]', metric)
+    task = read_task(write(tmp_path, f'{text}shots = "shots.tsv"\n'))
+    (row,) = task.pool[0].read(shots.read_bytes())
+    for read, file in ((task.read, "data"), (task.read_pool or task.read, "shots")):
+        with pytest.raises(InputError, match=rf"{file}\.tsv, line 2: {complaint}"):
+            read(row)
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "a\\b", "a\0b", "a\nb", "x" * 201])
+def test_a_name_that_is_no_file_s_is_refused_before_anything_is_measured(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="no results can be kept under the name"):
+        read_task(write(tmp_path, f"{TOML}name = {json.dumps(name)}\n"))
+
+
+def test_the_name_of_a_file_is_held_to_the_same_rule(tmp_path: Path) -> None:
+    path = write(tmp_path).rename(tmp_path / "..toml")
+    with pytest.raises(InputError, match="give a `name`"):
+        read_task(path)
+    path.write_text(f'{TOML}name = "영화 리뷰"\n', encoding="utf-8")
+    assert read_task(path).name == "영화 리뷰"
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where only the case differs: some file systems know none."""
+    first = write(tmp_path)
+    second = tmp_path / "other.toml"
+    second.write_text(f'{TOML}name = "OWN"\n', encoding="utf-8")
+    for chosen in ((first, second), (first, first)):
+        assert cli.main(["eval", *map(str, chosen), "--model", str(tmp_path / "none")]) == 2
+        assert "`name`" in capsys.readouterr().err
+
+
+SCALE = TOML.replace('{ "0" = " 부정", "1" = " 긍정" }', '{ "0" = " 하", "1" = " 중", "2" = " 상" }')
+
+
+@pytest.mark.parametrize("metrics", ['["accuracy", "pearson"]', '["spearman", "macro_f1"]'])
+def test_labels_are_not_counted_beside_grades_that_are_cut_in_two(tmp_path: Path, metrics: str) -> None:
+    text = SCALE.replace('["accuracy", "macro_f1"]', metrics)
+    with pytest.raises(InputError, match="two halves of the scale, not 3 labels"):
+        read_task(write(tmp_path, text))
+    two = TOML.replace('["accuracy", "macro_f1"]', metrics)
+    assert len(read_task(write(tmp_path, two)).metrics) == 2, "two labels are the two halves"
+
+
+def test_the_constants_of_a_scale_are_named_by_its_halves(tmp_path: Path) -> None:
+    """The first label may be the highest: the answers are grades below the middle, and from it up."""
+    text = SCALE.replace('["accuracy", "macro_f1"]', '["pearson", "binary_f1"]').replace('"0" =', '"3" =')
+    write(tmp_path, text)
+    data = (tmp_path / "data.tsv").read_text(encoding="utf-8").replace("\t0\n", "\t3\n")
+    (tmp_path / "data.tsv").write_text(data, encoding="utf-8")
+    task, examples = read_task(tmp_path / "own.toml"), _examples(tmp_path / "own.toml")
+    values = baselines.constants(task, examples, examples)
+    share = np.mean([example.grade == 3 for example in examples])
+    assert list(values)[:2] == ["always below 2", "always 2 and up"]
+    assert values["always 2 and up"]["binary_f1"] == pytest.approx(2 * share / (share + 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('["accuracy", "macro_f1"]', '"macro_f1"'),
+        ('["accuracy", "macro_f1"]', '"pearson"'),
+        ('"0" = " 부정", "1" = " 긍정"', '"1" = " 긍정", "0" = " 부정"'),
+        ('"1" = " 긍정"', '"1" = " 좋음"'),
+        ("{document}", "{document} {id}"),
+    ],
+)
+def test_baselines_follow_a_changed_description(
+    tmp_path: Path, tiny_tokenizer: Path, old: str, new: str
+) -> None:
+    pytest.importorskip("sklearn")
+    model, out = make_model(tiny_tokenizer), tmp_path / "out"
+    for n_kept, text in enumerate((TOML, TOML.replace(old, new)), start=1):
+        task = read_task(write(tmp_path, text))
+        result = evaluate(model, task, task.prompts[0], Settings(limit=8))
+        made = baselines.of_task(task, [result], out)
+        assert made == baselines.of_task(task, [result], tmp_path / str(n_kept))
+        assert len(list((out / "baselines").iterdir())) == n_kept
+
+
+@pytest.mark.parametrize("change", [{"answer": 1}, {"grade": 0.5}])
+def test_baselines_follow_the_answers(tmp_path: Path, tiny_tokenizer: Path, change: dict[str, Any]) -> None:
+    task = read_task(write(tmp_path))
+    data = evaluate(make_model(tiny_tokenizer), task, task.prompts[0], Settings(limit=8)).data
+    scored = [replace(example, **change) for example in data.scored]
+    pool = [replace(example, **change) for example in data.pool]
+    for other in (replace(data, scored=scored), replace(data, pool=pool)):
+        assert baselines._key(task, other, {}) != baselines._key(task, data, {})
+
+
+def test_grades_are_no_positions_of_an_item_s_own_choices(tmp_path: Path) -> None:
+    text = TOML.replace('labels = { "0" = " 부정", "1" = " 긍정" }', 'choices = [" {id}", " 중", " 상"]')
+    task = read_task(write(tmp_path, text.replace('["accuracy", "macro_f1"]', '"pearson"')))
+    examples = _examples(tmp_path / "own.toml")
+    pytest.importorskip("sklearn")
+    values = baselines.regression(baselines.Features(task, examples), examples, examples)
+    assert baselines._choice_prompt(task) is None and values is not None
+
+
 def test_a_name_of_a_built_in_task_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="choose another name"):
-        tasks.get(str(write(tmp_path, f'{TOML}name = "nsmc"\n')))
+    for name in ("nsmc", "ppl"):
+        with pytest.raises(InputError, match="choose another name"):
+            tasks.get(str(write(tmp_path, f'{TOML}name = "{name}"\n')))
     with pytest.raises(InputError, match="there is no file"):
         tasks.get(str(tmp_path / "none.toml"))
 
@@ -206,6 +322,49 @@ def test_other_items_are_not_compared(tmp_path: Path, tiny_tokenizer: Path) -> N
         report.write(made, folder)
     with pytest.raises(InputError, match="have other items"):
         compare.compare(*folders)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (("task_version",), "task version"),
+        (("mean",), "metrics"),
+        (("test", "digest"), "data"),
+        (("prompt", "instruction"), "prompt wording"),
+        (("prompt", "question"), "prompt wording"),
+        (("prompt", "choices"), "prompt wording"),
+        (("prompt", "separator"), "prompt wording"),
+        (("scoring",), "scoring"),
+        (("temperature",), "temperature"),
+        (("seeds", 0, "shots"), "shots"),
+    ],
+)
+def test_what_was_measured_otherwise_is_left_out(
+    tmp_path: Path, tiny_tokenizer: Path, path: tuple[str | int, ...], reason: str
+) -> None:
+    """One of two results in common is compared; with none in common the error says why."""
+    model, folders = make_model(tiny_tokenizer), [tmp_path / "a", tmp_path / "b"]
+    task = read_task(write(tmp_path))
+    runs = [evaluate(model, task, task.prompts[0], Settings(limit=9, shots=n, seeds=(1,))) for n in (0, 1)]
+    for folder in folders:
+        report.write(Report(model, "x", runs), folder)
+    assert compare.compare(*folders).left_out == []
+    document = json.loads((folders[1] / "report.json").read_text())
+    place = document["results"][1]
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = {"pearson": 0.5} if path == ("mean",) else "another"
+    (folders[1] / "report.json").write_text(json.dumps(document))
+    found = compare.compare(*folders)
+    assert [d.shots for d in found.differences] == [0]
+    assert found.left_out == [f"own own 1 (other {reason})"] and found.left_out[0] in compare.as_markdown(
+        found
+    )
+    document["results"] = document["results"][1:]
+    (folders[1] / "report.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"no measurement in common.*other {reason}") as caught:
+        compare.compare(*folders)
+    assert compare.CONDITIONS[reason] in caught.value.ko
 
 
 def test_the_interval_of_a_difference_covers_it() -> None:

@@ -7,15 +7,16 @@ is read once. The harness' own `hf` model reads every context again for every ch
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
-from kogpt.errors import PromptError
+from kogpt.errors import KoGPTError, PromptError
 from kogpt.evaluation.sampling_mode import write_texts
 from kogpt.evaluation.scoring import question, scores_of, shared_prefix
 from kogpt.generation import KoGPT
@@ -26,6 +27,8 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a context and of its co
 
 MAX_DEPTH = 64  # how often a group of contexts is split further for longer shared beginnings
 DEFAULT_NEW_TOKENS = 256  # the harness' own default for generate_until
+# Settings that the harness gives to every model. The engine plans its batches itself and runs no hub's code.
+OF_EVERY_MODEL = ("batch_size", "max_batch_size", "trust_remote_code")
 
 
 class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
@@ -37,13 +40,38 @@ class KoGPTLM(TemplateLM):  # type: ignore[misc]  # the harness is not typed
         revision: str | None = None,
         device: str | None = None,
         dtype: str = "auto",
-        **_harness: Any,  # batch_size and max_batch_size: the engine plans its batches itself
+        cache_dtype: str = "auto",
+        adapter: str | None = None,
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str):
-            pretrained = KoGPT.from_pretrained(pretrained, revision, device or "auto", dtype)
+            place = device or "auto"
+            pretrained = KoGPT.from_pretrained(pretrained, revision, place, dtype, cache_dtype, adapter)
         self.model = pretrained
         self.n_tokens_run = 0  # tokens that the runner had to read for all scores so far
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
+    ) -> Self:
+        """As create_from_arg_obj, from `name=value,name=value`."""
+        return cls.create_from_arg_obj(utils.simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> Self:
+        """A model from --model_args and the harness' own settings. KoGPTError for an argument it lacks."""
+        known = list(signature(cls).parameters)
+        if unknown := [name for name in arg_dict if name not in (*known, *OF_EVERY_MODEL)]:
+            names = ", ".join(known)
+            raise KoGPTError(
+                f"there is no model argument {unknown[0]!r}: choose from {names}",
+                f"{unknown[0]!r} 모델 인자는 없습니다. 다음에서 고르세요: {names}",
+            )
+        more = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        ours, theirs = ({k: v for k, v in x.items() if k not in OF_EVERY_MODEL} for x in (arg_dict, more))
+        return cls(**ours, **theirs)
 
     @property
     def eot_token_id(self) -> int:

@@ -28,7 +28,7 @@ def get(name: str) -> Task:
     """A task by its name, or from a TOML file of one's own; KoGPTError if there is none."""
     if name.endswith(".toml"):
         task = read_task(Path(name))
-        if task.name in NAMES:
+        if task.name in (*NAMES, "ppl"):
             raise InputError(
                 f"{name}: name is {task.name!r}, which is a task of KoGPT's: choose another name",
                 f"{name}: name 값 {task.name!r}: KoGPT에 이미 있는 과제입니다. 다른 이름을 쓰세요",
