@@ -15,6 +15,11 @@ from kogpt.errors import NotEnoughMemory
 USABLE_SHARE = 0.9
 UNITS = ((1e9, 1, "GB"), (1e6, 0, "MB"), (1e3, 0, "kB"))
 CGROUP = Path("/sys/fs/cgroup")  # of a container: its own cgroup, version 2
+# Of those who write or read texts with a model; in both languages.
+REMEDIES = (
+    "choose a smaller --dtype or model, or run fewer or shorter texts at once",
+    "더 작은 --dtype 또는 모델을 쓰거나, 더 적고 짧은 글을 한 번에 처리하세요",
+)
 
 
 def available_memory() -> int | None:
@@ -28,18 +33,27 @@ def available_memory() -> int | None:
     return min([_machine_bytes(), *_container_bytes(), *_process_bytes()])
 
 
-def require_memory(n_bytes: int, what_en: str, what_ko: str, available: int | None = None) -> None:
-    """Raise NotEnoughMemory if `n_bytes` for `what` do not fit; `available` is of this machine if None."""
+def require_memory(
+    n_bytes: int,
+    what_en: str,
+    what_ko: str,
+    available: int | None = None,
+    remedies: tuple[str, str] = REMEDIES,
+) -> None:
+    """Raise NotEnoughMemory if `n_bytes` for `what` do not fit; `available` is of this machine if None.
+
+    remedies: what else to do than to close other programs, in English and Korean.
+    """
     if available is None:
         available = available_memory()
     if available is None or n_bytes <= USABLE_SHARE * available:
         return
     need, free = amount(n_bytes), amount(available)
+    remedy, remedy_ko = remedies
     raise NotEnoughMemory(
-        f"not enough memory: {what_en} needs {need}, {free} is free: "
-        "close other programs, choose a smaller --dtype or model, or run fewer or shorter texts at once",
+        f"not enough memory: {what_en} needs {need}, {free} is free: close other programs, {remedy}",
         f"메모리가 부족합니다: {what_ko}에 {need}가 필요하지만 {free}만 남아 있습니다. "
-        "다른 프로그램을 닫거나, 더 작은 --dtype 또는 모델을 쓰거나, 더 적고 짧은 글을 한 번에 처리하세요",
+        f"다른 프로그램을 닫거나, {remedy_ko}",
     )
 
 

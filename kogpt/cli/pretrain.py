@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kogpt.cli.options import read_count, read_share
 from kogpt.cli.progress import Progress
 from kogpt.errors import InputError, MissingExtra, localized
+from kogpt.files import parse_json
 from kogpt.memory import usable_cpus
 
 if TYPE_CHECKING:
@@ -287,8 +288,8 @@ def _shape(name: str) -> Any:
         return SHAPES[name]
     path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = parse_json(path.read_bytes(), path.name, InputError)
+    except (OSError, InputError) as error:
         raise InputError(
             f"{name} is no named shape ({', '.join(SHAPES)}) and no config.json: {error}",
             f"{name}: 이름 있는 구조({', '.join(SHAPES)})도 config.json도 아닙니다: {error}",
@@ -400,14 +401,18 @@ def _require_picture(path: Path) -> None:
 
 @contextmanager
 def _megabytes(files: list[Path]) -> Iterator[Callable[[int], None]]:
-    """A progress bar over the bytes of some files; tell it how many have been read."""
+    """A progress bar over the bytes of some files; tell it how many have been read, first those of before."""
     with Progress(sum(path.stat().st_size for path in files) // MEGABYTE) as bar:
-        shown = 0
+        shown: int | None = None
 
         def read(n_bytes: int) -> None:
             nonlocal shown
-            bar.advance(n_bytes // MEGABYTE - shown)
-            shown = n_bytes // MEGABYTE
+            done = n_bytes // MEGABYTE
+            if shown is None:
+                bar.begin(done)
+            else:
+                bar.advance(done - shown)
+            shown = done
 
         yield read
 

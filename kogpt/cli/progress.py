@@ -36,6 +36,12 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._erase()
 
+    def begin(self, done: int) -> None:
+        """Set how many were done before this process began; their speed is unknown."""
+        self._done = self._first = done
+        self._started = time.monotonic()
+        self._draw()
+
     def advance(self, count: int = 1) -> None:
         """Count `count` more as done."""
         self._done += count

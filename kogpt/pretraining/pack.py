@@ -43,8 +43,9 @@ def pack(
 ) -> dict[str, Any]:
     """Make the folder `out` of shards from `files`; return its report.
 
-    `progress(n)` is called with the bytes of the files read so far. Raises InputError for bad input, or for
-    options that do not fit what is there. Whatever happens, `out` is whole or absent.
+    `progress(n)` is called with the bytes of the files read so far, first with those that earlier calls read.
+    Raises InputError for bad input, or for options that do not fit what is there. Whatever happens, `out` is
+    whole or absent.
     """
     plan = _plan(files, tokenizer, options)
     work = Path(f"{out.absolute()}.partial")

@@ -111,7 +111,10 @@ class Job:
 
 
 def read_corpus(files: Sequence[Path], job: Job, workers: int, progress: Callable[[int], None]) -> Counts:
-    """Make every missing part, in parallel; return the summed counts. InputError if too many are bad."""
+    """Make every missing part, in parallel; return the summed counts. InputError if too many are bad.
+
+    `progress` is called with the bytes of the files read so far, first with those that are in parts already.
+    """
     total = Counts()
     start, number = Position(), 0
     while (path := job.part(number)).exists():  # parts of an earlier run, up to the first gap
@@ -119,6 +122,7 @@ def read_corpus(files: Sequence[Path], job: Job, workers: int, progress: Callabl
         total.add(part.counts)
         start, number = part.end, number + 1
     before = np.cumsum([0] + [path.stat().st_size for path in files])
+    progress(int(before[start.file]) + start.stored)
     for part in _parts(blocks(files, job.options.reading, start, number), job, workers):
         total.add(part.counts)
         progress(int(before[part.end.file]) + part.end.stored)

@@ -11,12 +11,15 @@ and seconds unless another unit is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
 from typing import Any
+from unicodedata import east_asian_width
 
 from kogpt.config import ModelConfig
-from kogpt.errors import ConfigError
+from kogpt.errors import ConfigError, localized
 
 DAY = 86_400
 GIB = 2**30
@@ -57,6 +60,15 @@ EXCHANGED_BYTES = 2  # per parameter: Muon's matrices travel in bfloat16
 NEWTON_SCHULZ_STEPS = 5  # torch.optim.Muon's default
 LOSS_CHUNK, LOSS_LOGITS = 1024, 2**26  # tokens, or logits if that is more, at a time (kogpt/training/loss.py)
 RECOMPUTED = 4 / 3  # forward, backward at twice the cost, and the forward again
+PURPOSES_KO = {  # what a Plan's memory is for
+    "weights": "가중치",
+    "gradients": "기울기",
+    "optimizer": "옵티마이저",
+    "average": "평균",
+    "working weights": "작업용 가중치",
+    "activations": "활성값",
+    "loss": "손실",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,13 +278,12 @@ def best_plan(job: Job) -> Plan:
     """The fastest plan; ConfigError with the shortfall if none fits."""
     if found := plans(job):
         return found[0]
-    need = sum(memory(job, 1, True).values())
-    room = USABLE * job.gpu.memory
+    need, room = _figure(sum(memory(job, 1, True).values()) / GIB), _figure(USABLE * job.gpu.memory / GIB)
     raise ConfigError(
-        f"too few GPUs ({job.n_gpus}): one row with recomputation needs {need / GIB:.0f} GiB on each, "
-        f"{room / GIB:.0f} GiB are usable; take more or larger ones, or a smaller model",
-        f"GPU {job.n_gpus}개로는 부족합니다. 한 줄을 재계산 방식으로 학습해도 GPU마다 {need / GIB:.0f} GiB가 "
-        f"필요하지만 쓸 수 있는 것은 {room / GIB:.0f} GiB입니다. GPU를 늘리거나 모델을 줄이세요",
+        f"too few GPUs ({job.n_gpus}): one row with recomputation needs {need} GiB on each, "
+        f"{room} GiB are usable; take more or larger ones, or a smaller model",
+        f"GPU {job.n_gpus}개로는 부족합니다. 한 줄을 재계산 방식으로 학습해도 GPU마다 {need} GiB가 "
+        f"필요하지만 쓸 수 있는 것은 {room} GiB입니다. GPU를 늘리거나 모델을 줄이세요",
     )
 
 
@@ -289,18 +300,37 @@ def gpu(name: str, **figures: float) -> Gpu:
 
 
 def describe(job: Job) -> str:
-    """What the table below it assumes, in a few lines."""
+    """What the table below it assumes, in a few lines of the user's language."""
+    return localized(_describe_en(job), _describe_ko(job))
+
+
+def _describe_en(job: Job) -> str:
     config, one = job.config, job.gpu
-    flops = flops_per_token(config) / 1e9
+    flops, tokens = flops_per_token(config) / 1e9, job.tokens / 1e9
     return "\n".join(
         [
-            f"{config.n_parameters:,} parameters, context {config.n_ctx}, {flops:.1f} GFLOP per token; "
-            f"{job.tokens / 1e9:.0f} x 10^9 tokens, {job.batch_tokens:,} a step; optimizer {job.optimizer}"
+            f"{config.n_parameters:,} parameters, context {config.n_ctx}, {_figure(flops)} GFLOP per token; "
+            f"{_figure(tokens)} x 10^9 tokens, {job.batch_tokens:,} a step; optimizer {job.optimizer}"
             f"{', an average of the weights' if job.averages else ''}.",
-            f"A GPU: {one.peak / 1e12:.0f} TFLOP/s, {one.memory / 1e9:.0f} GB, {one.link / 1e9:.0f} GB/s to "
-            f"the others of its node of {GPUS_PER_NODE}, {one.network / 1e9:.0f} GB/s to other nodes, "
+            f"A GPU: {one.peak / 1e12:g} TFLOP/s, {one.memory / 1e9:g} GB, {one.link / 1e9:g} GB/s to "
+            f"the others of its node of {GPUS_PER_NODE}, {one.network / 1e9:g} GB/s to other nodes, "
             f"{one.dollars:.2f} dollars an hour.",
-            f"MFU {job.mfu:.0%} where nothing is recomputed or waited for.",
+            f"MFU {100 * job.mfu:g}% where nothing is recomputed or waited for.",
+        ]
+    )
+
+
+def _describe_ko(job: Job) -> str:
+    config, one = job.config, job.gpu
+    flops, tokens = flops_per_token(config) / 1e9, job.tokens / 1e9
+    return "\n".join(
+        [
+            f"매개변수 {config.n_parameters:,}개, 문맥 {config.n_ctx}, 토큰마다 {_figure(flops)} GFLOP, "
+            f"토큰 {_figure(tokens)} x 10^9개, 단계마다 {job.batch_tokens:,}개, 옵티마이저 {job.optimizer}"
+            f"{', 가중치의 평균' if job.averages else ''}.",
+            f"GPU 하나: {one.peak / 1e12:g} TFLOP/s, {one.memory / 1e9:g} GB, 노드({GPUS_PER_NODE}개) 안에서 "
+            f"{one.link / 1e9:g} GB/s, 다른 노드와 {one.network / 1e9:g} GB/s, 시간당 {one.dollars:.2f}달러.",
+            f"재계산도 기다림도 없을 때의 MFU는 {100 * job.mfu:g}%입니다.",
         ]
     )
 
@@ -331,33 +361,68 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def table(found: Sequence[Plan]) -> str:
-    """The plans side by side, in Markdown that also reads as plain text."""
-    rows = [["per GPU and step", *(f"{plan.job.n_gpus} GPUs" for plan in found)]]
-    for name in found[0].memory:
-        rows.append([f"{name}, GiB", *(f"{plan.memory[name] / GIB:.1f}" for plan in found)])
-    rows += [
-        ["all memory, GiB", *(f"{sum(plan.memory.values()) / GIB:.1f}" for plan in found)],
-        ["rows at a time", *(str(plan.rows) for plan in found)],
-        ["micro-steps", *(str(plan.micro_steps) for plan in found)],
-        ["blocks recomputed", *("yes" if plan.checkpointing else "no" for plan in found)],
-        ["matrix products, s", *(f"{plan.compute_seconds:.2f}" for plan in found)],
-        ["network, s", *(f"{plan.network_seconds:.2f}" for plan in found)],
-        ["optimizer, s", *(f"{plan.optimizer_seconds:.2f}" for plan in found)],
-        ["MFU reached", *(f"{plan.mfu:.0%}" for plan in found)],
-        ["tokens a day, 10^9", *(f"{plan.tokens_per_day / 1e9:.2f}" for plan in found)],
-        ["days", *(f"{plan.days:.1f}" for plan in found)],
-        ["cost, dollars", *(f"{round(plan.dollars, -2):,.0f}" for plan in found)],
+    """The plans side by side, in Markdown that also reads as plain text, in the user's language."""
+    rows = [
+        [localized("per GPU and step", "GPU와 단계마다"), *(_gpus(plan.job.n_gpus) for plan in found)],
+        *([name, *(cell(plan) for plan in found)] for name, cell in _lines(found[0].memory)),
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
     rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+def _lines(purposes: Iterable[str]) -> list[tuple[str, Callable[[Plan], str]]]:
+    """Name of each line below the first, and what it says of a plan."""
+    memory = [
+        (f"{localized(name, PURPOSES_KO[name])}, GiB", partial(_gibibytes, name=name)) for name in purposes
+    ]
+    yes, no = localized("yes", "예"), localized("no", "아니요")
+    return [
+        *memory,
+        (localized("all memory, GiB", "메모리 합계, GiB"), lambda plan: _figure(_all_bytes(plan) / GIB)),
+        (localized("rows at a time", "한 번에 넣는 줄"), lambda plan: str(plan.rows)),
+        (localized("micro-steps", "나누어 계산하는 횟수"), lambda plan: str(plan.micro_steps)),
+        (localized("blocks recomputed", "블록 재계산"), lambda plan: yes if plan.checkpointing else no),
+        (localized("matrix products, s", "행렬 곱, 초"), lambda plan: _figure(plan.compute_seconds)),
+        (localized("network, s", "통신, 초"), lambda plan: _figure(plan.network_seconds)),
+        (localized("optimizer, s", "옵티마이저, 초"), lambda plan: _figure(plan.optimizer_seconds)),
+        (localized("MFU reached", "실제 MFU"), lambda plan: f"{_figure(100 * plan.mfu)}%"),
+        (
+            localized("tokens a day, 10^9", "하루 토큰, 10^9개"),
+            lambda plan: _figure(plan.tokens_per_day / 1e9),
+        ),
+        (localized("days", "일수"), lambda plan: _figure(plan.days)),
+        (localized("cost, dollars", "비용, 달러"), lambda plan: _figure(plan.dollars)),
+    ]
+
+
+def _gibibytes(plan: Plan, name: str) -> str:
+    return _figure(plan.memory[name] / GIB)
+
+
+def _all_bytes(plan: Plan) -> float:
+    return sum(plan.memory.values())
+
+
+def _gpus(count: int) -> str:
+    return localized(f"{count} GPU{'s' if count > 1 else ''}", f"GPU {count}개")
+
+
+def _figure(value: float) -> str:
+    """Three significant digits, never as a power of ten: 12,400, 17.3, 0.000651."""
+    return f"{Decimal(f'{value:.3g}'):,f}"
+
+
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first = cells[0].ljust(widths[0])
-    rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return f"| {' | '.join([first, *rest])} |"
+    padding = [" " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
+    rest = (f"{space}{cell}" for cell, space in zip(cells[1:], padding[1:], strict=True))
+    return f"| {' | '.join([cells[0] + padding[0], *rest])} |"
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: a Hangul syllable takes two."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -87,9 +87,10 @@ def _pretrain(
     facts = {"dtype": str(dtype).removeprefix("torch.")}
     if start:
         facts |= {"init": str(start.folder), "init_sha256": digest_folder(start.folder)}
-    require_same_start(run, facts)
+    require_same_start(run, facts, settings={"dtype": "compute.dtype"})
     if not run.resume():
         processes.fill(objective.model, stored_rows(start) if start else random_rows(config, recipe.seed))
+    _require_end_ahead(recipe, run.step)
     remember_start(run, facts)
     return run.train(inputs.mixture.batch, validate)
 
@@ -106,6 +107,17 @@ def _read_inputs(recipe: Recipe, root: Path, processes: Processes) -> Inputs:
         _require_tokenizer(start.folder / "tokenizer.json", mixture.tokenizer_sha256)
         tokenizer.check_fits(start.config)
     return Inputs(tokenizer, mixture, start, model_config(recipe, tokenizer, start))
+
+
+def _require_end_ahead(recipe: Recipe, step: int) -> None:
+    """ConfigError if the run is past its end: its newest weights may not have decayed."""
+    if step > recipe.schedule.steps:
+        raise ConfigError(
+            f"the run has made {step} steps, more than schedule.steps, {recipe.schedule.steps}: set "
+            f"schedule.steps to {step} or more, or give another --out",
+            f"이미 {step}단계까지 학습했는데 schedule.steps 값은 {recipe.schedule.steps}입니다. "
+            f"schedule.steps를 {step} 이상으로 하거나 다른 --out을 지정하세요",
+        )
 
 
 def _distribute(recipe: Recipe, config: ModelConfig, processes: Processes) -> Objective:
@@ -138,14 +150,14 @@ def _validation(recipe: Recipe, root: Path, inputs: Inputs, run: Run) -> Validat
 def export(recipe: Recipe, root: Path, folder: Path, out: Path, dtype: str = "float16") -> None:
     """The newest checkpoint of a run as a model folder; CheckpointError if there is none."""
     path = require_checkpoint(folder)
-    tokenizer = tokenizer_file(recipe, root)
+    tokenizer = tokenizer_file(recipe, root)  # of any name, perhaps beside another's tokenizer.json
     start = find_start(recipe.init, root) if recipe.init else None
     config = model_config(recipe, Tokenizer.from_file(tokenizer), start)
-    export_model(path, config, tokenizer.parent, out, dtype)
+    export_model(path, config, tokenizer, out, dtype)
 
 
 def tokenizer_file(recipe: Recipe, root: Path) -> Path:
-    """Where the recipe's tokenizer.json is."""
+    """Where the recipe's tokenizer is: a file of any name, or the tokenizer.json of a folder."""
     path = root / recipe.tokenizer
     return path / "tokenizer.json" if path.is_dir() else path
 

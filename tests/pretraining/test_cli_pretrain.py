@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kogpt.cli import main
+from kogpt.cli import main, pretrain
 from kogpt.errors import InputError
 from kogpt.pretraining import sample, toy
 from kogpt.pretraining.corpus import Reading
@@ -176,6 +177,8 @@ def test_pack_by_command(
         (["plan", "--tokens", "0"], "tokens 0.0: must be above 0"),
         (["plan", "--price", "-1"], "GPU dollars -1.0: must be above 0"),
         (["plan", "--shape", "nothing"], "nothing is no named shape (kogpt-6b"),
+        (["plan", "--shape", "list.json"], "list.json is no named shape (kogpt-6b"),
+        (["plan", "--shape", "deep.json"], "deep.json is no named shape (kogpt-6b"),
         (["toy", "a.txt", "--out", "o"], "bytes of text are too few for a toy"),
     ],
 )
@@ -189,6 +192,8 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LC_ALL", "C")
     Path("a.txt").write_text("나라 말이 서로 달라 어린 백성이 말하고자 하는 바가 있어도\n", encoding="utf-8")
+    Path("list.json").write_text("[1]", encoding="utf-8")
+    Path("deep.json").write_text("[" * 100_000, encoding="utf-8")
     Path("there").mkdir()
     Path("there/tokenizer.json").touch()
     assert main(["pretrain", *arguments]) == 2
@@ -221,6 +226,28 @@ def test_plan_takes_other_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["days"] == pytest.approx(1e9 / facts["tokens_per_day"])
 
 
+def test_time_left_is_that_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 MB are in parts of a run that was killed; 10 more take 20 s by this clock."""
+    stderr = Terminal()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("LC_ALL", "C")
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+    with (tmp_path / "corpus.jsonl").open("wb") as file:
+        file.truncate(100 * 10**6)
+    with pretrain._megabytes([tmp_path / "corpus.jsonl"]) as progress:
+        progress(50 * 10**6)
+        assert "50/100" in stderr.getvalue() and "left" not in stderr.getvalue()
+        progress(60 * 10**6)
+        assert stderr.getvalue().endswith("60/100  120 s left")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def documented_plans() -> list[tuple[str, str]]:
     """Every `kogpt pretrain plan` of the page with the output shown below it."""
     blocks = DOCS.read_text(encoding="utf-8").split("```\n$ kogpt ")[1:]
@@ -228,8 +255,11 @@ def documented_plans() -> list[tuple[str, str]]:
     return [(command, output) for command, output in parts if command.startswith("pretrain plan")]
 
 
-def test_the_documented_plans_are_current(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_plans_are_current(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The page is made by the command: paste its output if this fails."""
+    monkeypatch.setenv("LC_ALL", "C")
     assert len(documented_plans()) >= 2
     for command, output in documented_plans():
         assert main(shlex.split(command)) == 0

@@ -49,6 +49,8 @@ def test_every_ablation_is_a_recipe_that_differs_from_all_others(
     for run, recipe in recipes.items():
         assert mini_text.tokens_of(recipe) == pytest.approx(1_000_000, rel=0.05), run
         assert recipe.sources.keys() == recipes["recipe"].sources.keys()
+        assert recipe.model is not None
+        assert all(stage.length <= recipe.model.n_ctx for stage in recipe.stages), run
     (flat, even, steep) = (
         recipes[run].sources["kowiki"].weight / sum(source.weight for source in recipes[run].sources.values())
         for run in ("mix flatter", "recipe", "mix steeper")

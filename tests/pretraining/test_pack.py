@@ -404,4 +404,23 @@ def test_progress_reaches_the_size_of_the_files(
 ) -> None:
     seen: list[int] = []
     pack(corpus_files, tokenizer_file, tmp_path / "out", options(), 1, seen.append)
-    assert seen == sorted(seen) and seen[-1] == sum(path.stat().st_size for path in corpus_files)
+    assert seen[0] == 0 and seen == sorted(seen)
+    assert seen[-1] == sum(path.stat().st_size for path in corpus_files)
+
+
+def test_progress_begins_with_what_was_read_before(
+    corpus_files: list[Path], tokenizer_file: Path, tmp_path: Path
+) -> None:
+    """A kill is an exception here, once some parts are there."""
+    seen: list[int] = []
+
+    def stop(n_bytes: int) -> None:
+        seen.append(n_bytes)
+        if len(seen) > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(corpus_files, tokenizer_file, tmp_path / "out", options(), 1, stop)
+    again: list[int] = []
+    pack(corpus_files, tokenizer_file, tmp_path / "out", options(), 1, again.append)
+    assert again[0] == seen[-1] > 0 and again == sorted(again)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -249,10 +250,11 @@ def test_the_optimizer_by_hand() -> None:
     assert optimizer_seconds(512, "adamw") == 0
 
 
-def test_an_average_is_counted() -> None:
+def test_an_average_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = planner.memory(JOB, 1, False)
     averaged = planner.memory(replace(JOB, averages=True), 1, False)
     assert averaged == plain | {"average": plain["weights"]}
+    monkeypatch.setenv("LC_ALL", "C")
     assert "optimizer muon, an average of the weights." in planner.describe(replace(JOB, averages=True))
 
 
@@ -280,7 +282,7 @@ def test_the_best_plan_fits_and_no_other_is_faster(gpu: str, n_gpus: int) -> Non
 
 
 def test_too_small_a_machine_is_refused_with_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"too few GPUs \(1\): .* needs 9\d GiB on each, 67 GiB"):
+    with pytest.raises(ConfigError, match=r"too few GPUs \(1\): .* needs 9\d\.\d GiB on each, 67.1 GiB"):
         best_plan(replace(JOB, n_gpus=1, optimizer="adamw"))
 
 
@@ -308,7 +310,8 @@ def test_impossible_figures_of_a_gpu_are_refused(value: float) -> None:
         planner.gpu("h100", network=value)
 
 
-def test_table_and_json_say_the_same() -> None:
+def test_table_and_json_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
     found = best_plans(JOB, (8, 64))
     text = planner.table(found)
     facts = [planner.to_json(plan) for plan in found]
@@ -316,3 +319,59 @@ def test_table_and_json_say_the_same() -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["all memory, GiB", *(f"{fact['bytes'] / GIB:.1f}" for fact in facts)] in cells
     assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.000651, "0.000651"),
+        (0.651, "0.651"),
+        (17.34, "17.3"),
+        (999.9, "1,000"),
+        (12_345, "12,300"),
+    ],
+)
+def test_figures_have_three_digits_and_no_power_of_ten(value: float, text: str) -> None:
+    assert planner._figure(value) == text
+
+
+def test_nothing_of_a_small_model_is_rounded_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of the table is within 0.5 % of what it rounds."""
+    monkeypatch.setenv("LC_ALL", "C")
+    config = shape()
+    job = Job(config=config, gpu=GPUS["h100"], n_gpus=1, tokens=20 * config.n_parameters, batch_tokens=2**17)
+    found = best_plans(job, (1, 8))
+    head, _, *lines = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in planner.table(found).splitlines()
+    )
+    assert head[1:] == ["1 GPU", "8 GPUs"]
+    shown = {name: cells for name, *cells in lines}
+    for column, plan in enumerate(found):
+        exact = {f"{name}, GiB": size / GIB for name, size in plan.memory.items()}
+        exact |= {
+            "matrix products, s": plan.compute_seconds,
+            "network, s": plan.network_seconds,
+            "optimizer, s": plan.optimizer_seconds,
+            "tokens a day, 10^9": plan.tokens_per_day / 1e9,
+            "days": plan.days,
+            "cost, dollars": plan.dollars,
+        }
+        for name, value in exact.items():
+            assert float(shown[name][column].replace(",", "")) == pytest.approx(value, rel=0.005), name
+    assert f" {planner._figure(job.tokens / 1e9)} x 10^9 tokens" in planner.describe(job)
+
+
+def test_the_plan_is_told_in_korean_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = replace(JOB, averages=True)
+    found = best_plans(job, (8, 64))
+    monkeypatch.setenv("LC_ALL", "C")
+    english = planner.describe(job) + planner.table(found)
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    text, table = planner.describe(job), planner.table(found)
+    assert "매개변수 6,166,502,400개" in text and "가중치의 평균" in text
+    words = set(re.findall("[A-Za-z]{3,}", text + table))
+    assert words == {"GFLOP", "TFLOP", "GPU", "GiB", "MFU", "muon"}
+    assert len({planner._width(line) for line in table.splitlines()}) == 1
+    assert "| 작업용 가중치, GiB" in table
+    assert not re.search("[가-힣]", english)

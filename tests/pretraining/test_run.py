@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kogpt import checkpoint
 from kogpt.config import ModelConfig
-from kogpt.errors import CheckpointError, ConfigError, InputError, KoGPTError
+from kogpt.errors import CheckpointError, ConfigError, InputError, KoGPTError, NotEnoughMemory
 from kogpt.files import lock_folder
 from kogpt.model import GPTJ
 from kogpt.pretraining import shards, toy
@@ -58,6 +58,7 @@ validate_every = 10
 [validation]
 text = "held_out.txt"
 """
+SHORT = ["schedule = { steps = 2, warmup_steps = 1, decay_steps = 1 }"]
 WORDS = ["나는", "너를", "오늘", "학교에", "갔다", "비가", "온다", "산과", "바다", "사람이", "말을", "했다"]
 
 
@@ -195,6 +196,29 @@ def test_the_model_is_the_average_where_a_recipe_asks_for_one(root: Path, tmp_pa
     assert tokens == [mixture.batch(step).inputs.size * (step + 1) for step in range(4)]
 
 
+@pytest.mark.parametrize("has_another", [False, True])
+def test_a_tokenizer_of_another_name_is_the_one_of_the_model(
+    has_another: bool, root: Path, trained: Path, tmp_path: Path
+) -> None:
+    own, folder = root / "tokenizer" / "tokenizer.json", tmp_path / "tokenizers"
+    folder.mkdir()
+    shutil.copy(own, folder / "my.json")
+    if has_another:
+        other = own.read_text(encoding="utf-8") + " "
+        (folder / "tokenizer.json").write_text(other, encoding="utf-8")
+    recipe = read_recipe(root / "recipe.toml", [f'tokenizer = "{folder / "my.json"}"'])
+    export(recipe, root, trained, tmp_path / "model")
+    assert sha256(tmp_path / "model" / "tokenizer.json") == sha256(own)
+
+
+def test_an_end_before_the_steps_made_is_refused(root: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "out")
+    recipe = read_recipe(root / "recipe.toml", ["schedule.steps = 29"])
+    with pytest.raises(ConfigError, match=r"has made 30 steps, more than schedule\.steps, 29: ") as refused:
+        pretrain(recipe, root, tmp_path / "out", Processes())
+    assert "이미 30단계까지" in refused.value.ko and "29입니다" in refused.value.ko
+
+
 def test_a_finished_run_is_not_run_again(root: Path, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
     assert pretrain(read_recipe(root / "recipe.toml"), root, trained, Processes()) is End.DONE
@@ -265,19 +289,43 @@ def test_a_run_notes_the_dtype_of_its_products_and_refuses_to_go_on_in_another(
 ) -> None:
     monkeypatch.setattr("kogpt.pretraining.run.measure_peak", lambda *_: 1e12)  # slow where it is imitated
     monkeypatch.setattr("kogpt.training.objective._multiplies_bfloat16", lambda device: False)
-    recipe = read_recipe(
-        root / "recipe.toml", ["schedule = { steps = 2, warmup_steps = 1, decay_steps = 1 }"]
-    )
+    recipe = read_recipe(root / "recipe.toml", SHORT)
     assert pretrain(recipe, root, tmp_path, Processes()) is End.DONE
     first = read_metrics(tmp_path / "metrics.jsonl")[0]
     assert first["step"] == 0 and first["dtype"] == "float32"
     monkeypatch.setattr("kogpt.training.objective._multiplies_bfloat16", lambda device: True)
     with pytest.raises(
-        ConfigError, match="began with dtype float32, not bfloat16: set dtype = float32 again"
-    ):
+        ConfigError, match=r'began with dtype float32, not bfloat16: set compute\.dtype = "float32", or'
+    ) as refused:
         pretrain(recipe, root, tmp_path, Processes())
-    same = replace(recipe, compute=replace(recipe.compute, dtype="float32"))
+    assert 'compute.dtype = "float32"로 지정하거나' in refused.value.ko
+    same = read_recipe(root / "recipe.toml", [*SHORT, 'compute.dtype = "float32"'])
     assert pretrain(same, root, tmp_path, Processes()) is End.DONE
+
+
+@pytest.mark.parametrize("init", [False, True])
+@pytest.mark.parametrize(
+    ("left", "why", "why_ko"),
+    [
+        (None, r"\(metrics.jsonl is missing\)", "(metrics.jsonl 파일이 없습니다)"),
+        ('{"step": 0}\n', r"\(metrics.jsonl lacks dtype\)", "(metrics.jsonl 파일에 dtype 값이 없습니다)"),
+        ("", "lacks dtype", "dtype 값이 없습니다"),
+    ],
+)
+def test_a_start_that_is_not_noted_is_called_so(
+    init: bool, left: str | None, why: str, why_ko: str, root: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Also with weights to start from: they are not compared with random ones that nobody noted."""
+    shutil.copytree(trained, tmp_path / "out")
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    metrics.unlink()
+    if left is not None:
+        metrics.write_text(left, encoding="utf-8")
+    recipe = read_recipe(root / "recipe.toml", (), str(trained / "model") if init else None)
+    with pytest.raises(ConfigError, match=f"its start is not noted .*{why}") as refused:
+        pretrain(recipe, root, tmp_path / "out", Processes())
+    assert why_ko in refused.value.ko
+    assert not any("None" in text for text in (refused.value.en, refused.value.ko))
 
 
 def test_another_tokenizer_than_that_of_the_shards_is_refused(
@@ -408,6 +456,17 @@ def test_a_run_does_not_go_on_with_another_tokenizer_of_the_same_size(
 def test_what_cannot_be_trained_is_refused(root: Path, tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(KoGPTError, match=message):
         pretrain(read_recipe(root / "recipe.toml", [change]), root, tmp_path, Processes())
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_too_little_memory_names_what_a_recipe_has(average: bool, root: Path, tmp_path: Path) -> None:
+    changes = ["model.d_model = 4000000", *(["average.first_step = 2"] if average else [])]
+    with pytest.raises(NotEnoughMemory) as refused:
+        pretrain(read_recipe(root / "recipe.toml", changes), root, tmp_path, Processes())
+    for text in (refused.value.en, refused.value.ko):
+        assert "[model]" in text and ("[average]" in text) == average
+        assert not any(word in text for word in ("--dtype", "texts", "글"))
+    assert "more processes" in refused.value.en and "프로세스를 늘리세요" in refused.value.ko
 
 
 def test_rows_that_do_not_divide_among_the_processes_are_refused(root: Path, tmp_path: Path) -> None:
