@@ -139,19 +139,18 @@ class Classifier:
     @contextmanager
     def _kept(self) -> Iterator[_Prompt]:
         """The shared part of the prompt, read; freed afterwards."""
-        shared, engine = self.wording.shared(), self.session.engine
+        shared = self.wording.shared()
         if not shared:
             yield _Prompt(self, self.prefix, "")
             return
-        ids = self.session.prompt_ids(shared, engine.length(self.prefix) + 1)
+        ids = self.session.prompt_ids(shared, self.session.engine.length(self.prefix) + 1)
         request = Request(ids, prefix=self.prefix, adapter=self.adapter, keep=True)
         [event] = self.session.ask([request])
         assert event.prefix is not None
         try:
             yield _Prompt(self, event.prefix, shared[-BORDER:])
         finally:
-            if not self.session.closed:
-                engine.release(event.prefix)
+            self.session.release(event.prefix)
 
 
 def shares(likelihoods: Floats) -> Floats:

@@ -293,8 +293,11 @@ class KoGPT:
                 if mailbox.idle:
                     return
                 key, piece = mailbox.wait()
-                if (result := jobs[key].push(piece)) is not None:
-                    yield jobs[key].number, result
+                job = jobs[key]
+                if (result := job.push(piece)) is not None:
+                    if job.finished:
+                        del jobs[key]
+                    yield job.number, result
 
     def stream(self, prompt: str, sampling: Settings = None, **settings: Any) -> Generator[Piece, None, None]:
         """Continue one prompt piece by piece; leaving the generator cancels the rest.
@@ -525,6 +528,12 @@ class _Job:
     started: float = field(default_factory=time.perf_counter)
     text: dict[int, list[str]] = field(default_factory=dict)  # by sample
     tokens: dict[int, list[SampledToken]] = field(default_factory=dict)
+    n_results: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of its answers are."""
+        return self.n_results == self.request.n_samples
 
     @property
     def _wants_logprobs(self) -> bool:
@@ -540,6 +549,7 @@ class _Job:
             tokens.append(piece.token)
         if piece.finish_reason is None:
             return None
+        self.n_results += 1
         return Result(
             prompt=self.prompt,
             text="".join(text),

@@ -232,6 +232,7 @@ class Session:
         self._orders: dict[int, _Order] = {}
         self._news: deque[Event] = deque()  # not delivered yet
         self._cancelled: deque[int] = deque()
+        self._released: deque[int] = deque()  # prefixes
         self._sleepers: list[Mailbox] = []
         self._own = self.mailbox()
         self._closed, self._ended = Flag(), Flag()
@@ -289,6 +290,14 @@ class Session:
         engine is in use, whoever uses it drops the request.
         """
         self._drop(number, "cancelled")
+        self._hand_over()
+
+    def release(self, prefix: int) -> None:
+        """Free a prefix that a request kept, as Engine.release does; nothing once the session is closed.
+
+        Safe at any moment, as `cancel` is: where the engine is in use, whoever uses it frees the prefix.
+        """
+        self._released.append(prefix)
         self._hand_over()
 
     def mailbox(self, whole: bool = False) -> Mailbox:
@@ -439,8 +448,8 @@ class Session:
                 self._sleepers.remove(mailbox)
 
     def _hand_over(self) -> None:
-        """Drop what was cancelled while the engine was in use, and let another caller drive it."""
-        while self._cancelled and self._drive_if_free(self._drop_cancelled):
+        """Drop what was left while the engine was in use, and let another caller drive it."""
+        while (self._cancelled or self._released) and self._drive_if_free(self._drop_left):
             pass
         with self._lock:
             if self._sleepers:
@@ -471,7 +480,7 @@ class Session:
     def _advance(self) -> None:
         """One step of the engine; its news go to their mailboxes. The caller holds the driver's lock."""
         engine = self.engine
-        self._drop_cancelled()
+        self._drop_left()
         self._news.extend(engine.step())
         while self._news:
             event = self._news.popleft()
@@ -513,11 +522,17 @@ class Session:
             order.mailbox.numbers.discard(number)
         self._cancelled.append(number)
 
-    def _drop_cancelled(self) -> None:
+    def _drop_left(self) -> None:
+        """Have the engine forget what was cancelled and released. The caller holds the driver's lock."""
+        engine = None if self._closed.is_set() else self._engine
         while self._cancelled:
             number = self._cancelled.popleft()
-            if self._engine is not None and not self._closed.is_set():
-                self._engine.cancel(number)
+            if engine is not None:
+                engine.cancel(number)
+        while self._released:
+            prefix = self._released.popleft()
+            if engine is not None:
+                engine.release(prefix)
 
     def _require_known(self, sampling: Sampling) -> None:
         token = max(sampling.logit_bias, default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from kogpt import KoGPT, Sampling, native_runner
 from kogpt.errors import CheckpointError, KoGPTError, PromptError, SamplingError
+from kogpt.generation import _Job
 from kogpt.runner import Chunk
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -90,6 +92,18 @@ def test_prompts_are_taken_only_as_room_appears(kogpt: KoGPT) -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert len(taken) <= 3 * kogpt.engine.max_rows and kogpt.engine.idle
+
+
+def test_finished_prompts_are_forgotten(kogpt: KoGPT) -> None:
+    """Among them one that is refused; `results` and `generate` of many prompts go the same way."""
+    n, rows = 160, kogpt.engine.max_rows
+    sampling = Sampling(temperature=1, seed=1, max_tokens=2, n=2)
+    n_answers, most = 0, 0
+    for _ in kogpt.answers((f"질문 {i}" if i else "", sampling) for i in range(n)):
+        n_answers += 1
+        if n_answers % rows == 0:
+            most = max(most, sum(type(found) is _Job for found in gc.get_objects()))
+    assert n_answers == 2 * n - 1 and 0 < most <= 4 * rows < n
 
 
 def test_a_closed_stream_leaves_nothing_behind(kogpt: KoGPT) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -22,8 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kogpt import KoGPT, KoGPTError, Result, Sampling
+from kogpt.classification import Classifier, Wording
 from kogpt.engine import Engine
 from kogpt.errors import PromptError
+from kogpt.evaluation.scoring import shared_prefix
 from kogpt.request import Request
 from kogpt.session import Mailbox, NoScreen, Piece, StopStrings
 from kogpt.tokenizer import Tokenizer
@@ -147,6 +149,64 @@ def test_a_stream_left_during_the_last_step_of_another_is_dropped(
     monkeypatch.setattr(Engine, "step", last_step)
     assert kogpt.generate(PROMPTS[0], Sampling(max_tokens=1)).finish_reason == "length"
     assert kogpt.session.idle and kogpt.engine.idle
+
+
+def leave_classifying(model: KoGPT, meanwhile: Callable[[], object]) -> None:
+    """Read a shared prompt, do something else, free the prompt."""
+
+    def texts() -> Iterator[str]:
+        meanwhile()
+        yield from ()
+
+    wording = Wording(("좋음", "나쁨"), examples=(("하늘이 맑다", 0), ("비가 온다", 1)))
+    assert list(Classifier(model.session, wording).classify(texts())) == []
+
+
+def leave_scoring(model: KoGPT, meanwhile: Callable[[], object]) -> None:
+    """The same, as the evaluation does it."""
+    with shared_prefix(model.session, np.array(model.tokenizer.encode("하늘이 맑다"), np.int64)) as handle:
+        assert handle() is not None
+        meanwhile()
+
+
+LEAVES = pytest.mark.parametrize("leave", [leave_classifying, leave_scoring])
+
+
+@LEAVES
+def test_a_prefix_is_not_freed_during_the_step_of_another(
+    kogpt: KoGPT, monkeypatch: pytest.MonkeyPatch, leave: Callable[..., None]
+) -> None:
+    inside, go_on, step = threading.Event(), threading.Event(), Engine.step
+    prefixes = kogpt.engine._store._prefixes
+    before = dict(prefixes)
+
+    def slow_step(engine: Engine) -> object:
+        inside.set()
+        go_on.wait(60)
+        return step(engine)
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def begin_a_step() -> None:
+            monkeypatch.setattr(Engine, "step", slow_step)
+            drivers.append(pool.submit(kogpt.generate, PROMPTS[0], SEEDED))
+            assert inside.wait(60)
+
+        drivers: list[Future[Result]] = []
+        leave(kogpt, begin_a_step)  # waits for no step
+        during = dict(prefixes)
+        go_on.set()
+        drivers[0].result(60)
+    assert len(during) == len(before) + 1 and prefixes == before
+
+
+@LEAVES
+def test_freeing_a_prefix_of_a_closed_model_is_no_mistake(
+    tiny_folder: Path, leave: Callable[..., None]
+) -> None:
+    model = KoGPT.from_pretrained(tiny_folder, device="cpu", dtype="float32")
+    leave(model, model.close)
+    assert not model.session._released
 
 
 def test_the_interface_of_a_server(kogpt: KoGPT, alone: dict[str, str]) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from kogpt.cli.options import load_model, read_count
 from kogpt.cli.texts import add_text_options, read_whole
-from kogpt.errors import localized
+from kogpt.cli.without_model import refuse_model_options, screened
+from kogpt.errors import InputError, localized
 from kogpt.texts import decode_argument
 
 if TYPE_CHECKING:
@@ -33,23 +34,42 @@ def run(args: argparse.Namespace) -> int:
     """Print the evidence, then the model's answer."""
     from kogpt.tasks.answers import answer, find_evidence
 
+    _check(args)
     question = decode_argument(args.question, "QUESTION")
     evidence = find_evidence(question, _sources(args, question), args.k)
     if not args.json:
-        _show(evidence)
+        _show(args, evidence)
         sys.stdout.flush()
     said = None
     if not args.no_answer:
         with load_model(args) as model:
             said = answer(model, question, evidence)
     if args.json:
-        found = [{"sentence": e.sentence, "source": e.source, "score": round(e.score, 4)} for e in evidence]
+        found = [
+            {"sentence": screened(args, e.sentence), "source": e.source, "score": round(e.score, 4)}
+            for e in evidence
+        ]
         print(json.dumps({"question": question, "evidence": found, "answer": said}, ensure_ascii=False))
     elif said is not None:
         _warn(args.model)
         nothing = localized("(nothing)", "(쓴 것이 없습니다)")
         print(f"\n{localized('Answer', '답')} ({args.model}): {said or nothing}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse typed options that nothing would read."""
+    if args.no_answer:
+        refuse_model_options(
+            args,
+            "--no-answer loads no model: leave it out",
+            "--no-answer는 모델을 쓰지 않습니다. 이 옵션이나",
+        )
+    if args.index is not None and "encoding" in args.typed:
+        raise InputError(
+            "--encoding is of a --file, an index holds text that is decoded: leave --encoding out",
+            "--encoding은 --file에만 쓰입니다. 색인에는 이미 해석한 글이 있으니 --encoding을 빼세요",
+        )
 
 
 def _sources(args: argparse.Namespace, question: str) -> list[Source]:
@@ -63,11 +83,11 @@ def _sources(args: argparse.Namespace, question: str) -> list[Source]:
         return find_sources(question, index)
 
 
-def _show(evidence: list[Evidence]) -> None:
+def _show(args: argparse.Namespace, evidence: list[Evidence]) -> None:
     print(localized("Evidence", "근거"))
     for number, item in enumerate(evidence, 1):
         source = f"  ({item.source})" if item.source else ""
-        print(f"{number}. {' '.join(item.sentence.split())}{source}")
+        print(f"{number}. {screened(args, ' '.join(item.sentence.split()))}{source}")
 
 
 def _warn(model: str) -> None:

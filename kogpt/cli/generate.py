@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the continuation of every prompt."""
     given = given_settings(args)
+    _require_json(args)
     require_workers(args)
     prompts = _prompts(args)  # read and checked before a model is loaded for them
     if args.workers is not None:
@@ -76,6 +77,15 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(first, Entry) and not others and sampling.n == 1 and not args.json:
         return _stream(model, first.text, sampling)
     return _Batch(prompts, sampling, args.json).run(lambda asked: _local(model, asked))
+
+
+def _require_json(args: argparse.Namespace) -> None:
+    """InputError for --logprobs, if typed, where plain text is printed, which has no place for them."""
+    if "logprobs" in args.typed and not args.json:
+        raise InputError(
+            "--logprobs shows in --json only: add --json, or leave --logprobs out",
+            "--logprobs 결과는 --json에서만 볼 수 있습니다. --json을 더하거나 --logprobs를 빼세요",
+        )
 
 
 def _run_spread(args: argparse.Namespace, prompts: _Prompts, given: dict[str, Any]) -> int:

@@ -8,7 +8,8 @@ import sys
 
 from kogpt.cli.options import load_model, read_count
 from kogpt.cli.texts import add_text_options, read_whole
-from kogpt.errors import localized
+from kogpt.cli.without_model import refuse_model_options, screened
+from kogpt.errors import InputError, localized
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the summary of one text."""
+    _check(args)
     text = read_whole(args.path, args.encoding)
     if args.title:
         kind, lines = "title", [_title(args, text)]
@@ -46,11 +48,34 @@ def run(args: argparse.Namespace) -> int:
         from kogpt.tasks.summaries import summarize
 
         kind, lines = "sentences", [sentence.text for sentence in summarize(text, args.sentences)]
+    lines = [screened(args, line) for line in lines]
     if args.json:
         print(json.dumps({"kind": kind, "summary": lines}, ensure_ascii=False))
     else:
         print("\n".join(lines))
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse typed options that the kind of summary does not read."""
+    if "sentences" in args.typed and (args.title or args.abstract):
+        kind = "--title" if args.title else "--abstract"
+        raise InputError(
+            f"{kind} makes one line, --sentences picks sentences of the text: leave one of them out",
+            f"{kind} 옵션은 한 줄을 만들고 --sentences 옵션은 문장을 고릅니다. 둘 중 하나를 빼세요",
+        )
+    if args.title and args.adapter is None:
+        refuse_model_options(
+            args,
+            "--title loads a model for --adapter only: add --adapter title",
+            "--title은 --adapter가 있을 때만 모델을 씁니다. --adapter title을 더하거나",
+        )
+    elif not args.title and not args.abstract:
+        refuse_model_options(
+            args,
+            "sentences are picked without a model: add --abstract",
+            "문장을 고를 때는 모델을 쓰지 않습니다. --abstract를 더하거나",
+        )
 
 
 def _title(args: argparse.Namespace, text: str) -> str:

@@ -158,19 +158,30 @@ def _ray(pool: Pool) -> Iterator[Any]:
     here: dict[str, Any] = {"num_cpus": pool.n_workers * pool.cpus, "include_dashboard": False}
     try:
         ray.init(
-            pool.address,
+            pool.address or "local",  # None would join the cluster of this machine, where one runs
             logging_level=logging.ERROR,
             log_to_driver=False,
             **({} if pool.address else here),
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise KoGPTError(
-            f"no Ray cluster at {pool.address} ({error}): start one with `ray start --head`,"
-            " or leave --ray out",
-            f"Ray 클러스터({pool.address})에 연결할 수 없습니다: {error}. `ray start --head`로 시작하거나 "
-            "--ray를 빼세요",
-        ) from error
+        raise _no_ray(pool, error) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _no_ray(pool: Pool, error: Exception) -> KoGPTError:
+    """Why there is no Ray: it was not found at the address, or not started here."""
+    if pool.address is None:
+        return KoGPTError(
+            f"Ray did not start on this machine for --workers {pool.n_workers} ({error}):"
+            " leave --workers out, or name a running cluster with --ray",
+            f"이 컴퓨터에서 Ray를 시작하지 못했습니다 (--workers {pool.n_workers}): {error}."
+            " --workers를 빼거나, 실행 중인 클러스터를 --ray로 지정하세요",
+        )
+    return KoGPTError(
+        f"no Ray cluster at {pool.address} ({error}): start one with `ray start --head`, or leave --ray out",
+        f"Ray 클러스터({pool.address})에 연결할 수 없습니다: {error}. `ray start --head`로 시작하거나 "
+        "--ray를 빼세요",
+    )

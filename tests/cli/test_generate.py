@@ -94,6 +94,25 @@ def test_logprobs_are_reported_when_asked_for(run: Run, model: KoGPT) -> None:
         assert [token for token, _ in entry["top"]] == [top.token for top in drawn.top_logprobs]
 
 
+@pytest.mark.parametrize("more", [[], ["-n", "2"], ["--filter", "mask"], ["--workers", "2"]])
+def test_logprobs_that_nothing_would_show_are_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """The input's format changes nothing: JSON Lines are answered in plain text without --json."""
+    (tmp_path / "p.jsonl").write_text('{"prompt": "한국어"}', encoding="utf-8")
+    for prompt in (["한국어"], ["--file", str(tmp_path / "p.jsonl")]):
+        with monkeypatch.context() as patched, contextlib.redirect_stderr(io.StringIO()) as told:
+            patched.setattr("kogpt.cli.generate.load_model", lambda _: pytest.fail("a model was loaded"))
+            assert run(*prompt, "--logprobs", "2", *more, *GREEDY, code=2) == ""
+        assert "add --json" in told.getvalue() and told.getvalue().count("\n") == 1
+
+
+def test_configured_logprobs_are_no_mistake(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run("한국어", *GREEDY)
+    monkeypatch.setenv("KOGPT_LOGPROBS", "2")
+    assert run("한국어", *GREEDY) == plain and '"logprobs"' in run("한국어", "--json", *GREEDY)
+
+
 @pytest.mark.parametrize("jsonl", [False, True])
 def test_a_file_of_prompts_is_answered_in_order(run: Run, tmp_path: Path, jsonl: bool) -> None:
     path = tmp_path / ("prompts.jsonl" if jsonl else "prompts.txt")

@@ -42,6 +42,58 @@ def test_ask(file: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["answer"] is None and found["evidence"][0]["sentence"] == "그때 조선의 왕은 선조였다."
 
 
+WITHOUT_MODEL = [
+    ["summarize", "{file}"],
+    ["summarize", "{file}", "--title"],
+    ["ask", "전화는?", "--file", "{file}", "--no-answer"],
+]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *WITHOUT_MODEL,
+        ["ask", "전화는?", "--file", "{file}", "--model", "{model}"],
+        ["summarize", "{file}", "--abstract", "--model", "{model}"],
+    ],
+    ids=" ".join,
+)
+def test_all_that_is_shown_is_filtered(
+    command: list[str], form: list[str], file: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentences of the text too, with and without a model."""
+    Path(file).write_text("문의 전화는 010-0123-4567입니다.", encoding="utf-8")
+    places = {"{file}": file, "{model}": str(tiny_folder)}
+    words = [places.get(word, word) for word in command] + form
+    found = {}
+    for mode in ("off", "mask", "block"):
+        assert main([*words, "--filter", mode]) == 0
+        found[mode] = capsys.readouterr().out
+    assert "0123" not in found["mask"] + found["block"] and "*" not in found["block"]
+    if "--abstract" not in command:
+        assert "010-0123-4567" in found["off"] and "전화는 ***-****-****" in found["mask"]
+        assert "전화는" in found["block"]
+
+
+@pytest.mark.parametrize("command", WITHOUT_MODEL, ids=" ".join)
+def test_configured_options_of_a_model_are_no_mistake(
+    command: list[str], file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [file if word == "{file}" else word for word in command]
+    configured = {"REVISION": "x", "DTYPE": "int8", "DEVICE": "cuda:1", "OFFLOAD": "1", "ENCODING": "utf-8"}
+    if "--title" in command:
+        configured["SENTENCES"] = "2"
+    else:
+        configured["ADAPTER"] = "title"
+    assert main(words) == 0
+    plain = capsys.readouterr()
+    for name, value in configured.items():
+        monkeypatch.setenv(f"KOGPT_{name}", value)
+    assert main(words) == 0
+    assert capsys.readouterr() == plain
+
+
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.eml"
     words = ["report", "--prompt", "가", "--text", "나", "--temperature", "0.5", "--out"]
@@ -61,6 +113,19 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["ask", " ", "--file", "{file}", "--no-answer"], "question is empty"),
         (["ask", "왕은?", "--index", "/nowhere"], "/nowhere"),
         (["ask", "왕은?", "--file", "{empty}"], "no text"),
+        (["summarize", "{file}", "--adapter", "title"], "add --abstract, or leave --adapter out"),
+        (["summarize", "{file}", "--dtype=int8", "--device", "cpu"], "--device, --dtype"),
+        (
+            ["summarize", "{file}", "--title", "--cache_dtype", "int8"],
+            "--adapter title, or leave --cache_dtype",
+        ),
+        (["summarize", "{file}", "--title", "--sentences", "2"], "--title makes one line"),
+        (["summarize", "{file}", "--abstract", "--sentences=2"], "--abstract makes one line"),
+        (
+            ["ask", "왕은?", "--file", "{file}", "--no-answer", "--model", "x", "--adapter", "y"],
+            "--model, --adapter",
+        ),
+        (["ask", "왕은?", "--index", "{file}", "--encoding", "utf-8"], "--encoding"),
     ],
 )
 def test_mistakes(
