@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder; its size, and what a check found, go to stderr."""
-    from kogpt.export.folder import require_place
+    from kogpt.export.folder import require_place, require_unrounded
 
     kind = _type(args)
     if args.format in ADAPTERS:
@@ -88,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
     stored = checkpoint.load(args.model, args.revision)
     if args.format in ADAPTERS:
         return _export_adapter(args, stored)
+    require_unrounded(stored, kind or args.format)
     if args.adapter is not None:
-        from kogpt.export.folder import require_unrounded, with_lora
+        from kogpt.export.folder import with_lora
 
-        require_unrounded(stored, args.format)
         stored = with_lora(stored, args.adapter)
     with Progress(stored.config.n_parameters) as progress:
         _write(args, stored, kind, text, progress.advance)

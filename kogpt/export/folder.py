@@ -30,6 +30,7 @@ from kogpt.errors import CheckpointError, KoGPTError, josa
 from kogpt.export.calibration import MAX_WINDOWS, WINDOW, Calibrated
 from kogpt.export.own_text import own_text
 from kogpt.files import leftovers, share_folder
+from kogpt.gguf_file import BLOCK_BYTES
 from kogpt.placement import Placement, load_runner
 from kogpt.quantize import FORMATS, Lazy, Quantized, statement
 from kogpt.rounding import Rounded, kernels
@@ -87,7 +88,7 @@ def export(
 
 def require_unrounded(stored: Checkpoint, dtype: str) -> None:
     """KoGPTError where the weights of a quantised model, or of it and a LoRA, would be quantised again."""
-    if dtype in FORMATS and stored.quantization is not None:
+    if dtype in (*FORMATS, *BLOCK_BYTES) and stored.quantization is not None:
         raise KoGPTError(
             f"the model is stored in {stored.quantization}, and {dtype} would round it twice: export it from "
             "the original model, or in a float format",

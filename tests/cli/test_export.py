@@ -82,9 +82,9 @@ def test_a_quantised_model_is_not_quantised_again(
     peft.save(tmp_path / "lora", SavedAdapter(random_lora(MODULES)), TINY)
     words: list[object] = ["--adapter", tmp_path / "lora"] if with_lora else []
     assert export("int8", "--model", tiny_folder, "--out", int8) == 0
-    for dtype in ("int4", "int8"):
+    for dtype in (["int4"], ["int8"], ["gguf", "--type", "Q8_0"], ["gguf", "--type", "Q4_0"]):
         capsys.readouterr()
-        assert export(dtype, "--model", int8, "--out", out, *words) == 2
+        assert export(*dtype, "--model", int8, "--out", out, *words) == 2
         error = capsys.readouterr().err
         assert "export it from the original model, or in a float format" in error
         assert "--dtype" not in error and "in int8 and cannot become int8" not in error and not out.exists()
