@@ -95,7 +95,7 @@ REPLACED = re.compile(
     r"(model(-\d{5}-of-\d{5})?\.safetensors|pytorch_model(-\d{5}-of-\d{5})?\.bin)(\.index\.json)?|Modelfile|"
     + GGUF_NAME.pattern
 )
-# Those and what was taken along: the card and the licence of one model are wrong for the next.
+# The same with card and licence, which would be wrong for another model.
 WHOLE_MODEL = re.compile(
     rf"{REPLACED.pattern}|LICENSE\.[\w.-]+|{'|'.join(map(re.escape, TAKEN_ALONG))}", re.ASCII
 )

@@ -406,7 +406,7 @@ class KoGPT:
         return self.tuned is not None and self.tuned.head is not None
 
     def head_requests(self, texts: Sequence[str]) -> list[Request]:
-        """What `classify` asks the session for where the adapter has a head; see `labels_by_head`.
+        """The requests by which the head of the adapter labels texts; `labels_by_head` reads their events.
 
         Raises PromptError for a head that grades, CheckpointError for a template of two texts.
         """
@@ -532,7 +532,7 @@ class _Job:
 
     @property
     def finished(self) -> bool:
-        """Whether all of its answers are."""
+        """Whether all of its answers have come."""
         return self.n_results == self.request.n_samples
 
     @property

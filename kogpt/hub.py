@@ -97,7 +97,7 @@ def _missing(folder: Path) -> list[str]:
 def _fetch(name: str, revision: str | None, needed: Sequence[str], beside: Sequence[str] = ()) -> Path:
     """The folder in the hub's cache with the files of these patterns; CheckpointError where it cannot be had.
 
-    beside: patterns that a model runs without.
+    beside: patterns of files that may be missing.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

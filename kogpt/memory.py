@@ -15,7 +15,7 @@ from kogpt.errors import NotEnoughMemory
 USABLE_SHARE = 0.9
 UNITS = ((1e9, 1, "GB"), (1e6, 0, "MB"), (1e3, 0, "kB"))
 CGROUP = Path("/sys/fs/cgroup")  # of a container: its own cgroup, version 2
-# Of those who write or read texts with a model; in both languages.
+# Remedies of a program that reads and writes texts, in English and Korean.
 REMEDIES = (
     "choose a smaller --dtype or model, or run fewer or shorter texts at once",
     "더 작은 --dtype 또는 모델을 쓰거나, 더 적고 짧은 글을 한 번에 처리하세요",

@@ -67,7 +67,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.index is not None and "encoding" in args.typed:
         raise InputError(
-            "--encoding is of a --file, an index holds text that is decoded: leave --encoding out",
+            "--encoding serves --file only, an index holds decoded text: leave --encoding out",
             "--encoding은 --file에만 쓰입니다. 색인에는 이미 해석한 글이 있으니 --encoding을 빼세요",
         )
 

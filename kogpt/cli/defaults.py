@@ -58,7 +58,7 @@ class Given(NamedTuple):
     value: Any  # as TOML or the environment has it
     source: str
     path: tuple[str, ...] = ()  # names of the tables around it, such as ("pretrain", "run")
-    is_variable: bool = False  # of the environment
+    is_variable: bool = False  # found in the environment
 
     @property
     def rank(self) -> tuple[bool, int]:
@@ -275,7 +275,7 @@ def _settle(parser: argparse.ArgumentParser, chosen: Choices, typed: Mapping[str
 
 
 def _drop_beaten(actions: Sequence[argparse.Action], chosen: Choices, typed: Mapping[str, str]) -> None:
-    """Of options that exclude each other, forget what is less special than another, or than a typed one."""
+    """Forget values of options that exclude each other: the most special stays, beside a typed one none."""
     is_typed = any(action.dest in typed for action in actions)
     on = [action for action in actions if _is_on(action, chosen)]
     best = max((chosen[action].given.rank for action in on), default=None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kogpt.server.access import Access
     from kogpt.server.listen import Address
 
-# Options of `kogpt serve` that an engine does not use, by dest -> the value that asks for nothing, if any.
+# Options of `kogpt serve` that an engine does not use: dest -> the value that asks for nothing.
 UNUSED: Mapping[str, Mapping[str, object]] = {
     "vllm": {
         "filter": "off",

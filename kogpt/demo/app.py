@@ -152,7 +152,7 @@ def _holds_back(model: KoGPT) -> bool:
 
 @dataclass(slots=True)
 class Colours:
-    """What was shown of an answer, and how rare the rarest token of each piece of it is."""
+    """The shown pieces of an answer, each with the rarity of its rarest token."""
 
     holds_back: bool  # the last word, until the first token of the next one
     shown: list[tuple[str, float]] = field(default_factory=list)

@@ -86,7 +86,7 @@ def _trained(task: Task, data: TaskData, drawn: Mapping[int, Sequence[Sequence[E
 
 
 def _key(task: Task, data: TaskData, drawn: Mapping[int, Sequence[Sequence[Example]]]) -> str:
-    """Hash of everything that the regressions depend on; a task of one's own may change in all of it."""
+    """Hash of everything that the regressions depend on; all of it may change in a task of one's own."""
     table = data.pool_table or data.test_table
     examples = [data.scored, data.pool, *(shots for runs in drawn.values() for shots in runs)]
     answers = [[(example.id, example.answer, example.grade) for example in part] for part in examples]

@@ -24,7 +24,7 @@ from kogpt.texts import Record, read_records, read_text
 MAX_REPORT_BYTES = 1 << 26
 RESAMPLES = 2000
 LEVEL = 0.95
-# What must be alike before a difference is the models' own, in Korean.
+# Conditions that two results must share, or their difference is not one of the models; with Korean names.
 CONDITIONS = {
     "task version": "과제 버전",
     "metrics": "지표",
@@ -101,7 +101,7 @@ def _unlike(a: dict[str, Any] | None, b: dict[str, Any] | None) -> tuple[str, st
 
 
 def _conditions(result: dict[str, Any], seeds: set[int]) -> tuple[object, ...]:
-    """What a result was measured with, in the order of CONDITIONS."""
+    """The conditions of a result, in the order of CONDITIONS."""
     prompt = result["prompt"]
     return (
         result.get("task_version"),

@@ -149,7 +149,7 @@ def identify(folder: Path, runner: Runner, adapter: Path | None = None) -> dict[
 
 
 def _cache_format(runner: Runner) -> dict[str, str]:
-    """The format of keys and values; nothing for the usual one, so that batches of before it count on."""
+    """The format of keys and values where it is not the usual one; older batches name none."""
     if not isinstance(runner, NativeRunner) or runner.cache_dtype == cache_dtype_for(runner.dtype):
         return {}
     return {"cache_dtype": runner.cache_dtype}

@@ -48,7 +48,7 @@ GRADED = ("pearson", "spearman")  # metrics of numbers
 COUNTED = ("accuracy", "macro_f1")  # metrics of all labels
 MAX_FILE_BYTES = 1 << 20
 MAX_DATA_BYTES = 1 << 30
-MAX_NAME_BYTES = 200  # of a task; files of results add prompt, shots and seed, and have 255 at most
+MAX_NAME_BYTES = 200  # names of result files add prompt, shots and seed to it, and may have 255
 
 
 def read_task(path: Path) -> Task:
@@ -122,7 +122,7 @@ class _Description:
         return name
 
     def _reader(self, key: str, values: tuple[str, ...], prompt: Prompt) -> _Reader:
-        """What reads the rows of the file that a key names."""
+        """The reader of the file whose name stands under `key`."""
         path = self.path.parent / self.text(key)
         return _Reader(path, self.text("label"), values, self.table.get("id"), prompt)
 
@@ -241,7 +241,7 @@ class _Description:
 class _Reader:
     """A row as an example."""
 
-    path: Path  # of the rows
+    path: Path  # of the file of rows
     label: str
     values: tuple[str, ...]
     id: str | None

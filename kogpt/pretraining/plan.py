@@ -60,7 +60,7 @@ EXCHANGED_BYTES = 2  # per parameter: Muon's matrices travel in bfloat16
 NEWTON_SCHULZ_STEPS = 5  # torch.optim.Muon's default
 LOSS_CHUNK, LOSS_LOGITS = 1024, 2**26  # tokens, or logits if that is more, at a time (kogpt/training/loss.py)
 RECOMPUTED = 4 / 3  # forward, backward at twice the cost, and the forward again
-PURPOSES_KO = {  # what a Plan's memory is for
+PURPOSES_KO = {  # the keys of a Plan's memory, in Korean
     "weights": "가중치",
     "gradients": "기울기",
     "optimizer": "옵티마이저",
@@ -300,7 +300,7 @@ def gpu(name: str, **figures: float) -> Gpu:
 
 
 def describe(job: Job) -> str:
-    """What the table below it assumes, in a few lines of the user's language."""
+    """The assumptions of the table, in a few lines of the user's language."""
     return localized(_describe_en(job), _describe_ko(job))
 
 

@@ -19,7 +19,7 @@ ENDINGS = Path(__file__).with_name("endings.txt")
 GRAM = "#"  # first character of a 2-gram; no word contains it
 
 _WORD = re.compile(r"[가-힣]+|[a-z]+|[0-9]+|[㐀-鿿ぁ-ゖァ-ヺ]+|[^\W_]")
-# What a question asks with occurs in no passage, and so would weigh more than what it asks about. 왜 and 누가
+# Interrogatives occur in no passage, and so would weigh more than what is asked about. 왜 and 누가
 # also begin nouns (왜구, 누가복음), so they count only as whole words; no noun begins with one of the others.
 _INTERROGATIVE = re.compile(
     r"(?:왜(?:인가|인지|일까|죠)?요?|누가|무언가요?)$"
@@ -31,7 +31,7 @@ _FOLLOWING = re.compile(
     r"(?:부터|까지|서|만에?)?"
     r"(?:(?:이었|였|있|했)(?:나|는가|는지|던가)|인가|인지|일까|일지|입니까|습니까|나|게|죠|한가?|가)?(?:요|를|의)?"
 )
-# Before 인가, 은가, 된가 and 한가 stands what is asked about: 인가, 상한가 and 하한가 are nouns themselves.
+# Endings of a question. 인가, 은가, 된가 and 한가 need a syllable before them; 상한가 and 하한가 are nouns.
 _ASKING = re.compile(r"(?:(?:였|했|있|었)?는|던|(?<=[가-힣])(?:인|은|된|(?<![상하])한))가요?$")
 
 
@@ -94,7 +94,7 @@ def _analyse_asked(word: str) -> list[str]:
 
 
 def _content(word: str) -> str:
-    """A word of a query without the interrogative that it begins with, and without what only follows that."""
+    """A word of a query without its interrogative, and without endings that only follow one."""
     asked = _INTERROGATIVE.match(word)
     if asked is None:
         return word

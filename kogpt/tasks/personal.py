@@ -28,7 +28,7 @@ KINDS = (
     *("email", "ip", "address"),
 )
 NUMBERS = frozenset(("resident", "business", "card", "mobile", "landline", "account", "licence"))
-# Where numbers of eight digits and more can be: a line of them is one cluster, cut in the middle of none.
+# Digits that may hold numbers of eight and more. A whole line is one cluster, so that no number is cut.
 CLUSTER = re.compile(r"\d(?:[ ()\-./·,]{0,3}\d){7,}")
 SEEDS = re.compile(r"[0-9@]|골뱅이|\(at\)|\[at\]")
 WHOLE = ((0, sys.maxsize),)
@@ -49,7 +49,7 @@ PARTLY_ALOUD = re.compile(rf"(?<![가-힣\d])[\d{ALOUD}](?:[ \-]?[\d{ALOUD}]){{8
 SEPARATOR = r"(?: ?[-./·,] ?| )?"  # between the groups of a number
 LABEL_REACH = 16  # characters before or after a number in which its label stands
 LIST_GAP = 4  # characters between two numbers of a list
-LIST_REACH = 216  # characters of a list for which the label of its first number stands
+LIST_REACH = 216  # characters of a list that the label of its first number covers
 RANDOM_TAILS_SINCE = date(2020, 10, 1)
 
 

@@ -50,7 +50,7 @@ HARMLESS = tuple(
     )
     for word in group.split()
 )
-# Beginnings and ends of what holds a swear word over the border: "동시" + "발매", but no "야동시발".
+# Beginnings and ends of harmless words that hold a swear word over the border, as "동시" + "발매" does.
 OVER_BORDERS = (
     ("가족 민족 부족 종족 귀족 왕족 수족 혈족 친족 유족 동족 금쪽 대쪽 반쪽", "같은"),
     ("도시 택시 자치시 광역시 특별시", "발전 발달 발표 발주 발행"),
@@ -89,7 +89,7 @@ OVER_BORDERS = (
     ("생존 보존 공존 의존", "나"),
     ("퍼", "시발"),
 )
-# What a digit, a space or a letter of the alphabet before or in it makes harmless, as it stands in the text.
+# Harmless words of the raw text, told by digits, spaces and jamo, which folding drops.
 COUNTED = re.compile(
     r"\d{1,4} ?여? ?개년|(?<![가-힣])(?:수|몇|여러|수십|몇십) ?개년|\d등신"
     r"|\d시발[표매차송행사]|\d개새(?![끼뀌퀴키])|(?<![가-힣])[그저니] \d{1,4}년"

@@ -237,7 +237,7 @@ class ContrastObjective(LoraObjective):
 
 
 def apart(likeness: Tensor, rows: Tensor, texts: Tensor, partners: Tensor) -> Tensor:
-    """(R, N) likeness of `rows` to all N texts; -inf for the text itself and for what is no stranger to it.
+    """(R, N) likeness of `rows` to all N texts; -inf for the text itself and its other partners.
 
     texts: (N,) numbers below N, equal for equal texts; partners: (N,) places. A text that stands in several
     pairs would be a wrong answer to itself, and its other partners as well.
