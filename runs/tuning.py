@@ -41,8 +41,8 @@ RATES = {
     "korsts": {"full": "5e-5", "lora": "5e-4", "prefix": "1e-2", "p-tuning": "1e-2"},
     "intent": {"full": "2e-4", "lora": "5e-4", "prefix": "2e-2", "p-tuning": "2e-3"},
 }
-# Weights of the prompt's tokens in the loss; 0 where none was tried (notes/log.md).
-PROMPT_LOSS_WEIGHTS = {("nsmc", "full"): "0.1", ("intent", "full"): "0.1"}
+# Weights of the prompt's tokens in the loss; 0 where none was measured (bench/results/tuning_zen5_20261127.md).
+PROMPT_LOSS_WEIGHTS = {("nsmc", "full"): "0.1"}
 QUICK = {"rows": 4000, "test_rows": 2000, "epochs": 2.0, "seeds": 1}
 GPU = {"rows": None, "device": "cuda", "jobs": 8}
 # Options of --gpu; a small set is read more often.
@@ -74,7 +74,8 @@ def command(task: str, method: str, seed: int, args: argparse.Namespace) -> list
     """`kogpt tune` of one run, into a folder of its own. Of two options of a name the later holds."""
     words = ["tune", method, task, "--data", str(args.data), *METHODS[method], "--rate", RATES[task][method]]
     words += ["--epochs", str(args.epochs), "--seed", str(seed), "--skip-bad", "--device", args.device]
-    words += ["--prompt-loss-weight", PROMPT_LOSS_WEIGHTS.get((task, method), "0")]
+    weight = args.prompt_loss_weight or PROMPT_LOSS_WEIGHTS.get((task, method), "0")
+    words += ["--prompt-loss-weight", weight]
     words += ["--rows", str(args.rows)] if args.rows else []
     words += ["--test-rows", str(args.test_rows)] if args.test_rows else []
     words += ["--tokens-per-pass", "16384", *LARGE[task]] if args.gpu else []
@@ -148,6 +149,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000, help="training rows, chosen by hash")
     parser.add_argument("--test-rows", type=int, help="test rows, chosen by hash (default: all)")
     parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--prompt-loss-weight", help="one weight for all (default: PROMPT_LOSS_WEIGHTS)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")

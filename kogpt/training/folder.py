@@ -35,7 +35,7 @@ def require_training_memory(
 
 
 def _remedies(averages: bool) -> tuple[str, str]:
-    """What a recipe may change, in both languages."""
+    """Remedies within a recipe, in English and Korean."""
     without, without_ko = (" no [average],", " [average]를 빼거나,") if averages else ("", "")
     return (
         f"choose a smaller [model] or init,{without} or more processes",

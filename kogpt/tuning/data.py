@@ -102,9 +102,8 @@ class Data:
 
     def digest(self) -> str:
         """SHA-256 over all that is learnt from and judged by."""
-        total = hashlib.sha256(
-            repr(list(self.wording.words.items())).encode()
-        )  # a label's number is its place
+        words = list(self.wording.words.items())  # in their order: a label's number is its place
+        total = hashlib.sha256(repr(words).encode())
         for example in (*self.train, None, *self.dev):
             told = "" if example is None else f"{example.prompt}\0{example.answer}\0{example.pair or ''}"
             total.update(f"{told}\0".encode())
@@ -225,7 +224,7 @@ def _require_alike(learnt: Example, judged: Sequence[Example]) -> None:
     for example in judged:
         if example.kind != learnt.kind:
             raise InputError(
-                f"{example.origin} has a {example.kind}, training rows have a {learnt.kind}: give both alike",
+                f"{example.origin} has a {example.kind}, training rows have a {learnt.kind}: give one kind",
                 f"{example.origin}: 학습 행은 {learnt.kind}인데 {example.kind}입니다. 같은 종류를 쓰세요",
             )
 
