@@ -41,7 +41,7 @@ RATES = {
     "korsts": {"full": "5e-5", "lora": "5e-4", "prefix": "1e-2", "p-tuning": "1e-2"},
     "intent": {"full": "2e-4", "lora": "5e-4", "prefix": "2e-2", "p-tuning": "2e-3"},
 }
-# Weights of the prompt's tokens in the loss; 0 where none was measured (bench/results/tuning_zen5_20261127.md).
+# Weights of the prompt's tokens in the loss; 0 where none was measured (tuning_zen5_20261127.md).
 PROMPT_LOSS_WEIGHTS = {("nsmc", "full"): "0.1"}
 QUICK = {"rows": 4000, "test_rows": 2000, "epochs": 2.0, "seeds": 1}
 GPU = {"rows": None, "device": "cuda", "jobs": 8}
