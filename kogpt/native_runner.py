@@ -105,7 +105,8 @@ class NativeRunner:
         self.cache_dtype = _cache_dtype(cache_dtype, dtype)
         self.dtype = dtype
         self.isa = isa()
-        self.threads = _require_threads(memory.usable_cpus() if threads is None else threads)
+        usable = min(memory.usable_cpus(), MAX_THREADS)
+        self.threads = _require_threads(usable if threads is None else threads)
         _require_room(config, dtype)
         self._library = kernels
         dims = Dims(*(getattr(config, name) for name in DIMENSIONS), config.layer_norm_epsilon)
@@ -404,7 +405,10 @@ def library() -> ctypes.CDLL | None:
     """The kernels, or None where they were not built."""
     if not LIBRARY.exists():
         return None
-    kernels = ctypes.CDLL(str(LIBRARY))
+    try:
+        kernels = ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        return None  # built for another system, or damaged
     if kernels.kogpt_abi() != ABI:
         return None  # left over from another version; scripts and pip build it anew
     pointer, number = ctypes.c_void_p, ctypes.c_int

@@ -90,7 +90,7 @@ class RowStore:
         """Make a prefix of (L, P, H, D) keys and values that are given. Raises NotEnoughMemory."""
         handle = self._with_memory(lambda: self._runner.open(adapter))
         try:
-            self._runner.load_cache(handle, prefix.keys, prefix.values)
+            self._with_memory(lambda: self._runner.load_cache(handle, prefix.keys, prefix.values))
         except BaseException:
             self._runner.close(handle)
             raise

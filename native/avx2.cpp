@@ -73,7 +73,7 @@ inline F16 whole(const F16& x) {
 }
 
 inline __m256 exp8(__m256 x) {
-  x = _mm256_max_ps(x, _mm256_set1_ps(-87.0f));
+  x = _mm256_max_ps(_mm256_set1_ps(-87.0f), x);  // the second operand where one is NaN
   const __m256i n = _mm256_cvtps_epi32(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)));
   const __m256 whole = _mm256_cvtepi32_ps(n);
   __m256 r = _mm256_fnmadd_ps(whole, _mm256_set1_ps(0.693359375f), x);

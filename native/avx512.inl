@@ -31,7 +31,7 @@ inline F16 least(const F16& a, const F16& b) { return {_mm512_min_ps(a.v, b.v)};
 inline F16 most(const F16& a, const F16& b) { return {_mm512_max_ps(a.v, b.v)}; }
 
 inline F16 exp16(const F16& a) {
-  const __m512 x = _mm512_max_ps(a.v, _mm512_set1_ps(-87.0f));
+  const __m512 x = _mm512_max_ps(_mm512_set1_ps(-87.0f), a.v);  // the second operand where one is NaN
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);

@@ -22,14 +22,17 @@ int Cache::open(int adapter) {
 }
 
 int Cache::fork(int parent, int length) {
-  const int child = open(adapter(parent));
   const Row& from = rows_[static_cast<std::size_t>(parent)];
-  Row& to = rows_[static_cast<std::size_t>(child)];
   const auto count = static_cast<std::ptrdiff_t>((length + kBlock - 1) / kBlock);
+  Row to;  // opened last: memory may end before
+  to.open = true;
+  to.adapter = from.adapter;
   to.length = length;
   to.stale = length % kBlock != 0 && (from.stale || from.length > length);
   to.blocks.assign(from.blocks.begin(), from.blocks.begin() + count);
   to.data.assign(from.data.begin(), from.data.begin() + count);
+  const int child = open();
+  rows_[static_cast<std::size_t>(child)] = std::move(to);
   return child;
 }
 
@@ -38,7 +41,7 @@ void Cache::close(int row) { rows_[static_cast<std::size_t>(row)] = Row{}; }
 void Cache::truncate(int handle, int length) {
   Row& row = rows_[static_cast<std::size_t>(handle)];
   const auto count = static_cast<std::size_t>((length + kBlock - 1) / kBlock);
-  row.stale = length % kBlock != 0 && (row.stale || row.length > length);
+  row.stale = length % kBlock != 0;  // a pass that ran out of memory may have written beyond its length
   row.length = length;
   row.blocks.resize(count);
   row.data.resize(count);
@@ -81,6 +84,8 @@ void Cache::reserve(int handle, int tokens) {
     row.blocks[last] = std::move(copy);
   }
   const auto count = static_cast<std::size_t>((row.length + tokens + kBlock - 1) / kBlock);
+  row.blocks.reserve(count);  // nothing but a block fails below: both lists stay equally long
+  row.data.reserve(count);
   while (row.blocks.size() < count) {
     row.blocks.push_back(std::make_shared<Buffer>(block_bytes_));
     row.data.push_back(row.blocks.back()->data());

@@ -38,7 +38,8 @@ class Cache {
   // Makes the next `tokens` positions of a row writable; `advance` counts them as read.
   void reserve(int row, int tokens);
   // Whether the row's last block may hold keys and values of positions that it has not read, left by a row
-  // that was longer; the caller clears them. Asked once after each reserve.
+  // that was longer or by a pass that ran out of memory; the caller clears them. Asked once after each
+  // reserve.
   bool take_stale(int row);
   void advance(int row, int tokens) { rows_[static_cast<std::size_t>(row)].length += tokens; }
 

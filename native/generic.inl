@@ -2,7 +2,8 @@
 // unit, inside an anonymous namespace, after defining
 //
 //   F16       16 floats:  zero, load, store, splat, add, fma, sum, load_bf16, load_f16, load_pairs,
-//             mul, div, least, most, exp16 (see plain.cpp), count_above (c + 1 where x > limit),
+//             mul, div, least, most (either operand where one is NaN), exp16 (NaN where x is; see plain.cpp),
+//             count_above (c + 1 where x > limit),
 //             whole (the nearest integer, ties to even), store8 (such integers to int8),
 //             select_less (x where a < b, else y), pick (entries of a table of 32, by whole numbers)
 //   kHalfProducts         whether there are products of bfloat16
@@ -82,7 +83,9 @@ struct Measure {
 //
 // Either way sums of products with weights of at most 127 fit 32 bits, whatever the weights.
 inline Measure measure_token(const float* x, int kp, Format format, float* maxima) {
-  constexpr float kBulk = 4.0f, kLargestSum = 16.8e6f;  // of the integers' sizes: 2^31 / 127, less roundings
+  constexpr float kBulk = 4.0f;
+  // Largest sum of the integers' sizes: 2^31 / 127 = 16.91e6, less what rounding adds, half a unit an input.
+  const float largest_sum = std::min(16.8e6f, 16.9e6f - 0.5f * static_cast<float>(kp));
   const int n_blocks = kp / kDepth;
   float highest = 0, total = 0;
   F16 nothing = F16::zero();  // times an infinity or what is not a number: not a number
@@ -107,7 +110,7 @@ inline Measure measure_token(const float* x, int kp, Format format, float* maxim
     const float coarse = (highest <= bulk ? highest : bulk) / kLargest;
     scale = coarse > scale ? coarse : scale;
   }
-  const float fit = total * (kDepth / kLargestSum);
+  const float fit = total * (kDepth / largest_sum);
   scale = fit > scale ? fit : scale;
   return {scale, highest > kFaintest ? 1.0f / scale : 0.0f};
 }

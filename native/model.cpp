@@ -79,6 +79,8 @@ Model::Model(const Dims& dims, Format format, Format cache, int threads, const K
 // memory.
 void Model::reach(int positions) {
   const int pairs = dims_.rotary_dim / 2;
+  rotary_.resize(rotary_.size() / static_cast<std::size_t>(pairs) *
+                 static_cast<std::size_t>(pairs));  // whole positions: memory may have ended within one
   for (int position = static_cast<int>(rotary_.size()) / pairs; position < positions; ++position) {
     for (int j = 0; j < pairs; ++j) {  // RoFormer, equation 15
       const double angle = position * std::pow(10000.0, -2.0 * j / dims_.rotary_dim);

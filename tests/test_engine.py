@@ -559,6 +559,22 @@ def test_a_prefix_that_is_released_early_serves_the_requests_that_wait_for_it() 
     assert not RUNNER._rows
 
 
+def test_given_keys_take_the_room_of_the_prefix_cache() -> None:
+    class Full(NumpyRunner):
+        """No room for given keys while any other row is there."""
+
+        def load_cache(self, row: int, keys: Array, values: Array) -> None:
+            if len(self._rows) > 1:
+                raise NotEnoughMemory("no room to load", "읽을 수 없음")
+            super().load_cache(row, keys, values)
+
+    engine = Engine(make_runner(Full), max_cached=4)
+    number = engine.add(Request(prompt(20), writing=Writing(SEEDED, 4)))
+    assert run(engine)[number, 0]  # its row stays in the cache
+    keys = np.zeros((TINY.n_layers, 5, TINY.n_heads, TINY.d_head), np.float32)
+    assert engine.length(engine.load(KeyValuePrefix(keys, keys))) == 5
+
+
 def test_an_adapter_and_its_prefixes_are_kept_apart_from_the_plain_model() -> None:
     runner = make_runner(NumpyRunner)
     engine = Engine(runner, max_cached=4)

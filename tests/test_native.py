@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -283,6 +284,54 @@ def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, dtype: str, broken
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_score_that_is_no_number_reaches_the_logits(isa: str, broken: float) -> None:
+    """The exponential of a score that is no number is none. A key of infinity gives scores of either sign."""
+    rows = []
+    for runner in (NumpyRunner(TINY, TENSORS), NativeRunner(TINY, TENSORS, "float32", threads=1)):
+        row = runner.open()
+        keys = np.zeros((TINY.n_layers, 1, TINY.n_heads, TINY.d_head), np.float32)
+        keys[0, 0, 0, 3] = broken
+        runner.load_cache(row, keys, np.zeros_like(keys))
+        with np.errstate(invalid="ignore"):
+            (logits,) = runner.forward([Chunk(row, TEXTS[0], len(TEXTS[0]))])
+        rows.append(np.isfinite(logits).all(1))
+    np.testing.assert_array_equal(rows[1], rows[0])
+    assert not rows[0].all()
+
+
+def test_wide_layers_sum_in_32_bits(isa: str) -> None:
+    """Equal inputs and weights, the most that a sum of 8-bit codes can come to; rounding adds half a code each."""
+    config = replace(TINY, n_layers=1, n_heads=1, d_model=4, d_ff=264_512, n_vocab=8, n_ctx=10, rotary_dim=2)
+    tensors = random_tensors(config)
+    mlp = "transformer.h.0.mlp."
+    tensors[f"{mlp}fc_in.weight"] = np.zeros((config.d_ff, 4), np.float32)
+    tensors[f"{mlp}fc_in.bias"] = np.full(config.d_ff, 3, np.float32)
+    tensors[f"{mlp}fc_out.weight"] = np.full((4, config.d_ff), 1e-5, np.float32)
+    tensors[f"{mlp}fc_out.weight"][1] *= -1
+    weights = {name: stored(array) for name, array in tensors.items()}
+    ids = np.arange(3)
+    exact, native = NumpyRunner(config, weights), NativeRunner(config, weights, "int8", threads=1)
+    (wanted,) = exact.hidden([Chunk(exact.open(), ids, 3)])
+    (found,) = native.hidden([Chunk(native.open(), ids, 3)])
+    np.testing.assert_allclose(found, wanted, atol=0.05)
+
+
+def test_a_library_that_this_system_cannot_load_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A checkout shared with another system has its library: numpy computes there."""
+    foreign = tmp_path / "_native.so"
+    foreign.write_bytes(b"\xcf\xfa\xed\xfe" + bytes(100))
+    monkeypatch.setattr(native_runner, "LIBRARY", foreign)
+    assert native_runner.library.__wrapped__() is None
+
+
+def test_more_processors_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "usable_cpus", lambda: native_runner.MAX_THREADS + 1)
+    assert NativeRunner(TINY, TENSORS).threads == native_runner.MAX_THREADS
+
+
 # Choosing tokens
 
 
@@ -466,6 +515,7 @@ def test_memory_that_ends_within_a_step_is_an_error_not_garbage() -> None:
         """
 import resource
 from dataclasses import replace
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from kogpt.runner import Chunk
@@ -599,6 +649,7 @@ def test_a_long_context_costs_nothing_until_it_is_read() -> None:
     """What a config promises is no reason to fill the memory with tables."""
     run_python("""
 import resource
+from dataclasses import replace
 from dataclasses import replace
 from functools import cache
 from itertools import count

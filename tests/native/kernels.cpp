@@ -36,8 +36,22 @@ void kogpt_borrow_embedding(kogpt::Model*, int, const void*);
 int kogpt_open(kogpt::Model*, int);
 int kogpt_fork(kogpt::Model*, int, int);
 void kogpt_close(kogpt::Model*, int);
+int kogpt_length(kogpt::Model*, int);
+void kogpt_truncate(kogpt::Model*, int, int);
 int kogpt_forward(kogpt::Model*, const kogpt::Chunk*, int, int, float*);
 }
+
+// Allocations by `new` until one fails; below 0 none does.
+std::atomic<int> allocations_left{-1};
+
+void* operator new(std::size_t n) {
+  if (allocations_left >= 0 && allocations_left-- == 0) throw std::bad_alloc();
+  void* memory = std::malloc(n == 0 ? 1 : n);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -522,9 +536,7 @@ struct Weights {
   }
 };
 
-// Logits of every position of texts of these lengths, read `step` positions at a time, all rows together or
-// alone.
-Floats logits(const Weights& weights, const char* isa, Format format, int threads, int step, bool together) {
+Model* load(const Weights& weights, const char* isa, Format format, int threads) {
   set_isa(isa);
   Model* model = kogpt_create(&weights.dims, static_cast<int>(format),
                               static_cast<int>(format == Format::f32 ? format : Format::bf16), threads);
@@ -533,6 +545,13 @@ Floats logits(const Weights& weights, const char* isa, Format format, int thread
   index = 0;
   for (const Floats& v : weights.vectors) kogpt_load_vector(model, index++, v.data());
   kogpt_borrow_embedding(model, 0, weights.embedding.data());
+  return model;
+}
+
+// Logits of every position of texts of these lengths, read `step` positions at a time, all rows together or
+// alone.
+Floats logits(const Weights& weights, const char* isa, Format format, int threads, int step, bool together) {
+  Model* model = load(weights, isa, format, threads);
   const std::vector<int> lengths{40, 1, 17, 2, 33};
   const auto vocabulary = static_cast<std::size_t>(weights.dims.n_vocab);
   std::vector<std::int64_t> ids(64);
@@ -590,6 +609,42 @@ void check_model(const std::string& name, std::mt19937& random) {
   }
 }
 
+// A fork and a step of which the n-th allocation fails, and what follows once there is memory again: the same
+// bits as if it had not failed, and no row that nobody has.
+bool survives(const Weights& weights, int n, Floats& found) {
+  constexpr int kRead = 20, kMore = 30;
+  Model* model = load(weights, "plain", Format::f32, 1);
+  std::vector<std::int64_t> ids(64, 3);
+  const int parent = kogpt_open(model, kNoAdapter);
+  const Chunk first{parent, kRead, 0, ids.data(), nullptr};
+  kogpt_forward(model, &first, 1, 0, nullptr);
+  found.resize(static_cast<std::size_t>(weights.dims.n_vocab) * 2 * kMore);
+  allocations_left = n;
+  int child = kogpt_fork(model, parent, kRead - 1);
+  const bool forked = child >= 0;
+  if (!forked) child = kogpt_fork(model, parent, kRead - 1);
+  if (child != parent + 1) fail("a fork without memory keeps a row");
+  const Chunk more[] = {{parent, kMore, kMore, ids.data(), nullptr},
+                        {child, kMore, kMore, ids.data(), nullptr}};
+  const auto step = [&] { return kogpt_forward(model, more, 2, 0, found.data()) == 0; };
+  const bool stepped = step();
+  const bool failed = !forked || !stepped;
+  allocations_left = -1;
+  if (!stepped && n % 2 == 0) kogpt_truncate(model, parent, kogpt_length(model, parent));
+  if (!stepped && !step()) fail("a step with memory again");
+  kogpt_destroy(model);
+  return failed;
+}
+
+void check_memory(std::mt19937& random) {
+  const Weights weights(random);
+  Floats wanted, found;
+  survives(weights, -1, wanted);
+  for (int n = 0; survives(weights, n, found); ++n) {
+    expect(found, wanted, 0, "after allocation " + std::to_string(n) + " failed");
+  }
+}
+
 // The sets to check: those named, which must be all that there are, or all that there are.
 std::vector<std::string> chosen_sets(int named, char** names) {
   std::vector<std::string> wanted(names, names + named), present;
@@ -610,6 +665,8 @@ std::vector<std::string> chosen_sets(int named, char** names) {
 
 int main(int argc, char** argv) {
   check_pool();
+  std::mt19937 shapes(11);
+  check_memory(shapes);
   for (const std::string& name : chosen_sets(argc - 1, argv + 1)) {
     const Kernels& set = *kernels_named(name.c_str());
     if (&set == &kPlain) continue;
