@@ -301,7 +301,7 @@ def test_a_score_that_is_no_number_reaches_the_logits(isa: str, broken: float) -
 
 
 def test_wide_layers_sum_in_32_bits(isa: str) -> None:
-    """Equal inputs and weights, the most that a sum of 8-bit codes can come to; rounding adds half a code each."""
+    """Equal inputs and weights: the most that a sum of codes comes to; rounding adds half a code for each."""
     config = replace(TINY, n_layers=1, n_heads=1, d_model=4, d_ff=264_512, n_vocab=8, n_ctx=10, rotary_dim=2)
     tensors = random_tensors(config)
     mlp = "transformer.h.0.mlp."
