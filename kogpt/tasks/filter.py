@@ -17,11 +17,15 @@ from kogpt.tasks.folding import fold
 from kogpt.tasks.personal import (
     ALOUD,
     AT,
+    CITIES,
     LABEL_REACH,
+    LONE_ROAD,
     LONGEST,
     REGION,
+    ROAD,
+    STREET,
     find_personal,
-    plain_copy,
+    plain_copies,
     without_invisible,
 )
 from kogpt.tasks.profanity import Judgement, find_profanity, is_beginning
@@ -32,24 +36,24 @@ MODES: tuple[Mode, ...] = ("off", "mask", "block")
 COVER = "*"
 HELD_WORD = 64  # characters of a word without end that are held back at most
 BEFORE = 2 * LONGEST  # characters before the held end that are looked at again
+UNSEEN = 16 * BEFORE  # characters that are searched for as many that are seen
 CLOSED = 4  # characters after a number that end it
 LONG_NUMBER = 6  # digits of a number that a label behind it can make personal data
-SPACED_WORD = 24  # characters of a swear word with white space between its letters
+SPACED_WORD = 24  # characters of a swear or a harmless word with white space between its letters
 
 NUMBER = re.compile(r"\d(?:[ ()\-./·,]{0,3}\d| ?[가-힣A-Za-z] ?\d)*")
 # Ends of a text that may become an item.
+HOUSE_BEGUN = r"\d[0-9번지동하층호차, \-]{0,36}"
 OPEN = (
-    re.compile(rf"[{ALOUD}](?:[ \-.]?[{ALOUD}])*[ \-.]?$"),
+    re.compile(rf"[\d{ALOUD}](?:[ \-.]?[\d{ALOUD}])*[ \-.]?$"),
     re.compile(
         rf"[A-Za-z0-9][A-Za-z0-9._%+\-]{{0,63}}(?: |{AT}[A-Za-z0-9.\-]*| ?[(\[](?:at?)?| 골(?:뱅이?)?)$"
     ),
-    re.compile(
-        rf"(?:[가-힣]{{1,8}}(?:시|군|구)|{REGION})(?: [가-힣]{{1,8}}(?:시|군|구|읍|면|동|가))*"
-        r"(?: (?:[가-힣0-9.·]{0,12}(?:로|길|동|리|가)(?:\d{0,4}[가-힣]{0,2}길)?[0-9가-힣, \-]{0,24})?)?$"
-    ),
-    re.compile(r"[가-힣0-9.·]{1,12}(?:로|길) $"),
+    re.compile(rf"(?:{REGION} [가-힣]{{0,9}}|{CITIES}(?:[가-힣0-9.·]{{0,24}}|{STREET}(?:{HOUSE_BEGUN})?))$"),
+    re.compile(rf"{ROAD}(?:{HOUSE_BEGUN})?$|{LONE_ROAD}.{{0,{LABEL_REACH + 1}}}$"),
 )
 WORD = re.compile(r"\S+$")
+JOINED = re.compile(rf"(?:{CITIES}(?:{STREET})?|{REGION} |\S+)$")  # what belongs to the number behind it
 WORD_START = re.compile(r"(?<!\S)\S")
 
 
@@ -160,24 +164,30 @@ class FilteredStream:
 
     def _show(self, end: int | None) -> tuple[str, bool]:
         """What of the line is shown up to an end, or up to what may still change if None."""
-        line, spans = self._line, find_spans(self._line)
-        end = max(held_from(line, spans), self._shown) if end is None else end
-        spans = [span for span in spans if self._shown <= span.start < end]
-        if self.mode == "block" and spans:
-            return line[self._shown : spans[0].start], True
-        start = self._shown
-        here = [Span(span.start - start, span.end - start, span.kind) for span in spans]
-        piece = covered(line[start:end], here)
+        line, start, spans = self._line, self._shown, find_spans(self._line)
+        end = max(held_from(line, spans), start) if end is None else end
+        # Items of which a part was shown are covered from there on: the rest is not past help.
+        here = [
+            Span(max(span.start - start, 0), span.end - start, span.kind)
+            for span in spans
+            if span.start < end and span.end > start
+        ]
+        if self.mode == "block" and here:
+            return line[start : start + here[0].start], True
         self._shown = end
-        self._forget()
-        return piece, False
+        self._forget(spans)
+        return covered(line[start:end], here), False
 
-    def _forget(self) -> None:
-        """Let go of what was shown long ago: up to a white space, or anywhere in a run without one."""
-        if self._shown > 4 * BEFORE:
-            at = self._line.rfind(" ", 0, self._shown - BEFORE)
-            if at <= 0 and self._shown > 16 * BEFORE:
-                at = self._shown - 2 * BEFORE
+    def _forget(self, spans: Sequence[Span]) -> None:
+        """Let go of what was shown long ago: up to a white space, or anywhere in a run without one.
+
+        Never a part of an item: the rest of it would be taken for the beginning of another.
+        """
+        if self._shown > 3 * BEFORE:
+            at = self._line.rfind(" ", 0, _seen_before(self._line, self._shown, BEFORE))
+            if at <= 0 and self._shown > UNSEEN:
+                at = _seen_before(self._line, self._shown, 2 * BEFORE)
+            at = min((span.start for span in spans if span.start < at < span.end), default=at)
             if at > 0:
                 self._line, self._shown = self._line[at:], self._shown - at
 
@@ -185,21 +195,30 @@ class FilteredStream:
 def held_from(line: str, spans: Sequence[Span]) -> int:
     """Where the end of a line begins that may still become a part of something."""
     end = len(line)
-    first = max(0, end - BEFORE)
+    first = _seen_before(line, end, BEFORE)
     tail = line[first:]
     held = min((first + start for start in _open_starts(tail)), default=end)
     for span in reversed(spans):
-        if span.start < held < span.end or span.end >= end - 1:
+        if span.start < held < span.end or span.end >= end - 1 or _may_be_harmless(span, line):
             held = min(held, span.start)
     return held
 
 
+def _seen_before(text: str, end: int, n_seen: int) -> int:
+    """Where the last n characters that are seen before an end begin, or UNSEEN characters if they reach
+    further."""
+    first = max(0, end - UNSEEN)
+    seen, places = without_invisible(text[first:end])
+    return first + places[max(0, len(seen) - n_seen)]
+
+
 def _open_starts(tail: str) -> Iterator[int]:
     """Starts of everything at the end of a text that may go on."""
-    if word := WORD.search(tail):
-        yield max(word.start(), len(tail) - HELD_WORD)
     seen, places = without_invisible(tail)
-    yield from (places[start] for start in _open_items(plain_copy(seen)))
+    if word := WORD.search(seen):
+        yield places[max(word.start(), len(seen) - HELD_WORD)]
+    for plain in plain_copies(seen):
+        yield from (places[start] for start in _open_items(plain))
     yield from _beginnings_of_words(tail)
 
 
@@ -212,7 +231,7 @@ def _open_items(plain: str) -> Iterator[int]:
     for match in NUMBER.finditer(plain):
         n_digits, after = sum(map(str.isdecimal, match.group())), end - match.end()
         if after < CLOSED or (n_digits >= LONG_NUMBER and after <= LABEL_REACH + 1):
-            before = WORD.search(plain, max(0, match.start() - HELD_WORD), match.start())
+            before = JOINED.search(plain, max(0, match.start() - HELD_WORD), match.start())
             yield before.start() if before else match.start()
 
 
@@ -222,3 +241,10 @@ def _beginnings_of_words(tail: str) -> Iterator[int]:
     for match in WORD_START.finditer(tail, start):
         if is_beginning(fold(tail[match.start() :])):
             yield match.start()
+
+
+def _may_be_harmless(span: Span, line: str) -> bool:
+    """Whether a harmless word may go on from a swear word to the end of a line and further: 새끼를 낳았다."""
+    if span.kind != "profanity" or len(line) - span.start > SPACED_WORD:
+        return False
+    return any(is_beginning(fold(line[start:])) for start in range(span.start, span.end))

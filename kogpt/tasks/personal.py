@@ -1,7 +1,7 @@
 """Finds personal data in Korean text: resident, business and card numbers by their check digits, telephone
 and account numbers, e-mail addresses, passports, driving licences, number plates, IP and street addresses.
 
-Works on a copy of the same length in which full-width digits, other dashes and digits in Hangul ("공일공")
+Works on copies of the same length in which full-width digits, other dashes and digits in Hangul ("공일공")
 are plain, and without invisible characters, whose places are counted back. A number that other things look
 like too counts only beside a label ("계좌번호") or with a right check digit. Time is linear.
 
@@ -32,19 +32,25 @@ NUMBERS = frozenset(("resident", "business", "card", "mobile", "landline", "acco
 CLUSTER = re.compile(r"\d(?:[ ()\-./·,]{0,3}\d){7,}")
 SEEDS = re.compile(r"[0-9@]|골뱅이|\(at\)|\[at\]")
 WHOLE = ((0, sys.maxsize),)
-LONGEST = 120  # characters of the longest item, with what has to be seen on either side of it
+LONGEST = 144  # characters of the longest item, with what has to be seen on either side of it
 
 DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−－﹣﹘ㅡ"), "-")
-# Format characters, blank letters, selectors of a form and the frame of a keycap: they split a number unseen.
-INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
-    "\u20e3\u3164\ufe00-\ufe0f\ufeff\uffa0]"
-)
+# Format characters, marks on the character before and controls split a number unseen; so do blanks that
+# Unicode counts among the letters, symbols and unassigned characters. Conjoining jamo are letters and stay.
+UNSEEN = frozenset(("Cf", "Mn", "Me", "Cc"))
+BLANK = re.compile("[\u115f\u1160\u2065\u2800\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
+# Digits in a frame are marks of a list or a number's digits, as ① is.
+KEYCAP = re.compile("[0-9](?=\ufe0f?\u20e3)")
+CIRCLED = "⓪①②③④⑤⑥⑦⑧⑨"
+MARKS = frozenset(("No", "So"))  # categories of ①, ², ⓐ
 HANGUL_DIGITS = dict(zip("공영일이삼사오육륙칠팔구", "001234566789", strict=True))
 ALOUD = "공영일이삼사오육륙칠팔구"
-READ_ALOUD = re.compile(rf"(?<!\d)[{ALOUD}](?:[ \-.]?[{ALOUD}]){{8,19}}")
+READ_ALOUD = re.compile(rf"(?<!\d)[{ALOUD}](?:[ \-.]?[{ALOUD}]){{8,}}")
 COPULA = frozenset("에라고며다면었야니지죠")  # what follows 이 where it is no digit
-PARTLY_ALOUD = re.compile(rf"(?<![가-힣\d])[\d{ALOUD}](?:[ \-]?[\d{ALOUD}]){{8,19}}(?![\d가-힣])")
+PARTLY_ALOUD = re.compile(rf"(?<![가-힣\d])[\d{ALOUD}](?:[ \-]?[\d{ALOUD}]){{8,}}(?![\d가-힣])")
+SPOKEN = 3  # digits in Hangul that are meant as such; one or two are a particle or a counter beside a number
+SPOKEN_REACH = 40  # characters in which they stand
+DIGITS = re.compile(r"\d+")
 
 SEPARATOR = r"(?: ?[-./·,] ?| )?"  # between the groups of a number
 LABEL_REACH = 16  # characters before or after a number in which its label stands
@@ -56,10 +62,7 @@ RANDOM_TAILS_SINCE = date(2020, 10, 1)
 def find_personal(text: str) -> list[Span]:
     """The personal data in a text, in its order and without overlaps."""
     seen, places = without_invisible(text)
-    plain = plain_copy(seen)
-    if not SEEDS.search(plain):
-        return []
-    found = _items(plain)
+    found = [item for plain in plain_copies(seen) if SEEDS.search(plain) for item in _items(plain)]
     return without_overlaps(Span(places[item.start], places[item.end - 1] + 1, item.kind) for item in found)
 
 
@@ -93,17 +96,34 @@ class Rule:
     def places(self, text: str, regions: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """(start, end) of every item of this form in some regions of a text; a label stands for a list."""
         begun = ended = -LIST_REACH  # of the labelled list
-        for match in chain.from_iterable(self.pattern.finditer(text, *region) for region in regions):
-            start, end = match.span()
-            item = match.group()
-            if self.valid is not None and not self.valid(item):
-                continue
+        for start, end in chain.from_iterable(self._matches(text, *region) for region in regions):
+            item = text[start:end]
             if self._labelled(text, start, end):
                 begun, ended = start, end
             elif 0 < start - ended <= LIST_GAP and start - begun <= LIST_REACH:
                 ended = end
             if ended == end or self.sure is None or self.sure(item):
                 yield start, end
+
+    def _matches(self, text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of the valid matches; behind one that is none it goes on from the next digits."""
+        while match := self.pattern.search(text, start, stop):
+            if end := self._valid_end(match):
+                yield match.start(), end
+                start = end
+            else:
+                digits = DIGITS.search(text, match.start(), match.end())
+                start = digits.end() if digits else match.end()
+
+    def _valid_end(self, match: re.Match[str]) -> int | None:
+        """Where the longest valid item at a match ends: it, or it without numbers behind a space."""
+        text, (start, end) = match.string, match.span()
+        if self.valid is None or self.valid(match.group()):
+            return end
+        while (end := text.rfind(" ", start, end)) > start:
+            if self.pattern.fullmatch(text, start, end) and self.valid(text[start:end]):
+                return end
+        return None
 
     def _labelled(self, text: str, start: int, end: int) -> bool:
         if self.label is None:
@@ -113,38 +133,57 @@ class Rule:
 
 
 def without_invisible(text: str) -> tuple[str, Sequence[int]]:
-    """The text as it is seen, and where each character of it stands in the text, with the end."""
-    if text.isascii() or not INVISIBLE.search(text):
+    """The text as it is seen, with framed digits as circled ones, and where each character of it stands in
+    the text, with the end."""
+    hidden = {character for character in set(text) if _is_invisible(character)}
+    if not hidden:
         return text, range(len(text) + 1)
-    hidden = {match.start() for match in INVISIBLE.finditer(text)}
-    places = [place for place in range(len(text)) if place not in hidden]
-    return INVISIBLE.sub("", text), [*places, len(text)]
+    framed = KEYCAP.sub(lambda match: CIRCLED[int(match.group())], text)
+    places = [place for place, character in enumerate(text) if character not in hidden]
+    return framed.translate(dict.fromkeys(map(ord, hidden))), [*places, len(text)]
 
 
-def plain_copy(text: str) -> str:
-    """The text with plain digits, letters and dashes in the same places; the same object if it has them."""
-    odd = {c for c in set(text) if not c.isascii() and not "가" <= c <= "힣"}
+def _is_invisible(character: str) -> bool:
+    if character.isspace() or "가" <= character <= "힣":
+        return False
+    return unicodedata.category(character) in UNSEEN or BLANK.match(character) is not None
+
+
+def plain_copies(text: str) -> Iterator[str]:
+    """The text with plain digits, letters and dashes in the same places; then, if it holds any of MARKS that
+    are digits or letters of a sort, with those as they are: ①010-... is no number with a digit before it."""
+    table = _plain_characters(text)
+    yield _with_digits(text.translate(table) if table else text)
+    marks = [code for code in table if unicodedata.category(chr(code)) in MARKS]
+    if marks:
+        yield _with_digits(text.translate({code: table[code] for code in table.keys() - marks}))
+
+
+def _plain_characters(text: str) -> dict[int, str]:
+    """What stands for each odd character of a text, as str.translate takes it."""
     table: dict[int, str] = {}
-    for character in odd:
-        normal = unicodedata.normalize("NFKC", character)
+    for character in set(text):
+        if character.isascii() or "가" <= character <= "힣":
+            continue
+        normal = DASHES.get(ord(character)) or unicodedata.normalize("NFKC", character)
         if len(normal) == 1 and normal != character:
             table[ord(character)] = normal
-    table |= {code: dash for code, dash in DASHES.items() if chr(code) in odd}
-    plain = text.translate(table) if table else text
+    return table
+
+
+def _with_digits(plain: str) -> str:
+    """A plain copy with the digits that are read aloud."""
     return PARTLY_ALOUD.sub(_in_digits, READ_ALOUD.sub(_in_digits, plain))
 
 
 def _in_digits(match: re.Match[str]) -> str:
     run = match.group()
-    if 0 < sum(character in HANGUL_DIGITS for character in run) < 3:
-        return run  # a particle or a counter beside a number
+    aloud = [place for place, character in enumerate(run) if character in HANGUL_DIGITS]
     if run.endswith("이") and match.string[match.end() : match.end() + 1] in COPULA:
-        return _digits(run[:-1]) + run[-1]
-    return _digits(run)
-
-
-def _digits(run: str) -> str:
-    return "".join(HANGUL_DIGITS.get(character, character) for character in run)
+        aloud.pop()
+    windows = (aloud[n : n + SPOKEN] for n in range(len(aloud) - SPOKEN + 1))
+    meant = {place for window in windows if window[-1] - window[0] < SPOKEN_REACH for place in window}
+    return "".join(HANGUL_DIGITS[c] if place in meant else c for place, c in enumerate(run))
 
 
 def digits_of(item: str) -> str:
@@ -258,7 +297,7 @@ TELEPHONE_LABEL = re.compile("전화|연락|번호|대표|팩스|문의|휴대|�
 ACCOUNT_LABEL = re.compile("계좌|입금|송금|이체|환불|예금|통장|은행|뱅크|농협|신협|수협|우체국|금고")
 ACCOUNT = r"\d{2,6}(?:(?:-| |\.)\d{1,7}){1,4}|(?<!\d )\d(?: \d){9,13}(?! \d)|\d{10,14}"
 PLATE_LETTERS = "가나다라마거너더러머버서어저고노도로모보소오조구누두루무부수우주바사아자배허하호국합육해공"
-UNITS = "[억만천원명개년월일배점위층호건번권회차대도%㎞km]"
+UNITS = "(?:[억만천원명개년월일배점위층호건권회대도%㎞km]|번(?!호)|차(?!량))"  # 차량 and 번호판 are labels
 AT = r"(?: ?@ ?| ?\(at\) ?| ?\[at\] ?| 골뱅이 )"
 REGION = (
     r"(?:서울|부산|대구|인천|광주|대전|울산|세종|경기|강원|충청?[남북]|전라?[남북]|경상?[남북]|제주|충청[남북]|전라[남북]"
@@ -267,6 +306,9 @@ REGION = (
 HOUSE = r"\d{1,4}(?:-\d{1,4})?(?:번지)?(?:,? ?\d{1,4}동)?(?:,? ?(?:지하 ?)?\d{1,3}층)?(?:,? ?\d{1,4}호)?"
 ROAD = r"[가-힣0-9.·]{1,12}?(?:대로|로|길)(?:\d{1,4}(?:번|가|나|다)?길)? ?"
 VILLAGE = r"(?:[가-힣]{1,7}\d{0,2}(?:동|리)|[가-힣]{1,6}\d가) "
+CITIES = rf"(?:{REGION} )?(?:[가-힣]{{1,8}}(?:시|군|구) ){{1,2}}(?:[가-힣]{{1,8}}(?:읍|면|동|가) )?"
+STREET = rf"(?:{VILLAGE}|{ROAD})"
+LONE_ROAD = rf"(?<![가-힣0-9]){ROAD}{HOUSE}(?![.,]?\d)(?! ?{UNITS})"  # an address beside a label alone
 ADDRESS_LABEL = re.compile("주소|사는 곳|배송지|거주지|자택|소재지")
 
 RULES = (
@@ -325,14 +367,11 @@ RULES = (
     Rule("ip", re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d]|\.\d)"), valid=_is_public_ip),
     Rule(
         "address",
-        re.compile(
-            rf"(?:{REGION} )?(?:[가-힣]{{1,8}}(?:시|군|구) ){{1,2}}(?:[가-힣]{{1,8}}(?:읍|면|동|가) )?"
-            rf"(?:{ROAD}|{VILLAGE}){HOUSE}(?![.,]?\d)(?! ?{UNITS})"
-        ),
+        re.compile(rf"{CITIES}{STREET}{HOUSE}(?![.,]?\d)(?! ?{UNITS})"),
     ),
     Rule(
         "address",
-        re.compile(rf"(?<![가-힣0-9]){ROAD}{HOUSE}(?! ?{UNITS})"),
+        re.compile(LONE_ROAD),
         ADDRESS_LABEL,
         lambda item: False,
     ),

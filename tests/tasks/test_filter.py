@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import kogpt
 from kogpt import KoGPT, Sampling
 from kogpt.cli.options import FILTERS
 from kogpt.errors import InputError, KoGPTError
@@ -21,6 +22,7 @@ from kogpt.tasks.filter import MODES, Mode, TextFilter, find_spans
 from kogpt.tasks.folding import FINALS, INITIALS, VOWELS, letters_of
 from kogpt.tasks.ngrams import NgramClassifier, features
 from kogpt.tasks.profanity import CLASSIFIER, KEYS, judge, words
+from kogpt.tokenizer import Tokenizer
 
 # Mild words stand for all: each form is applied to every word of the list in the recall test.
 WORD = "등신"
@@ -129,6 +131,9 @@ PARTS = [
         ". ",
         "서울특별시 ",
         "가상구 ",
+        "보기구 ",
+        "역삼동 ",
+        "서울 ",
         "없는길로 ",
         "12",
         "-3, ",
@@ -169,6 +174,7 @@ def streamed(text: str, pieces: list[str], mode: Mode) -> tuple[str, bool]:
 @settings(max_examples=80, deadline=None)
 @example(["hong", " 골뱅이 ", "example.com"], random.Random(0))  # was shown once 골뱅이 was whole
 @example(["등신", " ", "사이"], random.Random(0))  # was taken for the harmless 등신상
+@example(["서울특별시 ", "보기구 ", "없는길로 ", "12", "-3, ", "101동 "], random.Random(0))  # was shown
 @given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=14), st.randoms(use_true_random=False))
 def test_a_stream_shows_what_the_whole_text_shows(parts: list[str], chance: random.Random) -> None:
     text = "".join(parts)
@@ -178,6 +184,25 @@ def test_a_stream_shows_what_the_whole_text_shows(parts: list[str], chance: rand
         whole = TextFilter(mode).apply(text)
         assert streamed(text, pieces, mode) == whole
         assert streamed(text, list(text), mode) == whole
+
+
+STREAMED = [f"그는 {disguise(WORD)} 라고 했다" for disguise in DISGUISES.values()]
+STREAMED += [*CLEAN, "흰새끼를 낳았다", "어미새끼 고양이", "나쁜새끼를 보았다", f"이 {WORD} 010-0123-4567"]
+STREAMED += ["가상구 없는로 4111 1111 1111 1111.12", "보기시 역삼동 31바 900101 1234568"]
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_examples_stream_as_they_are_shown_whole(mode: Mode) -> None:
+    """Character by character and by the tokens of kogpt-mini: a harmless word may begin in a swear word."""
+    tokenizer = Tokenizer.from_file(Path(kogpt.__file__).parent / "mini" / "tokenizer.json")
+    for written in STREAMED:
+        text = unicodedata.normalize("NFC", written)
+        whole = TextFilter(mode).apply(text)
+        decoder = tokenizer.decoder()
+        tokens = [decoder.push(token) for token in tokenizer.encode(text)] + [decoder.flush()]
+        assert "".join(tokens) == text
+        assert streamed(text, list(text), mode) == whole
+        assert streamed(text, tokens, mode) == whole
 
 
 def test_the_whole_text_shows_no_item() -> None:

@@ -15,10 +15,10 @@ import pytest
 import kogpt.search
 import kogpt.server
 import kogpt.tasks
-from kogpt import patterns
+from kogpt import grammar, patterns
 from kogpt.tasks import personal
 from kogpt.tasks.answers import Source, find_evidence
-from kogpt.tasks.filter import OPEN, WORD
+from kogpt.tasks.filter import JOINED, OPEN, WORD, TextFilter
 from kogpt.tasks.sentences import split_sentences
 from kogpt.tasks.summaries import make_title, summarize
 
@@ -26,7 +26,7 @@ UNITS = (
     *(".", " ", "1", '"', ")", "(", "[", "{", "\n", "…", "가", "공", "@", "-", "\\", "a"),
     *("()", "1 ", "1.", '"\\', "공 ", "a.", "가로 ", "1-", "[\\", ". ", "。”"),
 )
-BOUNDED = (*OPEN, WORD)  # of FilteredStream, which shows them the last characters of a line alone
+BOUNDED = (*OPEN, WORD, JOINED)  # of FilteredStream, which shows them the last characters of a line alone
 SECONDS = 1.0  # a linear one takes some hundredths
 
 
@@ -41,7 +41,7 @@ def modules() -> Iterator[ModuleType]:
     for package in (kogpt.tasks, kogpt.server, kogpt.search):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             yield importlib.import_module(found.name)
-    yield patterns
+    yield from (patterns, grammar)
 
 
 def found_in(value: Any) -> Iterator[re.Pattern[str]]:
@@ -70,6 +70,15 @@ def test_no_run_takes_a_pattern_long(pattern: re.Pattern[str]) -> None:
     for text in runs(20_000):
         spent = seconds(pattern.sub, "", text)
         assert spent < SECONDS, (text[:4], spent)
+
+
+@pytest.mark.parametrize("unit", [*UNITS, "강남시 ", "가로 1", "서울 1가 ", "공1 ", "a@", "①", "\u200b"])
+def test_no_run_takes_a_stream_long(unit: str) -> None:
+    """The patterns that are shown the last characters of a line alone, piece by piece."""
+    stream = TextFilter("mask").stream()
+    text = (unit * 4000)[:4000]
+    spent = seconds(lambda: [stream.push(text[start : start + 100]) for start in range(0, len(text), 100)])
+    assert spent < SECONDS, spent
 
 
 def test_sentences_of_the_longest_text_come_at_once() -> None:
