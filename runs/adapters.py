@@ -133,6 +133,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     args = parser.parse_args()
+    args.data, args.work = args.data.absolute(), args.work.absolute()  # the command runs in another folder
     for name in args.names or RECIPES:
         words = command(name, args.data, args.work)
         done = subprocess.run([sys.executable, "-m", "kogpt", *words], cwd=ROOT, check=False)

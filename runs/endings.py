@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kogpt.search.analysis import ENDINGS
-from kogpt.texts import read_text
+from kogpt.texts import read_text, text_lines
 
 N_WORDS = 150_000  # different words that are analysed
 MIN_WORDS, MIN_SHARE = 5, 0.3
@@ -29,7 +29,7 @@ OTHERS = {"VCP", "VCN", "XSV", "XSA", "VX"}
 def read_words(path: Path) -> list[str]:
     """The first N_WORDS different words of Hangul alone."""
     found: dict[str, None] = {}
-    for line in read_text(path).splitlines():
+    for _, line in text_lines(read_text(path)):
         found.update(dict.fromkeys(filter(HANGUL.fullmatch, json.loads(line)["text"].split())))
         if len(found) >= N_WORDS:
             break

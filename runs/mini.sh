@@ -15,6 +15,7 @@ mkdir -p "$WORK"
 CORPUS=$(realpath -e "$CORPUS")
 WORK=$(realpath "$WORK")
 RECIPE=$(realpath -e "${RECIPE:-$(dirname "$0")/mini3.toml}")
+[ -z "${EVAL:-}" ] || EVAL=$(realpath -e "$EVAL")
 cd "$(dirname "$(realpath "$0")")/.."
 MACHINE=${MACHINE:-$(uname -m), $(nproc) cores}
 export PYTHONPATH=$PWD

@@ -222,7 +222,7 @@ class Series:
 
     def known(self) -> dict[str, dict[str, Any]]:
         """What these and earlier calls found, by name."""
-        lines = read_metrics(self.results) if self.results.exists() else []
+        lines = read_metrics(self.results, "name") if self.results.exists() else []
         return {line["name"]: line for line in lines if self.key.items() <= line.items()}
 
     def run(self, planned: Mapping[str, Changes], jobs: int) -> list[str]:

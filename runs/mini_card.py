@@ -103,6 +103,7 @@ def main() -> None:
     )
     facts = {
         **course_of(recipe),
+        "recipe": args.recipe.name,
         "start": start,
         "steps": last["step"],
         "tokens": last["tokens"],

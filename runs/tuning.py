@@ -7,7 +7,9 @@
 --quick is for two cores: one seed, 4,000 rows, 2,000 test rows, two epochs. --gpu takes all rows, three
 seeds, large batches and several runs at a time. Other options change either.
 
-Every run is a `kogpt tune` of its own, continues where it was stopped, and is not repeated once it has ended.
+Every run is a `kogpt tune` of its own and continues where it was stopped. WORK/TASK-METHOD-SEED.json has its
+words and figures. Once it has ended it is not repeated with the same words; with others `kogpt tune` decides:
+it measures again, or refuses what would be another run.
 Tasks are measured on their test rows, or on --test-rows of them, chosen by hash. Dev alone stops a run.
 """
 
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kogpt.files import atomic_write
 from kogpt.metrics import METRICS, Metric, Outcome
 from kogpt.tuning.data import Choice, Example, lowest, read_task
 from kogpt.tuning.tasks import TASKS
@@ -42,10 +45,11 @@ RATES = {
     "intent": {"full": "2e-4", "lora": "5e-4", "prefix": "2e-2", "p-tuning": "2e-3"},
 }
 # Weights of the prompt's tokens in the loss; 0 where none was measured (tuning_zen5_20261127.md).
-PROMPT_LOSS_WEIGHTS = {("nsmc", "full"): "0.1"}
+PROMPT_LOSS_WEIGHTS = {("nsmc", "full"): "0.1", ("intent", "full"): "0.1"}
 QUICK = {"rows": 4000, "test_rows": 2000, "epochs": 2.0, "seeds": 1}
 GPU = {"rows": None, "device": "cuda", "jobs": 8}
-# Options of --gpu; a small set is read more often.
+EPOCHS = 3.0
+# Options of --gpu; a small set is read more often, and --epochs has the last word.
 LARGE = {
     "nsmc": ("--batch", "128", "--epochs", "2"),
     "intent": ("--batch", "64"),
@@ -73,27 +77,39 @@ PUBLISHED = (
 def command(task: str, method: str, seed: int, args: argparse.Namespace) -> list[str]:
     """`kogpt tune` of one run, into a folder of its own. Of two options of a name the later holds."""
     words = ["tune", method, task, "--data", str(args.data), *METHODS[method], "--rate", RATES[task][method]]
-    words += ["--epochs", str(args.epochs), "--seed", str(seed), "--skip-bad", "--device", args.device]
+    words += ["--epochs", str(EPOCHS), "--seed", str(seed), "--skip-bad", "--device", args.device]
     weight = args.prompt_loss_weight or PROMPT_LOSS_WEIGHTS.get((task, method), "0")
     words += ["--prompt-loss-weight", weight]
     words += ["--rows", str(args.rows)] if args.rows else []
     words += ["--test-rows", str(args.test_rows)] if args.test_rows else []
     words += ["--tokens-per-pass", "16384", *LARGE[task]] if args.gpu else []
+    words += [] if args.epochs is None else ["--epochs", str(args.epochs)]
     words += ["--head"] if TASKS[task].graded else []
     return [*words, "--json", "--score-test", "--out", str(args.work / f"{task}-{method}-{seed}")]
 
 
 def run(words: Sequence[str]) -> dict[str, float]:
-    """The test figures of a run, which is made first unless it has ended."""
+    """The test figures of a run, which is made first unless it has ended with the same words."""
     out = Path(words[words.index("--out") + 1])
     result = out.with_suffix(".json")
-    if not result.exists():
-        with out.with_suffix(".log").open("ab") as log:
-            whole = [sys.executable, "-m", "kogpt", *words]
-            done = subprocess.run(whole, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, check=True)
-        result.write_bytes(done.stdout.splitlines()[-1])
-    found: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))["test"]
+    known = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+    if known.get("words") != list(words):
+        known = {"words": list(words), **json.loads(tune(words, out.with_suffix(".log")))}
+        with atomic_write(result) as file:
+            file.write(json.dumps(known, ensure_ascii=False).encode())
+    found: dict[str, float] = known["test"]
     return found
+
+
+def tune(words: Sequence[str], log: Path) -> bytes:
+    """The last line that `kogpt tune` prints; RuntimeError with the last of its log if it fails."""
+    with log.open("ab") as messages:
+        whole = [sys.executable, "-m", "kogpt", *words]
+        done = subprocess.run(whole, cwd=ROOT, stdout=subprocess.PIPE, stderr=messages, check=False)
+    if done.returncode:
+        *_, last = ["nothing", *log.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
+        raise RuntimeError(f"status {done.returncode}, {log} ends with: {last}")
+    return done.stdout.splitlines()[-1]
 
 
 def results(args: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, float]]]:
@@ -148,7 +164,7 @@ def main() -> int:
     preset.add_argument("--gpu", action="store_true", help="all of everything, for a GPU")
     parser.add_argument("--rows", type=int, default=20_000, help="training rows, chosen by hash")
     parser.add_argument("--test-rows", type=int, help="test rows, chosen by hash (default: all)")
-    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--epochs", type=float, help=f"(default: {EPOCHS:g}, or what the preset has)")
     parser.add_argument("--prompt-loss-weight", help="one weight for all (default: PROMPT_LOSS_WEIGHTS)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -156,6 +172,7 @@ def main() -> int:
     chosen = parser.parse_known_args()[0]
     parser.set_defaults(**(QUICK if chosen.quick else GPU if chosen.gpu else {}))
     args = parser.parse_args()
+    args.data, args.work = args.data.absolute(), args.work.absolute()  # the command runs in another folder
     args.work.mkdir(parents=True, exist_ok=True)
     found = results(args)
     print("| task | method | rate | metric | test | seeds |\n|---|---|---|---|---|---|")

@@ -3,7 +3,8 @@
     python runs/uses.py
 
 The pages' texts are runs/uses.en.md and runs/uses.ko.md. A line `$ kogpt ...` in a block is run, and what it
-prints follows it. `<!-- official -->` becomes the seven examples of Kakao's KoGPT API (developers.kakao.com).
+prints follows it. `<!-- official -->` becomes the seven examples of Kakao's KoGPT API (developers.kakao.com),
+0.xx the threshold of profanity with the adapter.
 The texts of the examples that the API's page leaves out are ours. Seeds are fixed; another processor may
 round differently and write other words.
 """
@@ -24,6 +25,8 @@ from unittest import mock
 
 from kogpt import KoGPT, Result
 from kogpt.cli import main as kogpt
+from kogpt.tasks.ngrams import NgramClassifier
+from kogpt.tasks.profanity import CLASSIFIER
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"C": ("uses.en.md", "docs/uses.md"), "ko_KR.UTF-8": ("uses.ko.md", "docs/ko/uses.md")}
@@ -33,6 +36,7 @@ HISTORY = (
     " 일본 수군을 여러 번 이겼다."
 )
 SEED = 7
+THRESHOLD = "0.xx"  # as wide as what takes its place, so that lines stay wrapped
 COMMAND = re.compile(r"^\$ kogpt (.+)$", re.MULTILINE)
 
 
@@ -129,6 +133,13 @@ def output(words: list[str]) -> str:
     return shown.getvalue().rstrip("\n")
 
 
+def with_threshold(template: str) -> str:
+    """The template with the threshold that kogpt/tasks/profanity.npz holds."""
+    joint = NgramClassifier.load(CLASSIFIER).joint_with_adapter
+    assert joint is not None, "the file was trained with the adapter"
+    return template.replace(THRESHOLD, f"{joint.thresholds[0]:.2f}")
+
+
 def render(template: str, model: KoGPT, english: bool) -> str:
     """The page of a template."""
     with TemporaryDirectory() as folder:
@@ -138,7 +149,7 @@ def render(template: str, model: KoGPT, english: bool) -> str:
             return f"{match[0]}\n{output(words).replace(folder, '/tmp')}".rstrip()
 
         page = COMMAND.sub(run, template)
-    return page.replace("<!-- official -->", official(model, english))
+    return with_threshold(page).replace("<!-- official -->", official(model, english))
 
 
 def main() -> None:

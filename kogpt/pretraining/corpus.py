@@ -14,14 +14,13 @@ import fnmatch
 import glob
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from kogpt.errors import InputError, MissingExtra, localized
-from kogpt.texts import SUFFIXES, Encoding, decompress, detect_encoding
+from kogpt.texts import SUFFIXES, Encoding, decompress, detect_encoding, nfc
 from kogpt.texts import format_of as format_by_name
 
 Format = Literal["jsonl", "text", "parquet"]
@@ -397,4 +396,4 @@ def _document(segment: Segment, line: int, text: str) -> Document | BadRecord:
         text.encode()
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
         return BadRecord(segment.path, line, "surrogate")
-    return Document(segment.path, line, unicodedata.normalize("NFC", text.replace("\r\n", "\n")))
+    return Document(segment.path, line, nfc(text.replace("\r\n", "\n")))

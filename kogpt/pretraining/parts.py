@@ -63,11 +63,16 @@ class Options:
         filters.rules_without(self.left_out)
         if self.near:
             dedup.rows_per_band(self.near)
-        if not 0 <= self.max_bad_share <= 1:
-            raise InputError(
-                f"share of bad records {self.max_bad_share}: give a number from 0 to 1",
-                f"잘못된 기록의 비율 {self.max_bad_share}: 0에서 1 사이의 수를 지정하세요",
-            )
+        require_bad_share(self.max_bad_share)
+
+
+def require_bad_share(share: float) -> None:
+    """InputError for what is no share of records."""
+    if not 0 <= share <= 1:
+        raise InputError(
+            f"share of bad records {share}: give a number from 0 to 1",
+            f"잘못된 기록의 비율 {share}: 0에서 1 사이의 수를 지정하세요",
+        )
 
 
 @dataclass(slots=True)

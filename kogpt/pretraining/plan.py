@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from typing import Any
-from unicodedata import east_asian_width
 
 from kogpt.config import ModelConfig
-from kogpt.errors import ConfigError, localized
+from kogpt.errors import ConfigError, columns, localized, pad
 
 DAY = 86_400
 GIB = 2**30
@@ -326,7 +325,7 @@ def _describe_ko(job: Job) -> str:
     return "\n".join(
         [
             f"매개변수 {config.n_parameters:,}개, 문맥 {config.n_ctx}, 토큰마다 {_figure(flops)} GFLOP, "
-            f"토큰 {_figure(tokens)} x 10^9개, 단계마다 {job.batch_tokens:,}개, 옵티마이저 {job.optimizer}"
+            f"토큰 {_figure(tokens)} x 10^9개, 스텝마다 {job.batch_tokens:,}개, 옵티마이저 {job.optimizer}"
             f"{', 가중치의 평균' if job.averages else ''}.",
             f"GPU 하나: {one.peak / 1e12:g} TFLOP/s, {one.memory / 1e9:g} GB, 노드({GPUS_PER_NODE}개) 안에서 "
             f"{one.link / 1e9:g} GB/s, 다른 노드와 {one.network / 1e9:g} GB/s, 시간당 {one.dollars:.2f}달러.",
@@ -363,10 +362,10 @@ def to_json(plan: Plan) -> dict[str, Any]:
 def table(found: Sequence[Plan]) -> str:
     """The plans side by side, in Markdown that also reads as plain text, in the user's language."""
     rows = [
-        [localized("per GPU and step", "GPU와 단계마다"), *(_gpus(plan.job.n_gpus) for plan in found)],
+        [localized("per GPU and step", "GPU와 스텝마다"), *(_gpus(plan.job.n_gpus) for plan in found)],
         *([name, *(cell(plan) for plan in found)] for name, cell in _lines(found[0].memory)),
     ]
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(columns(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
     rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
     return "\n".join([lines[0], rule, *lines[1:]])
@@ -415,14 +414,8 @@ def _figure(value: float) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padding = [" " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
-    rest = (f"{space}{cell}" for cell, space in zip(cells[1:], padding[1:], strict=True))
-    return f"| {' | '.join([cells[0] + padding[0], *rest])} |"
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: a Hangul syllable takes two."""
-    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+    rest = (pad(cell, width, right=True) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return f"| {' | '.join([pad(cells[0], widths[0]), *rest])} |"
 
 
 def _require_positive(name: str, value: float) -> None:

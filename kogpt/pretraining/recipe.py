@@ -28,7 +28,7 @@ from pathlib import Path
 
 from kogpt.errors import ConfigError
 from kogpt.pretraining.mixture import Source, Stage, require_order
-from kogpt.training.settings import TrainingSettings, from_table, read_toml
+from kogpt.training.settings import TrainingSettings, from_table, read_toml, require_seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,17 +64,13 @@ class Recipe(TrainingSettings):
                 "a recipe has either [model], the shape of random weights, or init, a model to start from",
                 "[model](임의 가중치의 구조)과 init(이어서 학습할 모델) 중 하나만 적으세요",
             )
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(
-                f"seed is {self.seed}: it must be 0 or more, and below 2^63",
-                f"seed 값이 {self.seed}입니다. 0 이상 2^63 미만의 수를 쓰세요",
-            )
+        require_seed(self.seed)
         require_order(self.order)
         if self.average and self.average.first_due > self.schedule.steps:
             raise ConfigError(
                 f"the first average is due at step {self.average.first_due}, after the last, "
                 f"{self.schedule.steps}: lower average.first_step or average.every, or leave [average] out",
-                f"첫 평균은 {self.average.first_due}단계인데 마지막 단계가 {self.schedule.steps}입니다. "
+                f"첫 평균은 {self.average.first_due}스텝인데 마지막 스텝이 {self.schedule.steps}입니다. "
                 "average.first_step이나 average.every를 줄이거나 [average]를 빼세요",
             )
         if self.validation_bytes < 1:

@@ -115,7 +115,7 @@ def _require_end_ahead(recipe: Recipe, step: int) -> None:
         raise ConfigError(
             f"the run has made {step} steps, more than schedule.steps, {recipe.schedule.steps}: set "
             f"schedule.steps to {step} or more, or give another --out",
-            f"이미 {step}단계까지 학습했는데 schedule.steps 값은 {recipe.schedule.steps}입니다. "
+            f"이미 {step}스텝까지 학습했는데 schedule.steps 값은 {recipe.schedule.steps}입니다. "
             f"schedule.steps를 {step} 이상으로 하거나 다른 --out을 지정하세요",
         )
 

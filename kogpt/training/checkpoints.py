@@ -16,7 +16,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
@@ -37,16 +35,19 @@ from kogpt.errors import CheckpointError
 from kogpt.files import cannot_write, sync
 from kogpt.training.averaging import Average
 from kogpt.training.processes import Processes
+from kogpt.training.reading import Reader, load
 from kogpt.training.verdict import Best
 
-NAME = re.compile(r"step_(\d{8})")
+NAME = re.compile(r"step_[0-9]{8,}")
 PARTIAL = ".partial"
+LEAVING = ".old" + PARTIAL
 INFO = "run.json"
 # Frozen parameters are not saved, so loading cannot be strict. A missing trained one is found when the files
 # are read.
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
-# What a damaged run.json can raise.
-DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
+# What a damaged run.json can raise, and what damage of the other files.
+DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+UNREADABLE = (*DAMAGES, RuntimeError, CheckpointException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class CheckpointWriter:
             if self.processes.is_first:
                 _write_info(partial, info)
                 _rename(partial, final)
-                _remove_old(self.folder, self.keep, info.best)
+                _remove_old(self.folder, self.keep)
         except (OSError, RuntimeError, CheckpointException) as error:
             refused = cannot_write(final, _reason(error))  # torch's words do not mention a full disk
             shutil.rmtree(partial, ignore_errors=True)
@@ -132,7 +133,7 @@ class CheckpointWriter:
 
 def latest(folder: Path) -> Path | None:
     """The whole checkpoint of the highest step, or None."""
-    return max(_whole(folder), default=None)
+    return max(_whole(folder), default=None, key=step_of)
 
 
 def best(folder: Path) -> Path | None:
@@ -144,10 +145,9 @@ def best(folder: Path) -> Path | None:
     if newest is None:
         return None
     try:
-        found = _read_info(newest)[0].best
+        return _best_of(newest) or newest
     except DAMAGES as error:
         raise _damaged(newest, error) from error
-    return newest if found is None else folder / _name(found.step)
 
 
 def verify(path: Path, processes: Processes | None = None) -> CheckpointInfo:
@@ -182,12 +182,13 @@ def restore(
     averaged = info.averaged if learner.average else 0
     state = _state(learner, averaged > 0)
     try:
+        reader = Reader(path)
         # A run that began on a CPU has no generator of a GPU in its checkpoint.
-        if "rng.cuda" not in FileSystemReader(path).read_metadata().state_dict_metadata:
+        if "rng.cuda" not in reader.metadata.state_dict_metadata:
             state["rng"].pop("cuda", None)
         with _quiet():
-            state_dict_loader.load(state, checkpoint_id=path)
-    except (OSError, ValueError, RuntimeError, KeyError, CheckpointException) as error:
+            load(state, reader)
+    except UNREADABLE as error:
         raise _damaged(path, error) from error
     set_state_dict(
         learner.module,
@@ -260,7 +261,10 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 class SavedTensors(Mapping[str, NDArray[np.float32]]):
-    """The weights of a checkpoint by name; each is read when it is asked for."""
+    """The weights of a checkpoint by name; each is read when it is asked for.
+
+    CheckpointError then if the checkpoint is damaged.
+    """
 
     def __init__(
         self, path: Path, shapes: Mapping[str, tuple[int, ...]], prefix: str = "", part: str = "module"
@@ -269,12 +273,16 @@ class SavedTensors(Mapping[str, NDArray[np.float32]]):
         self.shapes = shapes  # by name, without `prefix`
         self.prefix = prefix  # of the names in the checkpoint
         self.part = part  # "module", or "average" of a checkpoint that has one
+        self._reader: Reader | None = None
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         tensor = torch.empty(self.shapes[name])
-        with _quiet():
-            state = {self.part: {self.prefix + name: tensor}}
-            state_dict_loader.load(state, checkpoint_id=self.path, no_dist=True)
+        try:
+            self._reader = self._reader or Reader(self.path)
+            with _quiet():
+                load({self.part: {self.prefix + name: tensor}}, self._reader, no_dist=True)
+        except UNREADABLE as error:
+            raise _damaged(self.path, error) from error
         return tensor.numpy()
 
     def __iter__(self) -> Iterator[str]:
@@ -284,12 +292,35 @@ class SavedTensors(Mapping[str, NDArray[np.float32]]):
         return len(self.shapes)
 
 
-def _remove_old(folder: Path, keep: int, best: Best | None) -> None:
-    """Remove what was left half written, and all checkpoints but the newest `keep` and the best one."""
-    kept = None if best is None else folder / _name(best.step)
-    for path in [*folder.glob("step_*" + PARTIAL), *sorted(_whole(folder))[:-keep]]:
-        if path != kept:
-            shutil.rmtree(path)
+def _remove_old(folder: Path, keep: int) -> None:
+    """Remove half-written checkpoints, and whole ones but the newest `keep` and those that they call best.
+
+    The newest may be found damaged later: the one before it still has its best then.
+    """
+    for path in folder.glob("step_*" + PARTIAL):
+        shutil.rmtree(path)
+    whole = sorted(_whole(folder), key=step_of)
+    kept: set[Path | None] = set(whole[-keep:])
+    for path in whole[-keep:]:
+        with suppress(*DAMAGES):
+            kept.add(_best_of(path))
+    for path in whole:
+        if path not in kept:
+            _remove(path)
+
+
+def _best_of(path: Path) -> Path | None:
+    """What a checkpoint calls the best one, if it does; DAMAGES if it is damaged."""
+    found = _read_info(path)[0].best
+    return None if found is None else path.with_name(_name(found.step))
+
+
+def _remove(path: Path) -> None:
+    """Remove a whole checkpoint, which loses its name first: a kill half way leaves none that looks whole."""
+    leaving = path.with_name(path.name + LEAVING)
+    shutil.rmtree(leaving, ignore_errors=True)
+    path.rename(leaving)
+    shutil.rmtree(leaving)
 
 
 def step_of(path: Path) -> int:
@@ -320,7 +351,8 @@ def _state(learner: Learner, with_average: bool) -> dict[str, Any]:
 def _rename(partial: Path, final: Path) -> None:
     for path in [*partial.iterdir(), partial]:
         sync(path)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        _remove(final)
     partial.rename(final)
     sync(final.parent)
 

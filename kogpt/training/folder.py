@@ -53,8 +53,9 @@ def require_same_start(
 
     To be asked before the run is resumed: a checkpoint of other shapes would look damaged. facts: strings by
     name; `init`, the folder that the weights came from, and `init_sha256`, its digest, are left out by a run
-    from random weights; `init` itself may differ, for folders move. usual: facts that an older version did
-    not note. settings: what a recipe calls a fact, where that is not the fact's own name.
+    from random weights; `init` itself may differ, for folders move. usual: what facts are where an older
+    version did not note them, or noted None. settings: what a recipe calls a fact, where that is not the
+    fact's own name.
     """
     path = run.folder / METRICS
     is_begun = checkpoints.latest(run.folder) is not None
@@ -62,15 +63,25 @@ def require_same_start(
     run.processes.wait()  # every process has read the file before it changes
     if is_begun:
         noted = next((line for line in lines if line["step"] == 0), {})
-        noted = {**(usual or {}), **noted}
+        noted = _completed(noted, usual or {})
         _require_noted(run.folder, noted, facts)
         _compare(run.folder, noted, facts, settings or {})
 
 
 def remember_start(run: Run, facts: Mapping[str, str]) -> None:
-    """Write `facts` of a run's start into the first line of its metrics, unless the run was resumed."""
+    """Write `facts` of a run's start into the first line of its metrics, unless the run was resumed.
+
+    The line is on the disk then: no checkpoint is resumed without it.
+    """
     if not run.step and run.processes.is_first:
         run.report.write({"step": 0, "tokens": 0, "seconds": 0.0, **facts})
+        run.report.secure()
+
+
+def _completed(noted: Mapping[str, Any], usual: Mapping[str, str]) -> dict[str, Any]:
+    """What was noted, with what is usual in the places of what was not."""
+    kept = {name: value for name, value in noted.items() if name not in usual or value != str(None)}
+    return {**usual, **kept}
 
 
 def _require_noted(folder: Path, noted: Mapping[str, Any], facts: Mapping[str, str]) -> None:

@@ -299,6 +299,6 @@ def _not_finite(step: int, loss: float, norm: float, origins: tuple[str, ...]) -
     return TrainingStopped(
         f"step {step}: loss {loss}, gradient norm {norm}; nothing was updated. Batch: {shown}. "
         f"Lower the learning rate, or leave that text out",
-        f"{step}단계: 손실 {loss}, 기울기 크기 {norm}. 갱신하지 않고 멈췄습니다. 배치: {shown}. "
+        f"{step}스텝: 손실 {loss}, 기울기 크기 {norm}. 갱신하지 않고 멈췄습니다. 배치: {shown}. "
         f"학습률을 낮추거나 그 텍스트를 빼세요",
     )

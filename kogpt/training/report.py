@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from kogpt.config import ModelConfig
-from kogpt.errors import CheckpointError, MissingExtra
-from kogpt.files import atomic_write, explain_disk_errors
+from kogpt.errors import CheckpointError, MissingExtra, localized, pad
+from kogpt.files import atomic_write, explain_disk_errors, sync
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -64,6 +64,12 @@ class Report:
                 self._events.add_scalar(name, value, metrics["step"])
             self._events.flush()
 
+    def secure(self) -> None:
+        """Wait until all lines are on the disk."""
+        with explain_disk_errors(self.path):
+            sync(self.path)
+            sync(self.path.parent)
+
     def utilization(self, lengths: NDArray[np.int64], seconds: float) -> dict[str, float]:
         """`mfu` of a step whose rows have `lengths` tokens, (B,); nothing where the work is unknown."""
         if self.work is None:
@@ -77,17 +83,19 @@ class Report:
             return
         left = (n_steps - metrics["step"]) * metrics["seconds_per_step"]
         mfu = f"MFU {metrics['mfu']:.0%}  " if "mfu" in metrics else ""
-        line = (
-            f"step {metrics['step']}/{n_steps}  loss {metrics['loss']:.3f}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s  {mfu}{_duration(left)} left"
+        step, loss = f"{metrics['step']}/{n_steps}", f"{metrics['loss']:.3f}"
+        speed, time = f"{metrics['tokens_per_second']:,.0f}", _duration(left)
+        line = localized(
+            f"step {step}  loss {loss}  {speed} tokens/s  {mfu}{time} left",
+            f"스텝 {step}  손실 {loss}  초당 {speed}토큰  {mfu}{time} 남음",
         )
-        self.live.write(f"\r{line:<78}" if self.live.isatty() else line + "\n")
+        self.live.write(f"\r{pad(line, 78)}" if self.live.isatty() else line + "\n")
         self.live.flush()
 
     def tell(self, line: str) -> None:
         """Show on a line of its own what takes time now."""
         if self.live is not None:
-            self.live.write(f"\r{line:<78}\n" if self.live.isatty() else line + "\n")
+            self.live.write(f"\r{pad(line, 78)}\n" if self.live.isatty() else line + "\n")
             self.live.flush()
 
     def end(self) -> None:
@@ -116,20 +124,26 @@ def _scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, key: str = "step") -> list[dict[str, Any]]:
     """All whole lines of a metrics.jsonl; a last line that a crash cut off is dropped.
 
-    CheckpointError for any other line that is not JSON.
+    CheckpointError for any other line that is not a JSON object with that key.
     """
-    text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
+        return [_object(line, key) for line in whole.decode().split("\n")] if whole else []
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} has a line that is not JSON ({error}): remove that line and resume",
-            f"{path}에 JSON이 아닌 줄이 있습니다({error}). 그 줄을 지우고 이어서 학습하세요",
+            f"{path} has a line that is not JSON of a run ({error}): remove that line and resume",
+            f"{path}에 학습 기록 JSON이 아닌 줄이 있습니다({error}). 그 줄을 지우고 이어서 학습하세요",
         ) from error
+
+
+def _object(line: str, key: str) -> dict[str, Any]:
+    found = json.loads(line)
+    if type(found) is not dict or key not in found:
+        raise ValueError(f"{line[:40]!r} is no object with {key!r}")
+    return found
 
 
 def flops_per_token(config: ModelConfig, length: float) -> float:

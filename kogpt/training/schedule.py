@@ -42,7 +42,7 @@ class Schedule:
             raise ConfigError(
                 f"warm-up ({warmup}) and decay ({decay}) must be 0 or more and fit into {self.steps} steps: "
                 "shorten them, or raise schedule.steps",
-                f"예열({warmup})과 감쇠({decay})가 0보다 작거나 전체 {self.steps}단계를 넘습니다. "
+                f"예열({warmup})과 감쇠({decay})가 0보다 작거나 전체 {self.steps}스텝을 넘습니다. "
                 "줄이거나 schedule.steps를 늘리세요",
             )
 

@@ -17,6 +17,10 @@ from kogpt.training.optimizers import OptimizerSettings
 from kogpt.training.schedule import Schedule
 
 T = TypeVar("T")
+# numpy splits a larger seed into parts, and in a list of numbers those of one give the numbers of another:
+# (1 + 5 * 2**32, 0) those of (1, 5), which is seed 1 at step 5.
+END_OF_SEEDS = 2**32
+MAX_DEPTH = 100  # of tables and lists in a file of settings; ours have 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +38,7 @@ class LoopSettings:
     save_seconds: float = (
         600.0  # a checkpoint is due after these seconds or those steps, whichever comes first
     )
-    keep: int = 2  # newest checkpoints that stay; the best one stays in any case
+    keep: int = 2  # newest checkpoints that stay; those that they call best stay too
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -57,14 +61,23 @@ class TrainingSettings:
     average: AverageSettings | None = None  # None: the newest weights are validated and exported
 
 
+def require_seed(seed: int) -> None:
+    """ConfigError unless every seed that is allowed gives numbers of its own."""
+    if not 0 <= seed < END_OF_SEEDS:
+        raise ConfigError(
+            f"seed is {seed}: it must be a whole number from 0 to below 2^32, {END_OF_SEEDS:,}",
+            f"seed 값이 {seed}입니다. 0 이상 2^32({END_OF_SEEDS:,}) 미만의 정수를 쓰세요",
+        )
+
+
 def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     """A TOML file, changed by lines of TOML such as `schedule.steps = 200`.
 
     ConfigError for a file that is missing or not TOML, and for a change that is not.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        document = _parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"recipe {path} cannot be read: {error}", f"설정 파일을 읽을 수 없습니다: {path} ({error})"
         ) from error
@@ -75,14 +88,36 @@ def read_toml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
 
 def _parse_change(change: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(change)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return _parse(change)
+    except (ValueError, RecursionError) as error:
+        change = change if len(change) <= 80 else change[:80] + "..."
         raise ConfigError(
             f"--set {change} is not a line of TOML ({error}): write numbers as steps=200 and text as "
             "'name=\"...\"'",
             f"TOML 한 줄이 아닙니다: --set {change} ({error}). 수는 steps=200, 글은 "
             "'name=\"...\"'처럼 쓰세요",
         ) from error
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """A TOML document that can be merged and shown; ValueError or RecursionError for any other text."""
+    document = tomllib.loads(text)
+    _require_bounds(document, MAX_DEPTH)
+    return document
+
+
+def _require_bounds(value: object, depth: int) -> None:
+    """ValueError for tables and lists more than `depth` deep, and for a whole number that TOML need not have.
+
+    Python reads larger ones, but may neither print them nor make them floats.
+    """
+    if not depth:
+        raise ValueError(f"tables or lists are more than {MAX_DEPTH} deep")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _require_bounds(item, depth - 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"a whole number of {value.bit_length():,} bits: write one from -2^63 to below 2^63")
 
 
 def _merge(document: dict[str, Any], change: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from typing import Any
 
 from kogpt import data_files
 from kogpt.errors import InputError
-from kogpt.texts import format_of, read_records, read_text, text_lines
+from kogpt.texts import format_of, nfc, read_records, read_text, text_lines
 from kogpt.tuning.tasks import NUMBERED, Part, Task
 
 ONE, PAIR = ("text",), NUMBERED  # names of a row's texts, in files and in templates
@@ -51,7 +50,7 @@ class Example:
 
     def digest(self) -> bytes:
         """SHA-256 of the text in NFC, white space collapsed: rows with equal ones are the same text."""
-        plain = " ".join(unicodedata.normalize("NFC", self.text).split())
+        plain = " ".join(nfc(self.text).split())
         return hashlib.sha256(plain.encode()).digest()
 
 

@@ -28,7 +28,7 @@ from kogpt.training.optimizers import OptimizerSettings
 from kogpt.training.processes import Processes
 from kogpt.training.report import Report
 from kogpt.training.schedule import Schedule
-from kogpt.training.settings import LoopSettings, TrainingSettings
+from kogpt.training.settings import LoopSettings, TrainingSettings, require_seed
 from kogpt.training.start import meta_model, stored_rows
 from kogpt.training.verdict import Best, Verdict, judge
 from kogpt.tuning.data import Data
@@ -52,7 +52,8 @@ from kogpt.weights import Stored, write_safetensors
 # (PEFT's comparison of methods).
 RATES = {"full": 5e-5, "lora": 5e-4, "p-tuning": 5e-3, "prefix": 5e-3, "embed": 5e-4}
 ENCODER = "p_tuning_encoder.safetensors"
-UNNOTED = {"prompt_loss_weight": "0.0"}  # settings that older runs did not have
+UNNOTED = {"prompt_loss_weight": "0.0"}  # settings that older runs did not have; they noted no usual rate
+SPLITS = {"dev": "검증", "test": "시험"}  # in Korean
 WARMUP, DECAY = 0.1, 0.3  # shares of the steps; the second is wsd's
 
 
@@ -100,12 +101,7 @@ class TuningSettings:
                     f"{name} is {value}: it must be a number above 0",
                     f"{name} 값이 {value}입니다. 0보다 큰 수를 쓰세요",
                 )
-
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(
-                f"seed is {self.seed}: it must be a whole number from 0 to below 2^63",
-                f"seed 값이 {self.seed}입니다. 0 이상 2^63 미만의 정수를 쓰세요",
-            )
+        require_seed(self.seed)
         if not 0 <= self.prompt_loss_weight < math.inf:  # NaN is refused too
             raise ConfigError(
                 f"prompt_loss_weight is {self.prompt_loss_weight}: it must be 0 or a finite number above "
@@ -176,10 +172,15 @@ class Outcome:
 
 
 def prepare(
-    settings: TuningSettings, model: str, data: Data, task: str | None, score_test: bool = False
+    settings: TuningSettings,
+    model: str,
+    data: Data,
+    task: str | None,
+    score_test: bool = False,
+    revision: str | None = None,
 ) -> Job:
     """Read the model and tokenize the data; errors of both, before anything is trained."""
-    stored = checkpoint.load(model)
+    stored = checkpoint.load(model, revision)
     tokenizer = Tokenizer.from_file(stored.folder / "tokenizer.json")
     tokenizer.check_fits(stored.config)
     room = stored.config.n_ctx
@@ -222,7 +223,7 @@ def _tune(job: Job, report: Report, folder: Path, processes: Processes) -> Outco
     training = job.settings.training(job.batches)
     run = Run(folder, objective, training, processes, report, _identity(job))
     facts = _facts(job)
-    require_same_start(run, facts, UNNOTED)
+    require_same_start(run, facts, UNNOTED | {"rate": str(RATES[job.settings.method])})
     run.resume()
     remember_start(run, facts)
     measured: dict[int, dict[str, float]] = {}  # of dev, by step
@@ -438,7 +439,9 @@ def _final(
 
 def _measure(split: str, rows: Sequence[Row], objective: TuningObjective, run: Run) -> dict[str, float]:
     run.report.tell(
-        localized(f"measuring {split}: {len(rows):,} rows ...", f"{split} 행 {len(rows):,}개를 재는 중 ...")
+        localized(
+            f"measuring {split}: {len(rows):,} rows ...", f"{SPLITS[split]} 행 {len(rows):,}개를 재는 중 ..."
+        )
     )
     return measure(objective, rows, run.processes, interval=True)
 

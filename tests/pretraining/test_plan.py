@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 
 from kogpt.config import SHAPES, ModelConfig
-from kogpt.errors import ConfigError
+from kogpt.errors import ConfigError, columns
 from kogpt.model import GPTJ, ForwardPass
 from kogpt.pretraining import plan as planner
 from kogpt.pretraining.plan import GIB, GPUS, Job, Plan, best_plan, best_plans, plans
@@ -372,6 +372,6 @@ def test_the_plan_is_told_in_korean_too(monkeypatch: pytest.MonkeyPatch) -> None
     assert "매개변수 6,166,502,400개" in text and "가중치의 평균" in text
     words = set(re.findall("[A-Za-z]{3,}", text + table))
     assert words == {"GFLOP", "TFLOP", "GPU", "GiB", "MFU", "muon"}
-    assert len({planner._width(line) for line in table.splitlines()}) == 1
+    assert len({columns(line) for line in table.splitlines()}) == 1
     assert "| 작업용 가중치, GiB" in table
     assert not re.search("[가-힣]", english)

@@ -216,7 +216,7 @@ def test_an_end_before_the_steps_made_is_refused(root: Path, trained: Path, tmp_
     recipe = read_recipe(root / "recipe.toml", ["schedule.steps = 29"])
     with pytest.raises(ConfigError, match=r"has made 30 steps, more than schedule\.steps, 29: ") as refused:
         pretrain(recipe, root, tmp_path / "out", Processes())
-    assert "이미 30단계까지" in refused.value.ko and "29입니다" in refused.value.ko
+    assert "이미 30스텝까지" in refused.value.ko and "29입니다" in refused.value.ko
 
 
 def test_a_finished_run_is_not_run_again(root: Path, trained: Path) -> None:
@@ -399,9 +399,15 @@ def test_changes_on_the_command_line_reach_the_recipe(root: Path) -> None:
         ("sources.text.weigth = 1.0", r"unknown setting sources\.text\.weigth: choose one of shards, weight"),
         ("seed = ", "--set seed =  is not a line of TOML"),
         ("tokenizer = abc", "--set tokenizer = abc is not a line of TOML"),
-        ("seed = -1", "seed is -1: it must be 0 or more"),
-        ("seed = 9223372036854775808", r"below 2\^63"),
+        ("seed = -1", "seed is -1: it must be a whole number from 0"),
+        ("seed = 4294967296", r"seed is 4294967296: .* below 2\^32"),
+        ("seed = 9223372036854775808", r"64 bits: write one from -2\^63 to below 2\^63"),
         pytest.param("a = " + "[" * 5000, "is not a line of TOML", id="deep"),
+        pytest.param("seed" + ".a" * 5000 + " = 1", "deep", id="deep tables"),
+        pytest.param("seed = " + "1" * 5000, r"is not a line of TOML \(.*5000 digits", id="digits"),
+        pytest.param("seed = 0x" + "f" * 5000, "20,000 bits: write one from", id="bits"),
+        pytest.param("stages = [0x" + "f" * 5000 + "]", "20,000 bits", id="bits of a list"),
+        pytest.param("optimizer.adamw_rate = 1" + "0" * 400, "1,329 bits", id="bits of a float"),
         ("compute.z_loss = -1.0", "z_loss is -1.0, must be a finite"),
         ("compute.z_loss = nan", "z_loss is nan"),
         ("loop.log_every = 0", r"loop\.log_every is 0: it must be a number above 0"),
@@ -508,6 +514,16 @@ def test_the_model_ends_texts_as_its_tokenizer_does(root: Path) -> None:
     tokenizer.bos_token_id, tokenizer.eos_token_id = 2, 3
     config = model_config(read_recipe(root / "recipe.toml"), tokenizer)
     assert (config.bos_token_id, config.eos_token_id) == (2, 3)
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "0x" + "f" * 5000, "1" + "0" * 400])
+def test_a_number_without_end_in_a_recipe_is_one_line(root: Path, number: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    text = (root / "recipe.toml").read_text(encoding="utf-8")
+    recipe.write_text(f"validation_bytes = {number}\n{text}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"recipe .*recipe\.toml cannot be read: ") as caught:
+        read_recipe(recipe)
+    assert len(caught.value.en) < 500 and "\n" not in caught.value.en
 
 
 def test_a_recipe_that_is_not_there_is_one_line(tmp_path: Path) -> None:

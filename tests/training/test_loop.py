@@ -461,6 +461,14 @@ def test_a_live_line_needs_no_figure_of_the_machine(tmp_path: Path) -> None:
     assert logged(tmp_path, "mfu") == {}
 
 
+def test_a_live_line_is_in_the_language_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = io.StringIO()
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    line = {"step": 5, "loss": 4.25, "tokens_per_second": 1234.5, "seconds_per_step": 2.0}
+    Report(tmp_path, live).show(line, 10)
+    assert live.getvalue() == "스텝 5/10  손실 4.250  초당 1,234토큰  0:00:10 남음\n"
+
+
 # Of each step; the best is the second, and three misses follow it.
 SCORES = [1.0, 3.0, 2.0, 3.0, float("nan"), 9.0]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ import torch
 from kogpt import checkpoint, data_files, peft
 from kogpt.adapter import KeyValuePrefix, Lora, SoftPrompt, merged
 from kogpt.cli import main
-from kogpt.cli.tune import NAMED
+from kogpt.cli.tune import METHODS, NAMED, _tell
 from kogpt.data_files import Table
 from kogpt.errors import ConfigError, InputError, NotEnoughMemory
 from kogpt.generation import KoGPT
@@ -27,6 +29,7 @@ from kogpt.training.processes import Processes
 from kogpt.training.report import Report
 from kogpt.tuning import run as tuning
 from kogpt.tuning.data import Choice, Example, Files, Wording, read_data, read_task
+from kogpt.tuning.estimate import estimate
 from kogpt.tuning.measure import label_scores, measure
 from kogpt.tuning.methods import ContrastObjective, TuningObjective, n_trained
 from kogpt.tuning.plan import peak
@@ -322,8 +325,8 @@ def test_texts_without_prompts_are_learnt_as_before(tmp_path: Path, tiny_folder:
         prepare(replace(settings, prompt_loss_weight=0.1), str(tiny_folder), data, None)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63])
-def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_a_seed_that_repeats_another_or_that_no_generator_takes_is_refused(seed: int) -> None:
     with pytest.raises(ConfigError, match=f"seed is {seed}: it must be a whole number from 0"):
         TuningSettings(method="lora", seed=seed)
 
@@ -482,13 +485,16 @@ def test_other_settings_on_a_run_of_before_are_told_and_nothing_is_called_damage
     )
     with pytest.raises(ConfigError, match="began with other rows, or other words for them"):
         tune(replace(job(epochs=1, checks=1), data=turned), folder, Processes())
-    # The usual rate, said aloud; and a run that began before there was a weight for prompts.
+    # The usual rate, said aloud; and a run that began before a usual rate was noted, or a weight for prompts.
     metrics = folder / "metrics.jsonl"
     first, *rest = metrics.read_text(encoding="utf-8").splitlines()
-    noted = json.loads(first)
+    noted = json.loads(first) | {"rate": "None"}
     del noted["prompt_loss_weight"]
     metrics.write_text("\n".join([json.dumps(noted), *rest, ""]), encoding="utf-8")
-    assert tune(job(epochs=1, checks=1, rate=5e-4), folder, Processes()).end is End.DONE
+    with pytest.raises(ConfigError, match=r"began with rate 0\.0005, not 0\.0001"):
+        tune(job(epochs=1, checks=1, rate=1e-4), folder, Processes())
+    for rate in (5e-4, None):
+        assert tune(job(epochs=1, checks=1, rate=rate), folder, Processes()).end is End.DONE
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "p-tuning", "prefix"])
@@ -614,7 +620,8 @@ def test_the_command_dry_runs_tunes_and_refuses(
     assert (out / "metrics.png").stat().st_size > 1000
     assert main(["tune", "lora", "--out", str(out)]) == 2
     assert main(["tune", "lora", *common, "--out", str(out), "--targets", "wte"]) == 2
-    assert main(["tune", "lora", *common, "--out", str(out), "--labels", "0"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["tune", "lora", *common, "--out", str(out), "--labels", "0"])
     assert main(["tune", "lora", *common, "--out", str(out), "--score-test"]) == 2
     assert main(["tune", "lora", "nsmc", *common, "--out", str(out), "--test", str(rows_file)]) == 2
     assert main(["tune", "lora", "nsmc", "--out", str(out), "--test", str(rows_file)]) == 2
@@ -627,7 +634,82 @@ def test_the_command_dry_runs_tunes_and_refuses(
     )
     monkeypatch.setattr("kogpt.cli.tune.find_spec", lambda name: None if name == "matplotlib" else name)
     assert main(["tune", "lora", *common, "--out", str(out)]) == 2
-    assert capsys.readouterr().err.count("kogpt: ") == 10
+    assert capsys.readouterr().err.count("kogpt: ") == 9
+
+
+def test_embed_is_not_asked_for_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for method in METHODS:
+        assert main(["tune", method, "--out", str(tmp_path)]) == 2
+        assert ("TASK" in capsys.readouterr().err) == (method != "embed")
+        with pytest.raises(SystemExit):
+            main(["tune", method, "--help"])
+        assert ("TASK" in capsys.readouterr().out) == (method != "embed")
+
+
+def test_a_dry_run_tells_its_facts_in_the_language_of_the_user(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"rows": 1200, "memory_bytes": 3 * 10**9, "fits": True, "instead": None, "seconds": 90.0}
+    told = {
+        "C": ["rows: 1,200", "memory: 3.0 GB", "fits: yes", "time: 1.5 min"],
+        "ko_KR.UTF-8": ["학습 행: 1,200", "메모리 합계: 3.0 GB", "들어가는지: 예", "시간: 1.5분"],
+    }
+    for locale, lines in told.items():
+        monkeypatch.setenv("LC_ALL", locale)
+        _tell(facts, as_json=False)
+        assert capsys.readouterr().out.splitlines() == lines
+        _tell({**facts, "fits": False, "instead": ["--batch", "2"], "seconds": None}, as_json=False)
+        assert "--batch 2" in capsys.readouterr().out
+        _tell({**facts, "fits": False, "seconds": None}, as_json=False)
+        shown = capsys.readouterr().out
+        assert "None" not in shown and "False" not in shown and ": -" not in shown
+
+
+def test_a_run_tells_its_splits_in_the_language_of_the_user(
+    rows_file: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    no_fsync: None,
+) -> None:
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    words = ["tune", "lora", "--data", str(rows_file), "--model", str(tiny_folder), "--device", "cpu"]
+    words += ["--out", str(tmp_path / "run"), "--epochs", "0.1", "--checks", "1", "--test", str(rows_file)]
+    assert main([*words, "--score-test", "--allow-overlap"]) == 0
+    captured = capsys.readouterr()
+    assert [line.split(":")[0] for line in captured.out.splitlines()[:2]] == ["검증", "시험"]
+    assert "시험 행 120개를 재는 중 ..." in captured.err and "loss 4" not in captured.err
+
+
+def test_every_fact_of_a_dry_run_has_a_korean_name(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    _tell(estimate(job(batch=4), Processes()), as_json=False)
+    assert not re.search("[A-Za-z]{3}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_a_revision(
+    method: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetch(name: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(tiny_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    if method == "embed":
+        rows: list[dict[str, Any]] = [{"text1": f"글 {n}", "text2": f"말 {n}"} for n in range(40)]
+    else:
+        rows = reviews(40)
+    words = ["tune", method, "--data", str(write(tmp_path / "rows.jsonl", rows)), "--device", "cpu"]
+    words += ["--out", str(tmp_path / "out"), "--model", "kakaobrain/kogpt", "--batch", "2", "--dry-run"]
+    for revision in ([], ["--revision", "KoGPT6B-ryan1.5b"]):
+        assert main([*words, *revision]) == 0
+    assert asked == [("kakaobrain/kogpt", f"KoGPT6B-ryan1.5b{end}") for end in ("-float16", "")]
 
 
 def test_lora_learns_six_matrices_of_every_block(job: Callable[..., Job]) -> None:
