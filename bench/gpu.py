@@ -11,9 +11,11 @@ precision:
     kernels   steps of one row to 64 rows by the three kernels of a layer (gpu_steps.py)
     paged     the same with the library's products and attention by a kernel
     prompts   the first token of prompts, once they are recorded
-    run       a whole run of 64 texts, with the faster of kernels and paged steps
+    run       a whole run of 64 texts: with paged steps, or kernels where these were faster, if they are parts
+              of the same call; else in plain torch
     torch     steps in plain torch
-    ids       how near logits of small models are to the numpy runner's (gpu_agreement.py)
+    ids       how near logits of small models are to the numpy runner's (gpu_agreement.py), by each of
+              kernels, paged and torch that can run here
     peer      transformers: steps and prompts
     compiled  transformers with its static cache compiled, one row
 
@@ -196,9 +198,14 @@ def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="JSON Lines, one for each figure, appended at once")
     args = parser.parse_args(words)
     args.plan = DRY if args.shape == "tiny" else Plan()
-    if not args.device.startswith("cuda") and not interpreted():
-        args.parts = [part for part in args.parts if part not in ("kernels", "paged")]
+    missing = set(COLUMNS).difference(columns_on(args.device))
+    args.parts = [part for part in args.parts if part not in missing]
     return args
+
+
+def columns_on(device: str) -> Sequence[str]:
+    """The COLUMNS that can be measured on a device."""
+    return COLUMNS if device.startswith("cuda") or interpreted() else ("torch",)
 
 
 def interpreted() -> bool:
@@ -303,7 +310,7 @@ def compare_ids(report: Report, args: argparse.Namespace) -> None:
     """Logits of the small model beside the numpy runner's; only what differs shows a fault."""
     small, n_steps = args.plan.small, args.plan.ids
     for dtype in dict.fromkeys(("float32", *args.dtypes)):
-        for part in [part for part in COLUMNS if part in args.parts]:
+        for part in columns_on(args.device):
             column = column_of(dtype, part)
             found: list[Agreement] = []
 

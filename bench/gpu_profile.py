@@ -138,7 +138,7 @@ def training(config: ModelConfig, device: str) -> None:
         rows, length = 2, 16
     shape = trained_shape(recipe) if config != TINY else TINY
     tokens = np.random.default_rng(0).integers(5, shape.n_vocab, (rows, length + 1))
-    with join() as processes, tempfile.TemporaryDirectory() as folder:
+    with join(torch.device(device).type) as processes, tempfile.TemporaryDirectory() as folder:
         objective = Objective(initial_model(shape, seed=0), recipe.compute)
         processes.distribute(objective, objective.blocks())
         run = Run(Path(folder), objective, recipe, processes, Report(Path(folder)), {})

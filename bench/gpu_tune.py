@@ -30,8 +30,9 @@ from bench.gpu_weights import NAMES, named_shape, random_weights
 from kogpt import gpu_tiles
 from kogpt.config import ModelConfig
 from kogpt.gpu_steps import GpuSteps
-from kogpt.gpu_tiles import FORMATS, Job, Tile, Tiles
+from kogpt.gpu_tiles import DTYPES, Job, Tile, Tiles
 from kogpt.model import Linear, rotary_table
+from kogpt.quantize import FORMATS
 from kogpt.torch_cache import BLOCK
 from kogpt.torch_pass import Layer, unadapted
 from kogpt.torch_runner import TorchRunner
@@ -45,23 +46,21 @@ COMPILE_SHARE = 0.6  # part of the given seconds that may go into compiling
 
 
 class OneLayer:
-    """A layer in one format, a text of one row, and the launch of each kernel."""
+    """A layer in one dtype, a text of one row, and the launch of each kernel."""
 
-    def __init__(self, config: ModelConfig, form: str, device: torch.device) -> None:
-        self._config, self._form, self._device = replace(config, n_layers=1), form, device
-        floats = "float16" if device.type == "cuda" else "float32"
-        dtype = floats if form == "float" else form
+    def __init__(self, config: ModelConfig, dtype: str, device: torch.device) -> None:
+        self._config, self._weights, self._device = replace(config, n_layers=1), dtype, device
         runner = TorchRunner(self._config, random_weights(self._config, dtype), dtype, str(device))
         self._block: Any = runner._model.transformer.h[0]
         self._head = runner._model.lm_head
         self.dtype = runner._model.transformer.ln_f.weight.dtype
 
     def jobs(self) -> Iterator[Job]:
-        """One for each kernel that a step of few rows has in this format: three of a layer, and the head."""
+        """One for each kernel that a step of few rows has in this dtype: three of a layer, and the head."""
         e, f = self._config.d_model, self._config.d_ff
         for kernel, shape in {"qkv": (3 * e, e), "attention_fc_in": (f, e), "out": (e, e + f)}.items():
             yield self._job(kernel, shape, None)
-        if self._form != "float":  # plain torch multiplies that
+        if self._weights in FORMATS:  # plain torch multiplies others
             yield self._job("linear", (self._head.out_features, self._head.in_features), self._head)
 
     def linears(self) -> list[Linear]:
@@ -69,17 +68,17 @@ class OneLayer:
         return [self._block.attn.q_proj, self._block.mlp.fc_in, self._block.mlp.fc_out, self._head]
 
     def _job(self, kernel: str, shape: tuple[int, int], linear: Linear | None) -> Job:
-        name = gpu_tiles.key(kernel, self._form, shape)
+        name = gpu_tiles.key(kernel, self._weights, shape)
 
         def seconds(tile: Tile) -> float | None:
             steps = GpuSteps(self._config, Tiles({name: tile}))
             try:
                 return seconds_of(self._launch(kernel, linear, steps), self._device)
-            except triton.TritonError as error:  # too much shared memory, or it cannot be compiled
+            except (triton.TritonError, RuntimeError) as error:  # too large, or not to be compiled
                 print(f"{name} {tuple(tile)}: {str(error)[:100]}", flush=True)
                 return None
 
-        return Job(kernel, self._form, shape, seconds)
+        return Job(kernel, self._weights, shape, seconds, shared_memory(self._device))
 
     def _launch(self, kernel: str, linear: Linear | None, steps: GpuSteps) -> Callable[[], Any]:
         x, inner = self._ones(self._config.d_model), self._ones(self._config.d_ff)
@@ -113,6 +112,14 @@ class OneLayer:
         return torch.ones((1, width), dtype=self.dtype, device=self._device)
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may take; on a CPU there is no limit."""
+    if device.type != "cuda":
+        return sys.maxsize
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
+
+
 def seconds_of(launch: Callable[[], Any], device: torch.device) -> float:
     """Median seconds of a launch on the GPU, the weights in memory and not in a cache."""
     launch()  # compiles
@@ -120,6 +127,12 @@ def seconds_of(launch: Callable[[], Any], device: torch.device) -> float:
         started = time.perf_counter()
         launch()
         return time.perf_counter() - started
+    with torch.cuda.device(device):  # events and the pause belong to the current device
+        return seconds_on_gpu(launch, device)
+
+
+def seconds_on_gpu(launch: Callable[[], Any], device: torch.device) -> float:
+    """As `seconds_of`, of a kernel that is compiled, on the current device."""
     hold = HOLD
     while True:
         spans = queued(launch, hold, device)
@@ -145,10 +158,10 @@ def queued(launch: Callable[[], Any], hold: int, device: torch.device) -> list[t
     return spans
 
 
-def all_jobs(config: ModelConfig, forms: Sequence[str], device: torch.device) -> Iterator[Job]:
-    """The jobs of all formats; one layer at a time lies in memory."""
-    for form in forms:
-        yield from OneLayer(config, form, device).jobs()
+def all_jobs(config: ModelConfig, dtypes: Sequence[str], device: torch.device) -> Iterator[Job]:
+    """The jobs of all dtypes; one layer at a time lies in memory."""
+    for dtype in dtypes:
+        yield from OneLayer(config, dtype, device).jobs()
 
 
 def compile_part(jobs: Iterator[Job], part: int, n_parts: int) -> None:
@@ -182,7 +195,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--shape", choices=NAMES, default="6b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=("int8", "int4", "float"), help="in this order"
+        "--dtypes", nargs="+", choices=DTYPES, default=("int8", "int4", "float16"), help="in this order"
     )
     parser.add_argument("--seconds", type=float, default=95, help="begin nothing after them")
     parser.add_argument(
@@ -191,7 +204,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--part", type=int, help="compile this part of the candidates, and measure nothing")
     args = parser.parse_args(words)
     device, config = torch.device(args.device), named_shape(args.shape)
-    jobs = all_jobs(config, args.formats, device)
+    jobs = all_jobs(config, args.dtypes, device)
     if args.part is not None:
         compile_part(jobs, args.part, args.processes)
         return

@@ -1,16 +1,18 @@
 """What computes on a GPU: plain torch, or the kernels of gpu_steps.py where they were measured to be faster.
 
-Products with int8 and int4 weights are the kernels' on every GPU: plain torch unpacks a matrix for every
+Products with int8 and int4 weights are the kernels', measured or not: plain torch unpacks a matrix for every
 product and reads several times the bytes. Few rows of these formats take the three kernels of a layer too,
-which multiply in the same way and are a tenth of the launches. Without Triton plain torch computes all of
-it, and one line says so.
+which multiply in the same way and are a tenth of the launches. Where the kernels cannot run (no Triton,
+nothing that it could compile its driver with, an older GPU) plain torch computes all of it, and one line says
+so.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +43,9 @@ QUANTISED = Measured(kernels=16)  # int8 and int4 where no card was measured: wh
 UNMEASURED = Measured(kernels=0)
 
 NEVER = StepPlan(PLAIN, 0, PLAIN)
+# Capability of the first cards with the instruction m16n8k16 on tensor cores. Triton's code for older ones
+# does without it, and int4 takes twice the shared memory that they have (Triton 3.7, sm_75).
+OLDEST = (8, 0)
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +60,24 @@ class Choice(NamedTuple):
     plan: StepPlan  # of decoding steps
 
 
-def choose(config: ModelConfig, dtype: str, device: torch.device) -> Choice:
-    """What computes a model with weights in `dtype` on a device."""
-    if device.type != "cuda":
+def choose(config: ModelConfig, dtype: str, devices: Sequence[torch.device]) -> Choice:
+    """What computes a model with weights in `dtype` on the devices of its stages."""
+    if any(device.type != "cuda" for device in devices):
         return Choice(plain_product, NEVER)
-    if not has_triton():
-        if dtype in FORMATS:
-            logger.warning(localized(*without_triton(dtype)))
+    capability = min(torch.cuda.get_device_capability(device) for device in devices)
+    found = measured(capability, dtype)
+    if found == UNMEASURED:  # nothing of the kernels is used, so nothing is compiled for them
+        return Choice(plain_product, NEVER)
+    if (hindered := obstacle(capability)) is not None:
+        logger.warning(localized(*without_kernels(dtype, hindered)))
         return Choice(plain_product, NEVER)
     from kogpt import gpu_steps, gpu_tiles
 
-    kernels = gpu_steps.GpuSteps(config, gpu_tiles.load(torch.cuda.get_device_name(device)))
+    cards = {torch.cuda.get_device_name(device) for device in devices}
+    tiles = gpu_tiles.load(cards.pop()) if len(cards) == 1 else gpu_tiles.Tiles()
+    kernels = gpu_steps.GpuSteps(config, tiles)
     if not gpu_steps.fits(config, dtype):
         return Choice(kernels.product, NEVER)
-    found = measured(torch.cuda.get_device_capability(device), dtype)
     many = kernels.paged_steps() if found.paged else PLAIN
     return Choice(kernels.product, StepPlan(kernels.steps(), found.kernels, many))
 
@@ -97,11 +106,56 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def without_triton(dtype: str) -> tuple[str, str]:
+class Obstacle(NamedTuple):
+    """Why kernels cannot run, and what helps beside another --dtype; each in English and Korean."""
+
+    reason: tuple[str, str]
+    remedies: Sequence[tuple[str, str]] = ()
+
+
+NO_TRITON = Obstacle(
+    ("Triton is not installed", "Triton이 설치되어 있지 않음"),
+    [("pip install 'kogpt[triton]'", "pip install 'kogpt[triton]'으로 설치하세요")],
+)
+COMPILER = (
+    "install a C compiler and Python's headers (apt install gcc python3-dev)",
+    "C 컴파일러와 Python 헤더를 설치하세요(apt install gcc python3-dev)",
+)
+OTHER_DTYPE = ("choose --dtype float16", "--dtype float16을 지정하세요")
+
+
+def obstacle(capability: tuple[int, int]) -> Obstacle | None:
+    """What keeps the kernels from running on GPUs of this compute capability and newer; None: nothing."""
+    if capability < OLDEST:
+        own, oldest = (f"{major}.{minor}" for major, minor in (capability, OLDEST))
+        en = f"the kernels need a GPU of compute capability {oldest}, this one has {own}"
+        return Obstacle((en, f"커널에 필요한 compute capability는 {oldest}, 이 GPU는 {own}"))
+    if not has_triton():
+        return NO_TRITON
+    if (fault := driver_fault()) is not None:
+        return Obstacle((f"Triton cannot compile: {fault}", f"Triton 컴파일 실패: {fault}"), [COMPILER])
+    return None
+
+
+def driver_fault() -> str | None:
+    """Why Triton has no driver, which it compiles in C on a machine's first use; None: it has one."""
+    try:
+        import triton
+
+        triton.runtime.driver.active.get_current_target()
+    except (ImportError, OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    return None
+
+
+def without_kernels(dtype: str, found: Obstacle) -> tuple[str, str]:
     """The line about plain torch instead of the kernels; English and Korean."""
+    times, times_ko = ("several times ", "몇 배 ") if dtype in FORMATS else ("", "더 ")
+    remedies = [*found.remedies, *([OTHER_DTYPE] if dtype in FORMATS else [])]
+    reason, reason_ko = found.reason
     return (
-        f"computing {dtype} in plain torch, which is several times slower: Triton is not installed; "
-        "pip install 'kogpt[triton]', or choose --dtype float16",
-        f"Triton이 설치되어 있지 않아 {dtype} 곱셈을 몇 배 느린 torch로 계산합니다. "
-        "pip install 'kogpt[triton]'으로 설치하거나 --dtype float16을 지정하세요",
+        f"computing {dtype} in plain torch, which is {times}slower ({reason}): "
+        + ", or ".join(en for en, _ in remedies),
+        f"{dtype} 모델을 {times_ko}느린 torch로 계산합니다({reason_ko}). "
+        + ". 아니면 ".join(ko for _, ko in remedies),
     )

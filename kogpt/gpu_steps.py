@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from kogpt import gpu_kernels as kernels
 from kogpt.config import ModelConfig
 from kogpt.gpu_linear import linear_kernel, unpack_kernel
-from kogpt.gpu_tiles import Tile, Tiles, row_tile
+from kogpt.gpu_tiles import Tile, Tiles, form_of, row_tile
 from kogpt.model import Linear
 from kogpt.quantize import FORMATS
 from kogpt.torch_cache import BLOCK
@@ -83,8 +83,8 @@ class GpuSteps:
         e = config.d_model
         weights = [_weight(linear) for linear in (attn.q_proj, attn.k_proj, attn.v_proj)]
         form = _form(attn.q_proj)
-        tile = self._tiles.of("qkv", form, (3 * e, e))
-        width = self._tiles.of("out", _form(attn.out_proj), (e, e + config.d_ff)).outputs
+        tile = self._tiles.of("qkv", _dtype(attn.q_proj), (3 * e, e))
+        width = self._tiles.of("out", _dtype(attn.out_proj), (e, e + config.d_ff)).outputs
         if form == "float":
             if not layer.places.summed:
                 self._sum(x, layer.places, width)
@@ -93,7 +93,9 @@ class GpuSteps:
             x = h = norm(x)
         q = x.new_empty((len(x), config.n_heads, config.d_head))
         rows = row_tile(len(x), form)
-        kernels.qkv_kernel[3 * triton.cdiv(e, tile.outputs), triton.cdiv(len(x), rows)](
+        _launch(
+            kernels.qkv_kernel,
+            (3 * triton.cdiv(e, tile.outputs), triton.cdiv(len(x), rows)),
             x,
             (layer.places.sums, norm.weight, norm.bias, norm.eps),
             tuple(weights),
@@ -116,12 +118,14 @@ class GpuSteps:
         """Attention over the cached positions (B, E), beside fc_in and GELU (B, F)."""
         config, fc_in = self._config, layer.block.mlp.fc_in
         form = _form(fc_in)
-        tile = self._tiles.of("attention_fc_in", form, (config.d_ff, config.d_model))
+        tile = self._tiles.of("attention_fc_in", _dtype(fc_in), (config.d_ff, config.d_model))
         rows = row_tile(len(h), form)
         attended, inner = torch.empty_like(h), h.new_empty((len(h), config.d_ff))
         chunks = layer.places.chunks.shape[2]
         products = triton.cdiv(config.d_ff, tile.outputs) * triton.cdiv(len(h), rows)
-        kernels.attention_fc_in_kernel[(len(h) * config.n_heads * chunks + products,)](
+        _launch(
+            kernels.attention_fc_in_kernel,
+            (len(h) * config.n_heads * chunks + products,),
             h,
             q,
             layer.cache,
@@ -146,10 +150,12 @@ class GpuSteps:
         """x + out_proj(attended) + fc_out(inner), (B, E); its sums for the next LayerNorm."""
         config, out_proj, fc_out = self._config, layer.block.attn.out_proj, layer.block.mlp.fc_out
         e, form = config.d_model, _form(out_proj)
-        tile = self._tiles.of("out", form, (e, e + config.d_ff))
+        tile = self._tiles.of("out", _dtype(out_proj), (e, e + config.d_ff))
         rows = row_tile(len(x), form)
         y = torch.empty_like(x)
-        kernels.out_kernel[triton.cdiv(e, tile.outputs), triton.cdiv(len(x), rows)](
+        _launch(
+            kernels.out_kernel,
+            (triton.cdiv(e, tile.outputs), triton.cdiv(len(x), rows)),
             x,
             attended,
             inner,
@@ -174,7 +180,9 @@ class GpuSteps:
         if len({part.stride(0) for part in parts}) > 1:  # parts of one product, some of them adapted
             parts = [part.contiguous() for part in parts]
         q = x.new_empty((len(x), config.n_heads, config.d_head))
-        kernels.rotate_kernel[3 * triton.cdiv(config.d_model, COLUMNS), len(x)](
+        _launch(
+            kernels.rotate_kernel,
+            (3 * triton.cdiv(config.d_model, COLUMNS), len(x)),
             tuple(parts),
             layer.rotation,
             q,
@@ -192,7 +200,9 @@ class GpuSteps:
         """As `attention_fc_in`, one after the other."""
         config, attended = self._config, torch.empty_like(h)
         chunks = layer.places.chunks.shape[2]
-        kernels.attention_kernel[(len(h) * config.n_heads * chunks,)](
+        _launch(
+            kernels.attention_kernel,
+            (len(h) * config.n_heads * chunks,),
             q,
             layer.cache,
             layer.table,
@@ -213,10 +223,12 @@ class GpuSteps:
             return plain_product(x, linear)
         if isinstance(linear, QuantizedLinear) and len(x) >= LIBRARY_ROWS:
             return F.linear(x, unpacked(linear, x.dtype), linear.bias)
-        tile, rows = self._tiles.of("linear", form, (n, k)), row_tile(len(x), form)
+        tile, rows = self._tiles.of("linear", _dtype(linear), (n, k)), row_tile(len(x), form)
         x, y = x.contiguous(), x.new_empty((len(x), n))
         if len(x):
-            linear_kernel[(triton.cdiv(n, tile.outputs) * triton.cdiv(len(x), rows),)](
+            _launch(
+                linear_kernel,
+                (triton.cdiv(n, tile.outputs) * triton.cdiv(len(x), rows),),
                 x,
                 _weight(linear),
                 linear.bias,
@@ -233,7 +245,7 @@ class GpuSteps:
     def _sum(self, x: Tensor, scratch: Scratch, width: int) -> None:
         rows = row_tile(len(x), "float")
         grid = triton.cdiv(x.shape[1], width), triton.cdiv(len(x), rows)
-        kernels.sums_kernel[grid](x, scratch.sums, len(x), x.shape[1], (width, rows), num_warps=1)
+        _launch(kernels.sums_kernel, grid, x, scratch.sums, len(x), x.shape[1], (width, rows), num_warps=1)
 
 
 def fits(config: ModelConfig, dtype: str) -> bool:
@@ -250,14 +262,26 @@ def unpacked(linear: QuantizedLinear, dtype: torch.dtype) -> Tensor:
     n, k = linear.out_features, linear.in_features
     y = torch.empty((n, k), dtype=dtype, device=linear.weight.device)
     tile = UNPACKED
-    unpack_kernel[triton.cdiv(n, tile.outputs), triton.cdiv(k, tile.inputs)](
-        _weight(linear), y, n, k, _shape(tile, 1), linear.format, num_warps=tile.warps
+    grid = triton.cdiv(n, tile.outputs), triton.cdiv(k, tile.inputs)
+    _launch(
+        unpack_kernel, grid, _weight(linear), y, n, k, _shape(tile, 1), linear.format, num_warps=tile.warps
     )
     return y
 
 
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int) -> None:
+    """Queue a kernel on the GPU of its tensors: Triton by itself takes torch's current one."""
+    with torch.cuda.device_of(next(x for x in arguments if isinstance(x, Tensor))):
+        kernel[grid](*arguments, num_warps=num_warps)
+
+
+def _dtype(linear: Linear) -> str:
+    """That of the weights."""
+    return linear.format if isinstance(linear, QuantizedLinear) else str(linear.weight.dtype)[len("torch.") :]
+
+
 def _form(linear: Linear) -> str:
-    return linear.format if isinstance(linear, QuantizedLinear) else "float"
+    return form_of(_dtype(linear))
 
 
 def _weight(linear: Linear) -> tuple[Tensor, Tensor, Tensor, Tensor]:

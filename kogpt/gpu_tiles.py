@@ -1,4 +1,4 @@
-"""Tile sizes of the kernels for each card: defaults by format, until `tune` has measured better ones.
+"""Tile sizes of the kernels for each card: defaults by dtype, until `tune` has measured better ones.
 
     {"version": 1, "cards": {"NVIDIA H200": {"qkv int8 12288x4096": [32, 128, 5, 2]}}}
 
@@ -24,11 +24,11 @@ from kogpt.files import atomic_write
 SHIPPED = Path(__file__).with_name("gpu_tiles.json")
 VERSION = 1
 KERNELS = ("qkv", "attention_fc_in", "out", "linear")
-FORMATS = ("float", "int8", "int4")
+FLOATS = {"float16": 2, "bfloat16": 2, "float32": 4}  # bytes of a weight
+DTYPES = (*FLOATS, "int8", "int4")  # of the weights
 # Floats: what a tensor core takes at a time. Codes: what a warp reads at a time, four runs of 16 bytes.
 MIN_INPUTS = {"float": 16, "int8": 64, "int4": 128}
 
-MAX_SHARED = 160 << 10  # bytes of one program: it runs on an A100 too, which has 163 KB
 WIDEST = 256  # rows of a pass
 
 logger = logging.getLogger(__name__)
@@ -90,18 +90,24 @@ class Tiles:
     def __init__(self, measured: Mapping[str, Tile] | None = None) -> None:
         self._measured = dict(measured or {})
 
-    def of(self, kernel: str, form: str, shape: tuple[int, int]) -> Tile:
-        """The tile for a kernel on a matrix (N, K) in a format."""
-        assert kernel in KERNELS and form in FORMATS, (kernel, form)
-        if (found := self._measured.get(key(kernel, form, shape))) is not None:
+    def of(self, kernel: str, dtype: str, shape: tuple[int, int]) -> Tile:
+        """The tile for a kernel on a matrix (N, K) of a dtype."""
+        assert kernel in KERNELS and dtype in DTYPES, (kernel, dtype)
+        if (found := self._measured.get(key(kernel, dtype, shape))) is not None:
             return found
+        form = form_of(dtype)
         tile = (OUT if kernel == "out" else DEFAULTS)[form]
         widest = 1 << max(0, shape[1] - 1).bit_length()  # no wider than the matrix, for small models
         return tile._replace(inputs=max(MIN_INPUTS[form], min(tile.inputs, widest)))
 
 
-def key(kernel: str, form: str, shape: tuple[int, int]) -> str:
-    return f"{kernel} {form} {shape[0]}x{shape[1]}"
+def key(kernel: str, dtype: str, shape: tuple[int, int]) -> str:
+    return f"{kernel} {dtype} {shape[0]}x{shape[1]}"
+
+
+def form_of(dtype: str) -> str:
+    """FORMAT of the kernels: how they read weights of a dtype."""
+    return "float" if dtype in FLOATS else dtype
 
 
 def row_tile(n_rows: int, form: str) -> int:
@@ -110,11 +116,15 @@ def row_tile(n_rows: int, form: str) -> int:
     return min(widest, max(fewest, 1 << (n_rows - 1).bit_length()))
 
 
-def shared_bytes(tile: Tile, form: str) -> int:
-    """Shared memory that a tile takes at the most rows of one program."""
+def shared_bytes(tile: Tile, dtype: str) -> int:
+    """Shared memory that a tile takes at most: at the most rows of one program."""
+    form = form_of(dtype)
     rows = row_tile(WIDEST, form)
     if form == "float":
-        return tile.stages * 2 * tile.inputs * (tile.outputs + rows)
+        # Turns of the loop that are loaded at a time: one less than stages, but for Hopper's instructions
+        # (64 outputs and more) and for float32, whose normed inputs pass through. Gain and bias: two rows.
+        turns = tile.stages if tile.outputs >= 64 or FLOATS[dtype] > 2 else max(1, tile.stages - 1)
+        return turns * FLOATS[dtype] * tile.inputs * (tile.outputs + rows + 2)
     return 4 * tile.outputs * rows * tile.inputs // MIN_INPUTS[form]  # one sum for each slice
 
 
@@ -139,7 +149,7 @@ def read(path: Path) -> dict[str, dict[str, Tile]]:
         if document["version"] != VERSION:
             raise ValueError(f"version {document['version']}")
         return {
-            card: {name: _checked(name, values) for name, values in tiles.items()}
+            card: {name: _checked(name, values) for name, values in tiles.items() if not _is_old(name)}
             for card, tiles in document["cards"].items()
         }
     except FileNotFoundError:
@@ -155,22 +165,23 @@ def read(path: Path) -> dict[str, dict[str, Tile]]:
 
 
 class Job(NamedTuple):
-    """One kernel on a matrix (N, K) in one format, to be tuned."""
+    """One kernel on a matrix (N, K) of one dtype, to be tuned."""
 
     kernel: str
-    form: str
+    dtype: str
     shape: tuple[int, int]
     seconds: Callable[[Tile], float | None]  # time of a launch; None: the card cannot run this tile
+    shared: int  # bytes of shared memory that the card gives one program
 
     @property
     def key(self) -> str:
         """Name of its tile in the files."""
-        return key(self.kernel, self.form, self.shape)
+        return key(self.kernel, self.dtype, self.shape)
 
     def candidates(self) -> list[Tile]:
-        """Tiles to try, the default first."""
-        grid = [tile for tile in GRID[self.form] if shared_bytes(tile, self.form) <= MAX_SHARED]
-        return list(dict.fromkeys([Tiles().of(self.kernel, self.form, self.shape), *grid]))
+        """Tiles to try, the default first: those that can be launched with any number of rows."""
+        tiles = dict.fromkeys([Tiles().of(self.kernel, self.dtype, self.shape), *GRID[form_of(self.dtype)]])
+        return [tile for tile in tiles if shared_bytes(tile, self.dtype) <= self.shared]
 
 
 def tune(
@@ -203,11 +214,17 @@ def keep(card: str, tiles: Mapping[str, Tile], path: Path) -> None:
         file.write(document.encode())
 
 
+def _is_old(name: str) -> bool:
+    """Whether a key is of the time when those of all floats were one."""
+    return " float " in name
+
+
 def _checked(name: str, values: Any) -> Tile:
     """A tile whose numbers the kernel that a key names can have; ValueError, TypeError."""
-    kernel, form, _ = name.split(" ")
-    if kernel not in KERNELS or form not in FORMATS:
+    kernel, dtype, _ = name.split(" ")
+    if kernel not in KERNELS or dtype not in DTYPES:
         raise ValueError(f"kernel {name}")
+    form = form_of(dtype)
     tile = Tile(*values)
     whole = all(type(value) is int for value in tile)
     powers = whole and all(n > 0 and n & (n - 1) == 0 for n in (tile.outputs, tile.inputs, tile.warps))

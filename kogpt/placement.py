@@ -28,8 +28,8 @@ from kogpt.weights import WIDTHS
 RUNNERS = ("native", "numpy", "torch")
 DEVICE = re.compile(r"auto|cpu|cuda(:all)?|cuda:\d+(,cuda:\d+)*")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "cuda:N,cuda:M", "cuda:all")  # what DEVICE matches, for people
-# Without --no-cache-dir pip takes the wheel that it built before there was a compiler.
-REINSTALL = "pip install --force-reinstall --no-cache-dir kogpt"
+# A cache may hold the wheel that was built before there was a compiler. KoGPT is not on PyPI.
+REINSTALL = "pip install --force-reinstall --no-cache-dir ."
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"  # read by numpy's BLAS when numpy is first imported
 
 logger = logging.getLogger(__name__)
@@ -280,12 +280,14 @@ def native_problem() -> tuple[str, str]:
     """Why the native kernels cannot be used, and the remedy; English and Korean."""
     if native_runner.LIBRARY.exists():
         return (
-            f"the native library belongs to another version of KoGPT: {REINSTALL}",
-            f"native 라이브러리가 다른 버전의 KoGPT에서 만들어졌습니다. 다시 설치하세요: {REINSTALL}",
+            f"the native library belongs to another version of KoGPT: in its repository, {REINSTALL}",
+            "native 라이브러리가 다른 버전의 KoGPT에서 만들어졌습니다. KoGPT 저장소에서 다시 설치하세요: "
+            f"{REINSTALL}",
         )
     return (
-        f"the native kernels were not built: install a C++ compiler, then {REINSTALL}",
-        f"native 커널이 빌드되지 않았습니다. C++ 컴파일러를 설치한 뒤 다시 설치하세요: {REINSTALL}",
+        f"the native kernels were not built: install a C++ compiler, then in KoGPT's repository {REINSTALL}",
+        "native 커널이 빌드되지 않았습니다. C++ 컴파일러를 설치한 뒤 KoGPT 저장소에서 다시 설치하세요: "
+        f"{REINSTALL}",
     )
 
 

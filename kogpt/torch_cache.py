@@ -30,7 +30,7 @@ width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -63,7 +63,8 @@ class PagedCache:
     def __init__(self, config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> None:
         """`devices`: one for each layer."""
         self.rows: dict[int, Row] = {}
-        self.generation = 0  # how often the pool has grown: recorded passes hold the addresses of `layers`
+        self.generation = 0  # changes when the pool grows: recorded passes hold the addresses of `layers`
+        self.held_by_graphs: Callable[[], int] = int  # bytes free for recordings only: none without any
         # (2, blocks, BLOCK, H, D) for each layer: keys, then values.
         shape = (2, 1, BLOCK, config.n_heads, config.d_head)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for device in devices]
@@ -113,6 +114,11 @@ class PagedCache:
         """Positions that still fit, over all rows; None where a device does not say how much is free."""
         fitting = self._fitting_blocks()
         return None if fitting is None else BLOCK * (len(self._free) + fitting)
+
+    def free_bytes(self, device: torch.device) -> int | None:
+        """Bytes that can still be allocated on the device, beside what recordings keep for themselves."""
+        n_bytes = free_bytes(device)
+        return None if n_bytes is None else n_bytes - self.held_by_graphs()
 
     def has_free(self, sizes: Sequence[tuple[int, int]]) -> bool:
         """Whether `reserve` would find room without growing the pool."""
@@ -183,7 +189,7 @@ class PagedCache:
     def _fitting_blocks(self) -> int | None:
         """Blocks by which the pool can grow. Growing holds one layer twice."""
         held = len(self._holders) * self._block_bytes
-        free = {device: free_bytes(device) for device in self._layers_on}
+        free = {device: self.free_bytes(device) for device in self._layers_on}
         fitting = [
             int((USABLE_SHARE * n_bytes - held) // ((self._layers_on[device] + 1) * self._block_bytes))
             for device, n_bytes in free.items()
@@ -206,12 +212,12 @@ class PagedCache:
                 n_bytes,
                 f"a cache of {tokens} tokens on {device}",
                 f"{tokens}토큰의 캐시({device})",
-                free_bytes(device),
+                self.free_bytes(device),
             )
-        for i, old in enumerate(self.layers):
+        self.generation += 1  # before the first layer moves: growing may fail at a later one
+        for i, old in enumerate(self.layers):  # some are longer already where it did
             self.layers[i] = old.new_empty((2, grown, *old.shape[2:]))
-            self.layers[i][:, :n_blocks] = old
-        self.generation += 1
+            self.layers[i][:, :n_blocks] = old[:, :n_blocks]
         self._holders += [0] * (grown - n_blocks)
         self._free += range(grown - 1, n_blocks - 1, -1)  # the lowest is taken first
 

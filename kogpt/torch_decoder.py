@@ -13,6 +13,7 @@ Shapes: n rows, B rows of the pass, V vocabulary, W blocks.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kogpt.errors import localized
 from kogpt.sampling import Draw
 from kogpt.torch_cache import PagedCache, Row, blocks_for
 from kogpt.torch_pass import Buffers, StaticModel, StepPlan, Steps, pack_inputs
@@ -33,6 +35,8 @@ from kogpt.torch_transfer import Reading, queue_copy
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CAPTURE_AFTER = 3  # graph-free steps of a kind; recording the 6B shape takes as long as some five of them
 MIN_WIDTH = 4  # blocks of the narrowest table
+
+logger = logging.getLogger(__name__)
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], None]], Replay]  # runs what it is given, and records it
@@ -52,14 +56,19 @@ class CudaGraphs:
         self._side = torch.cuda.Stream(device)
         self._pool: Any = None
         self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._held: int | None = None  # of held_bytes; None: to be read again
 
     def __call__(self, run: Callable[[], None]) -> Replay:
-        with torch.cuda.device(self._device):
-            current, side = torch.cuda.current_stream(), self._side
+        self._held = None
+        current, side = torch.cuda.current_stream(self._device), self._side
+        # Left as it was entered, also where a recording fails: torch then leaves its stream the current one.
+        with torch.cuda.device(self._device), torch.cuda.stream(current):
             side.wait_stream(current)
-            with torch.cuda.stream(side):
-                run()  # libraries make their handles and workspaces here, which may not be recorded
-            current.wait_stream(side)
+            try:
+                with torch.cuda.stream(side):
+                    run()  # libraries make their handles and workspaces here, which may not be recorded
+            finally:  # what was queued before a failure may still run
+                current.wait_stream(side)
             if not self._alive:
                 self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
@@ -69,9 +78,24 @@ class CudaGraphs:
             self._alive.add(graph)
         return graph.replay
 
+    def held_bytes(self) -> int:
+        """Bytes that torch keeps for recordings between their replays: reserved, but nobody else's to use.
+
+        Asking torch takes milliseconds, so it is asked once after each recording.
+        """
+        if not self._alive:
+            return 0  # torch frees a pool without graphs when it needs the memory
+        if self._held is None:
+            own = [part for part in torch.cuda.memory_snapshot() if part["segment_pool_id"] == self._pool]
+            self._held = sum(part["total_size"] - part["allocated_size"] for part in own)
+        return self._held
+
 
 class Recorder:
-    """Passes by their key: run graph-free, then recorded, then replayed."""
+    """Passes by their key: run graph-free, then recorded, then replayed.
+
+    A pass that cannot be recorded runs once more, which gives the same, and graph-free from then on.
+    """
 
     def __init__(self, capture: Capture | None, addresses: Callable[[], Hashable]) -> None:
         """capture: None where nothing is ever recorded. addresses: changes when recordings become wrong."""
@@ -80,6 +104,7 @@ class Recorder:
         self._recorded_at = addresses()
         self._counts: Counter[Hashable] = Counter()
         self._replays: dict[Hashable, Replay] = {}
+        self._refused: set[Hashable] = set()  # could not be recorded
 
     @property
     def records(self) -> bool:
@@ -94,11 +119,22 @@ class Recorder:
             self._replays[key]()
             return True
         self._counts[key] += 1
-        if self._capture is None or self._counts[key] <= CAPTURE_AFTER:
+        recorded = self._counts[key] > CAPTURE_AFTER and key not in self._refused and self._record(key, run)
+        if not recorded:
             run()
-            return False
-        self._replays[key] = self._capture(run)
         return False
+
+    def _record(self, key: Hashable, run: Callable[[], None]) -> bool:
+        """Run a pass and record it; False where that failed, however far it ran, or nothing is recorded."""
+        if self._capture is None:
+            return False
+        try:
+            self._replays[key] = self._capture(run)
+        except RuntimeError as error:  # torch's errors of CUDA and of memory are among them
+            self._refused.add(key)
+            logger.warning(localized(*unrecorded(error)))
+            return False
+        return True
 
     def forget(self) -> None:
         """Drop all recordings."""
@@ -146,7 +182,10 @@ class Decoder:
         self._ahead = None
 
     def forget(self, row: int) -> None:
-        """A row is closed, cut or read in another way: nothing that was guessed about it holds."""
+        """A row is cut or read in another way: nothing that was guessed about it holds.
+
+        Closing one needs no word: a step is found by its rows, not by handles that a later row may have.
+        """
         if self._ahead is not None and any(self._cache.row(row) is other for other in self._ahead.rows):
             self._ahead = None
 
@@ -265,6 +304,17 @@ class Decoder:
             width = blocks_for(self._n_ctx)
             self._buffers[n_rows] = Buffers(n_rows, width, self._n_vocab, self._model)
         return self._buffers[n_rows]
+
+
+def unrecorded(error: RuntimeError) -> tuple[str, str]:
+    """The line about passes that stay graph-free; English and Korean."""
+    reason = str(error).partition("\n")[0][:200]
+    return (
+        "passes of one size run without a CUDA graph from now on, which takes longer: recording failed "
+        f"({reason}); where memory is short, run fewer texts at once or choose a smaller --dtype",
+        f"CUDA 그래프를 기록하지 못해({reason}) 이 크기의 단계는 그래프 없이 더 느리게 실행합니다. "
+        "메모리가 부족하면 한 번에 처리하는 글을 줄이거나 더 작은 --dtype을 지정하세요",
+    )
 
 
 def is_plain(draw: Draw) -> bool:

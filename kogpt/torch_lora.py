@@ -9,7 +9,7 @@ a matrix.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 import numpy as np
@@ -19,7 +19,6 @@ from torch import Tensor
 from kogpt.adapter import Lora
 from kogpt.memory import require_memory
 from kogpt.model import GPTJ, Linear
-from kogpt.torch_cache import free_bytes
 from kogpt.torch_transfer import to_device
 
 Factors = tuple[Tensor, Tensor]  # (A, r, K) and (A, N, r); the second includes the scale
@@ -30,9 +29,11 @@ RANKS = 8  # ranks are filled up with zeros to a multiple of this
 class LoraStack:
     """The adapters that rows may be opened with. The adapter of handle i lies in place i + 1."""
 
-    def __init__(self, model: GPTJ) -> None:
+    def __init__(self, model: GPTJ, free_bytes: Callable[[torch.device], int | None]) -> None:
+        """free_bytes: what can still be allocated on a device; None where nobody knows."""
         self.handles: set[int] = set()
         self.generation = 0  # how often factors were replaced: recorded passes hold their addresses
+        self._free_bytes = free_bytes
         self._dtype = model.transformer.ln_f.weight.dtype  # of activations: a matrix may hold codes
         self._linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
         self._factors: dict[Linear, Factors] = {}  # of the matrices that some adapter changes
@@ -76,29 +77,36 @@ class LoraStack:
 
     def _grow(self, lora: Lora, n_places: int, rank: int) -> None:
         """Make room for an adapter in the last of these places; tensors that have it stay as they are."""
-        shapes: dict[Linear, tuple[int, int]] = {}  # (A, r)
-        needed: Counter[torch.device] = Counter()
+        grown: dict[Linear, tuple[int, int]] = {}  # (A, r) of those that have another
         for linear in [*self._factors, *(self._linears[name] for name in lora.updates)]:
-            held = self._factors[linear][0].shape if linear in self._factors else (0, 0)
-            shapes[linear] = max(n_places, held[0]), max(rank, held[1])
-        for linear, (places, r) in shapes.items():
-            n_values = places * r * (linear.in_features + linear.out_features)
-            needed[linear.weight.device] += n_values * self._dtype.itemsize
-        for device, n_bytes in needed.items():
-            require_memory(n_bytes, f"an adapter on {device}", f"어댑터({device})", free_bytes(device))
-        held_shapes = {linear: a.shape[:2] for linear, (a, _) in self._factors.items()}
-        self.generation += held_shapes != shapes
-        for linear, (places, r) in shapes.items():
+            held = self._factors[linear][0].shape[:2] if linear in self._factors else (0, 0)
+            shape = max(n_places, held[0]), max(rank, held[1])
+            if shape != held:
+                grown[linear] = shape
+        self._require_memory(grown)
+        self.generation += bool(grown)  # before the first moves: growing may fail at a later one
+        for linear, (places, r) in grown.items():
             none = linear.weight.new_zeros((0, 0, 0), dtype=self._dtype)
             a, b = self._factors.get(linear, (none, none))
             a = _enlarged(a, (places, r, linear.in_features))
             self._factors[linear] = a, _enlarged(b, (places, linear.out_features, r))
 
+    def _require_memory(self, grown: Mapping[Linear, tuple[int, int]]) -> None:
+        """Raise NotEnoughMemory where factors of these shapes (A, r) do not fit in place of those held."""
+        needed: Counter[torch.device] = Counter()
+        twice: Counter[torch.device] = Counter()  # the largest pair that is held until its values are copied
+        for linear, (places, r) in grown.items():
+            device, held = linear.weight.device, sum(x.nbytes for x in self._factors.get(linear, ()))
+            n_values = places * r * (linear.in_features + linear.out_features)
+            needed[device] += n_values * self._dtype.itemsize - held
+            twice[device] = max(twice[device], held)
+        for device, n_bytes in (needed + twice).items():
+            free = self._free_bytes(device)
+            require_memory(n_bytes, f"an adapter on {device}", f"어댑터({device})", free)
+
 
 def _enlarged(factors: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The factors in the corner of a tensor of zeros; themselves if they have this shape."""
-    if factors.shape == shape:
-        return factors
+    """The factors in the corner of a tensor of zeros."""
     enlarged = factors.new_zeros(shape)
     enlarged[tuple(map(slice, factors.shape))] = factors
     return enlarged

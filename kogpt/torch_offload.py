@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kogpt.torch_transfer import Copies, Wait, host_buffer
+from kogpt.torch_transfer import Copies, Wait, host_buffers
 
 SLOTS = 2
 ALIGNED = 256  # bytes: where a tensor may begin in a buffer
@@ -40,17 +40,20 @@ class Streamed(nn.ModuleList):
         super().__init__(blocks)
         self._device = device
         self._copies = Copies(device)
-        self._kept: dict[int, Tensor] = {}  # layer -> its weights in one host buffer
+        self._kept: dict[int, list[Tensor]] = {}  # layer -> its weights, end to end in host buffers
         self._slots: list[Slot] = []
 
     def keep(self, layer: int) -> None:
-        """Move the weights of a block, which lie in CPU memory, into the buffer that is copied."""
+        """Move the weights of a block, which lie in CPU memory, into the buffers that are copied."""
         block = super().__getitem__(layer)
         tensors = [tensor for _, _, tensor in _tensors(block)]
-        n_bytes = sum(map(_aligned, tensors))
-        buffer = self._kept[layer] = host_buffer(n_bytes, self._device)
-        for view, tensor in zip(views(buffer, tensors), tensors, strict=True):
+        buffers = self._kept[layer] = host_buffers(sum(map(_aligned, tensors)), self._device)
+        n_bytes = sum(map(len, buffers))
+        whole = torch.empty(n_bytes, dtype=torch.uint8)
+        for view, tensor in zip(views(whole, tensors), tensors, strict=True):
             view.copy_(tensor)
+        for buffer, part in zip(buffers, whole.split([len(buffer) for buffer in buffers]), strict=True):
+            buffer.copy_(part)
         if not self._slots:
             self._slots = [Slot(tensors, n_bytes, self._device) for _ in range(SLOTS)]
         _bind(block, self._slots[0])

@@ -51,9 +51,10 @@ class Prompts:
         n = len(ids)
         size = next(size for size in SIZES if size >= n)
         if size not in self._inputs:
-            device = self._cache.layers[0].device
-            self._inputs[size] = torch.zeros(HEADER + size + self._width, dtype=torch.int64, device=device)
-            self._hidden[size] = self._cache.layers[0].new_zeros((size, self._model.config.d_model))
+            like = self._cache.layers[0]
+            self._hidden[size] = like.new_zeros((size, self._model.config.d_model))
+            length = HEADER + size + self._width
+            self._inputs[size] = torch.zeros(length, dtype=torch.int64, device=like.device)
         packed = np.zeros(HEADER + size + self._width, np.int64)
         packed[:HEADER] = row.length, row.length + n - 1
         packed[HEADER : HEADER + n] = ids

@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from functools import wraps
+from typing import ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from kogpt.adapter import Lora, require_lora_fits
 from kogpt.config import ModelConfig
-from kogpt.errors import KoGPTError, localized
+from kogpt.errors import KoGPTError, NotEnoughMemory, localized
 from kogpt.gpu_choice import choose
+from kogpt.memory import REMEDIES
 from kogpt.quantize import FORMATS
 from kogpt.runner import (
     CPU_PREFILL_TOKENS,
@@ -36,7 +38,7 @@ from kogpt.runner import (
 from kogpt.sampling import Chosen, SampledToken, Wanted
 from kogpt.torch_attention import CachedPass, Places
 from kogpt.torch_cache import PagedCache
-from kogpt.torch_decoder import ROWS, Capture, CudaGraphs, Decoder, Recorder, Step, is_plain
+from kogpt.torch_decoder import ROWS, CudaGraphs, Decoder, Recorder, Step, is_plain
 from kogpt.torch_lora import LoraStack
 from kogpt.torch_pass import StaticModel, StepPlan
 from kogpt.torch_prompt import Prompts
@@ -48,7 +50,31 @@ from kogpt.torch_weights import Layout, Tensors, layers_to_offload, load_model, 
 # they take 57 ms, for which other rows wait.
 GPU_PREFILL_TOKENS = 2048
 
+# Texts by which torch's other errors of memory are known: of the driver, of cuBLAS, and of the host's.
+NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
+
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+
+
+def name_memory_errors(method: Callable[P, Answer]) -> Callable[P, Answer]:
+    """The method, with NotEnoughMemory for what torch raises where memory ends."""
+
+    @wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        try:
+            return method(*args, **kwargs)
+        except RuntimeError as error:
+            text = str(error)
+            known = isinstance(error, torch.OutOfMemoryError) or any(words in text for words in NO_MEMORY)
+            if not known:
+                raise
+        # Raised out here, where torch's error is gone, and with it the tensors of the pass that failed.
+        raise NotEnoughMemory(*_no_memory(text))
+
+    return wrapped
 
 
 class TorchRunner:
@@ -64,6 +90,7 @@ class TorchRunner:
     name = "torch"
     dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16", "float32", "float64", *FORMATS)
 
+    @name_memory_errors
     def __init__(
         self,
         config: ModelConfig,
@@ -83,14 +110,17 @@ class TorchRunner:
         layout.require_memory()
         if layout.offloaded:
             logger.warning(localized(*layout.offload_texts()))
-        choice = choose(config, dtype, devices[0])
+        choice = choose(config, dtype, devices)
         self._stages = layout.stages
         self._model = load_model(layout, tensors, choice.product)
         devices_of_layers = [stage.device for stage in self._stages for _ in stage.layers]
         self._cache = PagedCache(config, layout.precision, devices_of_layers)
-        self._loras = LoraStack(self._model)
+        self._loras = LoraStack(self._model, self._cache.free_bytes)
         model = StaticModel(self._model, self._cache, self._loras, self._stages, choice.plan)
-        recorder = Recorder(_capture(layout), model.addresses)
+        capture = _capture(layout)
+        if capture is not None:
+            self._cache.held_by_graphs = capture.held_bytes
+        recorder = Recorder(capture, model.addresses)
         self._decoder = Decoder(model, self._cache, recorder)
         self._prompts = Prompts(self._model, self._cache, self._loras, recorder)
 
@@ -98,6 +128,7 @@ class TorchRunner:
     def weight_bytes(cls, config: ModelConfig, dtype: str) -> int:
         return sum(stored_bytes(config, dtype).values())
 
+    @name_memory_errors
     def add_adapter(self, lora: Lora) -> int:
         require_lora_fits(lora, self.config)
         return self._loras.add(lora)
@@ -107,15 +138,16 @@ class TorchRunner:
         assert all(row.adapter != adapter for row in self._cache.rows.values()), adapter
         self._loras.drop(adapter)
 
+    @name_memory_errors
     def open(self, adapter: int | None = None) -> int:
         assert adapter is None or adapter in self._loras.handles, adapter
         return self._cache.open(adapter)
 
+    @name_memory_errors
     def fork(self, row: int, length: int | None = None) -> int:
         return self._cache.fork(row, self.length(row) if length is None else length)
 
     def close(self, row: int) -> None:
-        self._decoder.forget(row)
         self._cache.close(row)
 
     def length(self, row: int) -> int:
@@ -125,6 +157,7 @@ class TorchRunner:
         self._decoder.forget(row)
         self._cache.truncate(row, length)
 
+    @name_memory_errors
     def load_cache(self, row: int, keys: Array, values: Array) -> None:
         self._decoder.forget(row)
         self._cache.load(row, keys, values)
@@ -136,6 +169,7 @@ class TorchRunner:
         """Compute the layers of decoding steps by other functions, such as those of gpu_steps.py."""
         self._decoder.use(plan)
 
+    @name_memory_errors
     @torch.inference_mode()
     def draw(self, chunks: Sequence[Chunk], wanted: Sequence[Wanted]) -> list[Chosen]:
         self._reserve(chunks)
@@ -159,11 +193,13 @@ class TorchRunner:
             answers[i] = Chosen([drawn], np.empty(0), np.empty(0, np.int64))
         return [answers[i] for i in range(len(chunks))]
 
+    @name_memory_errors
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> list[Array]:
         self._reserve(chunks)
         return split_outputs(_to_numpy(self._logits(chunks)), chunks)
 
+    @name_memory_errors
     @torch.inference_mode()
     def hidden(self, chunks: Sequence[Chunk]) -> list[Array]:
         self._reserve(chunks)
@@ -237,11 +273,21 @@ class TorchRunner:
         return x
 
 
-def _capture(layout: Layout) -> Capture | None:
+def _capture(layout: Layout) -> CudaGraphs | None:
     """How decoding steps are recorded: only on one GPU that holds all weights, whose addresses then stay."""
     [*devices] = {stage.device for stage in layout.stages}
     is_gpu = len(devices) == 1 and devices[0].type == "cuda"
     return CudaGraphs(devices[0]) if is_gpu and not layout.offloaded else None
+
+
+def _no_memory(told: str) -> tuple[str, str]:
+    """English and Korean text for what torch says, as far as it says how much is missing."""
+    first, free, _ = told.partition("\n")[0].partition(" is free")
+    told, (remedy, remedy_ko) = first[:200] + free, REMEDIES
+    return (
+        f"not enough memory: {told}: close other programs, {remedy}",
+        f"메모리가 부족합니다({told}). 다른 프로그램을 닫거나, {remedy_ko}",
+    )
 
 
 def _step(chunks: Sequence[Chunk]) -> Step:

@@ -7,7 +7,7 @@ queued itself, and torch frees the pinned memory only when the copy is done.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PIECE = 64 << 20  # bytes of a tensor that are converted and pinned at a time while a model is loaded
+LEAST_PINNED = 64 << 10  # bytes of the smallest piece that is pinned
 
 Wait = Callable[[], None]  # makes what is queued next wait for a copy
 
@@ -62,9 +63,19 @@ def is_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def host_buffer(n_bytes: int, device: torch.device) -> Tensor:
-    """Host memory, uint8, from which copies to the device are queued."""
-    return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+def host_buffers(n_bytes: int, device: torch.device) -> list[Tensor]:
+    """Host memory, uint8, in pieces one after the other, from which copies to the device are queued."""
+    pinned = device.type == "cuda"
+    return [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for size in pinned_sizes(n_bytes)]
+
+
+def pinned_sizes(n_bytes: int) -> list[int]:
+    """Powers of two that make up `n_bytes`, the largest first; the last may be larger than what is left.
+
+    torch rounds pinned memory up to a power of two: a third of the whole for a block of the 6B shape.
+    """
+    n_bytes = -(-n_bytes // LEAST_PINNED) * LEAST_PINNED
+    return [1 << i for i in reversed(range(n_bytes.bit_length())) if n_bytes >> i & 1]
 
 
 class Copies:
@@ -73,14 +84,17 @@ class Copies:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def begin(self, source: Tensor, target: Tensor) -> Wait:
-        """Copy a host buffer to the device once everything that is queued now is done."""
+    def begin(self, sources: Sequence[Tensor], target: Tensor) -> Wait:
+        """Copy host buffers, end to end, to the device once everything that is queued now is done."""
+        places = target.split([len(source) for source in sources])
         if self._stream is None:
-            target.copy_(source)
+            for source, place in zip(sources, places, strict=True):
+                place.copy_(source)
             return lambda: None
         self._stream.wait_stream(torch.cuda.current_stream(target.device))
         with torch.cuda.stream(self._stream):
-            target.copy_(source, non_blocking=True)
+            for source, place in zip(sources, places, strict=True):
+                place.copy_(source, non_blocking=True)
             done = self._stream.record_event()
         return lambda: torch.cuda.current_stream(target.device).wait_event(done)
 

@@ -14,6 +14,7 @@ from runners import stored
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kogpt import torch_attention, torch_cache, torch_pass
+from kogpt.errors import NotEnoughMemory
 from kogpt.runner import Array, Chunk
 from kogpt.torch_attention import split_rows
 from kogpt.torch_cache import BLOCK, Paged, PagedCache, block_table, blocks_for
@@ -170,6 +171,45 @@ def test_rows_are_split_where_sizes_change_and_at_the_limit(
 ) -> None:
     everyone = list(range(len(sizes)))
     assert [everyone[some] for some in split_rows(sizes, ends, limit)] == wanted
+
+
+def test_growing_that_fails_halfway_is_made_good_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings on the layers that moved are dropped, and no key or value is lost."""
+    pool = cache()
+    row = pool.open()
+    read(pool, row, 2 * BLOCK)
+    with torch.inference_mode():
+        for layer in pool.layers:
+            layer.normal_(generator=torch.Generator().manual_seed(0))
+        held = [layer.clone() for layer in pool.layers]
+    addresses = [layer.data_ptr() for layer in pool.layers]
+    before, new_empty = pool.generation, torch.Tensor.new_empty
+    refused = iter([False, True])
+
+    def once(tensor: torch.Tensor, *args: Any) -> torch.Tensor:
+        if next(refused, False):
+            raise torch.OutOfMemoryError
+        return new_empty(tensor, *args)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", once)
+    with pytest.raises(torch.OutOfMemoryError):
+        pool.reserve([(row, 9 * BLOCK)])
+    assert [layer.data_ptr() for layer in pool.layers] != addresses and pool.generation > before
+    for size in (3 * BLOCK, 30 * BLOCK):  # less than what failed, and more
+        pool.reserve([(row, size)])
+        assert {layer.shape[1] for layer in pool.layers} == {len(pool._holders)}
+        for layer, own in zip(pool.layers, held, strict=True):
+            assert torch.equal(layer[:, : own.shape[1]], own)
+
+
+def test_what_recordings_hold_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_cache, "free_bytes", lambda device: 10**7)
+    pool = cache()
+    room = pool.room()
+    pool.held_by_graphs = lambda: 10**7 - 1000
+    assert room and pool.room() == 0
+    with pytest.raises(NotEnoughMemory, match=r"needs .*, 1 kB is free"):
+        pool.reserve([(pool.open(), 100)])
 
 
 def test_the_pool_grows_by_what_fits_if_doubling_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from kogpt import torch_decoder, torch_pass, torch_prompt
 from kogpt.adapter import Lora, LowRank
 from kogpt.engine import Engine
+from kogpt.errors import NotEnoughMemory
 from kogpt.numpy_runner import NumpyRunner
 from kogpt.request import Request, Writing
 from kogpt.runner import Chunk, Runner
@@ -265,6 +266,51 @@ def test_every_pass_but_the_last_is_used() -> None:
     assert len(launched) == 9  # 8 steps after the prompt, and the one that nobody asked for
 
 
+def step_all(runner: Runner, last: dict[int, int], drawing: dict[int, Sampler]) -> None:
+    """One more token of each row, which `last` then names."""
+    chunks = [Chunk(row, np.array([token])) for row, token in last.items()]
+    chosen = runner.draw(chunks, [Wanted([drawing[row].draw()]) for row in last])
+    for row, found in zip(list(last), chosen, strict=True):
+        assert found.tokens[0] is not None
+        last[row] = found.tokens[0].token
+        drawing[row].accept(last[row])
+
+
+def test_closing_a_row_keeps_the_step_of_the_others() -> None:
+    runner = recorded()
+    for n_rows in (3, 2):
+        write(runner, [IDS[i, :9] for i in range(n_rows)], 6, samplers(n_rows))  # records
+    rows = [runner.open() for _ in range(3)]
+    runner.forward([Chunk(row, IDS[row, :9], 0) for row in rows])
+    last, drawing = dict.fromkeys(rows, 5), dict(zip(rows, samplers(3), strict=True))
+    step_all(runner, last, drawing)
+    with counted(runner) as launched:
+        runner.close(rows[1])
+        del last[rows[1]]
+        step_all(runner, last, drawing)
+    assert launched == [2], "the step after it: its own ran ahead"
+
+
+def test_a_handle_that_is_used_again_does_not_take_the_step_of_its_old_row() -> None:
+    """The new row has the length, the token and the settings that the old one would have gone on with."""
+    runner, numpy_runner = recorded(), NumpyRunner(TINY, TENSORS)
+    write(runner, [IDS[0, :9]], 6, samplers(1))  # records
+    drawn = []
+    for some in (runner, numpy_runner):
+        row = some.open()
+        some.forward([Chunk(row, IDS[1, :9], 0)])
+        last, drawing = {row: 5}, {row: samplers(1, temperature=0.9)[0]}
+        step_all(some, last, drawing)  # a step runs ahead
+        some.close(row)
+        assert some.open() == row
+        some.forward([Chunk(row, IDS[2, :10], 0)])
+        with counted(runner) as launched:
+            step_all(some, last, drawing)
+        drawn.append(last[row])
+        assert len(launched) == (2 if some is runner else 0), "its own step, and the one after it"
+    assert drawn[0] == drawn[1]
+
+
 def test_rows_that_come_go_fork_and_are_cut_find_no_stale_step() -> None:
     """Against the numpy runner, step by step, in an order that makes most guesses wrong."""
     torch_runner, numpy_runner = recorded(), NumpyRunner(TINY, TENSORS)
@@ -371,6 +417,7 @@ class Pools:
     def __init__(self) -> None:
         self.graphs: dict[int, int] = {}  # alive, by pool
         self.n_pools = 0
+        self.n_snapshots = 0
         self.stream = MagicMock()
 
     def handle(self) -> int:
@@ -383,6 +430,13 @@ class Pools:
         self.graphs[pool] = self.graphs.get(pool, 0) + 1
         graph.pools, graph.pool = self, pool
         yield
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """A segment for each graph, and others that anybody's tensors may use."""
+        self.n_snapshots += 1
+        part = {"total_size": 1000, "allocated_size": 300}
+        owners = [pool for pool, n in self.graphs.items() for _ in range(n)]
+        return [{"segment_pool_id": owner, **part} for owner in ((0, 0), *owners, (0, 0))]
 
 
 class Graph:
@@ -399,19 +453,25 @@ class Graph:
             self.pools.graphs[self.pool] -= 1
 
 
-def test_graphs_share_a_pool_until_the_last_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> Pools:
     pools = Pools()
     fakes: dict[str, Any] = {
         "device": lambda device: nullcontext(),
         "stream": lambda stream: nullcontext(),
         "Stream": lambda *device: pools.stream,
-        "current_stream": MagicMock,
+        "current_stream": lambda device: MagicMock(),
         "graph_pool_handle": pools.handle,
         "CUDAGraph": Graph,
         "graph": pools.record,
+        "memory_snapshot": pools.snapshot,
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
+    return pools
+
+
+def test_graphs_share_a_pool_until_the_last_is_dropped(pools: Pools) -> None:
     recorder = torch_decoder.Recorder(torch_decoder.CudaGraphs(torch.device("cuda")), lambda: 0)
     for n_pools in (1, 2):
         for _ in range(torch_decoder.CAPTURE_AFTER + 1):
@@ -419,6 +479,73 @@ def test_graphs_share_a_pool_until_the_last_is_dropped(monkeypatch: pytest.Monke
                 recorder.run(key, lambda: None)
         assert pools.graphs[n_pools] == 2 and len(pools.graphs) == n_pools
         recorder.forget()
+
+
+def test_memory_of_the_pool_is_read_once_for_a_recording(pools: Pools) -> None:
+    graphs = torch_decoder.CudaGraphs(torch.device("cuda"))
+    assert (graphs.held_bytes(), pools.n_snapshots) == (0, 0)
+    replay = graphs(lambda: None)
+    assert [graphs.held_bytes() for _ in range(3)] == [700] * 3 and pools.n_snapshots == 1
+    other = graphs(lambda: None)
+    assert (graphs.held_bytes(), pools.n_snapshots) == (1400, 2)
+    del replay, other
+    assert graphs.held_bytes() == 0, "torch may give such a pool back"
+
+
+@pytest.mark.parametrize("fails", ["the run before", "the recording"])
+def test_a_pass_that_cannot_be_recorded_runs_on_without(fails: str, caplog: pytest.LogCaptureFixture) -> None:
+    ran: list[str] = []
+    tries = 0
+
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        nonlocal tries
+        tries += 1
+        if fails == "the recording":
+            run()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    address = 0
+    recorder = torch_decoder.Recorder(capture, lambda: address)
+    for step in range(6):
+        ran.clear()
+        assert recorder.run("read", lambda: ran.append("read")) is False
+        assert ran, step
+        address += step == 4  # the cache has grown
+    assert tries == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "Tried to allocate 2.00 GiB" in line and "--dtype" in line
+
+
+def test_texts_go_on_where_recording_fails() -> None:
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        run()
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    runner = recorded()
+    recorder = torch_decoder.Recorder(capture, runner._decoder._model.addresses)
+    runner._decoder._recorder = runner._prompts._recorder = recorder
+    prompts = [IDS[i, : 20 + i] for i in range(2)]
+    found = write(runner, prompts, 9, samplers(2, temperature=0.8))
+    assert found == write(NumpyRunner(TINY, TENSORS), prompts, 9, samplers(2, temperature=0.8))
+
+
+def test_a_prompt_that_memory_ends_in_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, new_zeros = recorded(), torch.Tensor.new_zeros
+    row = runner.open()
+    chunk = Chunk(row, IDS[0, :9])
+
+    def refused(*args: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as short:
+        short.setattr(torch.Tensor, "new_zeros", refused)
+        with pytest.raises(NotEnoughMemory):
+            runner.forward([chunk])
+    monkeypatch.setattr(torch.Tensor, "new_zeros", new_zeros)
+    (found,) = runner.forward([chunk])
+    numpy_runner = NumpyRunner(TINY, TENSORS)
+    (wanted,) = numpy_runner.forward([Chunk(numpy_runner.open(), IDS[0, :9])])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ No GPU is needed: `Late` imitates the copies. What is on its way is not a number
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from conftest import TINY, random_tensors
 from runners import pretend_free, stored
 from torch import Tensor
 
-from kogpt import native_runner, torch_offload, torch_runner
+from kogpt import native_runner, torch_offload, torch_runner, torch_transfer
 from kogpt.adapter import Lora, LowRank
 from kogpt.checkpoint import Checkpoint
 from kogpt.config import SHAPES
@@ -25,7 +25,7 @@ from kogpt.errors import KoGPTError, NotEnoughMemory
 from kogpt.placement import Placement, fallbacks, load_runner
 from kogpt.runner import Array, Chunk
 from kogpt.sampling import Draw, Wanted
-from kogpt.torch_offload import Streamed
+from kogpt.torch_offload import ALIGNED, Streamed
 from kogpt.torch_runner import TorchRunner
 from kogpt.torch_transfer import Wait
 from kogpt.torch_weights import Layout, block_bytes, layers_to_offload
@@ -47,18 +47,18 @@ class Late:
         self._sources: list[int] = []
         Late.made.append(self)
 
-    def begin(self, source: Tensor, target: Tensor) -> Wait:
+    def begin(self, sources: Sequence[Tensor], target: Tensor) -> Wait:
         target.fill_(NAN)
-        if source.data_ptr() not in self._sources:
-            self._sources.append(source.data_ptr())
-        number = self._sources.index(source.data_ptr())
+        if sources[0].data_ptr() not in self._sources:
+            self._sources.append(sources[0].data_ptr())
+        number = self._sources.index(sources[0].data_ptr())
         self.events.append(f"begin {number}")
         arrived: list[bool] = []
 
         def wait() -> None:
             self.events.append(f"wait {number}")
             if not arrived:
-                target.copy_(source)
+                target.copy_(torch.cat(list(sources)))
                 arrived.append(True)
 
         return wait
@@ -67,6 +67,7 @@ class Late:
 @pytest.fixture(autouse=True)
 def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Late]]:
     monkeypatch.setattr(torch_offload, "Copies", Late)
+    monkeypatch.setattr(torch_transfer, "LEAST_PINNED", ALIGNED)  # several pieces of a small block too
     Late.made.clear()
     yield Late
 
@@ -139,9 +140,31 @@ def test_host_memory_holds_each_layer_once() -> None:
     assert isinstance(streamed, Streamed)
     held = {tensor.untyped_storage().data_ptr() for tensor in streamed.parameters()}
     slots = {slot.buffer.data_ptr() for slot in streamed._slots}
-    kept = {buffer.data_ptr() for buffer in streamed._kept.values()}
-    assert len(kept) == 4 and not held & kept and len(held & slots) == 1
-    assert all(buffer.nbytes < 1.1 * block_bytes(DEEP, "float32") for buffer in streamed._kept.values())
+    kept = {buffer.data_ptr() for buffers in streamed._kept.values() for buffer in buffers}
+    assert len(streamed._kept) == 4 < len(kept) and not held & kept and len(held & slots) == 1
+    block = block_bytes(DEEP, "float32")
+    assert all(block <= taken_pinned(buffers) < 1.1 * block for buffers in streamed._kept.values())
+
+
+def taken_pinned(buffers: Sequence[Tensor]) -> int:
+    """Bytes that torch takes for buffers where it pins them: powers of two (CachingHostAllocator.h)."""
+    return sum(1 << (len(buffer) - 1).bit_length() for buffer in buffers)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "int4"])
+def test_pinned_layers_of_the_6b_take_what_is_counted(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_transfer, "LEAST_PINNED", 64 << 10)
+    counted = block_bytes(SHAPES["kogpt-6b"], dtype)
+    buffers = torch_transfer.host_buffers(counted, torch.device("cpu"))
+    assert counted <= sum(map(len, buffers)) == taken_pinned(buffers) < 1.001 * counted
+    assert len(buffers) < 16, "each is a copy by itself"
+
+
+def test_buffers_are_copied_end_to_end() -> None:
+    sources = [torch.arange(i, i + size, dtype=torch.uint8) for i, size in ((0, 8), (8, 4), (12, 1))]
+    target = torch.zeros(13, dtype=torch.uint8)
+    torch_transfer.Copies(torch.device("cpu")).begin(sources, target)()
+    assert target.tolist() == list(range(13))
 
 
 # How many, and what is said

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -278,19 +281,100 @@ def test_pieces_make_up_the_tensor(device_memory: None) -> None:
 # Which arithmetic
 
 
+PLAIN_CHOICE = (torch_linear.plain_product, gpu_choice.NEVER)
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[torch.device]]:
+    """GPUs of these compute capabilities."""
+
+    def made(*capabilities: tuple[int, int]) -> list[torch.device]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+        return [torch.device("cuda", i) for i in range(len(capabilities))]
+
+    return made
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def broken_driver(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Triton as where it finds no C compiler: installed, and without a driver."""
+
+    class Driver:
+        @property
+        def active(self) -> Any:
+            raise error
+
+    triton = ModuleType("triton")
+    triton.runtime = SimpleNamespace(driver=Driver())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setattr(gpu_choice, "has_triton", lambda: True)
+
+
 def test_a_gpu_without_triton_says_what_is_slow(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cards: Any
 ) -> None:
     monkeypatch.setattr(gpu_choice, "has_triton", lambda: False)
-    for dtype in ("float16", "int8"):
-        choice = gpu_choice.choose(TINY, dtype, torch.device("cuda"))
-        assert choice == (torch_linear.plain_product, gpu_choice.NEVER)
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "int8" in line and "kogpt[triton]" in line
+    assert gpu_choice.choose(TINY, "int8", cards((9, 0))) == PLAIN_CHOICE
+    (line,) = lines(caplog)
+    assert "int8" in line and "kogpt[triton]" in line and "--dtype float16" in line
+    caplog.clear()
+    assert gpu_choice.choose(TINY, "float16", cards((9, 0))) == PLAIN_CHOICE
+    (line,) = lines(caplog)
+    assert "float16" in line and "--dtype" not in line
+    caplog.clear()
+    assert gpu_choice.choose(TINY, "float16", cards((8, 6))) == PLAIN_CHOICE  # that uses none of the kernels
+    assert not lines(caplog)
 
 
-def test_nothing_is_said_on_a_cpu(caplog: pytest.LogCaptureFixture) -> None:
-    assert gpu_choice.choose(TINY, "int8", torch.device("cpu")).plan == gpu_choice.NEVER
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+        subprocess.CalledProcessError(1, ["gcc", "main.c"]),
+        FileNotFoundError("/sbin/ldconfig"),
+        AssertionError("libcuda.so cannot found!\nPlease make sure GPU is set up"),
+        ImportError("libtriton.so: version `GLIBC_2.38' not found"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("dtype", ["int8", "int4", "float16"])
+def test_triton_that_can_compile_nothing_is_as_none(
+    dtype: str,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cards: Any,
+) -> None:
+    broken_driver(monkeypatch, error)
+    assert gpu_choice.choose(TINY, dtype, cards((9, 0))) == PLAIN_CHOICE
+    (line,) = lines(caplog)
+    assert dtype in line and str(error).partition("\n")[0] in line and "install a C compiler" in line
+    found = gpu_choice.obstacle((9, 0))
+    assert found is not None
+    assert "python3-dev" in gpu_choice.without_kernels(dtype, found)[1]
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("capabilities", [[(7, 5)], [(7, 0)], [(9, 0), (7, 5)]])
+def test_codes_on_an_older_gpu_are_multiplied_by_torch(
+    dtype: str, capabilities: Any, caplog: pytest.LogCaptureFixture, cards: Any
+) -> None:
+    assert gpu_choice.choose(TINY, dtype, cards(*capabilities)) == PLAIN_CHOICE
+    (line,) = lines(caplog)
+    oldest = "{}.{}".format(*min(capabilities))
+    assert f"capability 8.0, this one has {oldest}): choose --dtype float16" in line
+    found = gpu_choice.obstacle(min(capabilities))
+    assert found is not None and oldest in gpu_choice.without_kernels(dtype, found)[1]
+
+
+def test_nothing_is_said_on_a_cpu(caplog: pytest.LogCaptureFixture, cards: Any) -> None:
+    cpu = torch.device("cpu")
+    for devices in ([cpu], [*cards((9, 0)), cpu]):  # kernels read no tensor on a CPU
+        assert gpu_choice.choose(TINY, "int8", devices) == PLAIN_CHOICE
     assert not caplog.records
 
 

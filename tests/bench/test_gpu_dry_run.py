@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `bench` is no package that is installed
 
-from bench import gpu, gpu_agreement, gpu_training, gpu_weights
+from bench import gpu, gpu_agreement, gpu_profile, gpu_training, gpu_weights
 from kogpt.quantize import FORMATS
 from kogpt.torch_runner import TorchRunner
 from kogpt.training import objective
@@ -36,6 +36,28 @@ def test_the_benchmark_runs_and_writes_each_figure_at_once(
         assert wanted <= figures.keys()
     table = capsys.readouterr().out.partition("\n| |")[2]
     assert "| 1 row, tokens/s |" in table and ">= 0.76" not in table
+
+
+def test_ids_alone_are_measured(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.jsonl"
+    gpu.main([*TINY, "--parts", "ids", "--dtypes", "int8", "--out", str(out)])
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    found = {line["column"]: line["value"] for line in lines if line["name"].startswith("numpy's ids")}
+    columns = [f"{dtype}, {part}" for dtype in ("float32", "int8") for part in gpu.columns_on("cpu")]
+    assert found == dict.fromkeys(columns, 1.0)
+
+
+def test_a_profile_of_training_stays_on_the_device_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def join(device: str | None = None) -> None:
+        raise Asked(device)
+
+    monkeypatch.setattr(gpu_profile, "join", join)
+    for device, kind in (("cpu", "cpu"), ("cuda:1", "cuda")):
+        with pytest.raises(Asked, match=kind):
+            gpu_profile.training(gpu_weights.TINY, device)
 
 
 def test_every_part_of_a_training_step_is_measured_and_its_other_forms_agree(
