@@ -136,7 +136,48 @@ def test_what_the_server_refuses_is_said(page: Page) -> None:
     page.click("#write")
     expect(page.locator("#message")).to_contain_text("먼저 적어")
     write(page, "글 " * 9000)
-    expect(page.locator("#message")).to_contain_text("거절했습니다")
+    expect(page.locator("#message")).to_contain_text("거부했습니다")
+
+
+@pytest.mark.parametrize(
+    ("choice", "message", "fact"),
+    [
+        ({"index": 0, "text": "가", "finish_reason": "repetition"}, "", "repetition"),
+        ({"index": 7, "text": "가", "finish_reason": None}, "읽지 못했습니다", "실패"),
+        (None, "연결하지 못했습니다", "실패"),
+    ],
+    ids=["reason", "event", "network"],
+)
+def test_what_another_server_says_is_told_as_what_it_is(
+    page: Page, choice: dict[str, Any] | None, message: str, fact: str
+) -> None:
+    def answer(route: Route) -> None:
+        if choice is None:
+            return route.abort()
+        event = json.dumps({"choices": [choice]})
+        route.fulfill(content_type="text/event-stream", body=f"data: {event}\n\ndata: [DONE]\n\n")
+
+    page.route("**/v1/completions", answer)
+    write(page)
+    expect(page.locator("#message")).to_contain_text(message)
+    expect(page.locator(".facts")).to_contain_text(fact)
+
+
+def test_settings_that_do_not_fit_are_shown(browser: Browser, server: Running) -> None:
+    with opened(browser, server.url, viewport={"width": 500, "height": 740}) as page:
+        page.click("summary")
+        page.fill("#temperature", "3")
+        page.click("summary")
+        page.fill("#prompt", PROMPT)
+        page.click("#write")
+        expect(page.locator("#temperature")).to_be_focused()
+        write(page, temperature=0.83)
+        assert tokens(page)
+        page.press("#temperature", "ArrowUp")
+        expect(page.locator("#temperature")).to_have_value("0.88")
+        page.fill("#top-p", "0.97")
+        page.press("#top-p", "ArrowUp")
+        expect(page.locator("#top-p")).to_have_value("1")
 
 
 # Probabilities and branches
@@ -249,6 +290,7 @@ def test_everything_can_be_done_by_keyboard(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".which")).to_have_text("2 / 2")
     finished(page)
+    assert page.evaluate("document.activeElement === document.querySelectorAll('.token')[2]")
 
 
 # Looks
@@ -274,6 +316,18 @@ def test_language_and_theme_are_chosen_and_kept(page: Page) -> None:
         expect(page.locator("html")).to_have_attribute("lang", "en")
         expect(page.locator("html")).to_have_attribute("data-theme", "dark")
         page.reload()
+
+
+def test_a_browser_that_keeps_nothing_shows_the_page(page: Page) -> None:
+    page.add_init_script("""for (const name of ["localStorage", "sessionStorage"]) {
+        Object.defineProperty(window, name, { get() { throw new DOMException("", "SecurityError"); } });
+    }""")
+    page.reload()
+    page.click("#language")
+    page.click("#theme")
+    expect(page.locator("#write")).to_have_text("Continue")
+    write(page)
+    assert tokens(page)
 
 
 def test_both_languages_say_the_same_things(page: Page) -> None:
@@ -345,6 +399,31 @@ def test_every_use_is_a_part_of_the_page(page: Page) -> None:
     assert tokens(page)
 
 
+def test_an_error_belongs_to_its_use(page: Page) -> None:
+    found, message = page.locator("#found li"), page.locator("#use-message")
+    held: list[Route] = []
+    page.route("**/v1/summarize", lambda route: held.append(route))
+    page.click("[data-use=summarize]")
+    page.fill("#use-text", PROSE[0])
+    page.click("#use-go")
+    use(page, "filter")
+    expect(found).to_have_count(1)
+    held[0].fulfill(status=400, json={"error": {"code": None, "message": "늦음"}})
+    page.wait_for_timeout(200)
+    expect(message).to_be_hidden()
+    page.route("**/v1/filter", lambda route: route.fulfill(status=400, json={"error": {"message": "아님"}}))
+    page.click("#use-go")
+    expect(message).to_contain_text("아님")
+    expect(found).to_have_count(0)
+
+
+def test_a_field_of_another_use_holds_nothing_up(page: Page) -> None:
+    use(page, "summarize", text=PROSE[0], sentences="0")
+    expect(page.locator("#use-sentences")).to_be_focused()
+    use(page, "filter")
+    expect(page.locator("#found li")).to_have_count(1)
+
+
 @pytest.mark.parametrize(("locale", "device"), [("ko-KR", PHONE), ("en-US", {})], ids=["phone", "desk"])
 def test_nobody_is_kept_out_of_the_other_uses(
     browser: Browser, server: Running, locale: str, device: dict[str, Any]
@@ -396,3 +475,28 @@ def test_a_filter_leaves_text_without_tokens(browser: Browser, model: KoGPT) -> 
         finished(page)
         expect(page.locator("#message")).to_be_hidden()
         assert page.locator(".tokens").inner_text().startswith(first)
+
+
+@pytest.mark.parametrize(("uses", "shown"), [([], []), (["filter"], ["write", "filter"]), (None, None)])
+def test_tabs_without_a_route_are_not_offered(
+    browser: Browser, server: Running, uses: list[str] | None, shown: list[str] | None
+) -> None:
+    """As in front of vLLM; where the use that is open is not there, writing is."""
+
+    def models(route: Route) -> None:
+        document = route.fetch().json()
+        document["data"] = [entry | ({} if uses is None else {"uses": uses}) for entry in document["data"]]
+        route.fulfill(json=document)
+
+    with opened(browser, server.url) as page:
+        page.click("[data-use=summarize]")
+        page.route("**/v1/models", models)
+        page.evaluate("document.getElementById('change-key').click()")
+        page.fill("#key", "x")
+        page.press("#key", "Enter")
+        tabs = page.locator("#uses button:visible")
+        expect(tabs).to_have_count(6 if shown is None else len(shown))
+        assert shown is None or [tab.get_attribute("data-use") for tab in tabs.all()] == shown
+        expect(page.locator("#use")).to_be_visible(visible=shown is None)
+        expect(page.locator("#form")).to_be_visible(visible=shown is not None)
+        assert violations(page) == []

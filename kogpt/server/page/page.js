@@ -1,7 +1,8 @@
 // The page of `kogpt serve`: write text with the model, see how likely each token was, and go on from another.
 // It speaks /v1/completions as any client does; nothing is fetched from outside.
 
-import { call, events, hasKey, Refused, setKey } from "./server.js";
+import { always } from "./kept.js";
+import { call, events, hasKey, reason, setKey } from "./server.js";
 import { TEXTS } from "./texts.js";
 import { Uses } from "./uses.js";
 import { append, branched, decoded, likelihood, newVersion, textOf, unnamed } from "./versions.js";
@@ -15,7 +16,7 @@ const byId = (id) => document.getElementById(id);
 const form = byId("form");
 const choices = byId("choices");
 
-let language = localStorage.getItem("kogpt-language") ?? (navigator.language.startsWith("ko") ? "ko" : "en");
+let language = always.getItem("kogpt-language") ?? (navigator.language.startsWith("ko") ? "ko" : "en");
 let running = null; // AbortController of the request in flight
 let examples = []; // {name_ko, name_en, prompt, max_tokens, temperature, top_p}
 let answers = []; // {card, index, n, prompt, promptIds, versions, shown, drawn}
@@ -64,7 +65,7 @@ function exampleButton(example) {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  localStorage.setItem("kogpt-theme", theme);
+  always.setItem("kogpt-theme", theme);
 }
 
 const sliderOf = (id) => document.querySelector(`[data-of="${id}"]`);
@@ -119,11 +120,12 @@ async function listModels() {
     byId("model").disabled = data.length < 2;
     byId("length").max = data[0]?.max_model_len ?? 2048;
     namesTokens = data[0]?.logprobs ?? true;
+    uses.offer(data[0]?.uses);
     document.body.classList.toggle("covered", !namesTokens);
     if (!namesTokens) byId("empty").firstElementChild.dataset.text = "emptyCovered";
     showTexts(byId("empty"));
   } catch (error) {
-    showMessage(error instanceof Refused ? error.message : say("unreachable"));
+    showMessage(reason(error, say));
   }
 }
 
@@ -169,10 +171,12 @@ async function goOn(answer) {
 // Go on from an alternative: the tokens before it stay, and the version that is left can be called back.
 async function branch(answer, place, alternative) {
   if (running) return;
-  closeChoices();
   answer.versions.push(branched(shownOf(answer), place, { ...shownOf(answer).tokens[place], ...alternative }));
   answer.shown = answer.versions.length - 1;
-  await goOn(answer);
+  const written = goOn(answer);
+  if (choices.contains(document.activeElement)) focusPlace(answer, place); // the candidate that has the focus goes
+  closeChoices();
+  await written;
 }
 
 async function run(shown, work) {
@@ -189,7 +193,7 @@ async function run(shown, work) {
   } catch (error) {
     const stopped = error.name === "AbortError";
     for (const answer of shown) shownOf(answer).finish ??= stopped ? "stopped" : "failed";
-    if (!stopped) showMessage(error instanceof Refused ? error.message : say("unreachable"));
+    if (!stopped) showMessage(reason(error, say));
   } finally {
     running = null;
     showRunning(false);
@@ -286,9 +290,12 @@ function facts(version) {
   const parts = [];
   if (namesTokens && version.tokens.length) parts.push(say("tokens", { count: version.tokens.length }));
   if (namesTokens && version.speed) parts.push(say("speed", { rate: version.speed.toFixed(version.speed < 10 ? 1 : 0) }));
-  if (version.finish) parts.push(say(`finish_${version.finish}`));
+  if (version.finish) parts.push(ending(version.finish));
   return parts.join(" · ");
 }
+
+// A server behind this one may have reasons of its own: they are shown as they are.
+const ending = (finish) => (`finish_${finish}` in TEXTS[language] ? say(`finish_${finish}`) : finish);
 
 function tokenSpan(answer, group) {
   const version = shownOf(answer);
@@ -323,10 +330,21 @@ function walk(event) {
   if (["Enter", " ", "ArrowDown"].includes(event.key)) token.click();
   else if (to === undefined) return;
   event.preventDefault();
-  if (!to) return;
-  for (const other of all) other.tabIndex = -1;
-  to.tabIndex = 0;
-  to.focus();
+  if (to) focusToken(to);
+}
+
+function focusToken(token) {
+  for (const other of token.parentElement.children) other.tabIndex = -1;
+  token.tabIndex = 0;
+  token.focus();
+}
+
+// The token in a place, or the last one where it is a part of a character that is not whole yet.
+function focusPlace(answer, place) {
+  const drawn = answer.card.querySelector(".tokens").children;
+  const index = shownOf(answer).groups.findIndex((group) => group.places.includes(place));
+  const token = drawn[index < 0 ? drawn.length - 1 : index];
+  if (token) focusToken(token);
 }
 
 function showRunning(on) {
@@ -446,7 +464,8 @@ choices.addEventListener("keydown", (event) => {
 
 const uses = new Uses({
   say,
-  ask: async (path, body) => (await ask(path, { model: byId("model").value || undefined, ...body })).json(),
+  ask: async (path, body, signal) =>
+    (await ask(path, { model: byId("model").value || undefined, ...body }, signal)).json(),
 });
 
 // --- events
@@ -468,6 +487,9 @@ byId("prompt").addEventListener("keydown", (event) => {
   form.requestSubmit();
 });
 
+// Folded settings are opened: the browser sends nothing and can point only at a field that is seen.
+form.addEventListener("invalid", () => (byId("settings").open = true), { capture: true });
+
 form.addEventListener("input", (event) => {
   const { of } = event.target.dataset;
   if (of) set(of, event.target.value);
@@ -475,11 +497,21 @@ form.addEventListener("input", (event) => {
   else showSummary();
 });
 
+// Arrow keys step as the slider does: a field that takes any number would step by 1.
+form.addEventListener("keydown", (event) => {
+  const field = event.target;
+  const way = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+  if (field.step !== "any" || !way) return;
+  event.preventDefault();
+  const stepped = Number(field.value) + way * sliderOf(field.id).step;
+  set(field.id, Math.min(field.max, Math.max(field.min, stepped.toFixed(2))));
+});
+
 byId("stop").addEventListener("click", () => running?.abort());
 
 byId("language").addEventListener("click", () => {
   language = language === "ko" ? "en" : "ko";
-  localStorage.setItem("kogpt-language", language);
+  always.setItem("kogpt-language", language);
   closeChoices();
   showLanguage();
 });
@@ -517,7 +549,7 @@ document.addEventListener("pointerdown", (event) => {
   if (!choices.contains(event.target) && !event.target.closest(".token")) closeChoices();
 });
 
-const theme = localStorage.getItem("kogpt-theme");
+const theme = always.getItem("kogpt-theme");
 if (theme) document.documentElement.dataset.theme = theme;
 byId("settings").open = matchMedia("(min-width: 56rem)").matches;
 byId("change-key").hidden = !hasKey();

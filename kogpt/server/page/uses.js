@@ -1,6 +1,8 @@
 // The uses beside writing: classify, search, summarise, ask and filter. One form, whose fields each use picks.
 // A text that comes back is shown as text: nothing in it becomes a part of the page.
 
+import { reason } from "./server.js";
+
 const byId = (id) => document.getElementById(id);
 const value = (id) => byId(`use-${id}`).value.trim();
 const parts = (text, separator) => text.split(separator).map((part) => part.trim()).filter(Boolean);
@@ -14,7 +16,7 @@ const BODIES = {
     return input.length ? { input, labels: labels.length ? labels : undefined } : undefined;
   },
   search: () => (value("question") ? { query: value("question") } : undefined),
-  summarize: () => (value("text") ? { input: value("text"), sentences: Number(value("sentences")) || 3 } : undefined),
+  summarize: () => (value("text") ? { input: value("text"), sentences: Number(value("sentences") || 3) } : undefined),
   ask: () => (value("question") ? { question: value("question"), input: value("text") || undefined } : undefined),
   filter: () => (value("text") ? { input: value("text") } : undefined),
 };
@@ -42,18 +44,30 @@ const ENTRIES = {
   ],
 };
 
-// ask(path, body): the answer of a route as JSON. say(key, values): a text in the reader's language.
+// ask(path, body, signal): the answer of a route as JSON. say(key, values): a text in the reader's language.
 export class Uses {
   constructor({ ask, say }) {
-    Object.assign(this, { ask, say, use: "write", sent: null, answer: null, busy: false });
+    Object.assign(this, { ask, say, use: "write", sent: null, answer: null, sending: null });
     byId("uses").addEventListener("click", ({ target }) => target.dataset.use && this.choose(target.dataset.use));
     byId("use-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      if (!this.busy) this.send();
+      if (!this.sending) this.send();
     });
   }
 
+  // Only the uses whose routes the server has; without a list it has all of them.
+  offer(names) {
+    const buttons = [...byId("uses").children];
+    for (const button of buttons) {
+      button.hidden = names !== undefined && !["write", ...names].includes(button.dataset.use);
+      if (button.hidden && button.dataset.use === this.use) this.choose("write");
+    }
+    byId("uses").hidden = buttons.filter((button) => !button.hidden).length < 2;
+  }
+
   choose(use) {
+    this.sending?.abort(); // nobody waits for it
+    this.setSending(null);
     this.use = use;
     this.answer = null;
     this.showMessage("");
@@ -65,6 +79,7 @@ export class Uses {
     for (const part of document.querySelectorAll("[data-writing]")) part.hidden = use !== "write";
     for (const field of document.querySelectorAll("[data-for]")) {
       field.hidden = !field.dataset.for.split(" ").includes(use);
+      for (const input of field.querySelectorAll("input, textarea")) input.disabled = field.hidden; // not checked
     }
     this.show();
   }
@@ -83,25 +98,33 @@ export class Uses {
   async send() {
     const { use } = this;
     const body = BODIES[use]();
-    if (!body) return this.showMessage(this.say("useEmpty"));
-    this.setBusy(true);
+    if (!body) return this.fail(this.say("useEmpty"));
+    const sending = new AbortController();
+    this.setSending(sending);
     this.showMessage("");
     try {
-      const answer = await this.ask(`v1/${use}`, body);
-      if (this.use !== use) return; // another was chosen meanwhile
+      const answer = await this.ask(`v1/${use}`, body, sending.signal);
+      if (this.sending !== sending) return; // another use was chosen meanwhile
       Object.assign(this, { sent: body, answer });
       this.show();
     } catch (error) {
-      this.showMessage(error instanceof TypeError ? this.say("unreachable") : error.message);
+      if (this.sending === sending) this.fail(reason(error, this.say));
     } finally {
-      this.setBusy(false);
+      if (this.sending === sending) this.setSending(null);
     }
   }
 
-  setBusy(busy) {
-    this.busy = busy;
-    byId("use-go").disabled = busy;
-    byId("found").ariaBusy = String(busy);
+  // An earlier answer goes: below the message it would look like the answer.
+  fail(text) {
+    this.answer = null;
+    this.show();
+    this.showMessage(text);
+  }
+
+  setSending(sending) {
+    this.sending = sending; // AbortController of the request in flight, or null
+    byId("use-go").disabled = sending !== null;
+    byId("found").ariaBusy = String(sending !== null);
   }
 
   showMessage(text) {
