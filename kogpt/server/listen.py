@@ -65,18 +65,21 @@ class Address:
         if self.socket is not None:
             _check_socket(self.socket)
             return
+        if self.port > LAST_PORT:
+            raise self._closed(f"the last port is {LAST_PORT}", f"가장 큰 포트는 {LAST_PORT}")
         family = socket.AF_INET6 if _is_ipv6(self.host) else socket.AF_INET
         try:
-            if self.port > LAST_PORT:
-                raise OSError(f"the last port is {LAST_PORT}")
             socket.create_server((self.host, self.port), family=family).close()
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise InputError(
-                f"cannot listen on {self.host}:{self.port} ({reason}): choose another --host or --port",
-                f"{self.host}:{self.port} 주소를 열 수 없습니다 ({reason})."
-                " 다른 --host나 --port를 지정하세요",
-            ) from None
+            raise self._closed(reason, reason) from None
+
+    def _closed(self, en: str, ko: str) -> InputError:
+        """Error for an address that nothing can listen on, with the reason in both languages."""
+        return InputError(
+            f"cannot listen on {self.host}:{self.port} ({en}): choose another --host or --port",
+            f"{self.host}:{self.port} 주소를 열 수 없습니다 ({ko}). 다른 --host나 --port를 지정하세요",
+        )
 
     def __str__(self) -> str:
         if self.socket is not None:

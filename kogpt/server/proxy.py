@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp
 from kogpt import __version__
 from kogpt.server import kakao, pages
 from kogpt.server.access import Access, Guard
+from kogpt.server.aside import while_connected
 from kogpt.server.bodies import read_body
 from kogpt.server.fields import read
 from kogpt.server.limits import Limits
@@ -35,6 +35,7 @@ POSTS = (
     *("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/messages"),
     *("/v1/score", "/v1/rerank", "/tokenize", "/detokenize"),
 )
+USES: tuple[str, ...] = ()  # tabs of the page, beside writing, whose routes are here
 PASSED_ON = ("content-type", "retry-after")  # headers of an answer
 
 
@@ -67,23 +68,23 @@ def make_proxy(front: Front, access: Access) -> ASGIApp:
 
     async def post(request: HttpRequest) -> Response:
         document = await read_body(request, front)
-        return await _pass_on(client, "POST", request.url.path, json.dumps(document).encode())
+        return await _pass_on(request, client, json.dumps(document).encode())
 
     async def get(request: HttpRequest) -> Response:
-        return await _pass_on(client, "GET", request.url.path, b"")
+        return await _pass_on(request, client, b"")
 
-    async def models() -> Response:
-        return await _models(client)
+    async def models(request: HttpRequest) -> Response:
+        return await _models(request, client)
 
     async def generation(request: HttpRequest) -> Response:
-        return await _kakao(client, front, await read_body(request, front))
+        return await _kakao(request, client, front)
 
     async def health() -> Response:
         alive = front.goes_on()
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
-    async def ready() -> Response:
-        able = not front.draining and await _is_ready(client)
+    async def ready(request: HttpRequest) -> Response:
+        able = not front.draining and await _is_ready(request, client)
         return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)
 
     for path in POSTS:
@@ -104,50 +105,49 @@ async def _refuse(request: HttpRequest, error: Exception) -> Response:
     return JSONResponse(error_body(request.url.path, error), error.status, error.headers)
 
 
-async def _is_ready(client: httpx.AsyncClient) -> bool:
+async def _answer(http: HttpRequest, asked: Awaitable[httpx.Response]) -> httpx.Response:
+    """What the engine answers; 503 where it cannot be reached. If the client leaves, it is asked no more."""
+    try:
+        answer: httpx.Response = await while_connected(http, asked)
+    except httpx.HTTPError as error:
+        raise Refused(f"the engine does not answer ({type(error).__name__})", status=503) from None
+    return answer
+
+
+async def _is_ready(http: HttpRequest, client: httpx.AsyncClient) -> bool:
     """Whether the engine says that it can answer."""
     try:
-        return (await client.get("/health")).status_code == 200
-    except httpx.HTTPError:
+        return (await _answer(http, client.get("/health"))).status_code == 200
+    except Refused:
         return False
 
 
-async def _models(client: httpx.AsyncClient) -> Response:
-    """The engine's models; the page is told that their completions name no tokens by id and bytes."""
-    try:
-        answer = await client.get(MODELS)
-    except httpx.HTTPError as error:
-        raise _unreachable(error) from None
+async def _models(http: HttpRequest, client: httpx.AsyncClient) -> Response:
+    """The engine's models; the page is told that completions name no tokens by id and bytes, and its tabs."""
+    answer = await _answer(http, client.get(MODELS))
     if answer.status_code != 200:
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
     found = answer.json()
-    return JSONResponse(found | {"data": [entry | {"logprobs": False} for entry in found["data"]]})
+    told = {"logprobs": False, "uses": USES}
+    return JSONResponse(found | {"data": [entry | told for entry in found["data"]]})
 
 
-def _unreachable(error: httpx.HTTPError) -> Refused:
-    return Refused(f"the engine does not answer ({type(error).__name__})", status=503)
-
-
-async def _pass_on(client: httpx.AsyncClient, method: str, path: str, body: bytes) -> Response:
-    """The engine's answer, piece by piece; 503 where it cannot be reached."""
-    request = client.build_request(method, path, content=body, headers={"content-type": "application/json"})
-    try:
-        answer = await client.send(request, stream=True)
-    except httpx.HTTPError as error:
-        raise _unreachable(error) from None
+async def _pass_on(http: HttpRequest, client: httpx.AsyncClient, body: bytes) -> Response:
+    """The engine's answer, piece by piece."""
+    headers = {"content-type": "application/json"}
+    request = client.build_request(http.method, http.url.path, content=body, headers=headers)
+    answer = await _answer(http, client.send(request, stream=True))
     headers = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
     return StreamingResponse(
         answer.aiter_bytes(), answer.status_code, headers, background=BackgroundTask(answer.aclose)
     )
 
 
-async def _kakao(client: httpx.AsyncClient, front: Front, document: Mapping[str, Any]) -> Response:
+async def _kakao(http: HttpRequest, client: httpx.AsyncClient, front: Front) -> Response:
     """Kakao's generation by the engine's completions."""
-    body = read(kakao.GenerationBody, document)
-    try:
-        answer = await client.post("/v1/completions", json=body.model_dump() | {"model": front.model})
-    except httpx.HTTPError as error:
-        raise _unreachable(error) from None
+    body = read(kakao.GenerationBody, await read_body(http, front))
+    asked = body.model_dump() | {"model": front.model}
+    answer = await _answer(http, client.post("/v1/completions", json=asked))
     found = answer.json()
     if answer.status_code != 200:
         raise Refused(str((found.get("error") or found).get("message", "the engine refused"))[:200])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
 import socket
 import ssl
@@ -375,6 +376,13 @@ def test_an_address_that_cannot_be_served_is_told_before_the_model_is_loaded(
         address.check_free()
 
 
+def test_a_port_that_does_not_exist_is_told_in_both_languages() -> None:
+    with pytest.raises(InputError) as caught:
+        Address(port=99_999).check_free()
+    assert "(the last port is 65535)" in caught.value.en
+    assert "(가장 큰 포트는 65535)" in caught.value.ko
+
+
 @pytest.mark.parametrize("seconds", ["nan", "-1", "inf", "x"])
 def test_a_time_to_drain_is_a_number(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -494,6 +502,22 @@ def test_the_page_fetches_nothing_from_outside(server: Running) -> None:
         assert response.status_code == 200
         assert "https://" not in response.text and "http://" not in response.text
         assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+TEXTS, SCRIPT = (pages.FOLDER / name for name in ("texts.js", "server.js"))
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_no_text_of_the_page_takes_the_place_of_another(language: str) -> None:
+    """JavaScript keeps the last of two texts with one key, and says nothing."""
+    source = TEXTS.read_text(encoding="utf-8")
+    [texts] = re.findall(rf"^  {language}: \{{\n(.*?)^  \}},", source, re.MULTILINE | re.DOTALL)
+    keys = re.findall(r"^    (\w+):", texts, re.MULTILINE)
+    assert len(keys) >= 100
+    assert [key for key in set(keys) if keys.count(key) > 1] == []
+    [told] = re.findall(r"^const TOLD = \{(.*)\};", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+    refusals = dict(re.findall(r'(\w+): "(\w+)"', told))
+    assert refusals.keys() == {"no_index", "queue_full"} and set(refusals.values()) <= set(keys)
 
 
 def test_a_signal_lets_answers_finish(tiny_folder: Path, tmp_path: Path) -> None:
