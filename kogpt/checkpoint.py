@@ -468,13 +468,22 @@ def taken_along(config: ModelConfig, tokenizer: Path) -> dict[str, bytes]:
     if TOKENIZER not in documents:
         raise CheckpointError(f"{folder} has no tokenizer.json", f"{folder}: tokenizer.json 파일이 없습니다")
     if "tokenizer_config.json" not in documents:
-        document = parse_json(documents[TOKENIZER], str(tokenizer))
-        added = {token["content"] for token in document.get("added_tokens") or ()}
+        path = tokenizer / TOKENIZER if tokenizer.is_dir() else tokenizer
+        added = _added_contents(parse_json(documents[TOKENIZER], str(path)), path)
         roles = {f"{role}_token": f"[{role.upper()}]" for role in ("bos", "eos", "unk", "pad", "mask")}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.n_ctx}
         special = {role: content for role, content in roles.items() if content in added}
         documents["tokenizer_config.json"] = _dump(settings | special)
     return documents
+
+
+def _added_contents(document: Mapping[str, Any], path: Path) -> set[str]:
+    """The texts of the tokens that a tokenizer.json adds to its vocabulary."""
+    tokens = document.get("added_tokens") or []
+    if type(tokens) is not list or not all(type(token) is dict for token in tokens):
+        raise damaged(path, "added_tokens is not a list of tokens")
+    contents = [token.get("content") for token in tokens]
+    return {content for content in contents if type(content) is str}
 
 
 def _dump(document: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-import unicodedata
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 from kogpt.errors import InputError
 from kogpt.files import atomic_write
-from kogpt.texts import decode, read_table, unpack
+from kogpt.texts import decode, nfc, read_table, unpack
 
 Row = dict[str, str]
 
@@ -116,7 +115,7 @@ def read_klue(content: bytes) -> list[Row]:
 
 def tidy(text: str) -> str:
     """NFC, with every run of white space as one space."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(nfc(text).split())
 
 
 def _checked(source: Source, content: bytes, where: str) -> Table:

@@ -1,7 +1,7 @@
 """Files and folders: written whole or not at all, locked while in use, opened only inside their folder.
 
-    write    atomic_write, replace_all, sync, explain_disk_errors, cannot_write
-    lock     lock_folder, share_folder, hold
+    write    atomic_write, replace_all, settled_names, sync, explain_disk_errors, cannot_write
+    lock     lock_folder, share_folder, open_own, hold
     read     safe_join, open_file, open_inside, read_json, parse_json, damaged
 
 Knows nothing of models and texts.
@@ -20,16 +20,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from kogpt.errors import CheckpointError, DiskError, InputError, KoGPTError
 
 FILE_NAME = re.compile(r"(?!\.{1,2}$)[^\\/:\x00-\x1f\ud800-\udfff]{1,255}")  # one part of a path
+ELSEWHERE = re.compile(r"[A-Za-z]:[\\/]")  # how a path of Windows begins that is no name in a folder
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # a file or a folder of files that is being written
 COMPLETE = re.compile(r"\.[0-9a-f]{16}\.new")  # a folder of whole files on their way to their places
 STALE_NAMES = ".stale.json"  # in a complete folder: the files that leave when the new ones come
 LOCK = "lock"
+MAX_STALE_BYTES = 1 << 20  # of STALE_NAMES
+MAX_NESTING = 64  # of lists and objects in a JSON file; published ones have about eight
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 logger = logging.getLogger(__name__)
@@ -66,12 +70,13 @@ def replace_all(
 
     Other files whose names match `stale` are removed at the same time. The new files are written into a
     hidden folder inside `folder`. Renaming it, when all are on the disk, decides: before that the old files
-    stay; after that the new ones move in, and if something stops them half way, the next reader or writer
-    (`share_folder`, `replace_all`) moves the rest. Readers under `share_folder` wait meanwhile.
+    stay; after that the new ones move in, and if something stops them half way, the next writer moves the
+    rest. Readers under `share_folder` wait meanwhile, and change nothing: a folder may come from anybody.
     """
     with explain_disk_errors(folder), ExitStack() as staging_lock:
         with _locked(folder, exclusive=True):
             _finish_replacing(folder)
+            _require_room(folder, names)
             remove_leftovers(folder, folders=True)
             staging = folder / f".{os.urandom(8).hex()}.tmp"
             staging.mkdir()
@@ -84,7 +89,12 @@ def replace_all(
                     file.flush()
                     os.fsync(file.fileno())
             with _locked(folder, exclusive=True):
-                _commit(staging, names, stale)
+                try:
+                    _commit(staging, names, stale)
+                except BaseException:  # Ctrl-C as well: what is decided is finished, as no reader does
+                    with suppress(OSError):
+                        _finish_replacing(folder)
+                    raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -141,7 +151,9 @@ def remove_leftovers(folder: Path, folders: bool = False) -> None:
         if path.is_dir() and not folders:
             continue
         with suppress(OSError):  # it is gone, or it is still written, on Windows
-            descriptor = None if sys.platform == "win32" else os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            # A pipe of that name, in a folder from elsewhere, would otherwise wait for its writer.
+            flags = 0 if sys.platform == "win32" else os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = None if sys.platform == "win32" else os.open(path, flags)
             try:
                 if descriptor is None or hold(descriptor):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -153,6 +165,37 @@ def remove_leftovers(folder: Path, folders: bool = False) -> None:
 def leftovers(folder: Path) -> list[Path]:
     """Files and folders in `folder` that a write has not finished, or is not through with yet."""
     return [folder / name for name in os.listdir(folder) if TEMPORARY.fullmatch(name)]
+
+
+def settled_names(folder: Path) -> set[str]:
+    """Names of what a folder holds once the next writer has moved what a killed one left; changes nothing."""
+    sets = _complete_sets(folder)
+    names = {*os.listdir(folder)} - {path.name for path in (*leftovers(folder), *sets)}
+    return names.union(*map(_names_of_set, sets))
+
+
+def require_folder(path: Path) -> None:
+    """InputError where a file has the name of a folder to write into, or of one above it."""
+    above = (path, *path.parents)
+    if taken := next((place for place in above if os.path.exists(place) and not os.path.isdir(place)), None):
+        raise InputError(
+            f"{taken} is a file, where a folder is to be written: name another one",
+            f"{taken}: 폴더를 쓸 곳에 파일이 있습니다. 다른 폴더를 지정하세요",
+        )
+
+
+def _require_room(folder: Path, names: Sequence[str]) -> None:
+    """InputError where a folder has the name of a file to write, which could not move to its place."""
+    if taken := next((name for name in names if _is_folder(folder / name)), None):
+        raise InputError(
+            f"{folder / taken} is a folder, where a file is to be written: move it away",
+            f"{folder / taken}: 파일을 쓸 곳에 폴더가 있습니다. 다른 곳으로 옮기세요",
+        )
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder itself, not a link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _commit(staging: Path, names: Sequence[str], stale: re.Pattern[str] | None) -> None:
@@ -179,23 +222,41 @@ def _finish_replacing(folder: Path) -> None:
 
 def _complete_sets(folder: Path) -> list[Path]:
     found = [folder / name for name in os.listdir(folder) if COMPLETE.fullmatch(name)]
-    return [path for path in found if path.is_dir() and not path.is_symlink()]
+    return [path for path in found if _is_folder(path)]
+
+
+def _names_of_set(complete: Path) -> set[str]:
+    """Names of the files of a set that have not moved to their places."""
+    return {*os.listdir(complete)} - {STALE_NAMES}
 
 
 def _move_in(complete: Path) -> None:
     """Move the files of a complete set into the folder above it; may be repeated after any interruption."""
-    folder, list_of_stale = complete.parent, complete / STALE_NAMES
-    if list_of_stale.exists():
-        with open_file(list_of_stale) as file:
-            leaving = json.loads(file.read())
-        for name in leaving:
-            if type(name) is str and FILE_NAME.fullmatch(name):
-                (folder / name).unlink(missing_ok=True)
-    for path in complete.iterdir():
-        if path.name != STALE_NAMES:
-            path.replace(folder / path.name)
+    folder = complete.parent
+    for name in _leaving(complete):
+        if type(name) is str and FILE_NAME.fullmatch(name) and not _is_folder(folder / name):
+            (folder / name).unlink(missing_ok=True)
+    for name in _names_of_set(complete):
+        (complete / name).replace(folder / name)
     sync(folder)
     shutil.rmtree(complete)
+
+
+def _leaving(complete: Path) -> list[Any]:
+    """What leaves when a complete set moves in. InputError for a list that no writer of ours wrote."""
+    path = complete / STALE_NAMES
+    if not os.path.lexists(path):
+        return []
+    try:
+        names = json.loads(read_limited(path, MAX_STALE_BYTES, InputError))
+    except (ValueError, RecursionError):  # InputError is a ValueError
+        names = None
+    if type(names) is list:
+        return names
+    raise InputError(
+        f"{path} is no list of names, so KoGPT did not write it: delete {complete}",
+        f"{path}: 이름 목록이 아니어서 KoGPT가 쓴 파일이 아닙니다. {complete} 폴더를 지우세요",
+    )
 
 
 @contextmanager
@@ -204,13 +265,39 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
 
     The lock ends with the process, however that ends.
     """
-    with (folder / LOCK).open("a+b") as file:
+    with open_own(folder / LOCK) as file:
         if not hold(file.fileno()):
             raise in_use(folder, _holder(file) or command)
         file.truncate(0)
         file.write(f"{command}, process {os.getpid()}".encode())
         file.flush()
         yield
+
+
+def open_own(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Open a file to read and append, or make it; InputError for a link, which leads to another's file.
+
+    The same for what is no regular file. buffering: as of `open`.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise _not_own(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_own(path)
+    return os.fdopen(descriptor, "a+b", buffering)
+
+
+def _not_own(path: Path) -> InputError:
+    return InputError(
+        f"{path} is a link or no regular file, and is not written: delete it, or choose another --out",
+        f"{path}: 링크이거나 일반 파일이 아니어서 쓰지 않습니다. 지우거나 다른 --out을 고르세요",
+    )
 
 
 def in_use(path: Path, holder: str) -> InputError:
@@ -253,11 +340,19 @@ def hold(descriptor: int) -> bool:
 
 @contextmanager
 def share_folder(folder: Path) -> Iterator[None]:
-    """Keep writers (`replace_all`) out of a folder while it is read, where locks exist."""
-    if _complete_sets(folder):
-        with _locked(folder, exclusive=True):
-            _finish_replacing(folder)
+    """Keep writers (`replace_all`) out of a folder while it is read, where locks exist.
+
+    CheckpointError where a killed writer left files half way. Nothing is changed: a folder from elsewhere
+    may claim such files.
+    """
     with _locked(folder, exclusive=False):
+        if unfinished := next((path for path in _complete_sets(folder) if _names_of_set(path)), None):
+            raise CheckpointError(
+                f"{folder} is not finished, its new files are in {unfinished.name}: write it again, or get it"
+                " again if it came from elsewhere",
+                f"{folder}: 쓰기가 끝나지 않아 새 파일이 {unfinished.name}에 남아 있습니다. 폴더를 다시 "
+                "쓰거나, 받은 폴더라면 다시 받으세요",
+            )
         yield
 
 
@@ -286,7 +381,7 @@ def safe_join(folder: Path, name: str, kind: type[KoGPTError] = CheckpointError)
     A link may lead to where the hub's cache keeps the blobs of the same repository, and nowhere else.
     """
     if not all(FILE_NAME.fullmatch(part) for part in name.split("/")):
-        raise outside(folder, name, kind)
+        raise _unfit_name(folder, name, kind)
     path, root = folder / name, folder.resolve()
     if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
         root = root.parent.parent
@@ -340,6 +435,8 @@ def parse_json(data: bytes, where: str, kind: type[KoGPTError] = CheckpointError
     """A JSON object from bytes that may be hostile: no duplicate keys, no NaN, no endless nesting."""
     try:
         document = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        if data.count(b"[") + data.count(b"{") > MAX_NESTING:
+            _require_shallow(document)
     except (ValueError, RecursionError) as cause:
         reason = str(cause)[:200]
         raise kind(
@@ -348,6 +445,17 @@ def parse_json(data: bytes, where: str, kind: type[KoGPTError] = CheckpointError
     if type(document) is not dict:
         raise kind(f"{where} is not a JSON object", f"{where}: JSON 객체가 아닙니다")
     return document
+
+
+def _require_shallow(document: Any) -> None:
+    """ValueError for values so deep that showing, hashing or writing them would end in a RecursionError."""
+    level = [document]
+    for _ in range(MAX_NESTING):
+        values = chain.from_iterable(part.values() if type(part) is dict else part for part in level)
+        level = [value for value in values if type(value) is list or type(value) is dict]
+        if not level:
+            return
+    raise ValueError(f"its values nest deeper than {MAX_NESTING} levels")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -375,6 +483,19 @@ def outside(folder: Path, name: str, kind: type[KoGPTError] = CheckpointError) -
     return kind(
         f"{folder} names a file outside itself, {shown}: refused",
         f"{folder}: 폴더 밖의 파일 {shown} 접근을 거부합니다",
+    )
+
+
+def _unfit_name(folder: Path, name: str, kind: type[KoGPTError]) -> KoGPTError:
+    """The error for a name that is none on every system, or that leads out of its folder."""
+    if ELSEWHERE.match(name) or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        return outside(folder, name, kind)
+    shown = repr(name[:200])
+    return kind(
+        f"{folder}: no file can be called {shown} everywhere: rename it, with at most 255 characters of UTF-8"
+        " and without : and \\",
+        f"{folder}: 모든 시스템에서 쓸 수 있는 파일 이름이 아닙니다: {shown}. :와 \\ 없이 UTF-8로 255자 "
+        "이하의 이름으로 바꾸세요",
     )
 
 

@@ -16,8 +16,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = safe_join(folder, MANIFEST)
     document = read_json(path, MAX_MANIFEST_BYTES)
     if document.get("version") != VERSION:
-        shown = str(document.get("version"))[:40]
+        shown = repr(document.get("version"))[:40]
         raise CheckpointError(
             f"{path} has version {shown}, this KoGPT reads version {VERSION}: upgrade kogpt",
             f"{path}: 버전 {shown} (지원: {VERSION}). kogpt를 업그레이드하세요",
@@ -133,30 +133,39 @@ def verify_settings(folder: Path, shards: list[WeightsFile], manifest: Manifest 
     for name, entry in entries.items():
         if (n_bytes := safe_join(folder, name).stat().st_size) != entry.n_bytes:
             raise _differs(folder / name, f"{entry.n_bytes:,} bytes", f"{n_bytes:,}")
-    with ExitStack() as stack:
-        files = []
-        for name in entries.keys() - weights:
-            file = stack.enter_context(open_inside(folder, name))
-            files.append(WeightsFile(folder / name, file, {}, [(name, None, entries[name].n_bytes)]))
-        _scan_all(folder, files, entries)
+    _scan_all({name: partial(_digest_of, folder, name) for name in entries.keys() - weights}, folder, entries)
 
 
 def verify_weights(folder: Path, shards: list[WeightsFile], manifest: Manifest | None) -> None:
     """Read the weights once. CheckpointError where a digest differs or a weight is NaN."""
-    _scan_all(folder, shards, {} if manifest is None else manifest.files)
+    entries = {} if manifest is None else manifest.files
+    names = [shard.path.relative_to(folder).as_posix() for shard in shards]
+    scans = {name: partial(shard.scan, name in entries) for name, shard in zip(names, shards, strict=True)}
+    _scan_all(scans, folder, entries)
 
 
-def _scan_all(folder: Path, files: list[WeightsFile], entries: Mapping[str, Entry]) -> None:
-    """Scan files side by side: hashing, reading and numpy all let go of the interpreter's lock."""
+def _digest_of(folder: Path, name: str) -> str:
+    """SHA-256 of a file, which is open no longer than it is read: a folder may list thousands."""
+    with open_inside(folder, name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _scan_all(
+    scans: Mapping[str, Callable[[], str | None]], folder: Path, entries: Mapping[str, Entry]
+) -> None:
+    """Scan files side by side: hashing, reading and numpy all let go of the interpreter's lock.
+
+    scans: for each file, by its name, what reads it and gives its SHA-256, if the manifest has it.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
-    names = [file.path.relative_to(folder).as_posix() for file in files]
-    pool = ThreadPoolExecutor(min(len(files), usable_cpus(), 8))
+    if not scans:
+        return
+    pool = ThreadPoolExecutor(min(len(scans), usable_cpus(), 8))
     try:
-        digests = pool.map(lambda file, name: file.scan(name in entries), files, names)
-        for file, name, digest in zip(files, names, digests, strict=True):
+        for name, digest in zip(scans, pool.map(lambda scan: scan(), scans.values()), strict=True):
             if digest is not None and digest != entries[name].sha256:
-                raise _differs(file.path, f"SHA-256 {entries[name].sha256[:16]}...", f"{digest[:16]}...")
+                raise _differs(folder / name, f"SHA-256 {entries[name].sha256[:16]}...", f"{digest[:16]}...")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -25,7 +25,7 @@ MAX_CHOICES = 256  # alternatives and optional items, multiplied where they foll
 
 _ESCAPE = r"\\[pP]\{\^?\w+\}|\\[sSdDwWrntNhH]|\\u[0-9A-Fa-f]{4}|\\[^\w\s]"
 _TOKEN = re.compile(
-    rf"(?P<atom>{_ESCAPE}|\[\^?(?:{_ESCAPE}|[^\[\]\\])+\]|[^\\\[\]()|*+?{{}}])"
+    rf"(?P<atom>{_ESCAPE}|\[\^?(?:(?!&&)(?:{_ESCAPE}|[^\[\]\\]))+\]|[^\\\[\]()|*+?{{}}])"
     r"(?P<quantifier>(?:[*+?][?+]?|\{\d+(?:,\d*)?\})?)(?![*+?{])"
     r"|(?P<open>\((?:\?(?:i?:|<?[!=]))?)"
     r"|(?P<close>\)\??)(?![*+?{])"
@@ -56,7 +56,7 @@ def is_linear(pattern: str) -> bool:
     """Whether splitting a text by this pattern takes time in proportion to the text's length.
 
     False also for syntax that is not known here: quantifiers after groups other than `?`, back references,
-    recursion, named and atomic groups, POSIX classes.
+    recursion, named and atomic groups, POSIX classes, intersections of classes (`&&`).
     """
     alternatives = _parsed(pattern) if len(pattern) <= MAX_PATTERN else None
     if alternatives is None:
@@ -69,6 +69,19 @@ def is_linear(pattern: str) -> bool:
         group.cost == 0 or (group.cost == 1 and _reads_on(following, _run_in_vain(sequence)))
         for (sequence, group), (following, _) in pairs
     )
+
+
+def n_ways(pattern: str, length: int) -> float:
+    """In how many ways, at most, a pattern tries to match a text of `length` characters from its beginning.
+
+    Infinity for syntax that is not known here.
+    """
+    alternatives = _parsed(pattern) if len(pattern) <= MAX_PATTERN else None
+    if alternatives is None:
+        return math.inf
+    groups = [_group(sequence) for sequence in alternatives]
+    n: int = sum(group.choices * length ** max(group.ways, group.cost) for group in groups)
+    return n
 
 
 def _parsed(pattern: str) -> list[_Sequence] | None:

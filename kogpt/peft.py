@@ -25,10 +25,12 @@ import numpy as np
 
 from kogpt.adapter import Adapter, Floats, KeyValuePrefix, Lora, LowRank, SoftPrompt, require_lora_fits
 from kogpt.checkpoint import Checkpoint
+from kogpt.checkpoint import digest as digest_model
 from kogpt.config import ModelConfig
 from kogpt.errors import CheckpointError, josa
-from kogpt.files import damaged, open_inside, read_json, replace_all, safe_join, share_folder
+from kogpt.files import damaged, open_inside, read_json, read_limited, replace_all, safe_join, share_folder
 from kogpt.hub import find_adapter
+from kogpt.patterns import n_ways
 from kogpt.weights import Stored, open_safetensors, write_safetensors
 
 CONFIG, WEIGHTS, OWN = "adapter_config.json", "adapter_model.safetensors", "kogpt_adapter.json"
@@ -37,6 +39,8 @@ MAX_TOKENIZER_BYTES = 32 << 20  # as tokenizer.py
 MAX_JSON_BYTES = 1 << 20  # PEFT's settings take 2 kB; labels and templates are short
 MAX_PATTERNS = 1024
 SIMPLE = re.compile(r"[\w.\\|()\[\]^$?*+{},-]{1,200}", re.ASCII)  # a pattern of names of modules
+MAX_NAME = 48  # characters of a module's name
+MAX_WAYS = 1 << 14  # in which all patterns of a setting may match a name; a plain name has one
 
 # PEFT's name of a tensor <-> module and factor; HEAD is a classifier that was tuned beside the adapter.
 LORA_NAME = "base_model.model.{module}.lora_{factor}.weight"
@@ -94,6 +98,12 @@ class Origin:
         """The origin of an adapter that was tuned on `stored`."""
         return cls(model_hashes(stored), tokenizer_hash(stored.folder), task, tuple(labels), template)
 
+    @property
+    def writes(self) -> bool:
+        """Whether the adapter was tuned to write text, not to answer by labels or a head, nor to embed."""
+        judges = self.labels or self.settings.get("head")
+        return not judges and self.settings.get("method") != "embed"
+
     def prompt(self, *texts: str) -> str:
         """The template with one text, or with two; CheckpointError if there is none for so many texts."""
         names = ("text",) if len(texts) == 1 else tuple(f"text{n}" for n in range(1, len(texts) + 1))
@@ -118,8 +128,7 @@ class SavedAdapter:
     @property
     def writes(self) -> bool:
         """Whether it was tuned to write text, not to answer by labels or to embed."""
-        judges = self.head is not None or self.origin.labels
-        return not judges and self.origin.settings.get("method") != "embed"
+        return self.head is None and self.origin.writes
 
 
 def load(folder: str | Path, stored: Checkpoint) -> SavedAdapter:
@@ -143,6 +152,11 @@ def load(folder: str | Path, stored: Checkpoint) -> SavedAdapter:
         raise CheckpointError(
             f"cannot read the adapter {folder}: {reason}", f"어댑터를 읽을 수 없습니다: {folder} ({reason})"
         ) from error
+
+
+def read_origin(folder: str | Path) -> Origin:
+    """What an adapter was tuned on and for, without reading its weights. folder and errors: as `load`."""
+    return _read_own(find_adapter(folder))[0]
 
 
 def _load_folder(folder: Path, stored: Checkpoint) -> SavedAdapter:
@@ -285,10 +299,12 @@ def _patterns(source: _Source, name: str) -> list[tuple[re.Pattern[str], float]]
     if type(given) is not dict or len(given) > MAX_PATTERNS:
         raise damaged(path, f"{name} is not an object of at most {MAX_PATTERNS:,} numbers")
     found = []
+    room: float = MAX_WAYS
     for key, value in given.items():
         if not _is_count(value, (int, float)):
             raise damaged(path, f"{name} has {str(value)[:40]}, not a number above zero")
-        if not SIMPLE.fullmatch(key) or len(re.findall(r"[*+{]", key)) > 2 or re.search(r"\)[*+{]", key):
+        room -= n_ways(key, MAX_NAME)
+        if not SIMPLE.fullmatch(key) or room < 0:
             raise damaged(path, f"{name} has the pattern {key[:60]!r}: write names of modules instead")
         try:
             found.append((re.compile(rf"(?:.*\.)?(?:{key})"), value))
@@ -378,6 +394,26 @@ def tokenizer_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
+def digests(folder: Path, adapter: str | Path | None = None, with_labels: bool = False) -> dict[str, str]:
+    """SHA-256 of the files of a model, and of an adapter, that decide what they answer; every byte is read.
+
+    with_labels: an adapter's labels and template too, which decide what it is asked.
+    """
+    tokenizer = read_limited(safe_join(folder, "tokenizer.json"), MAX_TOKENIZER_BYTES)
+    found = {
+        "model_sha256": digest_model(folder),
+        "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
+    }
+    if adapter is None:
+        return found
+    place, total = find_adapter(adapter), hashlib.sha256()
+    own = (OWN,) if with_labels and os.path.lexists(place / OWN) else ()
+    for name in (CONFIG, WEIGHTS, *own):
+        with open_inside(place, name) as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return found | {"adapter_sha256": total.hexdigest()}
+
+
 def _require_origin(folder: Path, origin: Origin, stored: Checkpoint) -> None:
     """CheckpointError if the adapter says that it was tuned on another model or with another tokenizer."""
     other = None
@@ -400,7 +436,7 @@ def _read_own(folder: Path) -> tuple[Origin, str | None]:
     path = safe_join(folder, OWN)
     document = read_json(path, MAX_JSON_BYTES)
     if document.get("version") != VERSION:
-        shown = str(document.get("version"))[:40]
+        shown = repr(document.get("version"))[:40]
         raise CheckpointError(
             f"{path} has version {shown}, this KoGPT reads version {VERSION}: upgrade kogpt",
             f"{path}: 버전 {shown} (지원: {VERSION}). kogpt를 업그레이드하세요",

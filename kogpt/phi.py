@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.adapter import Lora, LowRank
-from kogpt.config import ModelConfig
+from kogpt.config import MAX_DIMENSION, ModelConfig
 from kogpt.errors import CheckpointError, ConfigError
 from kogpt.quantize import EMBEDDING, HEAD, Lazy
 from kogpt.weights import Source, Stored, WeightsFile
@@ -90,7 +90,11 @@ def from_config(document: Mapping[str, Any]) -> dict[str, Any]:
     if rope.get("rope_type", "default") != "default":
         raise _no_gptj("rope_type", rope["rope_type"], "default")
     factor, width, heads = both["partial_rotary_factor"], gptj.get("n_embd"), gptj.get("n_head")
-    if type(factor) is not float or type(width) is not int or type(heads) is not int or heads < 1:
+    if type(width) is not int or not 0 < width <= MAX_DIMENSION:
+        raise _no_gptj("hidden_size", width, f"1 to {MAX_DIMENSION}")
+    if type(heads) is not int or not 0 < heads <= MAX_DIMENSION:
+        raise _no_gptj("num_attention_heads", heads, f"1 to {MAX_DIMENSION}")
+    if type(factor) is not float or not 0 < factor <= 1:
         raise _no_gptj("partial_rotary_factor", factor, "rotary_dim / d_head")
     if both["rope_theta"] is not None:
         gptj["rope_theta"] = both["rope_theta"]
@@ -124,10 +128,11 @@ def from_phi(config: ModelConfig, tensors: Mapping[str, Source]) -> dict[str, So
     """The tensors of a Phi's files under a GPT-J's names, without the biases that it lacks."""
     names = {to_name(name): name for name in config.tensor_shapes()}
     biases = {to_name(name) for name in _missing_biases(config)}
+    own = set(names.values())
     found = {names.get(name, name): source for name, source in tensors.items() if name not in biases}
     order = np.argsort(row_order(config))
     for name, source in found.items():
-        if name in names.values() and _is_rotated(name):
+        if name in own and _is_rotated(name):
             found[name] = replace(source, read=partial(_reordered, source.read, order))
     return found
 

@@ -118,7 +118,7 @@ class Lazy(Mapping[str, Tensor]):
     """Tensors under fixed names; a subclass makes each when it is asked for."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._names = tuple(dict.fromkeys(names))
+        self._names = dict.fromkeys(names)  # in order, and found at once
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.errors import SamplingError
+from kogpt.texts import nfc
 
 Array = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
@@ -455,7 +455,7 @@ def _checked_stop(stop: object) -> tuple[str, ...]:
             f"stop has a text of {longest} characters, must be at most {MAX_STOP_LENGTH}",
             f"stop 문자열 길이 {longest}자 (조건: {MAX_STOP_LENGTH}자 이하)",
         )
-    return tuple(unicodedata.normalize("NFC", s) for s in strings)
+    return tuple(nfc(s) for s in strings)
 
 
 def _checked_bias(bias: object) -> dict[int, float]:

@@ -1,11 +1,11 @@
 """Bytes of a file, a pipe or an argument -> text and records: charsets, compression, JSON Lines, CSV and TSV.
 
     bytes     decompress, read_bytes
-    text      detect_encoding, decode, read_text, text_lines
+    text      detect_encoding, decode, read_text, text_lines, nfc, nfkc
     records   format_of, read_records
 
-Text is read rightly or refused: nothing is ever replaced or dropped, but for a byte order mark. Lines end
-with "\\n" afterwards, whatever ended them before.
+Text is read rightly or refused: nothing is ever replaced or dropped, but for a byte order mark. A line that
+"\\r\\n" ends is ended by "\\n" afterwards; a lone "\\r" is no end of a line, and stays.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import json
 import os
 import re
 import sys
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from kogpt.errors import InputError, MissingExtra
 
 Encoding = Literal["utf-8", "utf-16", "cp949"]
+Place = tuple[str, str]  # in a file, in English and in Korean with its particle
 ENCODINGS = ("auto", "utf-8", "utf-16", "cp949")
 Format = Literal["text", "jsonl", "json", "csv", "tsv", "parquet"]
 SUFFIXES: dict[str, Format] = {
@@ -44,6 +47,18 @@ COMPRESSED = (".zst", ".gz")
 READ_BYTES = 1 << 20
 ZSTD_READ_BYTES = 1 << 10  # 4 bytes of Zstandard may hold 128 KiB of text: this bounds a hostile file
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins as UTF-16's does
+MARK_BYTES = 4  # of the longest
+
+# Combining marks. No letter and no digit is one or decomposes into nothing else, but for the half-width sound
+# marks of Katakana in NFKC.
+STEP = 8  # characters between those of a text that are looked at first
+RUN = 4 * STEP - 1  # characters of a run that is sorted; three of those looked at are in it
+_MARK = r"[^\w\s\x00-\x7f]"
+_MARKS = {"NFC": _MARK, "NFKC": rf"(?:{_MARK}|[\uff9e\uff9f])"}
+_SAMPLES = {form: re.compile(mark + "{3}") for form, mark in _MARKS.items()}
+_RUNS = {form: re.compile(f"{mark}{{{RUN},}}") for form, mark in _MARKS.items()}
+_DECOMPOSED: dict[str, Literal["NFD", "NFKD"]] = {"NFC": "NFD", "NFKC": "NFKD"}
 
 # Syllables of CP949 that are also valid UTF-8, for other letters: 345 of 11,172. In text with more characters
 # than this and nothing else, chance is ruled out.
@@ -58,6 +73,7 @@ MIN_HANGUL = 0.5  # share of the characters beyond ASCII, where syllables are en
 MIN_HANGUL_SHORT = 0.8  # where there are fewer
 LAUGHTER = frozenset("ㅋㅎㅠㅜ")  # single letters that Korean writes by themselves
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HANGUL = re.compile("[가-힣ㄱ-ㆎ]")
 BESIDE_LATIN = re.compile(rb"[A-Za-z][\x80-\xff]|[\x80-\xff][A-Za-z]")  # as in "café", never as in "가격"
 
@@ -68,7 +84,12 @@ def format_of(name: str) -> Format | None:
     return SUFFIXES.get((path.with_suffix("") if path.suffix in COMPRESSED else path).suffix)
 
 
-def printable_path(path: Path) -> str:
+def for_terminal(text: str) -> str:
+    """A text for people to read: what could steer a terminal is replaced."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def printable_path(path: Path | str) -> str:
     r"""A file's name as text that can be written as UTF-8; bytes of other encodings show as "\xb0"."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -78,6 +99,8 @@ def detect_encoding(sample: bytes, source: str) -> Encoding:
 
     InputError, which names `source`, if it is none of ENCODINGS, or so short that it could be either of two.
     """
+    if sample.startswith(UTF32_MARKS):
+        raise _utf32(source)
     if sample.startswith(UTF16_MARKS):
         return "utf-16"
     if sample.isascii() and b"\0" not in sample:
@@ -105,6 +128,13 @@ def detect_encoding(sample: bytes, source: str) -> Encoding:
     if cp949 > neither and cp949 >= enough and looks_korean(_lines_in_cp949(sample)):
         return "cp949"
     raise _neither(sample, source)
+
+
+def _utf32(source: str) -> InputError:
+    return InputError(
+        f"{source} is UTF-32, which is not read: convert it to UTF-8",
+        f"{source}: UTF-32는 읽지 않습니다. UTF-8로 바꾸세요",
+    )
 
 
 def decodes(data: bytes, encoding: str) -> bool:
@@ -155,7 +185,7 @@ def _neither(sample: bytes, source: str) -> InputError:
     return InputError(
         f"{source} is neither UTF-8 ({where}) nor Korean in CP949 (it would read {shown}): convert it to "
         "UTF-8, or name its --encoding",
-        f"{source}: UTF-8도 아니고({where_ko}) CP949로 쓴 한국어도 아닙니다({shown}로 읽힙니다). "
+        f"{source}: UTF-8도 아니고({where_ko}) CP949로 쓴 한국어도 아닙니다(읽은 결과: {shown}). "
         "UTF-8로 바꾸거나 --encoding을 지정하세요",
     )
 
@@ -167,7 +197,7 @@ def _extract(text: str) -> str:
 
 
 def decode(data: bytes, source: str, encoding: str = "auto") -> str:
-    """The text of `data`, its lines ended by "\\n", without a byte order mark.
+    """The text of `data` without a byte order mark; "\\r\\n" becomes "\\n".
 
     encoding: one of ENCODINGS. InputError, which names `source`, if the bytes are not text in it.
     """
@@ -214,8 +244,10 @@ def decompress(path: Path) -> Iterator[tuple[bytes, int]]:
     """
     pieces = _unpack(path)
     first, stored = b"", 0
-    while len(first) < len(UTF16_MARKS[0]) and (start := next(pieces, None)):
+    while len(first) < MARK_BYTES and (start := next(pieces, None)):
         first, stored = first + start[0], start[1]
+    if first.startswith(UTF32_MARKS):
+        raise _utf32(str(path))
     if not first.startswith(UTF16_MARKS):
         yield first, stored
         yield from pieces
@@ -325,11 +357,48 @@ def text_lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def nfc(text: str) -> str:
+    """The text in NFC: composed characters, as Hangul is usually written; in n log n steps."""
+    return _normalized(text, "NFC")
+
+
+def nfkc(text: str) -> str:
+    """The text in NFKC: compatibility forms made plain as well, such as full-width letters; as `nfc`."""
+    return _normalized(text, "NFKC")
+
+
+def _normalized(text: str, form: Literal["NFC", "NFKC"]) -> str:
+    """Normal form of any text, also of a hostile one.
+
+    The library sorts the marks behind a letter by insertion, with the interpreter's lock held: 15,000 of one
+    class before 15,000 of a lower one take it a second, sorted ones nothing. Sorting leaves the form as it
+    is: marks of different classes may change places, those of one class may not (UAX 15).
+    """
+    if _SAMPLES[form].search(text[::STEP]):
+        text = _RUNS[form].sub(lambda run: _with_marks_sorted(run.group(), _DECOMPOSED[form]), text)
+    return unicodedata.normalize(form, text)
+
+
+def _with_marks_sorted(run: str, form: Literal["NFD", "NFKD"]) -> str:
+    """A run of characters, decomposed, with its marks in the order of their classes."""
+    parts = {character: unicodedata.normalize(form, character) for character in set(run)}
+    groups = groupby("".join(map(parts.__getitem__, run)), _is_mark)
+    return "".join(
+        chain.from_iterable(
+            sorted(group, key=unicodedata.combining) if is_mark else group for is_mark, group in groups
+        )
+    )
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.combining(character) > 0
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One object of a JSON file, or one row of a table, and where it stands in the file."""
 
-    line: int
+    line: int  # of a record in a JSON list: which one it is
     values: dict[str, Any]
 
 
@@ -362,7 +431,8 @@ def try_records(text: str, source: str, format: Format) -> Iterator[Record | Inp
 def _read_json_lines(text: str, source: str) -> Iterator[Record | InputError]:
     for number, line in text_lines(text):
         try:
-            yield _record(_parse(line, source, number), source, number)
+            place = _line(source, number)
+            yield _record(_parse(line, place), place, number)
         except InputError as error:
             yield error
 
@@ -374,10 +444,11 @@ def _read_json(text: str, source: str) -> Iterator[Record | InputError]:
     if first == "{" and len(lines) > 1 and _is_object(lines[0][1]):
         yield from _read_json_lines(text, source)
         return
-    document = _parse(text, source, 1)
-    for number, value in enumerate(document if isinstance(document, list) else [document], 1):
+    document = _parse(text, _line(source, 1))
+    is_list = isinstance(document, list)
+    for number, value in enumerate(document if is_list else [document], 1):
         try:
-            yield _record(value, source, number)
+            yield _record(value, _nth(source, number) if is_list else _line(source, number), number)
         except InputError as error:
             yield error
 
@@ -390,36 +461,36 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _parse(text: str, source: str, line: int) -> Any:
+def _line(source: str, number: int) -> Place:
+    return f"{source} line {number}", f"{source} {number}행은"
+
+
+def _nth(source: str, number: int) -> Place:
+    return f"{source} record {number}", f"{source} {number}번째 레코드는"
+
+
+def _parse(text: str, place: Place) -> Any:
     """A JSON value; Python reads NaN and halves of characters as well, which _record refuses."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _no_json(source, line, str(error)) from error
+        raise _no_json(place, str(error)) from error
 
 
-def _record(value: Any, source: str, line: int) -> Record:
+def _record(value: Any, place: Place, number: int) -> Record:
     """An object that JSON output can hold: no NaN, no infinity (1e999), no half of a character."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else str(error)
-        raise _no_json(source, line, reason) from error
-    return Record(line, _object(value, source, line))
-
-
-def _no_json(source: str, line: int, reason: str) -> InputError:
-    return InputError(
-        f"{source} line {line} is not JSON: {reason}", f"{source} {line}행은 JSON이 아닙니다: {reason}"
-    )
-
-
-def _object(value: Any, source: str, line: int) -> dict[str, Any]:
+        raise _no_json(place, reason) from error
     if not isinstance(value, dict):
-        raise InputError(
-            f"{source} line {line} is not a JSON object", f"{source} {line}행은 JSON 객체가 아닙니다"
-        )
-    return value
+        raise InputError(f"{place[0]} is not a JSON object", f"{place[1]} JSON 객체가 아닙니다")
+    return Record(number, value)
+
+
+def _no_json(place: Place, reason: str) -> InputError:
+    return InputError(f"{place[0]} is not JSON: {reason}", f"{place[1]} JSON이 아닙니다: {reason}")
 
 
 def read_table(text: str, source: str, delimiter: str, quoted: bool = True) -> Iterator[Record]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -29,6 +28,7 @@ from kogpt.config import ModelConfig
 from kogpt.errors import PromptError, TokenizerError
 from kogpt.files import read_json, safe_join
 from kogpt.patterns import is_linear
+from kogpt.texts import nfc
 
 MAX_FILE_BYTES = 32 << 20  # a vocabulary of 200,000 takes 15 MB
 MAX_TOKENS = 1 << 20  # far above any vocabulary
@@ -201,11 +201,11 @@ class Tokenizer:
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of pyo3: no Exception, and cannot be imported
                 raise
-            raise _unfit(self._where, f"the library gave up on a text ({str(error)[:100]})") from error
+            raise _unfit(self._where, f"the library gave up on a text ({_in_a_line(error)})") from error
 
     def _normal(self, text: str) -> str:
         """The text in NFC; PromptError for a lone surrogate, and for a byte that has no token."""
-        normal = unicodedata.normalize("NFC", text)
+        normal = nfc(text)
         try:
             data = normal.encode()
         except UnicodeEncodeError:
@@ -293,7 +293,7 @@ def _require_byte_level(document: Mapping[str, Any], where: str) -> None:
                 where, f"it normalises text with {str(step.get('type'))[:40]}, only NFC is supported"
             )
     steps = _steps(document.get("pre_tokenizer"), "pretokenizers")
-    if [step.get("type") for step in steps].count("ByteLevel") != 1 or steps[-1]["type"] != "ByteLevel":
+    if [step.get("type") for step in steps].count("ByteLevel") != 1 or steps[-1].get("type") != "ByteLevel":
         raise _unfit(where, "its text is not split by a ByteLevel pre-tokenizer")
     if steps[-1].get("add_prefix_space"):
         raise _unfit(where, "it adds a space before the text (add_prefix_space)")
@@ -449,7 +449,7 @@ def _build(
         used = set(vocabulary.values())
         holes = set(range(max(used, default=0) + 1)) - used
         vocabulary = vocabulary | {f"\uffff{hole}": hole for hole in holes}
-    contents = [unicodedata.normalize("NFC", word["content"]) for word in words]
+    contents = [nfc(word["content"]) for word in words]
     if len(set(contents)) != len(contents):
         raise _unfit(where, "two of its added tokens are the same text in NFC")
     frame = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
@@ -463,7 +463,7 @@ def _build(
             flags = {flag: word[flag] for flag in WORD_FLAGS}
             library.add_tokens([tokenizers.AddedToken(content, **flags)])
     except Exception as error:  # the library raises nothing more specific
-        raise _unfit(where, str(error)[:200]) from error
+        raise _unfit(where, _in_a_line(error)) from error
     own_ids = {}
     for word, content in zip(words, contents, strict=True):
         given = library.token_to_id(content)
@@ -510,6 +510,11 @@ def _no_border(prefix: str) -> PromptError:
         f"이 토크나이저에서는 공통된 글 {end!r} 바로 뒤에서 시작하는 토큰이 없습니다. 줄바꿈으로 끝내거나"
         " 질문마다 함께 인코딩하세요",
     )
+
+
+def _in_a_line(error: BaseException) -> str:
+    """What the library says, which may have several lines."""
+    return " ".join(str(error).split())[:200]
 
 
 def _unfit(where: str, reason: str) -> TokenizerError:

@@ -38,6 +38,8 @@ from kogpt.weights import (
 )
 
 MAX_PICKLE_BYTES = 256 << 10  # a tensor takes about 150 bytes; interpreting takes up to 100 times this memory
+MAX_DIMENSIONS = 4
+MAX_READ = 16  # sizes of the file that its views may span together; those of a dense model span it once
 ARCHIVE_ERRORS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError)
 ORDERED_DICT = "collections OrderedDict"
 REBUILD_TENSOR = "torch._utils _rebuild_tensor_v2"
@@ -99,6 +101,7 @@ def open_archive(path: Path, file: IO[bytes], copy: bool = False) -> WeightsFile
     weights = WeightsFile(path, file, {}, [("its archive", None, n_bytes)])
     source = OpenFile(path, file.fileno())
     room = 2 * n_bytes  # of tensors, in bytes; a tied head shares the embedding's storage
+    unread = MAX_READ * n_bytes
     for name, tensor in state.items():
         if type(name) is not str or not TENSOR_NAME.fullmatch(name):
             raise damaged(path, f"{str(name)[:100]!r} is no tensor name")
@@ -109,8 +112,11 @@ def open_archive(path: Path, file: IO[bytes], copy: bool = False) -> WeightsFile
         if member is None:
             raise damaged(path, f"{name} has no storage in it")
         room -= math.prod(tensor.shape) * WIDTHS[tensor.storage.dtype]
+        unread -= _n_spanned(tensor) * WIDTHS[tensor.storage.dtype]
         if room < 0:
             raise damaged(path, "its tensors claim more weights than the file holds")
+        if unread < 0:
+            raise damaged(path, f"its tensors span more than {MAX_READ} times the file")
         read = _reader(weights, name, tensor, member, source)
         array = read()
         for block in _blocks(array):
@@ -158,8 +164,10 @@ def _read_state(
 
 def _start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
     """The first byte of a stored member: after its local header, whose name and extra field vary in size."""
-    file.seek(member.header_offset)
-    header = file.read(30)
+    header = b""
+    if 0 <= member.header_offset < os.fstat(file.fileno()).st_size:  # larger ones may not be sought
+        file.seek(member.header_offset)
+        header = file.read(30)
     if member.compress_type != zipfile.ZIP_STORED or header[:4] != b"PK\x03\x04":
         raise Refused(f"{member.filename[:60]!r} is compressed or misplaced")
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
@@ -273,10 +281,13 @@ def _rebuild(function: Any, arguments: Any) -> Any:
     if name != REBUILD_TENSOR:
         raise Refused(f"a call of {name or 'something'}")
     storage, offset, shape, strides = arguments[:4]
+    for sizes in (shape, strides):  # one long list may serve thousands of tensors: it is not unpacked
+        if type(sizes) is not tuple or len(sizes) > MAX_DIMENSIONS:
+            raise Refused(f"a tensor whose shape is no tuple of at most {MAX_DIMENSIONS} numbers")
     counts = (offset, *shape, *strides)
     if type(storage) is not Storage or not all(type(n) is int and 0 <= n < 2**63 for n in counts):
         raise Refused("a tensor that is not described by whole numbers")
-    return Tensor(storage, offset, tuple(shape), tuple(strides))
+    return Tensor(storage, offset, shape, strides)
 
 
 def _require_weights(path: Path, name: str, tensor: Any) -> None:
@@ -285,11 +296,16 @@ def _require_weights(path: Path, name: str, tensor: Any) -> None:
     if dtype not in WIDTHS:
         raise damaged(path, f"{name} is a {dtype[:40]}, only dense float tensors are weights")
     shape, strides = tensor.shape, tensor.strides
-    if len(shape) != len(strides) or len(shape) > 4 or not all(shape):
+    if len(shape) != len(strides) or not all(shape):
         raise damaged(path, f"{name} has shape {str(list(shape))[:80]}")
-    last = tensor.offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if last >= tensor.storage.n_elements or math.prod(shape) > tensor.storage.n_elements:
+    n_elements = tensor.storage.n_elements
+    if tensor.offset + _n_spanned(tensor) > n_elements or math.prod(shape) > n_elements:
         raise damaged(path, f"{name} claims more weights than the file holds")
+
+
+def _n_spanned(tensor: Tensor) -> int:
+    """Elements of the storage from a view's first to its last."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
 
 
 def _reader(
@@ -304,10 +320,15 @@ def _reader(
         raise damaged(weights.path, str(error)) from error
     if n_bytes > member.file_size or start + n_bytes > os.fstat(weights.file.fileno()).st_size:
         raise damaged(weights.path, f"{name} claims more weights than the file holds")
-    strides = [stride * bits.itemsize for stride in tensor.strides]
+    start += tensor.offset * bits.itemsize
+    size = _n_spanned(tensor) * bits.itemsize
+    # Strides of dimensions of size 1 are never taken, and may be any number.
+    strides = [
+        stride * bits.itemsize * (n > 1) for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+    ]
 
     def read() -> NDArray[Any]:
-        flat = source.read(start, n_bytes).view(bits)[tensor.offset :]
+        flat = source.read(start, size).view(bits)
         array = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, tensor.shape, strides))
         array.flags.writeable = False
         return array

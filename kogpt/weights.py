@@ -383,8 +383,21 @@ def _to_bfloat16(wide: NDArray[Any]) -> NDArray[np.uint16]:
     """Bit patterns of the nearest bfloat16, ties to even; NaN stays NaN."""
     single = np.ascontiguousarray(wide, dtype=np.float32)
     bits = single.view(np.uint32)
+    if wide.dtype == np.float64:
+        bits = _rounded_to_odd(wide, single)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(single), 0x7FC0, rounded).astype(np.uint16)
+
+
+def _rounded_to_odd(wide: NDArray[np.float64], single: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Bits of each value as a float32; of the two beside a value that is none, that with the last bit set.
+
+    single: the nearest float32. Rounding the result again is as rounding the value once (Boldo and Melquiond
+    2008): what lies beside a tie stays there.
+    """
+    bits = single.view(np.uint32)
+    steps = np.where(np.abs(single) < np.abs(wide), 1, -1).astype(np.uint32)  # -1 as 2^32 - 1
+    return np.where((single == wide) | (bits & 1 == 1), bits, bits + steps)
 
 
 def wrong_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:

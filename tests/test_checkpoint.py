@@ -117,6 +117,39 @@ def test_conversions_are_torch_s(source: str, target: str) -> None:
     assert (converted == expected.numpy()).all()
 
 
+@pytest.mark.parametrize("added", [[1], 7, [None], "[EOS]", {"content": "[EOS]"}, [[]]])
+def test_odd_added_tokens_are_a_line(added: object, tmp_path: Path) -> None:
+    """The tokenizer of a folder without tokenizer_config.json, whose special tokens are looked for."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    with pytest.raises(CheckpointError, match=r"tokenizer.json.* added_tokens is not a list of tokens"):
+        checkpoint.taken_along(TINY, tmp_path)
+
+
+@pytest.mark.parametrize("added", [None, [], [{}], [{"content": []}, {"content": "[EOS]"}]])
+def test_added_tokens_without_a_text_are_read_past(added: object, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    settings = json.loads(checkpoint.taken_along(TINY, tmp_path)["tokenizer_config.json"])
+    assert settings.get("eos_token") == ("[EOS]" if added and len(added) == 2 else None)  # type: ignore[arg-type]
+
+
+def test_a_double_is_rounded_to_bfloat16_once() -> None:
+    """By way of the nearest float32, what lies just beside a tie became one: 1 + 2^-8 + 2^-40 became 1."""
+    rng = np.random.default_rng(0)
+    ties = (1 + (2 * rng.integers(0, 128, 4096) + 1) * 2.0**-8) * 2.0 ** rng.integers(-140, 128, 4096)
+    beside = ties * (1 + rng.choice([0, 1, -1], 4096) * 2.0 ** -rng.integers(20, 53, 4096))
+    edges = np.array([0, 1e300, 1e-320, 3.39e38, 3.3961775292304601e38, 2.0**-134, 2.0**-134 * (1 + 2**-40)])
+    values = np.concatenate([beside, rng.standard_normal(4096), edges])
+    values = np.concatenate([values, -values])
+    exponents = np.maximum(np.frexp(values)[1] - 1, -126)
+    quantum = 2.0 ** (exponents - 7)  # between neighbours of bfloat16; values / quantum is exact
+    nearest = np.rint(values / quantum) * quantum
+    expected = np.where(np.abs(nearest) < 2.0**128, nearest, np.copysign(np.inf, nearest))
+    with np.errstate(over="ignore"):
+        bits = Stored("float64", values).to("bfloat16")
+    found = (bits.astype(np.uint32) << 16).view(np.float32)
+    assert np.array_equal(found, expected) and np.array_equal(np.signbit(found), np.signbit(values))
+
+
 def test_no_nan_becomes_infinite_in_bfloat16() -> None:
     """A NaN whose mantissa has low bits only would, if they were cut off."""
     patterns = np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF, 0x7F800000, 0xFF800000], np.uint32)

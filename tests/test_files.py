@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import TINY, random_tensors
 
-from kogpt import checkpoint, files
+from kogpt import checkpoint, files, peft
 from kogpt.errors import CheckpointError, DiskError, InputError
+from kogpt.evaluation.store import BatchStore, key_of
 from kogpt.files import atomic_write, lock_folder, open_file, read_json, replace_all, share_folder
 
 ROOT = Path(__file__).parents[1]
@@ -153,11 +156,18 @@ def test_a_writer_that_is_killed_at_any_step_leaves_the_old_set_or_the_new_one(
             (folder / name).write_text(text)
         command = [sys.executable, "-c", KILLED, str(folder), call, str(k)]
         code = subprocess.run(command, env=ENVIRONMENT, check=False).returncode
-        with share_folder(folder):
-            found = {p.name: p.read_text() for p in folder.iterdir() if not p.name.startswith(".")}
-        assert found in (old, new)
+        before, settled = contents(folder), files.settled_names(folder)
+        try:
+            with share_folder(folder):
+                found = visible(folder)
+            assert found in (old, new)
+        except CheckpointError as error:
+            assert list(folder.glob(".*.new")) and "write it again" in error.en
+            found = new  # as the next writer finds it
+        assert contents(folder) == before, "a reader changes nothing"
         with replace_all(folder, ["z"]) as written:
             written["z"].write(b"")
+        assert visible(folder) == found | {"z": ""} and settled >= found.keys()
         assert not list(folder.glob(".*")), "the next writer clears away what was left"
         if code == 0:
             assert found == new
@@ -166,21 +176,99 @@ def test_a_writer_that_is_killed_at_any_step_leaves_the_old_set_or_the_new_one(
     raise AssertionError("the writer never ended")
 
 
+def visible(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def contents(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+SET = ".0123456789abcdef.new"
+
+
 def test_a_folder_that_claims_a_set_cannot_reach_outside(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    waiting = folder / ".0123456789abcdef.new"
-    waiting.mkdir(parents=True)
+    waiting = folder / SET
+    (folder / "kept").mkdir(parents=True)
+    waiting.mkdir()
     (tmp_path / "mine").write_text("mine")
-    (waiting / files.STALE_NAMES).write_text(json.dumps(["../mine", "..", 7, "/etc/hostname"]))
+    (waiting / files.STALE_NAMES).write_text(json.dumps(["../mine", "..", 7, "/etc/hostname", "kept"]))
     (waiting / "config.json").symlink_to("../mine")
-    with share_folder(folder):
-        assert [path.name for path in folder.iterdir()] == ["config.json"]
-    assert (tmp_path / "mine").read_text() == "mine"
+    with replace_all(folder, ["new"]):
+        assert (folder / "config.json").is_symlink() and not waiting.exists()
+    assert (tmp_path / "mine").read_text() == "mine" and (folder / "kept").is_dir()
     linked = tmp_path / "linked"
     linked.mkdir()
-    (linked / ".0123456789abcdef.new").symlink_to(folder)
-    with share_folder(linked):
+    (linked / SET).symlink_to(folder)
+    for context in (share_folder(linked), replace_all(linked, ["new"])):
+        enter(context)
         assert (folder / "config.json").is_symlink(), "a link to another folder is not a set"
+
+
+def put(content: str | None) -> Callable[[Path], object]:
+    """A folder with a set, and a list of names to remove unless it is None."""
+
+    def put_set(folder: Path) -> None:
+        (folder / SET).mkdir()
+        (folder / SET / "config.json").write_text("new")
+        if content is not None:
+            (folder / SET / files.STALE_NAMES).write_text(content)
+
+    return put_set
+
+
+def put_pipe(folder: Path) -> None:
+    put(None)(folder)
+    os.mkfifo(folder / SET / files.STALE_NAMES)
+
+
+@pytest.mark.parametrize(
+    "write", [put(None), put('["model"]'), put("{"), put("7"), put("[" * 9000), put_pipe]
+)
+def test_a_reader_changes_nothing(write: Callable[[Path], object], tmp_path: Path) -> None:
+    """A shipped set once replaced and deleted files of the folder when it was loaded."""
+    for name in ("config.json", "model", "adapter_config.json"):
+        (tmp_path / name).write_text("old")
+    write(tmp_path)
+    before = contents(tmp_path)
+    stored = checkpoint.Checkpoint(tmp_path, TINY, {})
+    for read in (checkpoint.load, lambda folder: peft.load(folder, stored), lambda f: enter(share_folder(f))):
+        with pytest.raises(CheckpointError, match=f"is not finished, its new files are in {SET}: write it"):
+            read(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def enter(context: AbstractContextManager[object]) -> None:
+    with context:
+        pass
+
+
+def test_a_set_that_has_moved_in_is_read_past(tmp_path: Path) -> None:
+    """Its writer was killed when nothing was left to do but to remove the folder."""
+    put("[]")(tmp_path)
+    (tmp_path / SET / "config.json").rename(tmp_path / "config.json")
+    enter(share_folder(tmp_path))
+    assert files.settled_names(tmp_path) == {"config.json"}
+
+
+@pytest.mark.parametrize("write", [put("{"), put("7"), put("[" * 9000), put_pipe])
+def test_a_writer_refuses_a_list_that_it_did_not_write(
+    write: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("old")
+    write(tmp_path)
+    with pytest.raises(InputError, match=f"KoGPT did not write it: delete .*{SET}"):
+        enter(replace_all(tmp_path, ["a"]))
+    assert (tmp_path / "config.json").read_text() == "old"
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(InputError, match=r"b is a folder, where a file is to be written: move it away"):
+        enter(replace_all(tmp_path, ["a", "b"]))
+    assert (tmp_path / "a").read_text() == "old" and not list(tmp_path.glob(".*"))
 
 
 # -------------------------------------------------------------------------------------------- locks
@@ -207,6 +295,48 @@ def test_a_lock_says_who_holds_it_and_goes_with_the_process(tmp_path: Path) -> N
         holder.wait()
     with lock_folder(tmp_path, "kogpt pretrain run"):
         pass
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe", "folder"])
+def test_what_leads_elsewhere_is_no_file_of_ours(kind: str, tmp_path: Path) -> None:
+    """A lock of a folder from elsewhere: the file that a link leads to was emptied and written over."""
+    folder, victim = tmp_path / "run", tmp_path / "victim"
+    folder.mkdir()
+    store = folder / "batches" / f"{key_of({})[:32]}.jsonl"
+    store.parent.mkdir()
+    for path in (folder / files.LOCK, store):
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(victim)
+    if kind == "link":
+        victim.write_text("precious")
+    for write in (lambda: enter(lock_folder(folder, "kogpt tune")), lambda: BatchStore(store.parent, {})):
+        with pytest.raises(InputError, match="is a link or no regular file, and is not written: delete it"):
+            write()
+    assert not victim.exists() or victim.read_text() == "precious"
+
+
+class Hung(Exception):
+    """Raised by the clock; no OSError, which a write may pass over."""
+
+
+def test_a_pipe_among_leftovers_does_not_hang(tmp_path: Path) -> None:
+    def ring(*_: object) -> None:
+        raise Hung
+
+    os.mkfifo(tmp_path / ".0123456789abcdef.tmp")
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(5)
+    try:
+        with atomic_write(tmp_path / "x") as file:
+            file.write(b"whole")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 # -------------------------------------------------------------------------------------------- reading

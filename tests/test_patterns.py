@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from korean import SYLLABLES
 
-from kogpt.patterns import MAX_PATTERN, is_linear
+from kogpt.patterns import MAX_PATTERN, is_linear, n_ways
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -63,6 +65,7 @@ SLOW = [
         r"\p{L}{1000}\d",
         "|".join("a" * 400),
     ),
+    *(r"[^\S&&x]+y|\s+", r"[^\S\n&&a]+b|\s+", r"[a&&b]", r"[\&&&a]", r"[^&&]"),
 ]
 
 
@@ -80,7 +83,7 @@ def test_a_long_pattern_is_not_read() -> None:
     assert is_linear("a" * MAX_PATTERN) and not is_linear("a" * (MAX_PATTERN + 1))
 
 
-ATOMS = st.sampled_from(["a", "b", r"\p{L}", r"\s", "[ab]", r"[^\S\n]", "."])
+ATOMS = st.sampled_from(["a", "b", r"\p{L}", r"\s", "[ab]", r"[^\S\n]", r"[^\S&&b]", r"[^\S&b]", "."])
 QUANTIFIERS = st.sampled_from(["", "", "*", "+", "?", "*?", "++", "{1,3}", "{2,}"])
 PIECES = st.tuples(ATOMS, QUANTIFIERS).map("".join)
 SEQUENCES = st.lists(PIECES, min_size=1, max_size=4).map("".join)
@@ -117,3 +120,36 @@ def test_published_patterns_split_long_runs_at_once(name: str, run: str) -> None
 
 def test_the_clock_sees_a_slow_pattern() -> None:
     assert seconds(r"\p{L}*\p{L}*\d", "가" * 300) > 8 * seconds(r"\p{L}*\p{L}*\d", "가" * 75)
+
+
+# ------------------------------------------------------------------------------------------ of short names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        *((r"h\.0\.attn", 1), (r"h\.(0|1)\.mlp", 2), (r"h\.\d+\.mlp", 48), (".*", 48), (".*.*", 48**2)),
+        *((".?" * 20 + "Z", 2**20), ("(a|a)?" * 9, 3**9), ("a{0,4}b{2,3}", 10), ("a|b*", 49)),
+        *((r"(a)\1", math.inf), ("(a*)*", math.inf), ("a" * 1001, math.inf), ("(?=.*a)b", 48)),
+    ],
+)
+def test_ways_are_counted(pattern: str, expected: float) -> None:
+    assert n_ways(pattern, 48) == expected
+
+
+NAMED = st.sampled_from(["a", ".", "[ab]", r"\w", r"\."])
+OPTIONAL = st.sampled_from(["", "", "*", "+", "?", "*?", "{0,3}", "{2,}"])
+PARTS = st.lists(st.tuples(NAMED, OPTIONAL).map("".join), min_size=1, max_size=8).map("".join)
+OF_NAMES = st.lists(PARTS | PARTS.map("({})?".format), min_size=1, max_size=4).map("|".join)
+
+
+@given(st.lists(OF_NAMES, min_size=1, max_size=3).map("".join))
+@settings(deadline=None, max_examples=300)
+def test_few_ways_take_little_time(pattern: str) -> None:
+    """By Python's matcher, as peft.py uses it; `.?` twenty times takes 30 ms, and 24 times half a second."""
+    assume(n_ways(pattern, 48) <= 1 << 14)
+    found = re.compile(rf"(?:.*\.)?(?:{pattern})")
+    for name in ("a" * 47 + "!", "aab." * 11 + "aab!"):
+        started = time.thread_time()
+        found.fullmatch(name)
+        assert time.thread_time() - started < 0.1, pattern

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kogpt.errors import InputError
@@ -19,6 +19,7 @@ from kogpt.texts import (
     Record,
     decode,
     decode_argument,
+    decompress,
     detect_encoding,
     format_of,
     printable_path,
@@ -40,6 +41,7 @@ def test_prose_is_read_in_every_encoding(encoding: str) -> None:
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff")))
 @example("첫째\r\n둘째")
+@settings(deadline=None)  # beside a busy machine
 def test_utf8_is_read_as_it_is_or_refused(text: str) -> None:
     """But for the ends of lines, which become "\\n"."""
     try:
@@ -50,6 +52,7 @@ def test_utf8_is_read_as_it_is_or_refused(text: str) -> None:
 
 
 @given(st.text(st.sampled_from(SYLLABLES), max_size=12))
+@settings(deadline=None)  # beside a busy machine
 def test_korean_in_cp949_is_read(text: str) -> None:
     text += " 한국어"  # syllables that are no UTF-8 in CP949, as nearly all are
     assert decode(text.encode("cp949"), "x") == text
@@ -145,6 +148,42 @@ def test_a_record_that_is_refused_does_not_lose_the_others(line: str, format: Fo
 def test_a_value_of_a_list_that_is_refused_does_not_lose_the_others() -> None:
     first, second = try_records('[{"a": "봄\\ud83d"}, {"a": 1}]', "x", "json")
     assert isinstance(first, InputError) and isinstance(second, Record)
+
+
+def test_a_record_of_a_list_is_named_by_its_number() -> None:
+    """On which line it stands nobody knows, once the list is read."""
+    text = '[\n\n{"a": 1},\n{"a": "봄\\ud83d"}, 7]'
+    found = [*try_records(text, "x", "json")]
+    assert [str(error) for error in found[1:]] == [
+        "x record 2 is not JSON: half of a surrogate pair",
+        "x record 3 is not a JSON object",
+    ]
+    [alone] = try_records("\n7", "x", "json")
+    assert str(alone) == "x line 1 is not a JSON object"
+
+
+@pytest.mark.parametrize("encoding", ["utf-32-le", "utf-32-be"])
+def test_utf_32_is_refused_by_its_name(encoding: str, tmp_path: Path) -> None:
+    """The mark of UTF-32-LE begins as that of UTF-16, by which every other character became a NUL."""
+    data = "\ufeff가나 다\n".encode(encoding)
+    with pytest.raises(InputError, match="x is UTF-32, which is not read: convert it to UTF-8"):
+        decode(data, "x")
+    path = tmp_path / "x.txt.gz"
+    path.write_bytes(gzip.compress(data))
+    for read in (read_text, lambda path: [*decompress(path)]):
+        with pytest.raises(InputError, match=r"x.txt.gz is UTF-32, which is not read"):
+            read(path)
+
+
+def test_utf_16_of_one_character_is_read_from_pieces_of_one_byte(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    for text in ("가", ""):
+        path.write_bytes(text.encode("utf-16"))
+        assert read_text(path) == text
+
+
+def test_a_lone_carriage_return_stays() -> None:
+    assert decode(b"a\rb\r\nc", "x") == "a\rb\nc"
 
 
 def test_files_that_cannot_be_read_are_a_mistake(tmp_path: Path) -> None:

@@ -580,6 +580,10 @@ UNFIT = {
         {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTE_LEVEL]}
     ),
     "no pre-tokenizer": put("pre_tokenizer")(None),
+    "a last step without a type": put("pre_tokenizer")(
+        {"type": "Sequence", "pretokenizers": [BYTE_LEVEL, {}]}
+    ),
+    "steps without types": put("pre_tokenizer")({"type": "Sequence", "pretokenizers": [{}, {}]}),
     "prefix space": put("pre_tokenizer", "add_prefix_space")(True),
     "removing": put("pre_tokenizer")(split_by(r"\s+", behavior="Removed")),
     "exponential": put("pre_tokenizer")(split_by(r"(a+)+$")),
@@ -598,6 +602,7 @@ UNFIT = {
     "merge of one": put("model", "merges")([["a"]]),
     "merge of three": put("model", "merges")(["a b c"]),
     "merge of numbers": put("model", "merges")([[1, 2]]),
+    "merge of half a character": put("model", "merges")([["\ud800", "b"]]),  # in many lines of the library
     "merge in an object": put("model", "merges")([{"a": 0, "b": 1}]),
     "ignore_merges": put("model", "ignore_merges")("yes"),
     "added tokens": put("added_tokens")(5),
@@ -625,13 +630,18 @@ UNFIT = {
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_foreign_and_broken_tokenizers_are_refused(case: str, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="not a byte-level BPE tokenizer"):
+    with pytest.raises(TokenizerError, match="not a byte-level BPE tokenizer") as caught:
         Tokenizer.from_file(edited(tiny_tokenizer, tmp_path, UNFIT[case]))
+    assert "\n" not in caught.value.en + caught.value.ko
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"\xff", b'{"model": NaN}', b'{"a": 1, "a": 2}', b"[" * 100_000, b'{"a":' * 100_000],
+    [
+        *(b"", b"{", b"[]", b"\xff", b'{"model": NaN}', b'{"a": 1, "a": 2}'),
+        *(b"[" * 100_000, b'{"a":' * 100_000),
+        b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}",
+    ],
 )
 def test_what_is_not_json_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"

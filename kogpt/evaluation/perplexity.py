@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,7 +16,7 @@ from kogpt.evaluation import scoring
 from kogpt.evaluation.evaluate import EvaluatedModel, Progress
 from kogpt.evaluation.fewshot import Item
 from kogpt.evaluation.store import open_store
-from kogpt.texts import Record, format_of, printable_path, read_records, read_text
+from kogpt.texts import Record, format_of, nfc, printable_path, read_records, read_text
 
 WINDOWS = 2  # version of the windows; raised whenever the same text would give other scores
 
@@ -84,7 +83,7 @@ def read_texts(path: Path) -> list[str]:
     format = format_of(path.name)
     if format in ("jsonl", "json", "csv", "tsv"):
         documents = [_text_of(record, path) for record in read_records(text, str(path), format)]
-    documents = [unicodedata.normalize("NFC", document) for document in documents if document.strip()]
+    documents = [nfc(document) for document in documents if document.strip()]
     if not documents:
         raise InputError(f"{path} holds no text", f"{path} 파일에 글이 없습니다")
     return documents

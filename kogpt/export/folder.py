@@ -29,7 +29,7 @@ from kogpt.checkpoint import (
 from kogpt.errors import CheckpointError, KoGPTError, josa
 from kogpt.export.calibration import MAX_WINDOWS, WINDOW, Calibrated
 from kogpt.export.own_text import own_text
-from kogpt.files import leftovers, share_folder
+from kogpt.files import settled_names
 from kogpt.gguf_file import BLOCK_BYTES
 from kogpt.placement import Placement, load_runner
 from kogpt.quantize import FORMATS, Lazy, Quantized, statement
@@ -142,14 +142,13 @@ def require_place(out: Path, source: Path, force: bool, adapter_files: Collectio
         raise CheckpointError(
             f"{out} is not a folder: name a new one", f"{out}: 폴더가 아닙니다. 새 폴더를 지정하세요"
         )
-    with share_folder(out):  # completes what a killed export had decided
-        names = set(out.iterdir()) - set(leftovers(out))
+    names = settled_names(out)  # of what a killed export had decided as well
     if not names:
         return
     if adapter_files:
-        (en, ko), is_alike = ("an adapter", "어댑터"), {path.name for path in names} <= set(adapter_files)
+        (en, ko), is_alike = ("an adapter", "어댑터"), names <= set(adapter_files)
     else:
-        (en, ko), is_alike = ("a model", "모델"), (out / "config.json").is_file()
+        (en, ko), is_alike = ("a model", "모델"), "config.json" in names
     if not is_alike:
         raise CheckpointError(
             f"{out} holds other files than {en}'s: name a new folder",

@@ -9,10 +9,11 @@ also match compounds and stems that were cut wrongly (notes/log.md has the measu
 from __future__ import annotations
 
 import re
-import unicodedata
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+
+from kogpt.texts import nfkc
 
 VERSION = 1  # of the rules; `version` adds the endings
 ENDINGS = Path(__file__).with_name("endings.txt")
@@ -37,7 +38,7 @@ _ASKING = re.compile(r"(?:(?:였|했|있|었)?는|던|(?<=[가-힣])(?:인|은|�
 
 def normalize(text: str) -> str:
     """A text as it is indexed: compatibility forms made plain, lower case. Not for people to read."""
-    return unicodedata.normalize("NFKC", text).lower()
+    return nfkc(text).lower()
 
 
 find_words = _WORD.findall  # of a normalised text

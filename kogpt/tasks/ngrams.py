@@ -8,7 +8,6 @@ Shapes: B buckets, K outputs, N distinct features of a text.
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogpt.tasks.folding import plain_letters
+from kogpt.texts import nfkc
 
 BUCKETS = 1 << 17
 SYLLABLES, LETTERS = range(1, 5), range(2, 8)  # lengths of the n-grams
@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 def features(text: str) -> tuple[NDArray[np.int64], Floats]:
     """(N,) buckets of a text's n-grams, and (N,) 1 + ln of how often each occurs."""
-    normal = " ".join(unicodedata.normalize("NFKC", text).lower().split())
+    normal = " ".join(nfkc(text).lower().split())
     normal = " " + REPEATED.sub(r"\1\1", normal) + " "
     hashes = [*_hashes(normal, SYLLABLES, 0), *_hashes(plain_letters(normal), LETTERS, 100)]
     buckets = (np.concatenate(hashes) * MIXER) >> SHIFT

@@ -259,7 +259,7 @@ sys.exit(cli.main(["export", "int8", "--model", sys.argv[3], "--out", sys.argv[4
 
 @pytest.mark.parametrize(("call", "count"), [("rename", 1), ("replace", 1), ("replace", 3)])
 def test_a_killed_export_can_be_repeated(tiny_folder: Path, tmp_path: Path, call: str, count: int) -> None:
-    """Killed before it decided, the same command works; killed after that, the model is whole."""
+    """Killed before it decided, the same command works; killed after that, with --force."""
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED, call, str(count), str(tiny_folder), str(out)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
@@ -267,7 +267,12 @@ def test_a_killed_export_can_be_repeated(tiny_folder: Path, tmp_path: Path, call
     assert list(out.glob(".*"))
     export_folder.require_place(out, tiny_folder, force=call == "replace")
     if call == "replace":
-        assert checkpoint.load(out).quantization == "int8"
+        before = sorted(out.rglob("*"))
+        with pytest.raises(CheckpointError, match=r"is not finished, .* write it again"):
+            checkpoint.load(out)
+        with pytest.raises(CheckpointError, match="holds a model already"):
+            export_folder.require_place(out, tiny_folder, force=False)
+        assert sorted(out.rglob("*")) == before, "neither changes anything"
     export(checkpoint.load(tiny_folder), "int8", out)
     assert checkpoint.load(out).quantization == "int8" and not list(out.glob(".*"))
 

@@ -125,7 +125,15 @@ def test_peft_computes_the_same_with_a_converted_lora(folder: Path, tmp_path: Pa
         ({"rope_parameters": None, "partial_rotary_factor": None}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}}, "rope_theta"),
         ({"hidden_act": "silu"}, "activation_function"),
-        ({"hidden_size": "64"}, "partial_rotary_factor"),
+        *(({"hidden_size": value}, "hidden_size") for value in ("64", 0, True, None, 10**400)),
+        *(
+            ({"num_attention_heads": value, "num_key_value_heads": None}, "num_attention_heads")
+            for value in (0, 2.0, 10**400)
+        ),
+        *(
+            ({"rope_parameters": None, "partial_rotary_factor": value}, "partial_rotary_factor")
+            for value in (1e999, -1e999, 0.0, -0.5, 1.5, 10**400, "0.5")
+        ),
     ],
 )
 def test_a_phi_that_is_no_gptj_is_refused(change: dict[str, Any], message: str) -> None:
