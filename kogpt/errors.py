@@ -26,7 +26,8 @@ _ENDS_IN_CONSONANT = frozenset("0136780LMNR")  # 영 일 삼 육 칠 팔, 엘 �
 _ENDS_IN_RIEUL = frozenset("178LR")  # 일 칠 팔, 엘 알
 _POWERS_OF_TEN = re.compile(r"[1-9]\d*?(0+)")
 _ENGLISH_CONSONANT = re.compile(r"(?:[lmn]e?|ng|[aeiou](?:ck|k|p|t)|pe)$")  # 모델 네임 토큰 / 톱 포맷 타입
-_CLOSING = re.compile(r"(?:\([^()]*\)|[^\w%])+$")
+_CLOSING = re.compile(r"(?:\([^()]*\)|\((?![^()]*\))|[^\w%(])++$")  # one way to match: it fails at once
+_END = 400  # characters of a word that its last sound may hang on
 
 
 def prefers_korean() -> bool:
@@ -41,6 +42,26 @@ def localized(en: str, ko: str) -> str:
     return ko if prefers_korean() else en
 
 
+def columns(text: str) -> int:
+    """Columns of a text on a terminal: a Hangul syllable takes two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def clip(text: str, width: int) -> str:
+    """The beginning of a text that fits so many columns of a terminal; "…" ends it where more followed."""
+    if columns(text) <= width:
+        return text
+    while text and columns(text) >= width:
+        text = text[:-1]
+    return f"{text}…"[:width]
+
+
+def pad(text: str, width: int, right: bool = False) -> str:
+    """The text in so many columns of a terminal, at their left or right end."""
+    space = " " * (width - columns(text))
+    return space + text if right else text + space
+
+
 def josa(word: object, pair: str) -> str:
     """`word` with the particle of `pair` that fits it: josa("모델", "이/가") is "모델이".
 
@@ -49,7 +70,7 @@ def josa(word: object, pair: str) -> str:
     parentheses do not count. What cannot be read aloud keeps both: "大이(가)".
     """
     after_consonant, after_vowel = pair.split("/")
-    coda = _coda(_CLOSING.sub("", unicodedata.normalize("NFC", str(word))))
+    coda = _coda(_CLOSING.sub("", unicodedata.normalize("NFC", str(word)[-_END:])))
     if coda is None:
         return f"{word}{after_consonant}({after_vowel})"
     with_vowel = coda == "" or (coda == "ㄹ" and after_consonant.startswith("으"))
@@ -120,7 +141,7 @@ class DiskError(KoGPTError):
 
 
 class NotEnoughMemory(KoGPTError):
-    """The model would not fit; raised before anything is allocated."""
+    """The model would not fit, or a step found no memory. Nothing of what was asked for remains."""
 
 
 class NotFinite(KoGPTError):

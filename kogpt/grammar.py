@@ -29,8 +29,8 @@ MAX_REPEATS = 5_000  # atoms of a regular expression with its counts multiplied 
 MAX_DEPTH = 100  # of a schema
 FLAGS = re.compile(r"\(\?(?!:|i\)|i:|s\)|s:)")  # groups other than these: look-around, modes that hide counts
 ATOM = re.compile(
-    # Linear time: possessive repeats, and a class that nothing closes as one atom (llguidance refuses it).
-    r"\\[pPxuU]\{[^}]*+\}|\\.|\[(?:\\.|[^\]\\])*+\]?|\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}|\(\?[is]?:?|.",
+    # Linear time: possessive repeats, and what nothing closes as one atom (llguidance refuses it).
+    r"\\[pPxuU]\{[^}]*+\}?|\\.|\[(?:\\.|[^\]\\])*+\]?|\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}|\(\?[is]?:?|.",
     re.DOTALL,
 )
 # Signs of a regular expression. llguidance refuses a backslash before any other character.

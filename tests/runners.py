@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kogpt import memory, native_runner, numpy_runner, torch_cache, torch_lora, torch_weights
+from kogpt import memory, native_runner, numpy_runner, torch_cache, torch_weights
 from kogpt.checkpoint import Stored
 from kogpt.config import ModelConfig
 from kogpt.native_runner import NativeRunner
@@ -72,5 +72,5 @@ def pretend_free(monkeypatch: pytest.MonkeyPatch, free: Callable[[torch.device |
     """Make the runners believe that so many bytes are free on a device, or without one in RAM."""
     for module in (memory, numpy_runner):
         monkeypatch.setattr(module, "available_memory", lambda: free(None))
-    for module in (torch_cache, torch_lora, torch_weights):
+    for module in (torch_cache, torch_weights):
         monkeypatch.setattr(module, "free_bytes", free)

@@ -41,5 +41,6 @@ def test_the_container_runs_a_command_that_exists_and_needs_no_network() -> None
     [line] = re.findall(r"^ENTRYPOINT (.*)$", CONTAINER, re.MULTILINE)
     program, name, *options = json.loads(line)
     assert program == "kogpt" and command(name)[1].parse_args(options).host == "0.0.0.0"
+    assert "HEALTHCHECK" in CONTAINER and "--format docker" in CONTAINER, "OCI images have no HEALTHCHECK"
     [install] = re.findall(r"pip install .*", CONTAINER.replace("\\\n", ""))
     assert {"--no-index", "--find-links"} <= set(shlex.split(install))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +19,10 @@ from typing import Any
 
 import pytest
 
-from kogpt import hub
+from kogpt import KoGPT, errors, hub
 from kogpt.cli import COMMANDS, command
+from kogpt.cli.korean import korean_argparse
+from kogpt.placement import Placement
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.ko.md")
@@ -62,6 +65,21 @@ def test_the_pages_of_options_name_every_option(name: str) -> None:
                 assert option in ("-h",) or option in page
 
 
+@pytest.mark.parametrize(("locale", "name"), [("C", "docs/cli.md"), ("ko_KR.UTF-8", "docs/ko/cli.md")])
+def test_the_pages_of_options_say_how_many_values_and_what_groups_say(
+    locale: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in --help: N ... for several values, brackets where a value may be left out."""
+    page = text_of(name)
+    for shown in ("--labels VALUE=WORD ...", "--targets NAME ...", "--gpus N ...", "[PROMPT]", "[TEXT ...]"):
+        assert f"| `{shown}` |" in page
+    monkeypatch.setenv("LC_ALL", locale)
+    with korean_argparse():
+        groups = [group for one in (None, *COMMANDS) for group in command(one)[1]._action_groups]
+    told = {group.description for group in groups if group.description}
+    assert told and all(f"** | {text} |\n" in page for text in told)
+
+
 @pytest.mark.parametrize("name", [*READMES, "docs/python.md", "docs/ko/python.md"])
 def test_python_examples_run(
     name: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -89,6 +107,19 @@ def test_shell_examples_are_commands_that_exist(name: str) -> None:
             elif words[0] != "pip":
                 assert (ROOT / words[0]).stat().st_mode & 0o111, line
             assert [w for w in line.split() if w.startswith("examples/") and not (ROOT / w).is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["docs/python.md", "docs/ko/python.md"])
+def test_the_page_of_the_api_names_calls_and_errors(name: str) -> None:
+    page = text_of(name)
+    mistakes = {kind.__name__ for kind in vars(errors).values() if isinstance(kind, type)}
+    assert "NotFinite" in mistakes
+    assert [kind for kind in sorted(mistakes - {"KoGPTError"}) if f"\n| `{kind}` |" not in page] == []
+    calls = ["generate", "results", "answers", "stream", "score", "embed", "classify", "label_scores"]
+    calls += ["with_adapters", "untuned", "use_screen", "verify", "close", "from_pretrained"]
+    assert all(hasattr(KoGPT, call) for call in calls)
+    assert [call for call in calls if f"`{call}" not in page and f".{call}(" not in page] == []
+    assert [field.name for field in fields(Placement) if field.name not in page] == []
 
 
 def commands_in(text: str) -> Iterator[str]:
@@ -190,6 +221,25 @@ def test_wide_lines_are_found_and_mended() -> None:
     assert mended.split() == text.split()
     assert markdown.wrapped(mended) == mended
     assert mended.count(f"| {long} |") == mended.count(f"\n{long}\n") == 1
+
+
+def test_front_matter_stays_as_it_is() -> None:
+    markdown = script("markdown")
+    front, long = "---\ntitle: KoGPT\nsdk: gradio\n---\n", "word " * 30
+    mended = markdown.wrapped(f"{front}\n{long}\n")
+    assert mended.startswith(f"{front}\nword") and list(markdown.too_wide(mended)) == []
+    assert [number for number, _ in markdown.too_wide(f"{front}\n{long}\n")] == [6]
+    rule = f"text\n\n---\n\n{long}\n"  # a line between paragraphs is no front matter
+    assert [number for number, _ in markdown.too_wide(rule)] == [5]
+
+
+def test_the_settings_of_the_space_can_be_read() -> None:
+    """Front matter of examples/space/README.md: one `name: value` a line, or the hub shows no app."""
+    _, front, body = text_of("examples/space/README.md").split("---\n", 2)
+    settings = dict(line.split(": ", 1) for line in front.splitlines())
+    assert settings["sdk"] == "gradio" and settings["license"] == "apache-2.0"
+    assert (ROOT / "examples" / "space" / settings["app_file"]).is_file()
+    assert [link for link in re.findall(r"\]\(([^)\s]+)\)", body) if "://" not in link] == []
 
 
 def test_start_up_is_measured_by_a_command(tiny_folder: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
+from itertools import product
 
 import pytest
 
 from kogpt import errors
-from kogpt.errors import CheckpointError, KoGPTError, MissingExtra, josa, prefers_korean
+from kogpt.errors import _CLOSING, CheckpointError, KoGPTError, MissingExtra, josa, prefers_korean
 
 LOCALES = [
     ({}, False),
@@ -68,3 +70,19 @@ def test_what_nobody_can_read_aloud_keeps_both_particles(word: str) -> None:
 
 def test_a_decomposed_syllable_is_one_syllable() -> None:
     assert josa("\u1100\u1161\u11a8", "은/는").endswith("은")  # 각
+
+
+@pytest.mark.parametrize("unit", ["()", "(", ")", "(가)", "(-)", "((", "한", "1", "a", "1,", "%", " "])
+def test_a_particle_of_any_word_is_found_at_once(unit: str) -> None:
+    """Names of folders and labels come from users: none of them may take long."""
+    for word in (unit * 20_000, unit * 20_000 + "a%", "가" + unit * 20_000, unit * 60 + "a-"):
+        began = time.thread_time()
+        josa(word, "은/는")
+        assert time.thread_time() - began < 1, unit
+
+
+def test_closing_signs_are_told_as_before_by_a_slow_twin() -> None:
+    slow = re.compile(r"(?:\([^()]*\)|[^\w%])+$")
+    for letters in product("(가)-%", repeat=6):
+        word = "".join(letters)
+        assert _CLOSING.sub("", word) == slow.sub("", word), word

@@ -303,7 +303,7 @@ def test_a_score_that_is_no_number_reaches_the_logits(isa: str, broken: float) -
 def test_wide_layers_sum_in_32_bits(isa: str) -> None:
     """Equal inputs and weights: the most that a sum of codes comes to; rounding adds half a code for each."""
     config = replace(TINY, n_layers=1, n_heads=1, d_model=4, d_ff=264_512, n_vocab=8, n_ctx=10, rotary_dim=2)
-    tensors = random_tensors(config)
+    tensors = dict(random_tensors(config))
     mlp = "transformer.h.0.mlp."
     tensors[f"{mlp}fc_in.weight"] = np.zeros((config.d_ff, 4), np.float32)
     tensors[f"{mlp}fc_in.bias"] = np.full(config.d_ff, 3, np.float32)

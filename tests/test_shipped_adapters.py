@@ -19,7 +19,7 @@ COMMANDS = (
     ("generate", "이 영화는", "--max-tokens", "1"),
     ("classify", "이 영화는 좋다", "--labels", "좋다,싫다"),
     ("eval", str(EXAMPLES / "reviews.toml"), "--shots", "0", "--limit", "2", "--no-tfidf"),
-    ("search", "index", str(EXAMPLES / "article.txt"), "--out", "index"),
+    ("search", "index", str(EXAMPLES / "article.txt"), "--out", "index", "--embed"),
     ("bench", "--rows", "1", "--prompt-tokens", "8", "--new-tokens", "2", "--rounds", "1"),
     ("export", "gguf-lora", "--out", "exported"),
 )

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -76,6 +77,14 @@ class Parser(argparse.ArgumentParser):
             help="file of defaults (kogpt help config)",
         )
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse itself says nothing where that fails."""
+        if file is None or file is not sys.stdout:
+            super()._print_message(message, file)
+        else:
+            file.write(message)
+            file.flush()
+
     def error(self, message: str) -> NoReturn:
         en = f"{self.prog}: {message} (see {self.prog} --help)\n"
         ko = f"{self.prog}: {message} ({self.prog} --help 참고)\n"
@@ -85,6 +94,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (sys.argv's if None); the exit code."""
     try:
+        if argv is None:
+            _begin_again_in_utf8()
         return _main(argv)
     except KeyboardInterrupt:  # also while modules are imported, which takes the first second
         return INTERRUPTED
@@ -100,7 +111,7 @@ def _main(argv: Sequence[str] | None) -> int:
             read_defaults(words).apply(parser, name or SECTION_OF_PROMPT, parsers_by_name())
         except KoGPTError as error:
             return _stop(MISTAKE, str(error), debug=False)
-        args, rest = parser.parse_known_args(words)
+        args, rest = _parsed(parser, words)
     if rest:
         parser.error(_unexpected(rest, name, args))
     debug = "debug" in args
@@ -120,10 +131,45 @@ def _main(argv: Sequence[str] | None) -> int:
     except MemoryError as error:
         return _stop(FAILURE, localized(f"not enough memory: {error}", f"메모리 부족: {error}"), debug)
     except OSError as error:
+        return _say_system_error(error, debug)
+    except ValueError as error:
+        if (line := _unnameable(error)) is None:
+            raise
+        return _stop(MISTAKE, line, debug)
+
+
+def _parsed(parser: Parser, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The words as arguments, and those that are none; SystemExit after --help and --version."""
+    try:
+        return parser.parse_known_args(words)
+    except BrokenPipeError:
         _abandon_stdout()
-        where = f"{error.filename}: " if error.filename else ""
-        reason = f"{where}{error.strerror or error}"
-        return _stop(FAILURE, localized(f"system error: {reason}", f"시스템 오류: {reason}"), debug)
+        raise SystemExit(0) from None
+    except OSError as error:
+        raise SystemExit(_say_system_error(error, debug=False)) from None
+
+
+def _say_system_error(error: OSError, debug: bool) -> int:
+    _abandon_stdout()
+    where = f"{error.filename}: " if error.filename else ""
+    reason = f"{where}{error.strerror or error}"
+    return _stop(FAILURE, localized(f"system error: {reason}", f"시스템 오류: {reason}"), debug)
+
+
+def _unnameable(error: ValueError) -> str | None:
+    """What is wrong with a name that no file can have; None for an error of another kind."""
+    if str(error).startswith("embedded null"):
+        return localized(
+            "the name of a file holds a NUL character: leave it out",
+            "파일 이름에 NUL 문자가 있습니다. 빼고 다시 쓰세요",
+        )
+    if isinstance(error, UnicodeEncodeError) and "\ud800" <= error.object[error.start] <= "\udfff":
+        shown = ascii(error.object[:100])
+        return localized(
+            f"{shown} holds a lone surrogate, which UTF-8 cannot write: leave it out",
+            f"{shown}: UTF-8로 쓸 수 없는 문자(짝이 없는 서로게이트)가 있습니다. 빼고 다시 쓰세요",
+        )
+    return None
 
 
 def _in_other_words(words: list[str]) -> list[str]:
@@ -210,14 +256,30 @@ def _stop(code: int, line: str, debug: bool) -> int:
     return code
 
 
+def _begin_again_in_utf8() -> None:
+    """Start Python again in UTF-8 where it has read the command line in another encoding.
+
+    The locale stays what it was, for the language of messages.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1" or not sys.executable:
+        return
+    try:  # the bytes themselves: not every decoding can be taken back
+        words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[1:-1]
+    except OSError:
+        words = [os.fsencode(word) for word in sys.orig_argv[1:]]
+    os.execve(sys.executable, [os.fsencode(sys.executable), *words], os.environb | {b"PYTHONUTF8": b"1"})
+
+
 def _speak_utf8() -> None:
     """Read and write UTF-8 whatever the locale says.
 
-    Other bytes are kept as they came in what is read (PEP 383; reading.py judges them), refused in text that
-    is written, escaped in messages.
+    Other bytes are kept as they came in what is read (PEP 383; reading.py judges them), and escaped in what
+    is written: the names of files and models may hold them, and JSON has the same escapes.
     """
-    streams = ((sys.stdin, "surrogateescape"), (sys.stdout, "strict"), (sys.stderr, "backslashreplace"))
-    for stream, errors in streams:
+    if sys.stderr is None:  # `print` would write messages to stdout instead
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    escape = "backslashreplace"
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, escape), (sys.stderr, escape)):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)
 

@@ -7,11 +7,12 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from kogpt.cli.defaults import pass_over
 from kogpt.cli.options import load_model, read_count
 from kogpt.cli.texts import add_text_options, read_whole
-from kogpt.cli.without_model import refuse_model_options, screened
+from kogpt.cli.without_model import refuse_model_options, screened, typed_model_options
 from kogpt.errors import InputError, localized
-from kogpt.texts import decode_argument
+from kogpt.texts import decode_argument, for_terminal
 
 if TYPE_CHECKING:
     from kogpt.tasks.answers import Evidence, Source
@@ -53,12 +54,14 @@ def run(args: argparse.Namespace) -> int:
     elif said is not None:
         _warn(args.model)
         nothing = localized("(nothing)", "(쓴 것이 없습니다)")
-        print(f"\n{localized('Answer', '답')} ({args.model}): {said or nothing}")
+        print(for_terminal(f"\n{localized('Answer', '답')} ({args.model}): {said or nothing}"))
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse typed options that nothing would read."""
+    if typed_model_options(args):
+        pass_over(args, "no_answer")
     if args.no_answer:
         refuse_model_options(
             args,
@@ -87,7 +90,8 @@ def _show(args: argparse.Namespace, evidence: list[Evidence]) -> None:
     print(localized("Evidence", "근거"))
     for number, item in enumerate(evidence, 1):
         source = f"  ({item.source})" if item.source else ""
-        print(f"{number}. {screened(args, ' '.join(item.sentence.split()))}{source}")
+        sentence = screened(args, " ".join(item.sentence.split()))
+        print(for_terminal(f"{number}. {sentence}{source}"))
 
 
 def _warn(model: str) -> None:

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kogpt.cli.defaults import is_for_all
 from kogpt.cli.options import add_model_options, placement_from, read_count, read_counts
-from kogpt.errors import ConfigError
+from kogpt.errors import ConfigError, localized, pad
 
 if TYPE_CHECKING:
     from kogpt.adapter import Lora
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     group = parser.add_argument_group("measurement")
     group.add_argument(
-        "--shape", choices=SHAPES, help="measure random weights of a named shape instead of --model"
+        "--shape",
+        choices=SHAPES,
+        help="measure random weights of a named shape instead of --model; mini has 41,726,720 parameters,"
+        " kogpt-mini 32,542,720",
     )
     group.add_argument(
         "--runner",
@@ -48,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adapter", metavar="NAME", help="measure a LoRA too, a copy for each row: a folder, or a name"
     )
     lora.add_argument(
-        "--lora-rank", type=read_count, metavar="R", help="the same for random weights of this rank"
+        "--lora-rank", type=read_count, metavar="R", help="measure a LoRA of random weights of this rank"
     )
     group.add_argument("--threads", type=read_count, metavar="N", help="CPU threads (default: all)")
     group.add_argument(
@@ -156,9 +160,11 @@ def _lora(args: argparse.Namespace, config: ModelConfig) -> Lora | None:
     from kogpt.adapter import Lora
 
     found = peft.load(args.adapter, checkpoint.load(args.model, args.revision)).adapter
-    if not isinstance(found, Lora):
-        raise _no_lora(args.adapter)
-    return found
+    if isinstance(found, Lora):
+        return found
+    if is_for_all(args, "adapter"):
+        return None  # of other commands: it costs no time at a token
+    raise _no_lora(args.adapter)
 
 
 def _no_lora(adapter: str) -> ConfigError:
@@ -227,30 +233,48 @@ def _rounded(value: float | None, unit: float = 1.0) -> float | None:
 
 def _lines(records: list[dict[str, Any]], config: ModelConfig) -> list[str]:
     """The table for people: one measurement a line."""
-    one, memory = records[0], records[0]["peak_memory_bytes"]
+    one = records[0]
+    loaded, memory = one["load_seconds"], one["peak_memory_bytes"]
+    unknown = localized("unknown", "모름")
     rows = [
-        ("loaded in", f"{one['load_seconds']:.2f} s"),
-        ("first token", f"{1e3 * one['first_token_seconds']:.1f} ms"),
-        (f"prefill {one['prompt_tokens']}", f"{one['prefill_tokens_per_second']:,.1f} tokens/s"),
+        (localized("loaded in", "불러오기"), localized(f"{loaded:.2f} s", f"{loaded:.2f}초")),
+        (localized("first token", "첫 토큰"), f"{1e3 * one['first_token_seconds']:.1f} ms"),
+        (
+            localized(f"prefill {one['prompt_tokens']}", f"프롬프트 {one['prompt_tokens']}"),
+            _tokens(one["prefill_tokens_per_second"]),
+        ),
     ]
     for record in records:
-        speed, share = record["decode_tokens_per_second"], record["share_of_bandwidth"]
-        rows.append((f"decode x {record['rows']}", f"{speed:,.1f} tokens/s{share:>9.0%} of the bandwidth"))
+        n, share = record["rows"], f"{record['share_of_bandwidth']:.0%}"
+        told = localized(f"{share:>9} of the bandwidth", f"   대역폭의 {share}")
+        rows.append(
+            (localized(f"decode x {n}", f"글 {n}개 쓰기"), _tokens(record["decode_tokens_per_second"]) + told)
+        )
         if "adapters_cost" in record:
-            speed, cost = record["adapters_decode_tokens_per_second"], record["adapters_cost"]
-            rows.append((f"  {record['rows']} adapters", f"{speed:,.1f} tokens/s{cost:>+9.1%} of the time"))
+            cost = f"{record['adapters_cost']:+.1%}"
+            told = localized(f"{cost:>9} of the time", f"   시간 {cost}")
+            speed = _tokens(record["adapters_decode_tokens_per_second"])
+            rows.append((localized(f"  {n} adapters", f"  어댑터 {n}개"), speed + told))
     rows += [
-        ("peak memory", "unknown" if memory is None else f"{memory / 1e9:.2f} GB"),
-        ("machine reads", f"{one['read_bandwidth_gb_s']:.1f} GB/s"),
+        (localized("peak memory", "최대 메모리"), unknown if memory is None else f"{memory / 1e9:.2f} GB"),
+        (localized("machine reads", "읽기 한계"), f"{one['read_bandwidth_gb_s']:.1f} GB/s"),
         ("  float32", _gflops(one["matrix_float32_gflop_s"])),
         ("  bfloat16", _gflops(one["matrix_bfloat16_gflop_s"])),
     ]
-    title = (
+    title = localized(
         f"{one['shape']}: {config.n_parameters:,} parameters, {one['dtype']}, {one['runner']} runner, "
-        f"{one['threads']} threads"
+        f"{one['threads']} threads",
+        f"{one['shape']}: 매개변수 {config.n_parameters:,}개, {one['dtype']}, {one['runner']} 러너, "
+        f"스레드 {one['threads']}개",
     )
-    return [title, "", *(f"{name:16}{text}" for name, text in rows)]
+    return [title, "", *(f"{pad(name, 16)}{text}" for name, text in rows)]
+
+
+def _tokens(speed: float) -> str:
+    return localized(f"{speed:,.1f} tokens/s", f"초당 {speed:,.1f}토큰")
 
 
 def _gflops(speed: float | None) -> str:
-    return "unknown (torch is not installed)" if speed is None else f"{speed:,.0f} GFLOP/s, matrix product"
+    if speed is None:
+        return localized("unknown (torch is not installed)", "모름 (torch가 설치되어 있지 않습니다)")
+    return localized(f"{speed:,.0f} GFLOP/s, matrix product", f"{speed:,.0f} GFLOP/s, 행렬 곱")

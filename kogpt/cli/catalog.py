@@ -12,7 +12,7 @@ from pathlib import Path
 from kogpt import checkpoint, hub
 from kogpt.cli.info import describe, shown_size
 from kogpt.cli.machine import gpus
-from kogpt.errors import KoGPTError, localized
+from kogpt.errors import InputError, KoGPTError, columns, localized, pad
 from kogpt.memory import available_memory
 
 LICENCES = {"kakaobrain/kogpt": "cc-by-nc-nd-4.0"}  # where no model card is in the cache
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
         fits = model.fits or localized("no", "불가")
         licence = model.licence or localized("unknown", "모름")
         rows.append([model.model, model.revision or "-", shown_size(model.bytes), licence, fits])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
@@ -68,6 +68,11 @@ def _cached() -> Iterator[Model]:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
         return
+    except ValueError as error:
+        raise InputError(
+            f"the hub's cache cannot be read ({error}): set HF_HUB_CACHE to a folder",
+            f"허브 캐시를 읽을 수 없습니다({error}). HF_HUB_CACHE를 폴더로 지정하세요",
+        ) from error
     for repository in sorted(repositories, key=lambda repository: repository.repo_id):
         name = repository.repo_id
         for stored in sorted(repository.revisions, key=lambda stored: stored.commit_hash):

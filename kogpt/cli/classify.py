@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kogpt.cli.defaults import pass_over
 from kogpt.cli.options import add_adapter_option, add_model_options, load_model
 from kogpt.cli.texts import Item, add_text_arguments, read_items, rows_of
 from kogpt.cli.workers import add_worker_options, cut, require_workers, spread
 from kogpt.errors import InputError, localized
+from kogpt.texts import for_terminal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kogpt.classification import Classification, Wording
     from kogpt.comparison import Comparison
     from kogpt.generation import KoGPT
@@ -61,16 +65,17 @@ def run(args: argparse.Namespace) -> int:
     """Label every text."""
     _check(args)
     items = read_items(args)
-    if args.compare is not None and any(item.label is None for item in items):
-        raise InputError(
-            '--compare needs the right answers: a table or JSON Lines with "text" and "label"',
-            '--compare에는 정답이 필요합니다. "text"와 "label"이 있는 표나 JSON Lines를 주세요',
-        )
+    _require_answers(args, items)
+    if "label_column" in args.typed:
+        _require_a_label(args, items)
     parts = cut([item.text for item in items], 256)
     if args.workers is not None:
-        run = {
-            name: str(getattr(args, name)) for name in ("model", "revision", "dtype", "adapter", *_WORDING)
-        }
+        names = ("model", "revision", "dtype", "cache_dtype", "adapter", *_WORDING)
+        run = {name: str(getattr(args, name)) for name in names}
+        if args.labels is not None:
+            run["examples"] = repr(_examples(args.examples, _labels(args)))  # its name does not say which
+        if args.parts is not None:
+            run |= _digests(args)
         labels, found = _show_all(spread(args, partial(_worker, args), parts, run), args.format)
     else:
         labels, found = _show_all(map(_worker(args), parts), args.format)
@@ -107,16 +112,64 @@ def _check(args: argparse.Namespace) -> None:
             "--examples, --instruction and --template go with --labels: add it, or leave them out",
             "--examples, --instruction, --template은 --labels와 함께 써야 합니다. --labels를 더하세요",
         )
+    if "no_calibration" in args.typed and not _asks_by_prompt(args):
+        raise InputError(
+            "--no-calibration is for answers by a prompt, here an adapter answers: leave it out",
+            "여기서는 어댑터가 답합니다. 프롬프트로 묻는 답에만 쓰는 --no-calibration을 빼세요",
+        )
+
+
+def _asks_by_prompt(args: argparse.Namespace) -> bool:
+    """Whether labels are likelihoods after a prompt, not what an adapter was tuned to answer."""
+    return args.labels is not None or (args.named is not None and _own_adapter(args) is None)
+
+
+def _own_adapter(args: argparse.Namespace) -> Path | None:
+    """The adapter in the package that answers --as, which is kogpt-mini's."""
+    from kogpt.tasks.named import adapter_folder
+
+    return adapter_folder(args.named) if args.model == "kogpt-mini" else None
+
+
+def _require_answers(args: argparse.Namespace, items: Sequence[Item]) -> None:
+    """InputError for texts without labels, which cannot be compared; a configured --compare is for others."""
+    if all(item.label is not None for item in items):
+        return
+    pass_over(args, "compare")
+    if args.compare is not None:
+        raise InputError(
+            '--compare needs the right answers: a table or JSON Lines with "text" and "label"',
+            '--compare에는 정답이 필요합니다. "text"와 "label"이 있는 표나 JSON Lines를 주세요',
+        )
+
+
+def _require_a_label(args: argparse.Namespace, items: Sequence[Item]) -> None:
+    if all(item.label is None for item in items):
+        raise InputError(
+            f"--label-column {args.label_column}: no row has this column, name another one or leave it out",
+            f"--label-column {args.label_column}: 이 열이 있는 행이 없습니다. 다른 열을 지정하거나 옵션을"
+            " 빼세요",
+        )
+
+
+def _digests(args: argparse.Namespace) -> dict[str, str]:
+    """Of the model and the adapter that answer: new weights in the old place are another run."""
+    from kogpt import hub, peft
+    from kogpt.tasks.named import adapter_folder
+
+    of_model = args.model == "kogpt-mini" and args.named is not None
+    adapter = adapter_folder(args.named) if of_model else args.adapter
+    return peft.digests(hub.find_folder(args.model, args.revision), adapter, with_labels=True)
 
 
 def _load(args: argparse.Namespace) -> Labeller:
     """The model, with the adapter that the labels ask for, and how it is asked."""
-    from kogpt.tasks.named import NAMED, Labeller, adapter_folder
+    from kogpt.tasks.named import NAMED, Labeller
 
     if args.named is None:
         model = load_model(args)
         return Labeller(model, _own_wording(args, model))
-    folder = adapter_folder(args.named) if args.model == "kogpt-mini" else None
+    folder = _own_adapter(args)
     if folder is not None:
         return Labeller.by_adapter(load_model(argparse.Namespace(**{**vars(args), "adapter": str(folder)})))
     en = f"{args.model} has no adapter for {args.named}: it is asked by a prompt, which is less accurate"
@@ -126,12 +179,16 @@ def _load(args: argparse.Namespace) -> Labeller:
     return Labeller(load_model(args), wording)
 
 
-def _own_wording(args: argparse.Namespace, model: KoGPT) -> Wording:
+def _own_wording(args: argparse.Namespace, model: KoGPT) -> Wording | None:
+    """How the model is asked: for --labels, or as its adapter was tuned; None where a head answers."""
     from kogpt.classification import Wording
 
     if args.labels is None:
-        return model.wording()
-    labels = tuple(label.strip() for label in args.labels.split(","))
+        if not model.has_head:
+            return model.wording()
+        _require_labels_of_head(args, model)
+        return None
+    labels = _labels(args)
     return Wording(
         labels,
         template=args.template or "{text}=",
@@ -139,6 +196,21 @@ def _own_wording(args: argparse.Namespace, model: KoGPT) -> Wording:
         examples=_examples(args.examples, labels),
         calibrated=not args.no_calibration,
     )
+
+
+def _labels(args: argparse.Namespace) -> tuple[str, ...]:
+    """The labels of --labels."""
+    return tuple(label.strip() for label in args.labels.split(","))
+
+
+def _require_labels_of_head(args: argparse.Namespace, model: KoGPT) -> None:
+    if not model.origin.labels:
+        raise InputError(
+            f"--adapter {args.adapter} grades texts and has no labels: add --labels A,B, or take one that"
+            " was tuned on labels",
+            f"--adapter {args.adapter}: 점수를 매기는 어댑터라 레이블이 없습니다. --labels A,B를 더하거나"
+            " 레이블로 튜닝한 어댑터를 쓰세요",
+        )
 
 
 def _examples(path: str | None, labels: Sequence[str]) -> tuple[tuple[str, int], ...]:
@@ -162,7 +234,7 @@ def _worker(args: argparse.Namespace) -> Callable[[Sequence[str]], dict[str, Any
 
     def work(texts: Sequence[str]) -> dict[str, Any]:
         found = [asdict(classification) for classification in labeller.label(texts)]
-        return {"labels": labeller.wording.labels, "found": found}
+        return {"labels": labeller.labels, "found": found}
 
     return work
 
@@ -202,7 +274,7 @@ class _Text:
 
     def write(self, found: Classification) -> None:
         """Label, probability and text in a line."""
-        text = " ".join(found.text.split())
+        text = for_terminal(" ".join(found.text.split()))
         print(f"{found.label}\t{found.probabilities[found.label]:.3f}\t{text}")
 
 
@@ -241,13 +313,13 @@ def _right_answers(items: Sequence[Item], labels: Sequence[str]) -> list[str]:
         label = item.label or ""
         if label in labels:
             found.append(label)
-        elif label.isascii() and label.isdecimal() and int(label) < len(labels):
+        elif label.isascii() and label.isdecimal() and len(label) < 9 and int(label) < len(labels):
             found.append(labels[int(label)])
         else:
             raise InputError(
-                f"line {item.line}: the label {label!r} is none of {', '.join(labels)}, and no number below"
-                f" {len(labels)}",
-                f"{item.line}행: 없는 레이블 {label!r} (가능: {', '.join(labels)}, 또는 번호)",
+                f"line {item.line}: the label {label[:40]!r} is none of {', '.join(labels)}, and no number"
+                f" below {len(labels)}",
+                f"{item.line}행: 없는 레이블 {label[:40]!r} (가능: {', '.join(labels)}, 또는 번호)",
             )
     return found
 

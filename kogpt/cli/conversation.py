@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kogpt.cli.options import SETTINGS
-from kogpt.errors import InputError, localized
+from kogpt.errors import InputError, KoGPTError, localized
 
 if TYPE_CHECKING:
     from kogpt.generation import KoGPT
@@ -105,7 +105,9 @@ class Conversation:
             )
         try:
             path = self._write_new(rest)
-        except (OSError, RuntimeError) as error:  # RuntimeError: a home that nobody has
+        except KoGPTError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:  # a home that nobody has; a name with NUL
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
                 f"/save: {rest[:200]}: {reason}: choose another place",
@@ -145,8 +147,9 @@ def _value_of(name: str, text: str) -> Any:
     try:
         value: Any = (text,) if name == "stop" else SETTINGS[name][0](text)
     except ValueError as error:
+        en, ko = ("a whole number", "정수") if SETTINGS[name][0] is int else ("a number", "수")
         raise InputError(
-            f"{name} is {text[:40]!r}, must be a number", f"{name} 값 {text[:40]!r} (조건: 수)"
+            f"{name} is {text[:40]!r}, must be {en}", f"{name} 값 {text[:40]!r} (조건: {ko})"
         ) from error
     Sampling(**{name: value})
     return value

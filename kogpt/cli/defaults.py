@@ -28,7 +28,10 @@ OWN_OPTIONS = ("help", "version", "config")  # that a file cannot set
 SECTION_OF_PROMPT = "prompt"
 MAX_FILE_BYTES = 1 << 20
 # Options that a command refuses together by itself: some of their values go together, as no group allows.
-RIVALS = (("as", "labels"), ("as", "adapter"), ("device", "model_parallel"), ("shape", "adapter"))
+RIVALS = (
+    *(("as", "labels"), ("as", "adapter"), ("device", "model_parallel"), ("shape", "adapter")),
+    *(("sentences", "title", "abstract"), ("regex", "choice", "json_schema", "hangul")),
+)
 SWITCHES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 EPILOG = """The file is $XDG_CONFIG_HOME/kogpt/config.toml, or ~/.config/kogpt/config.toml;
@@ -44,8 +47,8 @@ takes the value, a table serves one command, [prompt] the interactive prompt:
     device = "cpu"
 
 The variable KOGPT_TOP_P stands for --top-p in every command that takes its value. A flag
-goes before a variable, a variable before the file, the file before what is built in. What
-goes before also switches off the options that it excludes."""
+goes before a variable, a variable before the file, the file before what is built in. A setting
+of higher priority also switches off configured options that cannot be combined with it."""
 
 
 Commands = Mapping[str, Callable[[], argparse.ArgumentParser]]  # name of a command -> makes its parser
@@ -137,10 +140,31 @@ def _is_link(name: str, value: str) -> bool:
     return bool(re.fullmatch(LINK, name)) or (name == "PORT" and "://" in value)
 
 
+def pass_over(args: argparse.Namespace, *names: str) -> None:
+    """Take back values that are configured for other runs of a command; typed ones stay. names: dests."""
+    for name in names:
+        if name in args.configured:
+            setattr(args, name, False if getattr(args, name) is True else None)
+
+
+def is_for_all(args: argparse.Namespace, name: str) -> bool:
+    """Whether a value is configured for every command that has the option. name: its dest."""
+    given: Given | None = args.configured.get(name)
+    return given is not None and not given.path
+
+
 def usual_file() -> Path:
     """Where the file of defaults is looked for (XDG base directories)."""
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    base = os.environ.get("XDG_CONFIG_HOME") or _home() / ".config"
     return Path(base) / "kogpt" / "config.toml"
+
+
+def _home() -> Path:
+    """The user's folder; a name that no folder has where a user id stands for nobody, as in containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def _file(words: Sequence[str]) -> Path | None:
@@ -152,11 +176,13 @@ def _file(words: Sequence[str]) -> Path | None:
     try:
         if path.is_file():
             return path
-    except PermissionError:
+    except OSError as error:
         shown = str(path)[:200]
+        reason = os.strerror(error.errno or 0)
         raise InputError(
-            f"{shown} cannot be read (permission denied): set HOME or KOGPT_CONFIG",
-            f"{shown} 파일을 읽을 권한이 없습니다. HOME이나 KOGPT_CONFIG를 지정하세요",
+            f"{shown} cannot be read ({reason}): set HOME, or name another file by --config or KOGPT_CONFIG",
+            f"{shown} 파일을 읽을 수 없습니다({reason}). HOME을 지정하거나 --config, KOGPT_CONFIG로 다른"
+            " 파일을 쓰세요",
         ) from None
     if named:
         shown = named[:200]
@@ -328,6 +354,8 @@ def _value(action: argparse.Action, given: Given) -> Any:
         return switch
     is_list = action.nargs not in (None, "?") or isinstance(action, argparse._AppendAction)
     parts = given.value if isinstance(given.value, list) else [given.value]
+    if not parts and action.nargs == "+":
+        raise _wrong(given, "at least one value", "값 하나 이상")
     if len(parts) != 1 and not is_list:
         raise _wrong(given, "one value", "값 하나")
     values = [_converted(action, part, given) for part in parts]

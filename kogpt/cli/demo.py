@@ -36,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise MissingExtra("kogpt demo", "demo") from error
 
+    from kogpt.server.listen import Address
     from kogpt.tasks.filter import TextFilter
+
+    Address(args.host, args.port).check_free()  # before the model, which takes its time
 
     model = load_model(args)
     model.use_screen(TextFilter(args.filter).stream, logprobs=True)  # the page shows numbers, no tokens

@@ -12,22 +12,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kogpt.cli.defaults import pass_over
 from kogpt.cli.options import (
     add_adapter_option,
     add_model_options,
     load_model,
+    read_amount,
     read_count,
     read_counts_from_0,
 )
 from kogpt.cli.progress import Progress
 from kogpt.cli.workers import add_worker_options, require_workers, spread
-from kogpt.errors import KoGPTError, localized
+from kogpt.errors import InputError, KoGPTError, columns, localized, pad, prefers_korean
+from kogpt.files import require_folder
 
 if TYPE_CHECKING:
     from kogpt.evaluation.evaluate import EvaluatedModel, Settings
     from kogpt.evaluation.report import Report
     from kogpt.evaluation.task import Prompt, Task
 
+OF_TASKS = ("prompt", "shots", "seeds", "limit", "scoring", "sample", "data", "no_tfidf")  # ppl reads none
 EPILOG = """tasks: nsmc ynat klue-sts korsts klue-nli kobest-boolq kobest-copa kobest-hellaswag
        kobest-sentineg kobest-wic, ppl (bits per byte of --text); list shows them all
        FILE.toml: a task of your own (docs/evaluation.md has an example)
@@ -72,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sample",
-        type=float,
+        type=read_amount,
         metavar="T",
         help="sample the label at temperature T instead of scoring every label",
     )
@@ -104,9 +108,14 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     require_workers(args)
     chosen = _chosen(args)
+    if "ppl" not in args.tasks:
+        pass_over(args, "text")
     if ("ppl" in args.tasks) != bool(args.text):
         raise KoGPTError("ppl and --text FILE go together", "ppl 과제와 --text FILE은 함께 써야 합니다")
+    if not chosen:
+        _refuse_options_of_tasks(args)
     args.out = args.out or _default_out(args)
+    require_folder(args.out)
     report = reports.Report(_evaluated_model(args), shlex.join(["kogpt", "eval", *_words(args)]))
     with only_run(args.out), Progress() as progress:
         reports.require_own_report(report.model, args.out)
@@ -126,6 +135,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_options_of_tasks(args: argparse.Namespace) -> None:
+    """InputError for typed options that ppl does not read."""
+    if typed := ", ".join(args.typed[name] for name in OF_TASKS if name in args.typed):
+        raise InputError(
+            f"ppl reads whole texts: name a task as well, or leave {typed} out",
+            f"ppl은 글을 통째로 읽습니다. 과제를 더하거나 다음 옵션을 빼세요: {typed}",
+        )
+
+
 def closing(paths: Sequence[Path], is_plotted: bool) -> str:
     """The last line: the files of a report, and what plots need where there are none."""
     first, n_more = f"{paths[0]}, {paths[1].name}", len(paths) - 2
@@ -140,7 +158,8 @@ def _list(args: argparse.Namespace) -> int:
 
     if args.tasks != ["list"]:
         raise KoGPTError("list stands alone: kogpt eval list", "list는 혼자 쓰세요: kogpt eval list")
-    rows = [("task", "metric", "published shots", "prompts")]
+    head = ("task", "metric", "published shots", "prompts"), ("과제", "지표", "공개된 예시 수", "프롬프트")
+    rows = [head[prefers_korean()]]
     for task in map(tasks.get, tasks.NAMES):
         prompts = [prompt.name for prompt in task.prompts]
         if args.json:
@@ -150,10 +169,9 @@ def _list(args: argparse.Namespace) -> int:
     if not args.json:
         any_text = localized("any text", "모든 글")
         rows.append(("ppl", "bits_per_byte", "-", f"({any_text}: --text FILE)"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
         for cells in rows:
-            line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            print(line.rstrip())
+            print("  ".join(pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip())
     return 0
 
 
@@ -171,10 +189,11 @@ def _compare(args: argparse.Namespace) -> int:
     text, lines = compare.as_markdown(found), "\n".join(compare.as_lines(found)) + "\n"
     print(lines if args.json else text, end="")
     if args.out is not None:
+        require_folder(args.out)
         args.out.mkdir(parents=True, exist_ok=True)
         for name, content in (("comparison.md", text), ("comparison.jsonl", lines)):
             with atomic_write(args.out / name) as file:
-                file.write(content.encode())
+                file.write(content.encode(errors="backslashreplace"))  # names of files may hold any bytes
     return 0
 
 

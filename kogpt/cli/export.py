@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kogpt import checkpoint, hub
+from kogpt.cli.defaults import pass_over
+from kogpt.cli.options import REVISION
 from kogpt.cli.progress import Progress
 from kogpt.errors import KoGPTError, localized
 from kogpt.texts import decode, read_bytes
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="kogpt-mini",
         help="a folder, a hub name or a built-in model (default: %(default)s)",
     )
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
+    parser.add_argument("--revision", metavar="NAME", help=REVISION)
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA to add to the weights: a folder of PEFT")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--force", action="store_true", help="replace the model that DIR already holds")
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder; its size, and what a check found, go to stderr."""
     from kogpt.export.folder import require_place, require_unrounded
 
+    _pass_over(args)
     kind = _type(args)
     if args.format in ADAPTERS:
         _require_no_options_of_models(args)
@@ -145,6 +148,16 @@ def _export_adapter(args: argparse.Namespace, stored: Checkpoint) -> int:
         f"{args.out}: Phi 구조의 모델에 쓰는 LoRA 어댑터",
     )
     return 0
+
+
+def _pass_over(args: argparse.Namespace) -> None:
+    """Leave out what is configured for other formats than the one that is typed."""
+    if args.type not in TYPES.get(args.format, ()):
+        pass_over(args, "type")
+    if args.format in ADAPTERS:
+        pass_over(args, "verify")
+    if args.format != "int4":
+        pass_over(args, "calibration", "own_text")
 
 
 def _require_no_options_of_models(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from kogpt.cli.options import add_adapter_option, add_model_options, load_model
+from kogpt.cli.options import add_adapter_option, add_model_options, drop_unfit_adapter, load_model
 from kogpt.cli.texts import add_text_arguments, read_items
 from kogpt.errors import InputError
 
@@ -43,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Filter every text. A model is loaded only if an adapter is to judge as well."""
     from kogpt.tasks.filter import screen
-    from kogpt.tasks.profanity import judge_all
+    from kogpt.tasks.profanity import ADAPTER, judge_all
 
+    drop_unfit_adapter(args, lambda origin: origin.task == ADAPTER)
     _check(args)
     texts = [item.text for item in read_items(args)]
     model = None if args.adapter is None else _load_judge(args)

@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from kogpt.cli import MISTAKE
+from kogpt.cli.defaults import pass_over
 from kogpt.cli.options import (
     add_adapter_option,
     add_filter_option,
@@ -65,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the continuation of every prompt."""
+    _pass_over(args)
     given = given_settings(args)
     _require_json(args)
     require_workers(args)
@@ -79,6 +81,14 @@ def run(args: argparse.Namespace) -> int:
     return _Batch(prompts, sampling, args.json).run(lambda asked: _local(model, asked))
 
 
+def _pass_over(args: argparse.Namespace) -> None:
+    """Leave out what is configured for other runs and does not go with what is typed."""
+    if args.prompt is not None:
+        pass_over(args, "file")
+    if "filter" in args.typed and args.filter != "off":
+        pass_over(args, "logprobs")  # tokens that the filter covers
+
+
 def _require_json(args: argparse.Namespace) -> None:
     """InputError for --logprobs, if typed, where plain text is printed, which has no place for them."""
     if "logprobs" in args.typed and not args.json:
@@ -90,14 +100,17 @@ def _require_json(args: argparse.Namespace) -> None:
 
 def _run_spread(args: argparse.Namespace, prompts: _Prompts, given: dict[str, Any]) -> int:
     """The batch by several workers. Seeds that nobody gave follow from the run, so that it can be resumed."""
-    from kogpt import checkpoint, hub
+    from kogpt import checkpoint, hub, peft
     from kogpt.generation_defaults import read_generation_defaults
 
     folder = hub.find_folder(args.model, args.revision)
     sampling = read_generation_defaults(folder, checkpoint.read_config(folder)).sampling(**given)
-    asked = {name: str(getattr(args, name)) for name in ("model", "revision", "dtype", "adapter", "filter")}
+    names = ("model", "revision", "dtype", "cache_dtype", "adapter", "filter")
+    asked = {name: str(getattr(args, name)) for name in names}
     run = {**asked, "sampling": repr(sampling), "texts": repr(prompts.entries)}
     batch = _Batch(prompts, sampling, args.json, sha256(repr(run).encode()).digest())
+    if args.parts is not None:  # new weights in the old place are another run
+        run |= peft.digests(folder, args.adapter)
 
     def answers(asked: Asked) -> Iterator[tuple[int, _Answer | KoGPTError]]:
         parts = cut(asked, PART)

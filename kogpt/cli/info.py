@@ -10,9 +10,9 @@ from typing import Any
 
 from kogpt import checkpoint, hub, native_runner
 from kogpt.cli.machine import Gpu, gpus
-from kogpt.cli.options import read_count
+from kogpt.cli.options import REVISION, read_count
 from kogpt.config import SHAPES, ModelConfig
-from kogpt.errors import CheckpointError, localized
+from kogpt.errors import CheckpointError, localized, pad
 from kogpt.memory import USABLE_SHARE, available_memory
 from kogpt.native_runner import NativeRunner
 from kogpt.placement import Placement, cache_bytes, native_problem
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="kogpt-mini",
         help=f"a folder, a hub name, kogpt-mini, or a shape: {', '.join(SHAPES)} (default: %(default)s)",
     )
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
+    parser.add_argument("--revision", metavar="NAME", help=REVISION)
     parser.add_argument(
         "--tune", action="store_true", help="say what tuning needs too: memory of each method and precision"
     )
@@ -112,24 +112,39 @@ def _find(model: str, revision: str | None) -> tuple[ModelConfig, Path | None]:
 def _lines(facts: dict[str, Any]) -> list[str]:
     names = ("n_parameters", "n_layers", "d_model", "d_ff", "n_heads", "d_head", "n_ctx", "n_vocab")
     rows = [(name, f"{facts[name]:,}") for name in names]
-    rows += [("positional encoding", "rotary (RoPE)"), ("RoPE dimensions", str(facts["rotary_dim"]))]
-    lines = [facts["model"], "", *(f"{name:21}{value:>14}" for name, value in rows), ""]
-    lines.append(f"{'memory':10}{'weights':>12}{'1,024 tokens':>15}{'fits RAM':>11}{'fits GPU':>11}")
+    rows.append((localized("positional encoding", "위치 인코딩"), "rotary (RoPE)"))
+    rows.append((localized("RoPE dimensions", "RoPE 차원"), str(facts["rotary_dim"])))
+    lines = [facts["model"], "", *(f"{pad(name, 21)}{value:>14}" for name, value in rows), ""]
+    lines.append(
+        _memory_line(
+            localized("memory", "메모리"),
+            localized("weights", "가중치"),
+            localized("1,024 tokens", "1,024토큰"),
+            localized("fits RAM", "RAM에 맞음"),
+            localized("fits GPU", "GPU에 맞음"),
+        )
+    )
     for dtype, row in facts["memory"].items():
         weights, cache = shown_size(row["weight_bytes"]), shown_size(row["cache_bytes_per_1024_tokens"])
-        lines.append(
-            f"{dtype:10}{weights:>12}{cache:>15}{_yes(row['fits_ram']):>11}{_yes(row['fits_gpu']):>11}"
-        )
-    caches = facts["cache_bytes_per_1024_tokens"].items()
-    lines += ["", "cache of 1,024 tokens: " + ", ".join(f"{name} {shown_size(n)}" for name, n in caches)]
-    lines.append("")
+        lines.append(_memory_line(dtype, weights, cache, _yes(row["fits_ram"]), _yes(row["fits_gpu"])))
+    caches = ", ".join(f"{name} {shown_size(n)}" for name, n in facts["cache_bytes_per_1024_tokens"].items())
+    lines += ["", localized(f"cache of 1,024 tokens: {caches}", f"1,024토큰의 캐시: {caches}"), ""]
+    named = []
     if stored := facts.get("stored"):
-        lines.append(f"stored as  {stored['format']}, {shown_size(stored['bytes'])}")
-    lines += [f"RAM free   {shown_size(facts['ram_free_bytes'])}"]
+        named.append(
+            (localized("stored as", "저장 형식"), f"{stored['format']}, {shown_size(stored['bytes'])}")
+        )
+    named.append((localized("RAM free", "남은 RAM"), shown_size(facts["ram_free_bytes"])))
     for card in facts["gpus"]:
-        lines.append(f"GPU        {card['name']}, {shown_size(card['free_bytes'])} free")
-    lines.append(f"runner     {_runner(facts['runner'])}")
-    return lines
+        free = shown_size(card["free_bytes"])
+        named.append(("GPU", f"{card['name']}, " + localized(f"{free} free", f"{free} 남음")))
+    named.append((localized("runner", "러너"), _runner(facts["runner"])))
+    return [*lines, *(f"{pad(name, 11)}{value}" for name, value in named)]
+
+
+def _memory_line(first: str, *cells: str) -> str:
+    widths = zip(cells, (12, 15, 11, 11), strict=True)
+    return pad(first, 10) + "".join(pad(cell, width, right=True) for cell, width in widths)
 
 
 def _tuning_lines(needs: Mapping[str, Mapping[str, float]], args: argparse.Namespace) -> list[str]:
@@ -138,7 +153,8 @@ def _tuning_lines(needs: Mapping[str, Mapping[str, float]], args: argparse.Names
         f"tuning on a GPU, {args.batch} rows of {args.length} tokens, products in bfloat16, base in",
         f"GPU 튜닝에 필요한 메모리 ({args.length}토큰 {args.batch}행, 행렬곱은 bfloat16), 기반 모델의 형식별",
     )
-    lines = ["", title, "", f"{'method':10}" + "".join(f"{base:>12}" for base in plan.BASES)]
+    head = pad(localized("method", "방법"), 10)
+    lines = ["", title, "", head + "".join(f"{base:>12}" for base in plan.BASES)]
     for method, row in needs.items():
         cells = (shown_size(round(row[base])) if base in row else "-" for base in plan.BASES)
         lines.append(f"{method:10}" + "".join(f"{cell:>12}" for cell in cells))
@@ -161,4 +177,4 @@ def shown_size(n_bytes: int | None) -> str:
 
 
 def _yes(fits: bool | None) -> str:
-    return "-" if fits is None else "yes" if fits else "no"
+    return "-" if fits is None else localized("yes", "예") if fits else localized("no", "아니요")

@@ -22,7 +22,7 @@ TEXTS = {
     "argument %(argument_name)s: %(message)s": "인자 %(argument_name)s: %(message)s",
     "the following arguments are required: %s": "빠진 인자가 있습니다: %s",
     "one of the arguments %s is required": "다음 인자 중 하나가 필요합니다: %s",
-    "not allowed with argument %s": "인자 %s와 함께 쓸 수 없습니다",
+    "not allowed with argument %s": "다음 인자와 함께 쓸 수 없습니다: %s",
     "unrecognized arguments: %s": "알 수 없는 인자: %s",
     "ambiguous option: %(option)s could match %(matches)s": "모호한 옵션 %(option)s (가능: %(matches)s)",
     "unexpected option string: %s": "알 수 없는 옵션: %s",
@@ -96,8 +96,8 @@ HELP = {
         '    device = "cpu"\n'
         "\n"
         "The variable KOGPT_TOP_P stands for --top-p in every command that takes its value. A flag\n"
-        "goes before a variable, a variable before the file, the file before what is built in. What\n"
-        "goes before also switches off the options that it excludes."
+        "goes before a variable, a variable before the file, the file before what is built in. A setting\n"
+        "of higher priority also switches off configured options that cannot be combined with it."
     ): (
         "파일은 $XDG_CONFIG_HOME/kogpt/config.toml 또는 ~/.config/kogpt/config.toml입니다.\n"
         "--config FILE이나 KOGPT_CONFIG로 다른 파일을 지정할 수 있습니다. 키는 줄표를 뺀\n"
@@ -229,7 +229,7 @@ HELP = {
     ),
     "print the limits of requests and exit": "요청의 제한을 보여 줍니다",
     "write a model folder in another precision": "모델 폴더를 다른 정밀도로 다시 씁니다",
-    "train a tokenizer and a model from raw text": "원문에서 토크나이저와 모델을 학습합니다",
+    "train a tokenizer and a model from raw text": "가공하지 않은 글로 토크나이저와 모델을 학습합니다",
     "train a tokenizer, and measure it on held-out text": (
         "토크나이저를 학습하고, 학습에 쓰지 않은 글로 잽니다"
     ),
@@ -241,7 +241,9 @@ HELP = {
     "a folder, a hub name or a built-in model (default: %(default)s)": (
         "폴더, 허브 이름 또는 내장 모델 (기본값: %(default)s)"
     ),
-    "branch, tag or commit of a hub model": "허브 모델의 브랜치, 태그 또는 커밋",
+    "branch, tag or commit of a hub model (default: its main branch; of kakaobrain/kogpt the float16 one)": (
+        "허브 모델의 브랜치, 태그 또는 커밋 (기본값: main 브랜치, kakaobrain/kogpt는 float16 리비전)"
+    ),
     (
         "auto, cpu, cuda or cuda:N; cuda:0,cuda:1 splits the model over these GPUs, cuda:all over every GPU"
         " (default: %(default)s)"
@@ -265,7 +267,7 @@ HELP = {
         " and nothing is filtered or penalised."
     ): (
         "지정하지 않은 값은 모델의 generation_config.json을 따릅니다. 파일이 없으면 temperature는 0.8이고,"
-        " 후보를 거르거나 벌점을 주지 않습니다."
+        " 후보를 거르거나 페널티를 주지 않습니다."
     ),
     # generate
     "text to continue; - reads standard input": "이어 쓸 글; -이면 표준 입력을 읽습니다",
@@ -325,14 +327,18 @@ HELP = {
         "--tune에서 한 번에 계산할 행 수 (기본값: %(default)s)"
     ),
     "tokens of a row, with --tune (default: %(default)s)": "--tune에서 한 행의 토큰 수 (기본값: %(default)s)",
-    "measure random weights of a named shape instead of --model": (
-        "--model 대신 이 크기의 무작위 가중치를 잽니다"
+    (
+        "measure random weights of a named shape instead of --model; mini has 41,726,720 parameters,"
+        " kogpt-mini 32,542,720"
+    ): (
+        "--model 대신 이 크기의 무작위 가중치를 잽니다. mini의 매개변수는 41,726,720개, kogpt-mini는"
+        " 32,542,720개입니다"
     ),
     "what does the arithmetic (default: %(default)s)": "계산을 맡을 러너 (기본값: %(default)s)",
     "measure a LoRA too, a copy for each row: a folder, or a name": (
         "LoRA도 잽니다 (행마다 따로 하나씩): 폴더 또는 이름"
     ),
-    "the same for random weights of this rank": "무작위 가중치로 된 이 랭크의 LoRA를 잽니다",
+    "measure a LoRA of random weights of this rank": "무작위 가중치로 된 이 랭크의 LoRA를 잽니다",
     "CPU threads (default: all)": "CPU 스레드 수 (기본값: 모두)",
     "numbers of texts to decode at once (default: %(default)s)": (
         "한꺼번에 쓸 글의 수들 (기본값: %(default)s)"
@@ -471,8 +477,11 @@ HELP = {
     "with TASK the folder of its files (default: KOGPT_DATA), without it a file of rows": (
         "TASK가 있으면 그 파일들의 폴더 (기본값: KOGPT_DATA), 없으면 행이 든 파일"
     ),
+    "file of rows": "행이 든 파일",
     "rows to judge by (default: a share of PATH)": "검증할 행 (기본값: PATH의 일부)",
-    "that share (default: %(default)s)": "그 비율 (기본값: %(default)s)",
+    "share of PATH that becomes dev (default: %(default)s)": (
+        "PATH 가운데 검증에 쓸 비율 (기본값: %(default)s)"
+    ),
     "measure on N test rows, chosen by hash": "시험 행을 해시로 골라 N개로만 잽니다",
     "use N training rows, chosen by hash": "학습 행을 해시로 골라 N개만 씁니다",
     "rows that must not be trained on": "학습에 쓰면 안 되는 행",
@@ -496,7 +505,7 @@ HELP = {
     "folder for checkpoints, metrics and the result": "체크포인트, 지표, 결과를 둘 폴더",
     "passes over the rows (default: %(default)s)": "행 전체를 도는 횟수 (기본값: %(default)s)",
     "rows per step (default: %(default)s)": "스텝마다의 행 수 (기본값: %(default)s)",
-    "validations per epoch (default: %(default)s)": "에폭마다의 검증 횟수 (기본값: %(default)s)",
+    "validations per epoch (default: %(default)s)": "에포크마다의 검증 횟수 (기본값: %(default)s)",
     "stop after so many validations without a better one (default: %(default)s)": (
         "이만큼 검증해도 나아지지 않으면 멈춥니다 (기본값: %(default)s)"
     ),
@@ -569,8 +578,12 @@ HELP = {
     "Many processes: torchrun --nproc-per-node 8 -m kogpt pretrain run RECIPE.toml --out DIR": (
         "여러 프로세스: torchrun --nproc-per-node 8 -m kogpt pretrain run RECIPE.toml --out DIR"
     ),
-    "named shape, or a config.json": "크기 이름 또는 config.json",
-    "GPU type: a100, h100, h200 or b200": "GPU 종류: a100, h100, h200 또는 b200",
+    "named shape, kogpt-6b or kogpt-1b, or a config.json (default: %(default)s)": (
+        "크기 이름 kogpt-6b나 kogpt-1b, 또는 config.json (기본값: %(default)s)"
+    ),
+    "GPU type: a100, h100, h200 or b200 (default: %(default)s)": (
+        "GPU 종류: a100, h100, h200 또는 b200 (기본값: %(default)s)"
+    ),
     "numbers of GPUs to plan for (default: 8 64 512)": "계획에 쓸 GPU의 수들 (기본값: 8 64 512)",
     "tokens to train on (default: 20 per parameter)": "학습할 토큰 수 (기본값: 매개변수마다 20개)",
     "tokens per step (default: %(default)s)": "스텝마다의 토큰 수 (기본값: %(default)s)",

@@ -30,10 +30,14 @@ def run(args: argparse.Namespace) -> int:
         from kogpt.tasks.mcp import Tools, make_server
     except ImportError as error:
         raise MissingExtra("kogpt mcp", "mcp") from error
+    from kogpt import checkpoint, hub
+
     if args.index is not None:
         from kogpt.search.index import Index
 
         Index.open(args.index).close()  # a mistake is said here, not at the first call
+
+    checkpoint.read_config(hub.find_folder(args.model, args.revision, weights=False))
 
     def load(folder: Path | None) -> KoGPT:
         adapter = None if folder is None else str(folder)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from kogpt.errors import KoGPTError, localized
 
 if TYPE_CHECKING:
     from kogpt.generation import KoGPT
+    from kogpt.peft import Origin
     from kogpt.placement import Placement
 
 # Types and texts of Sampling's fields. It imports numpy, for which a first prompt must not wait: a test
@@ -41,6 +42,9 @@ SETTINGS: dict[str, tuple[type, str]] = {
 }
 # Names that Placement takes. It imports numpy, for which a first prompt must not wait: a test compares them.
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+REVISION = (  # help of --revision; a test compares it with hub.DEFAULT_REVISIONS
+    "branch, tag or commit of a hub model (default: its main branch; of kakaobrain/kogpt the float16 one)"
+)
 FILTERS = ("off", "mask", "block")  # a test compares them with kogpt.tasks.filter
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
 
@@ -54,7 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="kogpt-mini",
         help="a folder, a hub name or a built-in model (default: %(default)s)",
     )
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub model")
+    group.add_argument("--revision", metavar="NAME", help=REVISION)
     group.add_argument(
         "--device",
         default="auto",
@@ -92,6 +96,17 @@ def add_adapter_option(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a LoRA, soft prompt or prefix for the model: a folder of PEFT, or a name such as sentiment",
     )
+
+
+def drop_unfit_adapter(args: argparse.Namespace, fits: Callable[[Origin], bool]) -> None:
+    """Pass over an adapter that is configured for all commands and was tuned for another use than this."""
+    from kogpt.cli.defaults import is_for_all
+
+    if is_for_all(args, "adapter"):
+        from kogpt.peft import read_origin
+
+        if not fits(read_origin(args.adapter)):
+            args.adapter = None
 
 
 def add_filter_option(parser: argparse.ArgumentParser, default: str = "off") -> None:
@@ -136,7 +151,7 @@ def device_from(args: argparse.Namespace) -> str:
     if device not in ("auto", "cuda"):
         raise KoGPTError(
             f"--model_parallel takes every GPU, --device {device} does not: leave one of them out",
-            f"--model_parallel은 모든 GPU를 씁니다. --device {device}와 둘 중 하나를 빼세요",
+            f"--model_parallel은 모든 GPU를 씁니다. 이 옵션이나 다음 옵션을 빼세요: --device {device}",
         )
     if gpus():
         return "cuda:all"
@@ -219,7 +234,8 @@ _bias.__name__ = "ID=VALUE"  # argparse names the converter in its complaint
 
 def read_count(text: str, least: int = 1) -> int:
     """An argument that is a whole number from `least` to a million."""
-    if not text.isascii() or not text.isdecimal() or not least <= int(text[:8]) <= 1_000_000:
+    is_number = text.isascii() and text.isdecimal() and len(text) <= 8
+    if not is_number or not least <= int(text) <= 1_000_000:
         shown = text[:40]
         raise argparse.ArgumentTypeError(
             localized(
@@ -238,6 +254,20 @@ def read_counts(text: str, least: int = 1) -> tuple[int, ...]:
 def read_counts_from_0(text: str) -> tuple[int, ...]:
     """An argument that is a list of whole numbers, as in 0,5,70."""
     return read_counts(text, 0)
+
+
+def read_amount(text: str) -> float:
+    """An argument that is a finite number from 0 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        shown = text[:40]
+        raise argparse.ArgumentTypeError(
+            localized(f"{shown!r} is not a number from 0 on", f"{shown!r}: 0 이상의 수를 쓰세요")
+        )
+    return value
 
 
 def read_share(text: str) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kogpt.cli.options import read_count, read_share
 from kogpt.cli.progress import Progress
 from kogpt.errors import InputError, MissingExtra, localized
-from kogpt.files import parse_json
+from kogpt.files import parse_json, require_folder
 from kogpt.memory import usable_cpus
 
 if TYPE_CHECKING:
@@ -64,11 +64,14 @@ def _tokenizer(args: argparse.Namespace) -> int:
     """Train, write, measure on text that was not trained on."""
     from kogpt.pretraining import sample
     from kogpt.pretraining.corpus import find_files
+    from kogpt.pretraining.parts import require_bad_share
     from kogpt.pretraining.tokenizer_training import save_tokenizer, train_tokenizer
     from kogpt.tokenizer import Tokenizer
 
     reading, files = _reading(args), find_files(args.files, args.exclude, args.format)
     measured_on = find_files(args.held_out, (), args.format) if args.held_out else files
+    require_bad_share(args.max_bad_share)
+    require_folder(Path(args.out))
     _require_absent(Path(args.out) / "tokenizer.json")
     if not args.held_out:
         sample.require_held_out(sample.read_texts(files, reading, args.max_bad_share))
@@ -193,6 +196,7 @@ def _run(args: argparse.Namespace) -> int:
     from kogpt.training.report import METRICS, plot
 
     path, out = Path(args.recipe), Path(args.out)
+    require_folder(out)
     if args.plot:
         _require_picture(Path(args.plot))
     init = args.init and (str(Path(args.init).resolve()) if Path(args.init).exists() else args.init)
@@ -211,8 +215,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="kogpt-6b", metavar="NAME", help="named shape, or a config.json")
-    parser.add_argument("--gpu", default="h100", metavar="NAME", help="GPU type: a100, h100, h200 or b200")
+    parser.add_argument(
+        "--shape",
+        default="kogpt-6b",
+        metavar="NAME",
+        help="named shape, kogpt-6b or kogpt-1b, or a config.json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gpu",
+        default="h100",
+        metavar="NAME",
+        help="GPU type: a100, h100, h200 or b200 (default: %(default)s)",
+    )
     parser.add_argument(
         "--gpus",
         type=int,
@@ -320,6 +334,7 @@ def _toy(args: argparse.Namespace) -> int:
 
     files = find_files(args.files, args.exclude, args.format)
     options, out = toy.options(_reading(args), args.max_bad_share), Path(args.out)
+    require_folder(out)
     toy.make_tokenizer(files, options, out)
     with _megabytes(files) as progress:
         made = toy.prepare(files, options, out, args.steps, progress)

@@ -9,10 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from kogpt.errors import localized
+from kogpt.errors import clip, columns, localized
 
-WIDTH = 30  # columns between the brackets
+WIDTH, LEAST_WIDTH = 30, 10  # columns between the brackets, where the terminal has room and where it has not
 INTERVAL = 0.1  # seconds between two drawings
+
+
+def _terminal_columns() -> int:
+    """Columns of the terminal behind stderr; 80 where it does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 class Progress:
@@ -72,14 +80,22 @@ class Progress:
         if not self._can_erase or self._total <= 1:
             return
         self._drawn = time.monotonic()
-        filled = WIDTH * self._done // self._total
-        line = f"{self._label} [{'#' * filled}{'.' * (WIDTH - filled)}] {self._done}/{self._total}".lstrip()
+        counts = f" {self._done}/{self._total}"
         if self._done > self._first:
             seconds = (self._drawn - self._started) / (self._done - self._first)
             left = seconds * (self._total - self._done)
-            line += localized(f"  {left:.0f} s left", f"  {left:.0f}초 남음")
-        sys.stderr.write(f"\r\x1b[K{line}")
+            counts += localized(f"  {left:.0f} s left", f"  {left:.0f}초 남음")
+        sys.stderr.write(f"\r\x1b[K{self._fitted(counts, _terminal_columns() - 1)}")
         sys.stderr.flush()
+
+    def _fitted(self, counts: str, room: int) -> str:
+        """Label, bar and counts in the columns of a line: a wrapped line could not be erased."""
+        brackets = len("[]")
+        before = f"{self._label} " if self._label else ""
+        width = min(max(room - columns(before + counts) - brackets, LEAST_WIDTH), WIDTH)
+        filled = width * self._done // self._total
+        before = clip(before, max(room - width - brackets - columns(counts), 0))
+        return clip(f"{before}[{'#' * filled}{'.' * (width - filled)}]{counts}", room)
 
     def _erase(self) -> None:
         if self._can_erase and self._total > 1:

@@ -111,11 +111,12 @@ def _ask_the_rest(
         if not questions.patient:
             raise
         return None
+    chosen = conversation.chosen | {"temperature": temperature, "max_length": max_length}
+    sampling = loaded.sampling(**chosen)  # refused numbers are not offered again
     if questions.patient:
         typed = {"temperature": (temperature, default), "max_length": (max_length, length)}
         conversation.answered |= {name: value for name, (value, usual) in typed.items() if value != usual}
-    chosen = conversation.chosen | {"temperature": temperature, "max_length": max_length}
-    return prompt, loaded.sampling(**chosen)
+    return prompt, sampling
 
 
 def _all_lines(questions: Questions, line: str) -> str:

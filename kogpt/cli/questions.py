@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -111,15 +112,22 @@ def _history() -> History:
     """Earlier prompts, in a file that only the user can read; only this session's where none can be kept."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = state / "kogpt" / "history"
+    class Patient(FileHistory):
+        """A history that a full disk costs its file, and nobody a question."""
+
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):
+                super().store_string(string)
+
     try:
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        path = state / "kogpt" / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.open("ab").close()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home that nobody has
         import logging
 
         logging.getLogger(__name__).debug("no history is kept: %s", error)
         return InMemoryHistory()
-    return FileHistory(path)
+    return Patient(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from kogpt.cli.options import add_generation_options, given_settings
 from kogpt.errors import InputError, localized
 from kogpt.files import atomic_write, explain_disk_errors
-from kogpt.texts import decode_argument
+from kogpt.texts import decode_argument, printable_path
 
 SUFFIXES = (".eml", ".json")
 
@@ -46,10 +46,15 @@ def run(args: argparse.Namespace) -> int:
             f"{out} is there already: name another file with --out",
             f"{out} 파일이 이미 있습니다. --out으로 다른 이름을 주세요",
         )
+    if not out.parent.is_dir():
+        raise InputError(
+            f"{out}: there is no folder {out.parent}: make it, or name another file with --out",
+            f"{out}: {out.parent} 폴더가 없습니다. 폴더를 만들거나 --out으로 다른 이름을 주세요",
+        )
     report = Report(
         prompt=decode_argument(args.prompt, "--prompt"),
         text=decode_argument(args.text, "--text"),
-        model=args.model,
+        model=printable_path(args.model),
         settings=given_settings(args),
         note=decode_argument(args.note, "--note"),
     )

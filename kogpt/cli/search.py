@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING
 from kogpt.cli import MISTAKE
 from kogpt.cli.options import add_adapter_option, add_model_options, load_model, read_count
 from kogpt.cli.progress import Progress
+from kogpt.cli.without_model import refuse_model_options
 from kogpt.errors import localized
+from kogpt.files import require_folder
 from kogpt.memory import amount
-from kogpt.texts import ENCODINGS, decode, decode_argument, read_bytes, text_lines
+from kogpt.texts import ENCODINGS, decode, decode_argument, for_terminal, read_bytes, text_lines
 
 if TYPE_CHECKING:
     from kogpt.search.index import Hit, Index
@@ -24,7 +25,6 @@ ACTIONS = {
     "index": "index a file or a folder: text, Markdown, JSON Lines, tables, HTML and PDF",
     "query": "find the paragraphs of an index that answer a question",
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a document must not steer a terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +88,13 @@ def _index(args: argparse.Namespace) -> int:
     from kogpt.search.update import Update
     from kogpt.search.vectors import Embedder
 
+    if not args.embed:
+        refuse_model_options(
+            args,
+            "paragraphs are indexed without a model: add --embed",
+            "문단을 색인할 때는 모델을 쓰지 않습니다. --embed를 더하거나",
+        )
+    require_folder(args.out)
     embedder = Embedder(load_model(args)) if args.embed else None
     update = Update(args.path, args.encoding)
     with Index.writing(args.out, args.rebuild) as writer, Progress() as progress:
@@ -162,6 +169,12 @@ class _Finder:
 
         self._index, self._k = index, args.k
         embeds = index.info().model is not None and not args.words_only
+        if not embeds and not args.rerank:
+            refuse_model_options(
+                args,
+                "words are found without a model: add --rerank",
+                "낱말로 찾을 때는 모델을 쓰지 않습니다. --rerank를 더하거나",
+            )
         model = load_model(args) if embeds or args.rerank else None
         self._embedder = Embedder(model) if model and embeds else None
         self._reranker = Reranker(model.untuned()) if model and args.rerank else None
@@ -184,4 +197,4 @@ def _shown(rank: int, hit: Hit) -> str:
     """A hit for people: where it stands, and the paragraph."""
     lines = "\n".join(f"    {line}" for line in hit.passage.splitlines())
     shown = f"{rank}. {hit.source}:{hit.position} ({hit.score:.2f})\n{lines}"
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", shown)
+    return for_terminal(shown)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from kogpt.cli.options import (
     add_model_options,
     load_model,
     placement_from,
+    read_amount,
     read_count,
 )
 from kogpt.cli.vllm import add_engine_options, require_use, serve_by_vllm
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--drain-seconds",
-        type=_read_seconds,
+        type=read_amount,
         default=30.0,
         metavar="S",
         help="time that answers may take to finish after SIGTERM (default: %(default)s)",
@@ -151,27 +151,13 @@ def _show_access_log() -> None:
     access.propagate = False  # --debug has a handler of its own above
 
 
-def _read_seconds(text: str) -> float:
-    """An argument that is a time: 0 or more seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        shown = text[:40]
-        raise argparse.ArgumentTypeError(
-            localized(f"{shown!r} is not a number from 0 on", f"{shown!r}: 0 이상의 수를 쓰세요")
-        )
-    return value
-
-
 def read_keys(path: str | None) -> tuple[str, ...]:
     """The API keys of the file, or of the environment; never of the command line, which others can read."""
     if path is None:
         key = os.environ.get(KEY_VARIABLE, "")
         return (_require_ascii(key),) if key else ()
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}", f"{path}: 읽을 수 없습니다: {error}") from None
     keys = tuple(_require_ascii(line.strip()) for line in lines if line.strip())

@@ -6,10 +6,11 @@ import argparse
 import json
 import sys
 
-from kogpt.cli.options import load_model, read_count
+from kogpt.cli.options import drop_unfit_adapter, load_model, read_count
 from kogpt.cli.texts import add_text_options, read_whole
 from kogpt.cli.without_model import refuse_model_options, screened
 from kogpt.errors import InputError, localized
+from kogpt.texts import for_terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the summary of one text."""
+    if args.title or args.abstract:
+        drop_unfit_adapter(args, lambda origin: origin.writes)
     _check(args)
     text = read_whole(args.path, args.encoding)
     if args.title:
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"kind": kind, "summary": lines}, ensure_ascii=False))
     else:
-        print("\n".join(lines))
+        print(for_terminal("\n".join(lines)))
     return 0
 
 

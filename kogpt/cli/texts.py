@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kogpt.cli.defaults import pass_over
 from kogpt.cli.options import add_adapter_option, add_filter_option, add_model_options
 from kogpt.cli.reading import RECORDS
 from kogpt.errors import InputError, localized
@@ -66,6 +67,8 @@ def _add_encoding(parser: argparse.ArgumentParser) -> None:
 
 def read_items(args: argparse.Namespace) -> list[Item]:
     """The texts that the options name, at least one."""
+    if args.texts:
+        pass_over(args, "file")
     if args.texts and args.file is not None:
         raise InputError("give TEXT or a --file, not both", "TEXT와 --file 중 하나만 지정하세요")
     if args.texts and args.texts != ["-"]:

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kogpt.cli.options import read_count, read_share
+from kogpt.cli.defaults import pass_over
+from kogpt.cli.options import REVISION, read_count, read_share
 from kogpt.errors import InputError, MissingExtra, localized
 from kogpt.memory import amount
 from kogpt.texts import decode_argument
@@ -40,6 +41,24 @@ SKIPPED = {  # reasons of Data.skipped, in Korean
     "also in dev or test": "검증이나 시험에도 있는 행",
 }
 
+FACTS = {  # what a dry run tells, in Korean
+    "rows": "학습 행",
+    "dev rows": "검증 행",
+    "steps": "스텝",
+    "passes per step": "스텝마다 나누어 계산하는 횟수",
+    "trained weights": "학습하는 가중치",
+    "weights": "가중치",
+    "optimizer": "옵티마이저",
+    "gradients": "기울기",
+    "activations": "활성값",
+    "working weights": "작업용 가중치",
+    "loss": "손실",
+    "memory": "메모리 합계",
+    "fits": "들어가는지",
+    "instead": "대신 쓸 옵션",
+    "time": "시간",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One parser for each method."""
@@ -48,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         child = methods.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         _add_data(child, name)
         _add_method(child, name)
+        _add_model(child)
         _add_training(child, name)
 
 
@@ -60,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from kogpt.tuning import run as tuning
 
     data = _read(args)
-    job = tuning.prepare(_settings(args), args.model, data, args.task, args.score_test)
+    job = tuning.prepare(_settings(args), args.model, data, args.task, args.score_test, args.revision)
     with join(args.device) as processes:
         if args.dry_run:
             from kogpt.tuning.estimate import estimate
@@ -76,19 +96,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_data(parser: argparse.ArgumentParser, method: str) -> None:
     group = parser.add_argument_group("data")
+    data = "with TASK the folder of its files (default: KOGPT_DATA), without it a file of rows"
     if method == "embed":
         parser.set_defaults(task=None, template=None, labels=None)
+        data = "file of rows"
     else:
         known = f"named task: {', '.join(NAMED)}"
         group.add_argument("task", nargs="?", choices=NAMED, metavar="TASK", help=known)
-    group.add_argument(
-        "--data",
-        metavar="PATH",
-        type=Path,
-        help="with TASK the folder of its files (default: KOGPT_DATA), without it a file of rows",
-    )
+    group.add_argument("--data", metavar="PATH", type=Path, help=data)
     group.add_argument("--dev", metavar="FILE", type=Path, help="rows to judge by (default: a share of PATH)")
-    group.add_argument("--dev-share", type=read_share, default=0.05, help="that share (default: %(default)s)")
+    group.add_argument(
+        "--dev-share",
+        type=read_share,
+        default=0.05,
+        help="share of PATH that becomes dev (default: %(default)s)",
+    )
     group.add_argument("--rows", type=read_count, metavar="N", help="use N training rows, chosen by hash")
     group.add_argument("--test", metavar="FILE", type=Path, help="rows that must not be trained on")
     group.add_argument("--score-test", action="store_true", help="measure the result on the test rows too")
@@ -98,7 +120,11 @@ def _add_data(parser: argparse.ArgumentParser, method: str) -> None:
     if method != "embed":
         group.add_argument("--template", metavar="TEXT", help=r"prompt around {text}; \n is a line break")
         group.add_argument(
-            "--labels", nargs="+", metavar="VALUE=WORD", help="word that answers for each value of label"
+            "--labels",
+            nargs="+",
+            type=_read_label,
+            metavar="VALUE=WORD",
+            help="word that answers for each value of label",
         )
     group.add_argument(
         "--skip-bad", action="store_true", help="leave out empty, duplicate and test rows, and count them"
@@ -156,14 +182,19 @@ def _add_method(parser: argparse.ArgumentParser, name: str) -> None:
     group.add_argument("--rate", type=float, help="peak learning rate (default: the method's)")
 
 
-def _add_training(parser: argparse.ArgumentParser, name: str) -> None:
-    group = parser.add_argument_group("training")
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
         metavar="NAME",
         default="kogpt-mini",
         help="a folder, a hub name or a built-in model (default: %(default)s)",
     )
+    group.add_argument("--revision", metavar="NAME", help=REVISION)
+
+
+def _add_training(parser: argparse.ArgumentParser, name: str) -> None:
+    group = parser.add_argument_group("training")
     group.add_argument(
         "--out",
         metavar="DIR",
@@ -238,9 +269,10 @@ def _read(args: argparse.Namespace) -> Data:
     if args.task is not None:
         found = read_task(TASKS[args.task], args.data, choice, args.dev)
     elif args.data is None:
+        en, ko = ("", "") if args.method == "embed" else ("a TASK, or ", "TASK를 쓰거나 ")
         raise InputError(
-            "there is nothing to tune on: name a TASK, or a file of rows with --data",
-            "튜닝할 데이터가 없습니다. TASK를 쓰거나 --data로 파일을 지정하세요",
+            f"there is nothing to tune on: name {en}a file of rows with --data",
+            f"튜닝할 데이터가 없습니다. {ko}--data로 파일을 지정하세요",
         )
     else:
         files = Files(train=args.data, dev=args.dev, test=args.test)
@@ -266,6 +298,10 @@ def _tell_skipped(skipped: Mapping[str, int]) -> None:
 def _require_effect(args: argparse.Namespace) -> None:
     """InputError for typed options that would change nothing; configured ones serve other runs."""
     typed = args.typed.keys()
+    if args.task is None and args.test is None:
+        pass_over(args, "score_test")
+    if getattr(args, "encoder", "none") != "none":
+        pass_over(args, "init_text")  # of a prefix, or of a prompt without an encoder
     if args.task is not None and typed & {"template", "labels"}:
         raise InputError(
             f"{args.task} has a template and labels of its own: leave --template and --labels out",
@@ -293,6 +329,20 @@ def _require_effect(args: argparse.Namespace) -> None:
         )
 
 
+def _read_label(text: str) -> str:
+    """An argument that names a value of label and the word for it."""
+    _, sign, word = text.partition("=")
+    if not sign or not word.strip():
+        shown = text[:40]
+        raise argparse.ArgumentTypeError(
+            localized(
+                f"{shown!r}: write VALUE=WORD, as in '1= 긍정'",
+                f"{shown!r}: VALUE=WORD 형식으로 쓰세요. 예: '1= 긍정'",
+            )
+        )
+    return text
+
+
 def _wording(args: argparse.Namespace) -> Wording:
     from kogpt.tuning.data import Wording
 
@@ -302,11 +352,6 @@ def _wording(args: argparse.Namespace) -> Wording:
         template = decode_argument(args.template, "--template").replace("\\n", "\n")
     if args.labels is not None:
         given = [decode_argument(label, "--labels").partition("=") for label in args.labels]
-        if wrong := [value for value, sign, word in given if not sign or not word.strip()]:
-            raise InputError(
-                f"--labels {wrong[0]}: write VALUE=WORD, as in '1= 긍정'",
-                f"--labels {wrong[0]}: VALUE=WORD 형식으로 쓰세요. 예: '1= 긍정'",
-            )
         words = {value: word for value, _, word in given}
     return Wording(template, words)
 
@@ -328,19 +373,27 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    for name, value in facts.items():
+    for key, value in facts.items():
+        name = key.removesuffix("_bytes").replace("_", " ")
         shown = f"{value:,}" if type(value) is int else value
-        if name.endswith("_bytes"):
-            name, shown = name.removesuffix("_bytes"), amount(value)
-        elif name == "seconds":
-            minutes = None if value is None else f"{value / 60:,.1f} min"
-            name, shown = "time", minutes or localized("unknown", "알 수 없음")
-        elif name == "instead":
-            shown = "-" if value is None else " ".join(value)
-        print(f"{name.replace('_', ' ')}: {shown}")
+        if key.endswith("_bytes"):
+            shown = amount(value)
+        elif key == "seconds":
+            minutes = "" if value is None else f"{value / 60:,.1f}"
+            told = (f"{minutes} min", f"{minutes}분") if minutes else ("unknown", "알 수 없음")
+            name, shown = "time", localized(*told)
+        elif key == "fits":
+            shown = localized("yes", "예") if value else localized("no", "아니요")
+        elif key == "instead":
+            if facts["fits"]:
+                continue
+            shown = " ".join(value or [localized("no option does", "들어가는 옵션이 없음")])
+        print(f"{localized(name, FACTS[name])}: {shown}")
 
 
 def _say(outcome: Outcome, args: argparse.Namespace) -> int:
+    from kogpt.tuning.run import SPLITS
+
     if outcome.end.value == "stopped":
         en = "stopped and saved; the same command continues the run"
         print(localized(en, "저장하고 멈췄습니다. 같은 명령으로 이어서 학습하세요"), file=sys.stderr)
@@ -350,7 +403,8 @@ def _say(outcome: Outcome, args: argparse.Namespace) -> int:
         print(json.dumps({**facts, **outcome.metrics}))
         return 0
     for split, metrics in outcome.metrics.items():
-        print(f"{split}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        print(f"{localized(split, SPLITS[split])}: {shown}")
     weights = localized(f"{outcome.n_trained:,} weights", f"가중치 {outcome.n_trained:,}개")
     print(f"{outcome.result}  ({weights})")
     return 0

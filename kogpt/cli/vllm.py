@@ -180,6 +180,6 @@ def _tell_others(deployment: Deployment) -> None:
 def _say_ended(child: subprocess.Popen[bytes]) -> int:
     code = child.returncode
     en = f"kogpt serve: vLLM ended with exit code {code}: its own lines above say why"
-    ko = f"kogpt serve: vLLM이 종료 코드 {code}로 끝났습니다. 위에 나온 vLLM의 메시지를 보세요"
+    ko = f"kogpt serve: vLLM이 끝났습니다 (종료 코드 {code}). 위에 나온 vLLM의 메시지를 보세요"
     print(localized(en, ko), file=sys.stderr)
     return 1

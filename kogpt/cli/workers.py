@@ -9,6 +9,7 @@ from typing import Any
 
 from kogpt.cli.options import read_count
 from kogpt.errors import InputError
+from kogpt.files import require_folder
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +52,15 @@ def spread(
 
 
 def require_workers(args: argparse.Namespace) -> None:
-    """InputError for --ray or --parts, if typed, where there are no workers."""
+    """InputError for --ray or --parts, if typed, where there are no workers, and for parts in no folder."""
     for name in ("ray", "parts"):
         if name in args.typed and args.workers is None:
             raise InputError(
                 f"--{name} needs --workers N: how many processes work",
                 f"--{name}에는 작업 프로세스 수를 정하는 --workers N이 필요합니다",
             )
+    if args.workers is not None and args.parts is not None:
+        require_folder(args.parts)
 
 
 def cut(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kogpt.comparison import compare as count
-from kogpt.errors import InputError
+from kogpt.errors import InputError, localized
 from kogpt.files import read_json
 from kogpt.metrics import METRICS, Metric, Outcome
 from kogpt.texts import Record, read_records, read_text
@@ -62,7 +62,7 @@ class Comparison:
 
     names: tuple[str, str]
     differences: list[Difference]
-    left_out: list[str]  # each with its reason
+    left_out: tuple[list[str], list[str]]  # each with its reason, in English and Korean
 
 
 def compare(first: Path, second: Path) -> Comparison:
@@ -77,14 +77,19 @@ def compare(first: Path, second: Path) -> Comparison:
     common = [key for key, reason in reasons.items() if reason is None]
     if not common:
         raise InputError(
-            f"{first} and {second} have no measurement in common: measure both alike; {'; '.join(en[:3])}",
-            f"{first}, {second}: 같은 조건의 결과가 없습니다. 두 모델을 같은 옵션으로 평가하세요. "
-            f"{'; '.join(ko[:3])}",
+            f"{first} and {second} have no measurement in common{_listed(en)}: measure both alike",
+            f"{first}, {second}: 같은 조건의 결과가 없습니다{_listed(ko)}. 두 모델을 같은 옵션으로"
+            " 평가하세요",
         )
     differences = [
         _difference((first, second), a[key], sorted(_seeds(a[key]) & _seeds(b[key]))) for key in common
     ]
-    return Comparison(_names(reports, (first, second)), differences, en)
+    return Comparison(_names(reports, (first, second)), differences, (en, ko))
+
+
+def _listed(reasons: Sequence[str]) -> str:
+    """The first few reasons in parentheses; nothing where there are none."""
+    return f" ({'; '.join(reasons[:3])})" if reasons else ""
 
 
 def _unlike(a: dict[str, Any] | None, b: dict[str, Any] | None) -> tuple[str, str] | None:
@@ -223,17 +228,17 @@ def bootstrap(
 
 
 def as_markdown(found: Comparison) -> str:
-    """The comparison for readers, in percent."""
+    """The comparison for readers, in percent and in the user's language."""
     head = (
-        "task",
-        "prompt",
-        "shots",
-        "metric",
+        localized("task", "과제"),
+        localized("prompt", "프롬프트"),
+        localized("shots", "예시"),
+        localized("metric", "지표"),
         *found.names,
-        "difference [95 %]",
+        localized("difference [95 %]", "차이 [95 %]"),
         "p",
-        "only one right",
-        "McNemar p",
+        localized("only one right", "한쪽만 맞힘"),
+        localized("McNemar p", "맥니마 p"),
     )
     rows = [head, ("---",) * len(head)]
     for d in found.differences:
@@ -247,8 +252,9 @@ def as_markdown(found: Comparison) -> str:
             )
         )
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    if found.left_out:
-        lines += ["", f"Left out: {'; '.join(found.left_out)}"]
+    en, ko = map("; ".join, found.left_out)
+    if en:
+        lines += ["", localized(f"Left out: {en}", f"뺀 것: {ko}")]
     return "\n".join(lines) + "\n"
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from kogpt import checkpoint, data_files, metrics, peft
+from kogpt import data_files, metrics, peft
 from kogpt.data_files import Table
 from kogpt.datasets import Example
 from kogpt.errors import KoGPTError
@@ -24,7 +24,6 @@ from kogpt.evaluation.fewshot import EncodedTask
 from kogpt.evaluation.scoring import Scores, Store
 from kogpt.evaluation.store import open_store
 from kogpt.evaluation.task import Prompt, Scoring, Task
-from kogpt.files import open_inside
 from kogpt.generation import KoGPT
 from kogpt.metrics import METRICS, Outcome
 from kogpt.native_runner import NativeRunner, cache_dtype_for
@@ -134,14 +133,10 @@ class Result:
 
 def identify(folder: Path, runner: Runner, adapter: Path | None = None) -> dict[str, str]:
     """Hashes of a model's files, runner and precision: every reason of the model for other scores."""
-    tokenizer = sha256((folder / "tokenizer.json").read_bytes())
     # Kernels of other instruction sets round the last bits of a sum differently.
     kernels = f", {runner.isa}" if isinstance(runner, NativeRunner) else ""
-    tuned = {} if adapter is None else {"adapter_sha256": _adapter_digest(adapter)}
     return {
-        "model_sha256": checkpoint.digest(folder),
-        "tokenizer_sha256": tokenizer.hexdigest(),
-        **tuned,
+        **peft.digests(folder, adapter),
         "runner": runner.name + kernels,
         "dtype": runner.dtype,
         **_cache_format(runner),
@@ -153,15 +148,6 @@ def _cache_format(runner: Runner) -> dict[str, str]:
     if not isinstance(runner, NativeRunner) or runner.cache_dtype == cache_dtype_for(runner.dtype):
         return {}
     return {"cache_dtype": runner.cache_dtype}
-
-
-def _adapter_digest(folder: Path) -> str:
-    """SHA-256 over the files of an adapter that decide what it computes."""
-    total = sha256()
-    for name in (peft.CONFIG, peft.WEIGHTS):
-        with open_inside(folder, name) as file:
-            total.update(file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 def read_data(task: Task, settings: Settings) -> TaskData:

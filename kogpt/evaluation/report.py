@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kogpt import __version__
-from kogpt.errors import InputError
+from kogpt.errors import InputError, localized
 from kogpt.evaluation import published
 from kogpt.evaluation.baselines import Baselines
 from kogpt.evaluation.evaluate import EvaluatedModel, Result, SeedResult
@@ -63,7 +63,7 @@ def write(report: Report, folder: Path) -> list[Path]:
     document = json.dumps(as_json(report), ensure_ascii=False, indent=1, allow_nan=False)
     for path, text in zip(paths, (document + "\n", as_markdown(report)), strict=True):
         with atomic_write(path) as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="backslashreplace"))  # names of files may hold any bytes
     for result in report.results:
         for seed in result.seeds:
             paths.append(_write_items(result, seed, folder / "items"))
@@ -183,16 +183,24 @@ def as_markdown(report: Report) -> str:
 
 def summary(report: Report) -> str:
     """One line for each result, beside the best baseline: what a command shows at its end."""
-    head = ("task", "prompt", "shots", "metric", "mean ± std [95 %]", "best baseline")
+    head = (
+        localized("task", "과제"),
+        localized("prompt", "프롬프트"),
+        localized("shots", "예시"),
+        localized("metric", "지표"),
+        localized("mean ± std [95 %]", "평균 ± 표준편차 [95 %]"),
+        localized("best baseline", "가장 나은 기준선"),
+    )
     rows: list[Sequence[str]] = []
     for result in report.results:
         metric = result.task.metrics[0]
         values = _baseline_values(report, result.task, metric)
         best = f"{100 * max(values.values()):.1f}" if values else "-"
-        cells = (result.task.name, result.prompt.name, _shots_text(result), metric, score_text(result), best)
-        rows.append(cells)
+        shots = localized(*_shots_text(result))
+        rows.append((result.task.name, result.prompt.name, shots, metric, score_text(result), best))
+    per_byte = localized("bits per byte", "바이트당 비트")
     for text in report.texts:
-        rows.append((text.file, "-", "-", "bits per byte", f"{text.bits_per_byte:.4f}", "-"))
+        rows.append((text.file, "-", "-", per_byte, f"{text.bits_per_byte:.4f}", "-"))
     return table(head, rows) + "\n"
 
 
@@ -222,7 +230,7 @@ def _task_section(report: Report, task: Task) -> str:
         rows.append(
             (
                 result.prompt.name,
-                _shots_text(result),
+                _shots_text(result)[0],
                 score_text(result),
                 _runs_text(result),
                 n,
@@ -274,9 +282,15 @@ def _counts(results: Sequence[Result]) -> list[str]:
     return [f"{what}: {max(n):,} in a run at most" for what, n in counts.items() if max(n)]
 
 
-def _shots_text(result: Result) -> str:
+def _shots_text(result: Result) -> tuple[str, str]:
+    """How many shots an item had, in English and Korean."""
     used, wanted = result.shots_used, result.settings.shots
-    return str(used) if used == wanted else f"{used} (of {wanted}: no more fit the context)"
+    if used == wanted:
+        return str(used), str(used)
+    return (
+        f"{used} (of {wanted}: no more fit the context)",
+        f"{used} ({wanted}개 가운데 문맥에 들어가는 만큼)",
+    )
 
 
 def _comparisons(report: Report, task: Task) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from typing import Any, Self
 from zlib import crc32
 
 from kogpt.evaluation.scoring import Scores, Store
-from kogpt.files import hold, in_use, lock_folder, remove_leftovers
+from kogpt.files import hold, in_use, lock_folder, open_own, remove_leftovers
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -32,7 +32,7 @@ class BatchStore:
         """Open or begin the file of a run; InputError if another process writes it."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{key_of(parts)[:32]}.jsonl"
-        self._file = self.path.open("a+b", buffering=0)
+        self._file = open_own(self.path, buffering=0)
         if not hold(self._file.fileno()):
             self.close()
             raise in_use(self.path, "kogpt eval")

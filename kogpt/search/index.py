@@ -93,20 +93,38 @@ class IndexInfo:
 
 
 class Index:
-    """An index that is read; safe beside one process that writes."""
+    """An index that is read, by one thread; safe beside one process that writes.
 
-    def __init__(self, folder: Path, database: sqlite3.Connection) -> None:
+    Where a rebuild has put another in its place, the next query is of that one: its words and its vectors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """As `open`."""
         self.folder = folder
-        self._database = database
-        _check_analysis(database, folder)
+        self._database, self._identity = self._opened()
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """Open a finished index. InputError where there is none, or it is damaged or of another version."""
-        folder = Path(path)
-        database = store.open_reading(folder)
-        with store.explain_damage(folder):
-            return cls(folder, database)
+        return cls(Path(path))
+
+    def _opened(self) -> tuple[sqlite3.Connection, tuple[int, int] | None]:
+        """The index of now; its identity is taken first, so that it is never that of a later one."""
+        identity = store.identity(self.folder)
+        database = store.open_reading(self.folder)
+        with store.explain_damage(self.folder):
+            _check_analysis(database, self.folder)
+        return database, identity
+
+    def _is_replaced(self) -> bool:
+        return store.identity(self.folder) not in (None, self._identity)
+
+    def _renew(self) -> None:
+        """Open what a rebuild has put in the place of what is open. InputError as `open`."""
+        if self._is_replaced():
+            old = self._database
+            self._database, self._identity = self._opened()
+            old.close()
 
     @staticmethod
     @contextmanager
@@ -144,6 +162,7 @@ class Index:
 
     def info(self) -> IndexInfo:
         """What the index holds."""
+        self._renew()
         with store.explain_damage(self.folder):
             n_documents, n_passages = (
                 self._database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
@@ -155,6 +174,10 @@ class Index:
 
     def count_missing_vectors(self) -> int:
         """How many passages have no vector, in an index whose others have one; 0 in one without vectors."""
+        self._renew()
+        return self._count_missing()
+
+    def _count_missing(self) -> int:
         with store.explain_damage(self.folder):
             if _get_meta(self._database, "model") is None:
                 return 0
@@ -168,6 +191,15 @@ class Index:
         empty or endless text, a damaged index, and vectors of another model or not of all passages.
         """
         require_query(text)
+        while True:
+            self._renew()
+            try:
+                return self._hits(text, k, embedder)
+            except InputError:
+                if not self._is_replaced():
+                    raise  # else a rebuild has removed the vectors of the index that was read
+
+    def _hits(self, text: str, k: int, embedder: Embeds | None) -> list[Hit]:
         with self._reading():
             ids, scores = self._lexical(text, max(k, RESCORED) if embedder else k)
             if embedder is not None and len(ids):
@@ -231,7 +263,7 @@ class Index:
         name = _vectors_name(self._database, self.folder)
         with VectorStore.reading(self.folder, embedder, name) as vectors:
             if n_missing := vectors.count_missing(wanted):
-                raise missing_vectors(self.folder, self.count_missing_vectors() or n_missing)
+                raise missing_vectors(self.folder, self._count_missing() or n_missing)
             found = vectors.read(wanted)
         return blend(scores, found @ embedder.embed([text])[0])
 

@@ -48,6 +48,15 @@ def open_reading(folder: Path) -> sqlite3.Connection:
     return database
 
 
+def identity(folder: Path) -> tuple[int, int] | None:
+    """What tells the file of an index from one that a rebuild puts in its place; None where it is gone."""
+    try:
+        found = (folder / FILE).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def connect_reading(path: Path) -> sqlite3.Connection:
     """A connection that changes nothing but what a killed writer left half done, which it takes back."""
     database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from kogpt.errors import InputError
@@ -47,6 +48,8 @@ class Update:
 
     def _take(self, file: Found, writer: IndexWriter) -> None:
         digest = digest_file(file.path)
+        if self.encoding != "auto":  # the same bytes may be another text
+            digest = sha256(digest + self.encoding.encode()).digest()
         if writer.has(file.source, digest):
             self.n_same += 1
             return

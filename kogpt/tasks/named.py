@@ -67,13 +67,20 @@ class Labeller:
     """A model, and how it labels texts. joins: its answers are joined with words and n-grams of profanity."""
 
     model: KoGPT
-    wording: Wording
+    wording: Wording | None  # None: the head of the model's adapter answers
     joins: bool = False
 
     @classmethod
     def by_adapter(cls, model: KoGPT) -> Self:
         """As the model's adapter, one of those that ship, was tuned."""
-        return cls(model, model.wording(), has_adapter(model))
+        return cls(model, None if model.has_head else model.wording(), has_adapter(model))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels."""
+        if self.wording is not None:
+            return self.wording.labels
+        return tuple(word.strip() for word in self.model.origin.labels)
 
     def label(self, texts: Sequence[str]) -> list[Classification]:
         """The classification of each text. Raises PromptError as KoGPT.classify."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -118,6 +119,29 @@ def test_text_tells_the_same(
     assert main(["bench", "--model", str(tiny_folder), *SMALL]) == 0
     out = capsys.readouterr().out
     assert "float32, numpy runner" in out and "decode x 2" in out and "2.0 GB/s" in out and "unknown" in out
+
+
+def test_text_is_in_the_language_of_the_user(
+    tiny_folder: Path,
+    known_machine: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert main(["bench", "--model", str(tiny_folder), *SMALL, "--lora-rank", "2"]) == 0
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert "매개변수" in title and "스레드" in title
+    assert [line for line in lines if re.search("[A-Za-z]{2,} [A-Za-z]{2,}|[a-z]/s", line)] == []
+    named = [
+        "불러오기",
+        "첫 토큰",
+        "프롬프트 9",
+        "글 1개 쓰기",
+        "  어댑터 1개",
+        "글 2개 쓰기",
+        "  어댑터 2개",
+    ]
+    assert [line[: len(name)] for line, name in zip(lines, named, strict=False)] == named
 
 
 def test_a_named_shape_needs_no_weights(

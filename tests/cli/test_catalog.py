@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 
 from kogpt.cli import main
+from kogpt.errors import columns
 
 
 @pytest.fixture
@@ -55,6 +56,15 @@ def test_what_does_not_fit_says_so(
     head, mini, kogpt = capsys.readouterr().out.splitlines()
     assert head.split() == ["model", "revision", "size", "licence", "fits"]
     assert mini.endswith(" no") and kogpt.endswith((" int8", " int4", " float16"))
+
+
+def test_columns_are_straight_in_korean(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert main(["models"]) == 0
+    head, mini, _ = capsys.readouterr().out.splitlines()
+    assert columns(head[: head.index("라이선스")]) == mini.index("cc-by-sa-4.0")
 
 
 def test_a_model_in_gguf_is_listed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

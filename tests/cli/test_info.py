@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from kogpt import hub
 from kogpt.cli import info, machine, main
 from kogpt.cli.machine import Gpu
 from kogpt.config import SHAPES, ModelConfig
+from kogpt.errors import columns
 from kogpt.native_runner import NativeRunner
 from kogpt.placement import cache_bytes
 
@@ -110,6 +112,21 @@ def test_numpy_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         assert main(["info", "--tune"]) == 0
         shown = capsys.readouterr().out
         assert f"numpy ({reason}" in shown and ("tuning on a GPU" in shown) == (locale == "C")
+
+
+def test_the_table_is_in_the_language_of_the_user(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(info, "gpus", lambda: [Gpu("H100", 80 * 10**9, 79 * 10**9)])
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert main(["info", str(tiny_folder), "--tune"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line for line in lines if re.search("[A-Za-z]{3,} [A-Za-z]{3,}", line)] == []
+    assert {"메모리", "위치", "RoPE", "방법", "저장", "남은", "GPU", "러너"} <= {
+        line[:6].split()[0] for line in lines if line
+    }
+    [head, row] = [line for line in lines if line.startswith(("메모리", "int8"))]
+    assert columns(head) == columns(row) and row.endswith(" 예")
 
 
 def test_weights_are_not_needed(tiny_folder: Path, tmp_path: Path) -> None:

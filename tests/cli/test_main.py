@@ -370,3 +370,43 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("generate --file NAME", "generate 글 --json-schema NAME", "generate 글 --model NAME"),
+        *("generate 글 --adapter NAME", "generate 글 --file x --config NAME"),
+        *("classify --labels 가,나 --file NAME", "classify 글 --labels 가,나 --examples NAME"),
+        *("summarize NAME", "filter --file NAME", "ask 글 --file NAME", "ask 글 --index NAME"),
+        *("search index NAME --out x", "search index f.txt --out NAME", "search query NAME 글"),
+        *("report --prompt 가 --text 나 --out NAME.eml", "export int8 --out NAME", "eval NAME.toml"),
+        *("eval ppl --text NAME", "tune lora --data NAME --out x", "tune lora --data rows.tsv --out NAME"),
+        *("serve --index NAME", "serve --api-key-file NAME", "serve --tls-certificate NAME --tls-key x"),
+        *("serve --uds NAME", "info NAME", "bench --model NAME", "pretrain run NAME --out x"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(
+    line: str,
+    name: str,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file of defaults may hold NUL, a caller from Python both."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KOGPT_MODEL", str(tiny_folder))
+    (tmp_path / "f.txt").write_text("하늘\n", encoding="utf-8")
+    rows = "".join(f"글 {n}\t{n % 2}\n" for n in range(40))
+    (tmp_path / "rows.tsv").write_text(f"text\tlabel\n{rows}", encoding="utf-8")
+    code = main([word.replace("NAME", name) for word in line.split()])
+    lines = [shown for shown in capsys.readouterr().err.splitlines() if shown.startswith("kogpt: ")]
+    assert code in (1, 2) and len(lines) == 1, lines
+
+
+def test_a_configured_name_with_nul_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.toml").write_text('[filter]\nfile = "a\\u0000b"', encoding="utf-8")
+    assert main(["filter", "--config", str(tmp_path / "config.toml")]) == 2
+    assert "NUL" in capsys.readouterr().err

@@ -10,10 +10,14 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from kogpt.cli import Parser, bench, options
+from kogpt import hub
+from kogpt.checkpoint import read_config
+from kogpt.cli import Parser, bench, command, options
+from kogpt.config import SHAPES
 from kogpt.errors import KoGPTError
 from kogpt.native_runner import CACHE_DTYPES
 from kogpt.placement import RUNNERS, Placement, runner_class
+from kogpt.pretraining.plan import GPUS
 from kogpt.sampling import GRAMMARS, Sampling
 
 
@@ -160,3 +164,29 @@ def test_a_share_is_above_0_and_at_most_1(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         options.read_share(text)
     assert options.read_share("1") == 1.0
+
+
+def help_of(prog: str, option: str) -> str:
+    """The help of one option, its default filled in."""
+    name, *nested = prog.split()
+    parser = command(name)[1]
+    for word in nested:
+        [choices] = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+        parser = choices[word]
+    [action] = [action for action in parser._actions if option in action.option_strings]
+    return (action.help or "") % vars(action)
+
+
+def test_the_help_of_revision_names_the_default() -> None:
+    assert hub.DEFAULT_REVISIONS == {"kakaobrain/kogpt": "KoGPT6B-ryan1.5b-float16"}
+    for prog in ("generate", "info", "export", "bench", "tune full", "tune embed"):
+        assert "of kakaobrain/kogpt the float16 one" in help_of(prog, "--revision")
+
+
+def test_the_help_of_shapes_names_them() -> None:
+    plan = help_of("pretrain plan", "--shape")
+    assert all(name in plan for name in SHAPES) and "default: kogpt-6b" in plan
+    gpu = help_of("pretrain plan", "--gpu")
+    assert all(name in gpu for name in GPUS) and "default: h100" in gpu
+    assert f"{bench.shape_config('mini').n_parameters:,}" in help_of("bench", "--shape")
+    assert f"{read_config(hub.BUILT_IN['kogpt-mini']).n_parameters:,}" in help_of("bench", "--shape")

@@ -8,6 +8,7 @@ import pytest
 
 from kogpt.cli import progress
 from kogpt.cli.progress import Progress
+from kogpt.errors import columns
 
 
 class Terminal(io.StringIO):
@@ -77,3 +78,16 @@ def test_labels_are_said_once_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None
         for done in range(3):
             bar.show("nsmc", done, 3)
     assert stderr.getvalue() == "kogpt: nsmc\n"
+
+
+@pytest.mark.parametrize("n_columns", [20, 40, 80])
+def test_a_line_never_wraps(monkeypatch: pytest.MonkeyPatch, n_columns: int) -> None:
+    stderr = stderr_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "_terminal_columns", lambda: n_columns)
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    with Progress() as bar:
+        bar.show("kobest-hellaswag 예시 5개, 시드 2 (3/12, 약 12분 남음)", 0, 12_345)
+        bar.advance(7)
+    lines = [line for line in stderr.getvalue().split("\r\x1b[K") if line]
+    assert lines and all(columns(line) < n_columns for line in lines)
+    assert n_columns < 80 or all("/12345" in line for line in lines)

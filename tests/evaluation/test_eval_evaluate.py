@@ -20,7 +20,7 @@ from small import CONFIG, make_model, small_copa, small_nsmc, small_sts
 
 from kogpt import KoGPT, checkpoint, cli, native_runner
 from kogpt.cli import eval as command
-from kogpt.errors import KoGPTError
+from kogpt.errors import KoGPTError, columns
 from kogpt.evaluation import baselines, perplexity, report, sampling_mode, scoring, store, tasks
 from kogpt.evaluation.evaluate import (
     EvaluatedModel,
@@ -390,6 +390,14 @@ def test_no_run_overwrites_another_model_s_report(
         report.require_own_report(make_model(tiny_tokenizer), path.parent)
 
 
+def test_a_model_whose_name_is_no_utf8_is_reported(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    measured = replace(make_model(tiny_tokenizer), name="\udcb8\udcf0")
+    report.write(Report(measured, "kogpt eval --model '\udcb8\udcf0'"), tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert r"\udcb8\udcf0" in text
+    json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+
+
 def test_a_report_of_another_model_is_named(tmp_path: Path, tiny_tokenizer: Path) -> None:
     measured = make_model(tiny_tokenizer)
     report.write(Report(measured, "kogpt eval"), tmp_path)
@@ -410,7 +418,7 @@ def test_the_closing_line_is_in_the_language_of_the_user(monkeypatch: pytest.Mon
     assert command.closing(paths, is_plotted=False) == expected
 
 
-def test_list_shows_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_task(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["eval", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["task", *tasks.NAMES, "ppl"]
@@ -419,6 +427,11 @@ def test_list_shows_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["task"] for row in rows] == list(tasks.NAMES) and rows[0]["published_shots"] == 70
     assert cli.main(["eval", "list", "nsmc"]) == 2 and "stands alone" in capsys.readouterr().err
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert cli.main(["eval", "list"]) == 0
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["과제", "지표", "공개된", "예시", "수", "프롬프트"]
+    assert columns(head[: head.index("공개된")]) == first.index("70")
 
 
 def test_one_run_at_a_time_and_what_a_killed_one_left(tmp_path: Path) -> None:

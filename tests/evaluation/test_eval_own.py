@@ -340,7 +340,11 @@ def test_other_items_are_not_compared(tmp_path: Path, tiny_tokenizer: Path) -> N
     ],
 )
 def test_what_was_measured_otherwise_is_left_out(
-    tmp_path: Path, tiny_tokenizer: Path, path: tuple[str | int, ...], reason: str
+    tmp_path: Path,
+    tiny_tokenizer: Path,
+    path: tuple[str | int, ...],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One of two results in common is compared; with none in common the error says why."""
     model, folders = make_model(tiny_tokenizer), [tmp_path / "a", tmp_path / "b"]
@@ -348,7 +352,7 @@ def test_what_was_measured_otherwise_is_left_out(
     runs = [evaluate(model, task, task.prompts[0], Settings(limit=9, shots=n, seeds=(1,))) for n in (0, 1)]
     for folder in folders:
         report.write(Report(model, "x", runs), folder)
-    assert compare.compare(*folders).left_out == []
+    assert compare.compare(*folders).left_out == ([], [])
     document = json.loads((folders[1] / "report.json").read_text())
     place = document["results"][1]
     for step in path[:-1]:
@@ -357,12 +361,15 @@ def test_what_was_measured_otherwise_is_left_out(
     (folders[1] / "report.json").write_text(json.dumps(document))
     found = compare.compare(*folders)
     assert [d.shots for d in found.differences] == [0]
-    assert found.left_out == [f"own own 1 (other {reason})"] and found.left_out[0] in compare.as_markdown(
-        found
-    )
+    en, ko = found.left_out
+    assert en == [f"own own 1 (other {reason})"]
+    assert f"\nLeft out: {en[0]}\n" in compare.as_markdown(found)
+    monkeypatch.setenv("LC_ALL", "ko_KR.UTF-8")
+    assert f"\n뺀 것: {ko[0]}\n" in compare.as_markdown(found) and "| 과제 |" in compare.as_markdown(found)
+    monkeypatch.undo()
     document["results"] = document["results"][1:]
     (folders[1] / "report.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=f"no measurement in common.*other {reason}") as caught:
+    with pytest.raises(InputError, match=f"in common.*other {reason}.*: measure both alike$") as caught:
         compare.compare(*folders)
     assert compare.CONDITIONS[reason] in caught.value.ko
 

@@ -246,3 +246,60 @@ def test_an_index_names_no_file_but_vectors(tmp_path: Path, name: object) -> Non
         database.commit()
     with pytest.raises(InputError, match="damaged"):
         answers(tmp_path)
+
+
+def test_an_open_index_takes_up_a_rebuild_at_its_next_query(tmp_path: Path) -> None:
+    """Words and vectors together, whatever the model; one without vectors too, and one that only grew."""
+    write(tmp_path, OLD, Letters())
+    with Index.open(tmp_path) as index:
+
+        def told(letters: str | None) -> list[tuple[str, float, str]]:
+            hits = index.query("서울 부산 경주 제주", embedder=Letters(letters) if letters else None)
+            return [(hit.passage, hit.score, hit.source) for hit in hits]
+
+        assert told("가나다라") == answers(tmp_path)
+        write(tmp_path, NEW, Letters("라마"), rebuild=True)
+        assert index.count_missing_vectors() == 0 and index.info().model == "라마"
+        assert told("라마") == answers(tmp_path, Letters("라마"))
+        assert {text for text, *_ in told(None)} == set(NEW)
+        write(tmp_path, (*NEW, "경주 마마"), Letters("라마"))
+        assert told("라마") == answers(tmp_path, Letters("라마"))
+        write(tmp_path, OLD, rebuild=True)
+        assert {text for text, *_ in told(None)} == set(OLD) and index.info().model is None
+        with pytest.raises(NoVectors):
+            told("라마")
+        shutil.rmtree(tmp_path)
+        assert {text for text, *_ in told(None)} == set(OLD)  # what is open stays as it was
+
+
+def test_a_rebuild_between_words_and_vectors_is_taken_up_by_the_same_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, OLD, Letters())
+    reading, rebuilt = VectorStore.reading, iter([NEW, (*NEW, "경주 가라")])
+
+    def late(*given: Any) -> Any:
+        with suppress(StopIteration), monkeypatch.context() as patch:
+            patch.setattr(VectorStore, "reading", reading)
+            write(tmp_path, next(rebuilt), Letters(), rebuild=True)
+        return reading(*given)
+
+    with Index.open(tmp_path) as index:
+        monkeypatch.setattr(VectorStore, "reading", late)
+        hits = index.query("서울 부산 경주 제주", embedder=Letters())
+        assert {hit.passage for hit in hits} == {*NEW, "경주 가라"}
+
+
+def test_an_open_index_refuses_a_rebuild_that_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, OLD)
+    with Index.open(tmp_path) as index:
+        with monkeypatch.context() as patch:
+            patch.setattr("kogpt.search.analysis.version", lambda: "another")
+            write(tmp_path, NEW, rebuild=True)
+        for _ in range(2):
+            with pytest.raises(InputError, match="--rebuild"):
+                index.query("서울")
+        write(tmp_path, NEW, rebuild=True)
+        assert [hit.passage for hit in index.query("서울")] == [NEW[0]]
