@@ -328,8 +328,9 @@ def test_a_library_that_this_system_cannot_load_is_none(
 
 
 def test_more_processors_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "usable_cpus", lambda: native_runner.MAX_THREADS + 1)
-    assert NativeRunner(TINY, TENSORS).threads == native_runner.MAX_THREADS
+    monkeypatch.setattr(native_runner, "MAX_THREADS", 2)
+    monkeypatch.setattr(memory, "usable_cpus", lambda: 3)
+    assert NativeRunner(TINY, TENSORS).threads == 2
 
 
 # Choosing tokens

@@ -84,6 +84,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kogpt.search.index import Document, Index, Passage
 
     monkeypatch.setenv("LC_ALL", "C")
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # what --threads sets ends with the test
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f.txt").write_text("하늘이 맑다.\n", encoding="utf-8")
     (tmp_path / "key.txt").write_text("key\n", encoding="utf-8")
