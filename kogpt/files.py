@@ -32,8 +32,8 @@ TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # a file or a folder of files th
 COMPLETE = re.compile(r"\.[0-9a-f]{16}\.new")  # a folder of whole files on their way to their places
 STALE_NAMES = ".stale.json"  # in a complete folder: the files that leave when the new ones come
 LOCK = "lock"
-MAX_STALE_BYTES = 1 << 20  # of STALE_NAMES
-MAX_NESTING = 64  # of lists and objects in a JSON file; published ones have about eight
+MAX_STALE_BYTES = 1 << 20  # limit for the file STALE_NAMES
+MAX_NESTING = 64  # levels of lists and objects in a JSON file; published ones have about eight
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def settled_names(folder: Path) -> set[str]:
-    """Names of what a folder holds once the next writer has moved what a killed one left; changes nothing."""
+    """Names of the files in a folder once a killed replacement will be finished; changes nothing."""
     sets = _complete_sets(folder)
     names = {*os.listdir(folder)} - {path.name for path in (*leftovers(folder), *sets)}
     return names.union(*map(_names_of_set, sets))
@@ -243,7 +243,7 @@ def _move_in(complete: Path) -> None:
 
 
 def _leaving(complete: Path) -> list[Any]:
-    """What leaves when a complete set moves in. InputError for a list that no writer of ours wrote."""
+    """Names of the files that are deleted when a complete set moves in. InputError for a damaged list."""
     path = complete / STALE_NAMES
     if not os.path.lexists(path):
         return []

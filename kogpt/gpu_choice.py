@@ -61,7 +61,7 @@ class Choice(NamedTuple):
 
 
 def choose(config: ModelConfig, dtype: str, devices: Sequence[torch.device]) -> Choice:
-    """What computes a model with weights in `dtype` on the devices of its stages."""
+    """The products and steps of a model with weights in `dtype`, whose stages lie on these devices."""
     if any(device.type != "cuda" for device in devices):
         return Choice(plain_product, NEVER)
     capability = min(torch.cuda.get_device_capability(device) for device in devices)
@@ -125,7 +125,7 @@ OTHER_DTYPE = ("choose --dtype float16", "--dtype float16을 지정하세요")
 
 
 def obstacle(capability: tuple[int, int]) -> Obstacle | None:
-    """What keeps the kernels from running on GPUs of this compute capability and newer; None: nothing."""
+    """The reason why kernels cannot run on GPUs of at least this compute capability; None if they can."""
     if capability < OLDEST:
         own, oldest = (f"{major}.{minor}" for major, minor in (capability, OLDEST))
         en = f"the kernels need a GPU of compute capability {oldest}, this one has {own}"
@@ -138,7 +138,7 @@ def obstacle(capability: tuple[int, int]) -> Obstacle | None:
 
 
 def driver_fault() -> str | None:
-    """Why Triton has no driver, which it compiles in C on a machine's first use; None: it has one."""
+    """The reason why Triton has no driver, which it compiles at its first use; None if it has one."""
     try:
         import triton
 

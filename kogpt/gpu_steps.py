@@ -276,7 +276,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int)
 
 
 def _dtype(linear: Linear) -> str:
-    """That of the weights."""
+    """The dtype of a matrix's weights."""
     return linear.format if isinstance(linear, QuantizedLinear) else str(linear.weight.dtype)[len("torch.") :]
 
 

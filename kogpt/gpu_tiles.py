@@ -215,7 +215,7 @@ def keep(card: str, tiles: Mapping[str, Tile], path: Path) -> None:
 
 
 def _is_old(name: str) -> bool:
-    """Whether a key is of the time when those of all floats were one."""
+    """Whether a key is one of an earlier version, which had one key for all float dtypes."""
     return " float " in name
 
 

@@ -48,7 +48,7 @@ READ_BYTES = 1 << 20
 ZSTD_READ_BYTES = 1 << 10  # 4 bytes of Zstandard may hold 128 KiB of text: this bounds a hostile file
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins as UTF-16's does
-MARK_BYTES = 4  # of the longest
+MARK_BYTES = 4  # length of the longest mark
 
 # Combining marks. No letter and no digit is one or decomposes into nothing else, but for the half-width sound
 # marks of Katakana in NFKC.

@@ -214,8 +214,8 @@ class PagedCache:
                 f"{tokens}토큰의 캐시({device})",
                 self.free_bytes(device),
             )
-        self.generation += 1  # before the first layer moves: growing may fail at a later one
-        for i, old in enumerate(self.layers):  # some are longer already where it did
+        self.generation += 1  # first, as growing may fail between two layers
+        for i, old in enumerate(self.layers):  # after such a failure some are longer already
             self.layers[i] = old.new_empty((2, grown, *old.shape[2:]))
             self.layers[i][:, :n_blocks] = old[:, :n_blocks]
         self._holders += [0] * (grown - n_blocks)

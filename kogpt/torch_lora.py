@@ -84,7 +84,7 @@ class LoraStack:
             if shape != held:
                 grown[linear] = shape
         self._require_memory(grown)
-        self.generation += bool(grown)  # before the first moves: growing may fail at a later one
+        self.generation += bool(grown)  # first, as growing may fail between two matrices
         for linear, (places, r) in grown.items():
             none = linear.weight.new_zeros((0, 0, 0), dtype=self._dtype)
             a, b = self._factors.get(linear, (none, none))

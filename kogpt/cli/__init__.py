@@ -157,7 +157,7 @@ def _say_system_error(error: OSError, debug: bool) -> int:
 
 
 def _unnameable(error: ValueError) -> str | None:
-    """What is wrong with a name that no file can have; None for an error of another kind."""
+    """The message for a file name that no system can hold; None if the error is another."""
     if str(error).startswith("embedded null"):
         return localized(
             "the name of a file holds a NUL character: leave it out",

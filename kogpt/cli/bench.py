@@ -163,7 +163,7 @@ def _lora(args: argparse.Namespace, config: ModelConfig) -> Lora | None:
     if isinstance(found, Lora):
         return found
     if is_for_all(args, "adapter"):
-        return None  # of other commands: it costs no time at a token
+        return None  # an adapter for other commands that adds no time to a token
     raise _no_lora(args.adapter)
 
 

@@ -153,7 +153,7 @@ def _require_a_label(args: argparse.Namespace, items: Sequence[Item]) -> None:
 
 
 def _digests(args: argparse.Namespace) -> dict[str, str]:
-    """Of the model and the adapter that answer: new weights in the old place are another run."""
+    """Hashes of the model and the adapter that answer: new weights in the same folder are another run."""
     from kogpt import hub, peft
     from kogpt.tasks.named import adapter_folder
 

@@ -109,7 +109,7 @@ def _run_spread(args: argparse.Namespace, prompts: _Prompts, given: dict[str, An
     asked = {name: str(getattr(args, name)) for name in names}
     run = {**asked, "sampling": repr(sampling), "texts": repr(prompts.entries)}
     batch = _Batch(prompts, sampling, args.json, sha256(repr(run).encode()).digest())
-    if args.parts is not None:  # new weights in the old place are another run
+    if args.parts is not None:  # new weights in the same folder are another run
         run |= peft.digests(folder, args.adapter)
 
     def answers(asked: Asked) -> Iterator[tuple[int, _Answer | KoGPTError]]:

@@ -11,7 +11,7 @@ from typing import Self
 
 from kogpt.errors import clip, columns, localized
 
-WIDTH, LEAST_WIDTH = 30, 10  # columns between the brackets, where the terminal has room and where it has not
+WIDTH, LEAST_WIDTH = 30, 10  # columns of the bar: usually, and at least on a narrow terminal
 INTERVAL = 0.1  # seconds between two drawings
 
 

@@ -113,7 +113,7 @@ def _history() -> History:
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     class Patient(FileHistory):
-        """A history that a full disk costs its file, and nobody a question."""
+        """A history that is no longer written where the disk is full; questions go on."""
 
         def store_string(self, string: str) -> None:
             with suppress(OSError):

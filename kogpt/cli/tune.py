@@ -41,7 +41,7 @@ SKIPPED = {  # reasons of Data.skipped, in Korean
     "also in dev or test": "검증이나 시험에도 있는 행",
 }
 
-FACTS = {  # what a dry run tells, in Korean
+FACTS = {  # Korean names of the figures of a dry run
     "rows": "학습 행",
     "dev rows": "검증 행",
     "steps": "스텝",
@@ -301,7 +301,7 @@ def _require_effect(args: argparse.Namespace) -> None:
     if args.task is None and args.test is None:
         pass_over(args, "score_test")
     if getattr(args, "encoder", "none") != "none":
-        pass_over(args, "init_text")  # of a prefix, or of a prompt without an encoder
+        pass_over(args, "init_text")  # only a prefix and a prompt without encoder begin from a text
     if args.task is not None and typed & {"template", "labels"}:
         raise InputError(
             f"{args.task} has a template and labels of its own: leave --template and --labels out",

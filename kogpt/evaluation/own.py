@@ -241,7 +241,7 @@ class _Description:
 class _Reader:
     """A row as an example."""
 
-    path: Path  # of the file of rows
+    path: Path  # file that holds the rows
     label: str
     values: tuple[str, ...]
     id: str | None

@@ -142,7 +142,7 @@ def require_place(out: Path, source: Path, force: bool, adapter_files: Collectio
         raise CheckpointError(
             f"{out} is not a folder: name a new one", f"{out}: 폴더가 아닙니다. 새 폴더를 지정하세요"
         )
-    names = settled_names(out)  # of what a killed export had decided as well
+    names = settled_names(out)  # files of an export that was killed while it replaced others count too
     if not names:
         return
     if adapter_files:

@@ -36,7 +36,7 @@ MODES: tuple[Mode, ...] = ("off", "mask", "block")
 COVER = "*"
 HELD_WORD = 64  # characters of a word without end that are held back at most
 BEFORE = 2 * LONGEST  # characters before the held end that are looked at again
-UNSEEN = 16 * BEFORE  # characters that are searched for as many that are seen
+UNSEEN = 16 * BEFORE  # characters, invisible ones included, within which BEFORE visible ones are sought
 CLOSED = 4  # characters after a number that end it
 LONG_NUMBER = 6  # digits of a number that a label behind it can make personal data
 SPACED_WORD = 24  # characters of a swear or a harmless word with white space between its letters
@@ -166,7 +166,7 @@ class FilteredStream:
         """What of the line is shown up to an end, or up to what may still change if None."""
         line, start, spans = self._line, self._shown, find_spans(self._line)
         end = max(held_from(line, spans), start) if end is None else end
-        # Items of which a part was shown are covered from there on: the rest is not past help.
+        # An item whose beginning was shown is covered from there on.
         here = [
             Span(max(span.start - start, 0), span.end - start, span.kind)
             for span in spans

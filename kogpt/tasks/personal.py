@@ -49,7 +49,7 @@ READ_ALOUD = re.compile(rf"(?<!\d)[{ALOUD}](?:[ \-.]?[{ALOUD}]){{8,}}")
 COPULA = frozenset("에라고며다면었야니지죠")  # what follows 이 where it is no digit
 PARTLY_ALOUD = re.compile(rf"(?<![가-힣\d])[\d{ALOUD}](?:[ \-]?[\d{ALOUD}]){{8,}}(?![\d가-힣])")
 SPOKEN = 3  # digits in Hangul that are meant as such; one or two are a particle or a counter beside a number
-SPOKEN_REACH = 40  # characters in which they stand
+SPOKEN_REACH = 40  # characters within which SPOKEN digits stand
 DIGITS = re.compile(r"\d+")
 
 SEPARATOR = r"(?: ?[-./·,] ?| )?"  # between the groups of a number

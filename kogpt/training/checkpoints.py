@@ -45,7 +45,7 @@ INFO = "run.json"
 # Frozen parameters are not saved, so loading cannot be strict. A missing trained one is found when the files
 # are read.
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
-# What a damaged run.json can raise, and what damage of the other files.
+# Errors that a damaged run.json raises, and those that damaged other files raise.
 DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 UNREADABLE = (*DAMAGES, RuntimeError, CheckpointException)
 

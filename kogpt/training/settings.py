@@ -20,7 +20,7 @@ T = TypeVar("T")
 # numpy splits a larger seed into parts, and in a list of numbers those of one give the numbers of another:
 # (1 + 5 * 2**32, 0) those of (1, 5), which is seed 1 at step 5.
 END_OF_SEEDS = 2**32
-MAX_DEPTH = 100  # of tables and lists in a file of settings; ours have 3
+MAX_DEPTH = 100  # levels of tables and lists in a file of settings; those in runs/ have 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

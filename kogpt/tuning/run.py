@@ -52,8 +52,8 @@ from kogpt.weights import Stored, write_safetensors
 # (PEFT's comparison of methods).
 RATES = {"full": 5e-5, "lora": 5e-4, "p-tuning": 5e-3, "prefix": 5e-3, "embed": 5e-4}
 ENCODER = "p_tuning_encoder.safetensors"
-UNNOTED = {"prompt_loss_weight": "0.0"}  # settings that older runs did not have; they noted no usual rate
-SPLITS = {"dev": "검증", "test": "시험"}  # in Korean
+UNNOTED = {"prompt_loss_weight": "0.0"}  # values of settings that older runs did not note
+SPLITS = {"dev": "검증", "test": "시험"}  # Korean names
 WARMUP, DECAY = 0.1, 0.3  # shares of the steps; the second is wsd's
 
 
