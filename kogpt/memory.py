@@ -14,6 +14,8 @@ from kogpt.errors import NotEnoughMemory
 # The rest stays free for the allocator, temporaries of one layer, and all else that runs on the machine.
 USABLE_SHARE = 0.9
 UNITS = ((1e9, 1, "GB"), (1e6, 0, "MB"), (1e3, 0, "kB"))
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+RETURNED = 1 << 20  # bytes of a block that `return_freed_blocks` is about
 CGROUP = Path("/sys/fs/cgroup")  # of a container: its own cgroup, version 2
 # Remedies of a program that reads and writes texts, in English and Korean.
 REMEDIES = (
@@ -64,6 +66,20 @@ def peak_memory() -> int | None:
     from resource import RUSAGE_SELF, getrusage
 
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def return_freed_blocks() -> None:
+    """Let malloc give blocks of RETURNED bytes and more back to the system as soon as they are freed.
+
+    glibc keeps those below 32 MiB for later use, in holes that add up to more than what lives. New pages
+    cost time, so this is for work that asks for little memory. Does nothing where libc has no mallopt(3).
+    """
+    if sys.platform == "linux":
+        from ctypes import CDLL
+
+        libc = CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(M_MMAP_THRESHOLD, RETURNED)
 
 
 def usable_cpus() -> int:

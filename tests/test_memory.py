@@ -71,3 +71,33 @@ def test_a_limit_of_the_container(
 def test_no_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert memory._container_bytes() == []
+
+
+HOLES = """
+import sys
+from pathlib import Path
+from kogpt.memory import return_freed_blocks
+
+def resident():
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+if sys.argv[1] == "returned":
+    return_freed_blocks()
+bytearray(b"x" * (16 << 20))  # malloc keeps blocks of this size from now on
+before, kept = resident(), []
+blocks = []
+for _ in range(16):
+    blocks.append(bytearray(b"x") * (8 << 20))
+    kept.append(bytearray(b"x") * (64 << 10))  # what lives in between
+del blocks
+print(resident() - before)
+"""
+
+
+@linux
+def test_freed_blocks_go_back_to_the_system() -> None:
+    def held(what: str) -> int:
+        command = [sys.executable, "-c", HOLES, what]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert held("returned") < 16 << 20 < 64 << 20 < held("kept")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kogpt.errors import ConfigError
+from kogpt.memory import return_freed_blocks
 from kogpt.model import GPTJ, ForwardPass, Rotation
 from kogpt.training.loss import Kernel, head_loss, loss_and_gradient
 from kogpt.training.optimizers import ParameterGroup
@@ -89,6 +90,7 @@ class Objective(nn.Module):
             if compute.compile == "blocks":
                 block.forward = _compile_for_training(block.forward)
             if compute.checkpoint_blocks:
+                return_freed_blocks()
                 # Patching the method keeps the names of the parameters; a wrapper module would change them.
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 

@@ -23,15 +23,33 @@ from kogpt.rounding import nearest
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BASE_DTYPES = (*FLOATS, *FORMATS)
-UNPACKED = {"cpu": 2**20, "cuda": 2**24}  # weights of int4 that are unpacked at a time
+UNPACKED = {"cpu": 2**18, "cuda": 2**24}  # weights of int4 that are unpacked at a time
+
+
+class Room:
+    """Memory in which one matrix after the other becomes floats.
+
+    Allocated anew for each product, such blocks leave holes in malloc's heap that grow from step to step.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def matrix(self, like: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Room for (N, K) on the device of `like`; what was there before is overwritten."""
+        n_bytes = shape[0] * shape[1] * dtype.itemsize
+        if self._memory.device != like.device or len(self._memory) < n_bytes:
+            self._memory = like.new_empty(n_bytes, dtype=torch.uint8)
+        return self._memory[:n_bytes].view(dtype).view(shape)
 
 
 class FrozenLinear(nn.Module):
     """x W^T + bias, of which nothing learns; W is float32 or bfloat16, the bias float32."""
 
-    def __init__(self, linear: Linear, dtype: torch.dtype = torch.float32) -> None:
-        """linear: lends shapes, device and names; its values are not copied."""
+    def __init__(self, linear: Linear, room: Room, dtype: torch.dtype = torch.float32) -> None:
+        """linear: lends shapes, device and names; its values are not copied. room: shared by a model."""
         super().__init__()
+        self.room = room
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         self._hold(linear, dtype)
@@ -53,8 +71,11 @@ class FrozenLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(dtype)
 
     def unscaled(self, dtype: torch.dtype) -> Tensor:
-        """(N, K) in `dtype`: the weights, but for the factor of each output."""
-        return self.weight.to(dtype)
+        """(N, K) in `dtype`, until the next matrix of the model: the weights, but for the outputs' factors."""
+        return self.weight if self.weight.dtype == dtype else self._converted(self.weight, dtype)
+
+    def _converted(self, held: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.room.matrix(held, (self.out_features, self.in_features), dtype).copy_(held)
 
     def factors(self) -> Tensor | None:
         """(N,) factors of the outputs; None: 1."""
@@ -68,9 +89,9 @@ class QuantizedLinear(FrozenLinear):
     groups: Tensor  # (N, G) uint8; int4
     scales: Tensor  # (N,) float32
 
-    def __init__(self, linear: Linear, kind: str) -> None:
+    def __init__(self, linear: Linear, room: Room, kind: str) -> None:
         self.kind = kind
-        super().__init__(linear)
+        super().__init__(linear, room)
 
     def _hold(self, linear: Linear, dtype: torch.dtype) -> None:
         """Buffers, which no checkpoint of a run holds."""
@@ -91,10 +112,10 @@ class QuantizedLinear(FrozenLinear):
             tensor.copy_(torch.tensor(getattr(matrix, name)))
 
     def unscaled(self, dtype: torch.dtype) -> Tensor:
-        """(N, K) integers from -127 to 127, which every dtype holds exactly."""
+        """(N, K) integers from -127 to 127, which every dtype holds exactly; until the next matrix."""
         if self.kind == "int8":
-            return self.codes.to(dtype)
-        found = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.codes.device)
+            return self._converted(self.codes, dtype)
+        found = self.room.matrix(self.codes, (self.out_features, self.in_features), dtype)
         rows = max(1, UNPACKED[self.codes.device.type] // self.in_features)
         for start in range(0, self.out_features, rows):
             part = slice(start, start + rows)
@@ -142,11 +163,12 @@ def freeze(model: GPTJ, dtype: str) -> None:
     Embedding and head are bfloat16 where the blocks are not float32, vectors stay float32.
     """
     model.requires_grad_(False)
+    room = Room()
     for parent in [module for block in model.transformer.h for module in block.modules()]:
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
-                frozen = QuantizedLinear(child, dtype) if dtype in FORMATS else None
-                setattr(parent, name, frozen or FrozenLinear(child, FLOATS[dtype]))
+                frozen = QuantizedLinear(child, room, dtype) if dtype in FORMATS else None
+                setattr(parent, name, frozen or FrozenLinear(child, room, FLOATS[dtype]))
     if dtype != "float32":
         model.transformer.wte.to(torch.bfloat16)
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.to(torch.bfloat16), requires_grad=False)

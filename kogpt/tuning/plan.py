@@ -24,9 +24,10 @@ PROGRAM = {"cpu": 0.45e9, "cuda": 0.8e9}  # Python and torch; a CUDA context wit
 USABLE = 0.94  # of a GPU's memory: the rest is lost between the allocator's blocks
 LOSS_CHUNK = 1024  # tokens whose logits exist at a time (kogpt/training/loss.py)
 LOSS_COPIES = 6  # float32 tensors of the size of a chunk's logits
-# On a CPU malloc keeps blocks that were freed, in holes between those that live: this share of what a pass
-# keeps (0.44 to 0.98 in tests/tuning/measure_memory.py). Larger blocks than HEAP_BLOCK go back at once.
-HEAP_SHARE = 0.65
+# On a CPU malloc keeps blocks that were freed, in holes between those that live: these shares of what a pass
+# keeps, by tests/tuning/measure_memory.py. In full tuning gradients fill some of the holes. Checkpointing
+# returns freed blocks at once (kogpt/memory.py), and so does malloc where they are larger than HEAP_BLOCK.
+HEAP_SHARE, FULL_SHARE, RETURNED_SHARE = 0.75, 0.5, 0.3
 HEAP_BLOCK = 32 << 20  # DEFAULT_MMAP_THRESHOLD_MAX of glibc
 
 
@@ -92,10 +93,16 @@ def memory(config: ModelConfig, work: Work) -> dict[str, float]:
 
 def peak(config: ModelConfig, work: Work, device: str = "cuda") -> float:
     """Bytes of each process at the peak of a step, beside PROGRAM; device: "cuda" or "cpu"."""
-    total = sum(memory(config, work).values())
-    if device == "cpu" and 4 * work.tokens * config.d_model <= HEAP_BLOCK:
-        total += HEAP_SHARE * _activations(config, work)
-    return total
+    purposes = memory(config, work)
+    total = sum(purposes.values())
+    if device != "cpu":
+        return total
+    if work.checkpointing:  # no block is at work while the loss is computed
+        inside = purposes["activations"] - kept_bytes(config, work)
+        return total - min(inside, purposes["loss"]) + RETURNED_SHARE * purposes["activations"]
+    is_on_heap = 4 * work.tokens * config.d_model <= HEAP_BLOCK
+    share = FULL_SHARE if work.method == "full" else HEAP_SHARE
+    return total + (share * purposes["activations"] if is_on_heap else 0.0)
 
 
 def weight_bytes(config: ModelConfig, work: Work) -> float:

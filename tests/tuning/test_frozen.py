@@ -13,7 +13,15 @@ from kogpt.errors import ConfigError, KoGPTError
 from kogpt.model import Linear
 from kogpt.quantize import Quantized
 from kogpt.rounding import nearest
-from kogpt.tuning.frozen import BASE_DTYPES, FLOATS, FrozenLinear, QuantizedLinear, base_dtype, unpack_int4
+from kogpt.tuning.frozen import (
+    BASE_DTYPES,
+    FLOATS,
+    FrozenLinear,
+    QuantizedLinear,
+    Room,
+    base_dtype,
+    unpack_int4,
+)
 from kogpt.weights import Stored
 
 SHAPES = ((64, 96), (40, 50))  # (N, K); 50 is no multiple of a group, nor of two groups
@@ -29,11 +37,11 @@ def frozen(shape: tuple[int, int], dtype: str) -> tuple[FrozenLinear, torch.Tens
     """A layer, and its weights as plain floats."""
     linear = Linear(shape[1], shape[0])
     if dtype in FLOATS:
-        made = FrozenLinear(linear, FLOATS[dtype])
+        made = FrozenLinear(linear, Room(), FLOATS[dtype])
         made.weight.copy_(linear.weight.detach())
         return made, made.weight.detach().float()
     quantized = matrix(shape, dtype)
-    made = QuantizedLinear(linear, dtype)
+    made = QuantizedLinear(linear, Room(), dtype)
     made.load(quantized)
     return made, torch.from_numpy(quantized.unpack())
 
@@ -77,6 +85,40 @@ def test_nothing_large_is_kept_for_the_backward_pass(dtype: str) -> None:
             y = layer(x)
         assert y.dtype == torch.bfloat16
     assert kept == []
+
+
+def test_matrices_of_a_model_become_floats_in_the_same_room() -> None:
+    """New memory for each product leaves holes in malloc's heap, which grow from step to step."""
+    room, found = Room(), []
+    for shape in ((96, 64), (64, 96), (8, 16)):
+        layer = FrozenLinear(Linear(shape[1], shape[0]), room, torch.bfloat16)
+        layer.weight.copy_(torch.randn(shape))
+        floats = layer.unscaled(torch.float32)
+        assert torch.equal(floats, layer.weight.float())
+        found.append(floats.data_ptr())
+    assert len(set(found)) == 1
+
+
+def test_what_is_held_in_the_dtype_of_products_is_not_copied() -> None:
+    layer = FrozenLinear(Linear(8, 16), Room(), torch.bfloat16)
+    assert layer.unscaled(torch.bfloat16) is layer.weight
+
+
+def test_a_gradient_is_right_after_another_matrix_took_the_room() -> None:
+    """As in a model: forward passes of all layers, then the backward passes in reverse."""
+    room, held = Room(), []
+    for _ in range(3):
+        layer = FrozenLinear(Linear(32, 32), room, torch.bfloat16)
+        layer.weight.copy_(torch.randn(32, 32))
+        held.append(layer)
+    x = torch.randn(4, 32, requires_grad=True)
+    slow = x.detach().clone().requires_grad_()
+    found, expected = x, slow
+    for layer in held:
+        found, expected = layer(found), F.linear(expected, layer.weight.float(), layer.bias)
+    torch.autograd.backward(found.sum())
+    torch.autograd.backward(expected.sum())
+    torch.testing.assert_close(x.grad, slow.grad)
 
 
 def test_the_base_keeps_the_format_that_it_is_stored_in(tiny: ModelConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from kogpt.tuning.run import TuningSettings
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "runs"))
+import measure_memory  # noqa: E402
 import tuning_memory  # noqa: E402
 
 SMALL = ModelConfig(n_layers=3, n_heads=4, d_model=128, d_ff=480, n_vocab=640, n_ctx=256, rotary_dim=8)
@@ -95,6 +97,20 @@ def test_what_a_pass_keeps_is_counted(work: Work) -> None:
         planned += 2 * SMALL.n_parameters
     assert hidden.requires_grad
     assert planned == pytest.approx(found, rel=0.1), (planned, found)
+
+
+@pytest.mark.parametrize("name", ("lora, short, checkpointing", "two passes"))
+def test_the_peak_of_real_steps_is_planned(name: str) -> None:
+    """Two of the cases of tests/tuning/measure_memory.py, of the shape of kogpt-mini."""
+    before, most = measure_memory.measured(name)
+    assert before + measure_memory.planned(name) == pytest.approx(most, rel=0.1)
+
+
+def test_checkpointing_never_takes_more() -> None:
+    for device in ("cpu", "cuda"):
+        for work in WAYS:
+            again = replace(work, checkpointing=True)
+            assert peak(SMALL, again, device) <= peak(SMALL, replace(work, checkpointing=False), device)
 
 
 def test_the_pages_have_the_table_of_the_planner() -> None:
