@@ -59,15 +59,6 @@ def require_memory(
     )
 
 
-def peak_memory() -> int | None:
-    """Bytes of memory that this process held at most; None on Windows, which has no such call."""
-    if sys.platform == "win32":
-        return None
-    from resource import RUSAGE_SELF, getrusage
-
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def return_freed_blocks() -> None:
     """Let malloc give blocks of RETURNED bytes and more back to the system as soon as they are freed.
 

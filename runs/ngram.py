@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from kogpt.cli.limits import peak_memory
 from kogpt.pretraining.corpus import Reading
 from kogpt.pretraining.ngram import ORDER, KneserNey
 from kogpt.pretraining.sample import read_texts
@@ -41,9 +41,9 @@ def main() -> None:
         print(f"| {name} | {bits[name]:.3f} |", flush=True)
     report = {"order": args.order, "train_bytes": text.n_bytes, "grams": model.sizes, "bits_per_byte": bits}
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(
-        f"{text.n_bytes:,} bytes; {time.process_time():.0f} s of a core, {gigabytes:.1f} GB of memory",
+        f"{text.n_bytes:,} bytes; {time.process_time():.0f} s of a core, "
+        f"{(peak_memory() or 0) / 1e9:.1f} GB of memory",
         file=sys.stderr,
     )
 

@@ -71,7 +71,7 @@ class FrozenLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(dtype)
 
     def unscaled(self, dtype: torch.dtype) -> Tensor:
-        """(N, K) in `dtype`, until the next matrix of the model: the weights, but for the outputs' factors."""
+        """(N, K) in `dtype`, valid until the next matrix: the weights, but for the factor of each output."""
         return self.weight if self.weight.dtype == dtype else self._converted(self.weight, dtype)
 
     def _converted(self, held: Tensor, dtype: torch.dtype) -> Tensor:

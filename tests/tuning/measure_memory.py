@@ -73,7 +73,7 @@ def step(name: str) -> None:
     """Three steps in this process; prints its memory before and at the peak."""
     import torch
 
-    from kogpt.memory import peak_memory
+    from kogpt.cli.limits import peak_memory
     from kogpt.training.loop import Batch, Run
     from kogpt.training.processes import Processes
     from kogpt.training.report import Report
