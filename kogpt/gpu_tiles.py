@@ -25,7 +25,7 @@ SHIPPED = Path(__file__).with_name("gpu_tiles.json")
 VERSION = 1
 KERNELS = ("qkv", "attention_fc_in", "out", "linear")
 FLOATS = {"float16": 2, "bfloat16": 2, "float32": 4}  # bytes of a weight
-DTYPES = (*FLOATS, "int8", "int4")  # of the weights
+DTYPES = (*FLOATS, "int8", "int4")  # formats of weights
 # Floats: what a tensor core takes at a time. Codes: what a warp reads at a time, four runs of 16 bytes.
 MIN_INPUTS = {"float": 16, "int8": 64, "int4": 128}
 

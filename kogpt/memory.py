@@ -14,8 +14,8 @@ from kogpt.errors import NotEnoughMemory
 # The rest stays free for the allocator, temporaries of one layer, and all else that runs on the machine.
 USABLE_SHARE = 0.9
 UNITS = ((1e9, 1, "GB"), (1e6, 0, "MB"), (1e3, 0, "kB"))
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
-RETURNED = 1 << 20  # bytes of a block that `return_freed_blocks` is about
+M_MMAP_THRESHOLD = -3  # number of the option in malloc.h, for mallopt(3)
+RETURNED = 1 << 20  # bytes; larger blocks bypass malloc's heap
 CGROUP = Path("/sys/fs/cgroup")  # of a container: its own cgroup, version 2
 # Remedies of a program that reads and writes texts, in English and Korean.
 REMEDIES = (

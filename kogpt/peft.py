@@ -155,7 +155,7 @@ def load(folder: str | Path, stored: Checkpoint) -> SavedAdapter:
 
 
 def read_origin(folder: str | Path) -> Origin:
-    """What an adapter was tuned on and for, without reading its weights. folder and errors: as `load`."""
+    """Model, task and labels of an adapter. Reads no weights; folder and errors as in `load`."""
     return _read_own(find_adapter(folder))[0]
 
 

@@ -398,7 +398,7 @@ def _is_mark(character: str) -> bool:
 class Record:
     """One object of a JSON file, or one row of a table, and where it stands in the file."""
 
-    line: int  # of a record in a JSON list: which one it is
+    line: int  # from 1; in a JSON list the number of the record
     values: dict[str, Any]
 
 

@@ -513,7 +513,7 @@ def _no_border(prefix: str) -> PromptError:
 
 
 def _in_a_line(error: BaseException) -> str:
-    """What the library says, which may have several lines."""
+    """The library's message as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 

@@ -56,7 +56,7 @@ class CudaGraphs:
         self._side = torch.cuda.Stream(device)
         self._pool: Any = None
         self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-        self._held: int | None = None  # of held_bytes; None: to be read again
+        self._held: int | None = None  # cached value of held_bytes; None: not read yet
 
     def __call__(self, run: Callable[[], None]) -> Replay:
         self._held = None
@@ -67,7 +67,7 @@ class CudaGraphs:
             try:
                 with torch.cuda.stream(side):
                     run()  # libraries make their handles and workspaces here, which may not be recorded
-            finally:  # what was queued before a failure may still run
+            finally:  # kernels queued before a failure may still run
                 current.wait_stream(side)
             if not self._alive:
                 self._pool = torch.cuda.graph_pool_handle()

@@ -49,7 +49,7 @@ def open_reading(folder: Path) -> sqlite3.Connection:
 
 
 def identity(folder: Path) -> tuple[int, int] | None:
-    """What tells the file of an index from one that a rebuild puts in its place; None where it is gone."""
+    """Device and inode of the index file, which a rebuild changes; None if the file is missing."""
     try:
         found = (folder / FILE).stat()
     except OSError:

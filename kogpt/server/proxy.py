@@ -106,7 +106,7 @@ async def _refuse(request: HttpRequest, error: Exception) -> Response:
 
 
 async def _answer(http: HttpRequest, asked: Awaitable[httpx.Response]) -> httpx.Response:
-    """What the engine answers; 503 where it cannot be reached. If the client leaves, it is asked no more."""
+    """The engine's answer; Refused (503) if it cannot be reached. Cancelled when the client leaves."""
     try:
         answer: httpx.Response = await while_connected(http, asked)
     except httpx.HTTPError as error:

@@ -53,7 +53,7 @@ OPEN = (
     re.compile(rf"{ROAD}(?:{HOUSE_BEGUN})?$|{LONE_ROAD}.{{0,{LABEL_REACH + 1}}}$"),
 )
 WORD = re.compile(r"\S+$")
-JOINED = re.compile(rf"(?:{CITIES}(?:{STREET})?|{REGION} |\S+)$")  # what belongs to the number behind it
+JOINED = re.compile(rf"(?:{CITIES}(?:{STREET})?|{REGION} |\S+)$")  # words that lead to a number
 WORD_START = re.compile(r"(?<!\S)\S")
 
 

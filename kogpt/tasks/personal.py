@@ -160,7 +160,7 @@ def plain_copies(text: str) -> Iterator[str]:
 
 
 def _plain_characters(text: str) -> dict[int, str]:
-    """What stands for each odd character of a text, as str.translate takes it."""
+    """A table for str.translate: the plain character for each odd one of a text."""
     table: dict[int, str] = {}
     for character in set(text):
         if character.isascii() or "가" <= character <= "힣":

@@ -310,7 +310,7 @@ def _remove_old(folder: Path, keep: int) -> None:
 
 
 def _best_of(path: Path) -> Path | None:
-    """What a checkpoint calls the best one, if it does; DAMAGES if it is damaged."""
+    """The best checkpoint that this one names; None if it names none. One of DAMAGES if it is damaged."""
     found = _read_info(path)[0].best
     return None if found is None else path.with_name(_name(found.step))
 

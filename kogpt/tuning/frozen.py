@@ -112,7 +112,7 @@ class QuantizedLinear(FrozenLinear):
             tensor.copy_(torch.tensor(getattr(matrix, name)))
 
     def unscaled(self, dtype: torch.dtype) -> Tensor:
-        """(N, K) integers from -127 to 127, which every dtype holds exactly; until the next matrix."""
+        """(N, K) integers from -127 to 127, which every dtype holds exactly; valid until the next matrix."""
         if self.kind == "int8":
             return self._converted(self.codes, dtype)
         found = self.room.matrix(self.codes, (self.out_features, self.in_features), dtype)
